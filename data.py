@@ -1,0 +1,68 @@
+"""MNIST as tensors on the device, and the stratified subset that every script trains on."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.utils import resample
+from torchvision.datasets import MNIST
+
+from files import InputError
+
+TRAIN_SIZE = 20_000
+DIGITS = 10
+
+
+class Split(NamedTuple):
+    """One part of MNIST."""
+
+    images: torch.Tensor  # (N, 1, 28, 28), float32 in [-1, 1]
+    labels: torch.Tensor  # (N,), int64
+    index: torch.Tensor  # (N,), int64: the row in MNIST's own order
+
+
+def load_mnist(*, data_dir="data", device="cpu"):
+    """The 60,000 training and the 10,000 test images on the device, as two Splits.
+
+    torchvision checks the archives' MD5 sums and unpacks them on the first call; only if they are not there does
+    it download them. Raises InputError if the data can be neither read nor had.
+    """
+    try:
+        parts = [MNIST(data_dir, train=train, download=True) for train in (True, False)]
+    except Exception as error:  # torchvision raises whatever gzip, urllib and its own readers raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{Path(data_dir) / 'MNIST' / 'raw'}: MNIST cannot be read ({reason}); restore the four archives with "
+            "'git checkout -- data' and delete the unpacked *-ubyte files"
+        ) from None
+    return tuple(
+        Split(
+            images=(part.data.to(device).float() / 127.5 - 1).unsqueeze(1),
+            labels=part.targets.to(device),
+            index=torch.arange(len(part), device=device),
+        )
+        for part in parts
+    )
+
+
+def stratified_subset(split, *, size=TRAIN_SIZE, seed=0):
+    """The Split of `size` images in which every digit has its share, drawn by scikit-learn; depends on the seed alone.
+
+    Raises InputError if there are not that many images, or fewer than there are digits.
+    """
+    if not DIGITS <= size <= len(split.labels):
+        raise InputError(f"a stratified subset of {size} images is impossible: {DIGITS} to {len(split.labels)} can be drawn")
+    labels = split.labels.cpu().numpy()
+    rows = resample(np.arange(len(labels)), replace=False, n_samples=size, stratify=labels, random_state=seed)
+    rows = torch.from_numpy(np.sort(rows)).to(split.labels.device)
+    return Split(*(column[rows] for column in split))
+
+
+def rows_per_digit(labels, count):
+    """The rows of the first `count` images of each digit, (10, count) int64. Raises InputError if one has fewer."""
+    rows = [torch.nonzero(labels == digit).flatten()[:count] for digit in range(DIGITS)]
+    fewest = min(len(row) for row in rows)
+    if fewest < count:
+        raise InputError(f"{count} images of each digit were asked for, but one digit has only {fewest}")
+    return torch.stack(rows)

@@ -1,0 +1,183 @@
+"""Every figure, in one visual language. Functions take plain tensors and return a matplotlib Figure."""
+
+import math
+from functools import wraps
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from torchvision.utils import make_grid
+
+NAMES = {"amortized": "Amortized VAE", "latent_optimization": "Latent optimization"}
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+COLOURS = {"amortized": "#0072B2", "latent_optimization": "#D55E00"}
+SPLIT_LINES = {"train": "-", "test": "--"}
+SPLIT_NAMES = {"train": "training images", "test": "test images"}
+INK = "#333333"
+
+STYLE = {
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "image.cmap": "gray",
+}
+
+
+def styled(draw):
+    """Draws in the house's style without touching matplotlib's settings outside."""
+
+    @wraps(draw)
+    def drawn(*args, **keywords):
+        with mpl.rc_context(STYLE):
+            return draw(*args, **keywords)
+
+    return drawn
+
+
+def show_image(axes, image):
+    """One image (1, 28, 28) in [-1, 1], white on black, without axes."""
+    axes.imshow(image.squeeze(0).cpu().numpy(), vmin=-1, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+@styled
+def image_rows(*, rows, title, captions=None):
+    """A labelled row of images for each entry of `rows`, {label: (M, 1, 28, 28)}; captions: {label: M strings}."""
+    captions = captions or {}
+    columns = max(len(images) for images in rows.values())
+    height = sum(0.82 + 0.2 * (label in captions) for label in rows) + 0.5
+    figure = Figure(figsize=(0.82 * columns + 1.6, height))
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
+        for column, axes in enumerate(axes_row):
+            show_image(axes, images[column])
+            if label in captions:
+                axes.set_xlabel(captions[label][column], fontsize=8, labelpad=2)
+        axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    figure.suptitle(title)
+    return figure
+
+
+@styled
+def sample_sheets(*, sheets, title):
+    """One square sheet of images for each entry of `sheets`, {label: (M, 1, 28, 28)}, side by side."""
+    figure = Figure(figsize=(4.2 * len(sheets), 4.7))
+    for axes, (label, images) in zip(figure.subplots(1, len(sheets), squeeze=False)[0], sheets.items(), strict=True):
+        sheet = make_grid(images.cpu(), nrow=math.isqrt(len(images)), padding=1, pad_value=-0.6)[:1]
+        show_image(axes, sheet)
+        axes.set_title(label)
+    figure.suptitle(title)
+    return figure
+
+
+@styled
+def training_curves(*, history):
+    """Negative ELBO and its two parts over epochs, for both regimes, train and held-out, with 95% bands."""
+    panels = (
+        ("elbo", -1, "Negative ELBO"),
+        ("log_likelihood", -1, "Distortion: $-\\mathrm{E}_q \\log p(x|z)$"),
+        ("kl", 1, "Rate: KL$(q(z)\\,||\\,p(z))$"),
+    )
+    figure = Figure(figsize=(12, 4.2))
+    for axes, (part, sign, title) in zip(figure.subplots(1, 3), panels, strict=True):
+        for regime, colour in COLOURS.items():
+            rows = [row for row in history if row["regime"] == regime]
+            if not rows:
+                continue
+            epochs = [row["epoch"] for row in rows]
+            marker = "o" if len(rows) == 1 else None
+            held_out = sign * np.array([row[f"held_out_{part}"] for row in rows])
+            error = 1.96 * np.array([row[f"held_out_{part}_standard_error"] for row in rows])
+            train = [sign * row[f"train_{part}"] for row in rows]
+            images = rows[0]["train_images"], rows[0]["held_out_images"]
+            axes.plot(epochs, train, marker=marker, color=colour, label=f"{NAMES[regime]}, {images[0]:,} training")
+            axes.plot(epochs, held_out, "--", marker=marker, color=colour, label=f"{NAMES[regime]}, {images[1]:,} test")
+            axes.fill_between(epochs, held_out - error, held_out + error, color=colour, alpha=0.15, linewidth=0)
+        axes.set(title=title, xlabel="epoch", ylabel="nats per image")
+        if part != "kl":
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+    figure.suptitle(
+        "Training both regimes: a running mean over the epoch (solid), test images with their 95% interval (dashed)"
+    )
+    return figure
+
+
+@styled
+def log_probabilities(*, values, images, example_values, num_samples):
+    """One image of each digit with its log p(x), over the average per digit, train beside test.
+
+    values: (2 regimes, 2 splits, 10 digits, n) array; images: (10, 1, 28, 28) test images and example_values (2, 10)
+    their log p(x) under both regimes.
+    """
+    figure = Figure(figsize=(12, 6.4))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 2.3))
+    for digit, axes in enumerate(upper.subplots(1, 10)):
+        show_image(axes, images[digit])
+        axes.set_title(f"{example_values[0][digit]:.1f}", color=COLOURS["amortized"], fontsize=9)
+        axes.set_xlabel(f"{example_values[1][digit]:.1f}", color=COLOURS["latent_optimization"], fontsize=9)
+    upper.suptitle("One test image of each digit: log p(x), nats, amortized above and latent optimization below")
+    panels = lower.subplots(1, 2, sharey=True)
+    for axes, (regime, colour), regime_values in zip(panels, COLOURS.items(), values, strict=True):
+        for offset, split, split_values in zip((-0.15, 0.15), ("train", "test"), regime_values, strict=True):
+            mean, half = mean_and_interval(split_values)
+            axes.errorbar(
+                np.arange(10) + offset,
+                mean,
+                yerr=half,
+                fmt="o" if split == "train" else "s",
+                mfc=colour if split == "train" else "white",
+                color=colour,
+                capsize=3,
+                label=SPLIT_NAMES[split],
+            )
+        axes.set(title=NAMES[regime], xlabel="digit", xticks=range(10))
+        axes.legend(loc="lower right")
+    panels[0].set_ylabel("log p(x), nats per image")
+    count = values.shape[-1]
+    lower.suptitle(
+        f"Mean and 95% interval over {count} image{'s' * (count > 1)} per digit; importance sampling, "
+        f"{num_samples:,} samples from q: a lower bound"
+    )
+    return figure
+
+
+def mean_and_interval(values):
+    """Mean over the last axis and half the width of its 95% interval (Student's t); 0 where there is one value."""
+    count = values.shape[-1]
+    mean = values.mean(-1)
+    if count == 1:
+        return mean, np.zeros_like(mean)
+    return mean, student_t(count - 1) * values.std(-1, ddof=1) / math.sqrt(count)
+
+
+def student_t(freedom):
+    """The 97.5% quantile of Student's t (Hill 1970's expansion about the normal; exact for 1 and 2 degrees)."""
+    if freedom == 1:
+        return 12.7062
+    if freedom == 2:
+        return 4.3027
+    z, v = 1.959964, freedom
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
+    )

@@ -1,0 +1,337 @@
+"""Latent optimization: every image owns its q(z), learned by gradient descent beside the decoder."""
+
+from typing import NamedTuple
+
+import torch
+from torch.distributions import Normal
+
+import training
+from data import stratified_subset
+from files import InputError, load_checkpoint
+from model import LATENT_DIM, Decoder, seeded_decoder
+from vae_utils import SIGMA_P, diagonal_normal, elbo, random_generator
+
+NAME = "latent_optimization"
+DECODER_LEARNING_RATE = 0.001
+TABLE_LEARNING_RATE = 0.01
+INITIAL_LOG_VAR = -2.0
+HELD_OUT_IMAGES = 100  # followed through training, warm-started from epoch to epoch
+HELD_OUT_STEPS = 40
+
+
+class LatentTable:
+    """q_i(z) = N(mean_i, diag exp(log_var_i)) for every image i, with the Adam that learns it.
+
+    The trajectory is that of torch.optim.Adam on the whole table; the price of a step follows the batch. Adam
+    moves a row that is not in the batch, too, but with a zero gradient its path has a closed form: after a visit
+    at step s, the following k steps move it by
+
+        -lr * m_s / sqrt(v_s) * S(s, k),   S(s, k) = H(s) - c^k H(s + k),   c = beta1 / sqrt(beta2),
+        H(n) = sum_{j>=1} c^j g(n + j),    g(n) = sqrt(1 - beta2^n) / (1 - beta1^n).
+
+    So a row is brought up to date when it next comes up in a batch. What is neglected is the change of eps's share
+    of the denominator between two visits. Gradients should not be divided by the batch size, which would
+    bring them nearer to eps.
+    """
+
+    def __init__(
+        self,
+        *,
+        size,
+        latent_dim,
+        max_steps,
+        learning_rate=TABLE_LEARNING_RATE,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        initial_log_var=INITIAL_LOG_VAR,
+        device="cpu",
+    ):
+        """`size` images, `latent_dim` dimensions; `max_steps` bounds the number of calls of `step`."""
+        self.learning_rate, self.betas, self.eps = learning_rate, betas, eps
+        # Value, first and second moment side by side, so that a batch is one gather and one scatter.
+        self.rows = torch.zeros(size, 3, 2 * latent_dim, device=device)  # (N, 3, 2D)
+        self.rows[:, 0, latent_dim:] = initial_log_var
+        self.last_visit = torch.zeros(size, dtype=torch.int64, device=device)  # (N,)
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.idle_sums = idle_sums(max_steps=max_steps, betas=betas).to(device)  # (max_steps + 1,): H
+
+    def posterior(self, x, index):
+        """q of the images `index` (B,); x is ignored. With gradients on, the next `step` learns these rows.
+
+        `index` must not name a row twice.
+        """
+        value, first, second = self._up_to_date(index)
+        if torch.is_grad_enabled():
+            value.requires_grad_()
+            self._visit = index, value, first, second
+        mean, log_var = value.chunk(2, dim=-1)
+        return diagonal_normal(mean, log_var)
+
+    @torch.no_grad()
+    def step(self):
+        """One step of Adam (Kingma & Ba 2015, Algorithm 1) on the rows that `posterior` gave out last."""
+        index, value, first, second = self._visit
+        beta1, beta2 = self.betas
+        self.steps += 1
+        first = first.lerp(value.grad, 1 - beta1)
+        second = second * beta2 + (1 - beta2) * value.grad.square()
+        now = self.steps.double()
+        rate = (self.learning_rate / (1 - beta1**now)).float()
+        correction = torch.sqrt(1 - beta2**now).float()
+        value = value.detach() - rate * first / (second.sqrt() / correction + self.eps)
+        self.rows[index] = torch.stack((value, first, second), dim=1)
+        self.last_visit[index] = self.steps
+        self._visit = None
+
+    def zero_grad(self):
+        """Nothing to do, since `posterior` gives out fresh rows; here so that the loop treats all optimizers alike."""
+
+    @torch.no_grad()
+    def parameters(self):
+        """Mean and log-variance of every row as dense Adam has them now, (N, D) each; changes nothing."""
+        value, _, _ = self._up_to_date(slice(None))
+        return tuple(part.contiguous() for part in value.chunk(2, dim=-1))
+
+    @torch.no_grad()
+    def _up_to_date(self, index):
+        """Values and moments of rows `index` after the steps that they were not in, (B, 2D) each."""
+        value, first, second = self.rows[index].unbind(1)
+        beta1, beta2 = self.betas
+        last = self.last_visit[index]
+        idle = (self.steps - last).double()  # (B,)
+        decay = (beta1 / beta2**0.5) ** idle
+        moved = self.idle_sums[last] - decay * self.idle_sums[self.steps]  # S(last, idle)
+        eps = self.eps * torch.sqrt(1 - beta2 ** last.double())
+
+        def column(values):
+            return values.float().unsqueeze(1)
+
+        direction = first / (second.sqrt() + column(eps)).clamp_min(torch.finfo(torch.float32).tiny)
+        value = value - column(self.learning_rate * moved) * direction
+        return value, column(beta1**idle) * first, column(beta2**idle) * second
+
+    def state_dict(self):
+        """What a run needs to continue."""
+        return {"rows": self.rows, "last_visit": self.last_visit, "steps": self.steps}
+
+    def load_state_dict(self, state):
+        """Takes over what `state_dict` gave."""
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
+
+
+def idle_sums(*, max_steps, betas=(0.9, 0.999)):
+    """H(0), ..., H(max_steps) of LatentTable, by H(n) = c (g(n + 1) + H(n + 1)) backwards in float64.
+
+    It starts so far beyond max_steps that what is cut off, at most c^n of the sum, is below float64's resolution.
+    """
+    beta1, beta2 = betas
+    c = beta1 / beta2**0.5
+    last = max_steps + 400
+    n = torch.arange(last + 2, dtype=torch.float64)
+    g = (torch.sqrt(1 - beta2**n) / (1 - beta1**n)).tolist()
+    total, sums = 0.0, [0.0] * (last + 1)
+    for step in range(last, -1, -1):
+        total = c * (g[step + 1] + total)
+        sums[step] = total
+    return torch.tensor(sums[: max_steps + 1], dtype=torch.float64)
+
+
+class Fit(NamedTuple):
+    """What `fit_posterior` found."""
+
+    q: Normal  # diagonal, (B, D)
+    trace: torch.Tensor  # (windows, B): the bound averaged over each window of steps, nats
+    steps: int
+    converged: bool
+
+
+def initial_posterior(*, count, latent_dim, device="cpu"):
+    """The q that every row of a LatentTable and every fit without a better guess starts from."""
+    mean = torch.zeros(count, latent_dim, device=device)
+    return diagonal_normal(mean, torch.full_like(mean, INITIAL_LOG_VAR))
+
+
+class PosteriorFit:
+    """q of images that were never trained on, on its way: gradient ascent on the bound, decoder frozen."""
+
+    def __init__(self, *, initial, learning_rate):
+        """initial: diagonal Normal (B, D)."""
+        self.parameters = torch.cat((initial.mean, 2 * initial.stddev.log()), dim=-1).detach().requires_grad_()
+        self.optimizer = torch.optim.Adam([self.parameters], lr=learning_rate)
+
+    def q(self):
+        """The diagonal Normal as it is now, (B, D)."""
+        return diagonal_normal(*self.parameters.chunk(2, dim=-1))
+
+    def run(self, *, x, decode, generator, steps, sigma_p=SIGMA_P):
+        """`steps` steps of Adam; returns the bound of each image (B,), averaged over them."""
+        total = 0
+        for _ in range(steps):
+            q = self.q()
+            noise = torch.randn(q.mean.shape, generator=generator, dtype=x.dtype, device=x.device)
+            bound = elbo(q=q, x=x, decode=decode, noise=noise, sigma_p=sigma_p).elbo
+            # torch.autograd.grad, unlike backward, spends nothing on the gradients of the decoder's weights.
+            (self.parameters.grad,) = torch.autograd.grad(-bound.sum(), self.parameters)
+            self.optimizer.step()
+            total = total + bound.detach()
+        return total / steps
+
+
+def fit_posterior(
+    *,
+    x,
+    decode,
+    initial,
+    generator,
+    sigma_p=SIGMA_P,
+    learning_rates=(0.1, 0.03, 0.01),
+    window=50,
+    tolerance=0.1,
+    max_steps=3000,
+):
+    """The diagonal Normal q*(z) that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018).
+
+    x: (B, *image); initial: where to start, diagonal Normal (B, D), for example the encoder's q or
+    `initial_posterior`. Adam goes through the learning rates in turn and leaves each when the bound, averaged over
+    `window` steps and all images, has gained less than `tolerance` nats over the window before. Converged means that
+    the last one was left so, and not for want of steps. Returns a Fit; score its q with fresh samples.
+    """
+    fit = PosteriorFit(initial=initial, learning_rate=learning_rates[0])
+    trace, steps = [], 0
+    for learning_rate in learning_rates:
+        for group in fit.optimizer.param_groups:
+            group["lr"] = learning_rate
+        gain, before = float("inf"), None
+        while gain >= tolerance and steps + window <= max_steps:
+            trace.append(fit.run(x=x, decode=decode, generator=generator, steps=window, sigma_p=sigma_p))
+            steps += window
+            if before is not None:
+                gain = float((trace[-1] - before).mean())
+            before = trace[-1]
+    q = fit.q()
+    detached = Normal(q.mean.detach(), q.stddev.detach(), validate_args=False)
+    return Fit(q=detached, trace=torch.stack(trace), steps=steps, converged=gain < tolerance)
+
+
+class LatentOptimization:
+    """The regime whose q comes from a table; see training.py for what a regime is."""
+
+    name, prefix = NAME, "latent_opt"
+
+    def __init__(
+        self,
+        *,
+        train_size,
+        test,
+        max_steps,
+        latent_dim=LATENT_DIM,
+        sigma_p=SIGMA_P,
+        seed=0,
+        learning_rate=DECODER_LEARNING_RATE,
+        table_learning_rate=TABLE_LEARNING_RATE,
+    ):
+        """Everything on the device of the Split `test`, of which a fixed sample is followed through training."""
+        device = test.images.device
+        self.decoder = seeded_decoder(latent_dim, seed=seed).to(device)
+        self.table = LatentTable(
+            size=train_size,
+            latent_dim=latent_dim,
+            max_steps=max_steps,
+            learning_rate=table_learning_rate,
+            device=device,
+        )
+        self.optimizers = [torch.optim.Adam(self.decoder.parameters(), lr=learning_rate, fused=True), self.table]
+        self.sigma_p, self.seed = sigma_p, seed
+        self.sample = stratified_subset(test, size=HELD_OUT_IMAGES, seed=seed).images
+        start = initial_posterior(count=HELD_OUT_IMAGES, latent_dim=latent_dim, device=device)
+        self.fit = PosteriorFit(initial=start, learning_rate=0.03)
+
+    def posterior(self, x, index):
+        """The table's q of the training images `index`; x is ignored."""
+        return self.table.posterior(x, index)
+
+    def held_out(self, epoch):
+        """The Bound of the sample of test images after some steps from where the epoch before left them."""
+        generator = random_generator(self.seed, epoch, "held out", device=self.sample.device)
+        scene = {"x": self.sample, "decode": self.decoder, "sigma_p": self.sigma_p}
+        self.fit.run(generator=generator, steps=HELD_OUT_STEPS, **scene)
+        with torch.no_grad():
+            q = self.fit.q()
+            noise = torch.randn(10, *q.mean.shape, generator=generator, device=q.mean.device)
+            return elbo(q=q, noise=noise, **scene)
+
+    def weights(self):
+        """The decoder and the table, every row brought up to date."""
+        mean, log_var = self.table.parameters()
+        return {"decoder": self.decoder.state_dict(), "mean": mean, "log_var": log_var}
+
+
+class LatentModel(NamedTuple):
+    """A trained decoder with the q of every training image."""
+
+    decoder: Decoder
+    mean: torch.Tensor  # (N, D)
+    log_var: torch.Tensor  # (N, D)
+
+    def posterior(self, x, index):
+        """q of the training images `index`; x is ignored."""
+        return diagonal_normal(self.mean[index], self.log_var[index])
+
+    def decode(self, z):
+        """The mean of p(x|z), (..., 1, 28, 28), for z (..., D)."""
+        return self.decoder(z)
+
+
+def train(*, train, test, config, checkpoint_dir, latent_dim=LATENT_DIM, sigma_p=SIGMA_P, seed=0, **loop):
+    """Trains on the Split `train`; a sample of the Split `test` is followed. Returns (LatentModel, history).
+
+    loop: epochs, batch_size and precision of training.train.
+    """
+    steps_per_epoch = -(-len(train.images) // loop.get("batch_size", training.BATCH_SIZE))
+    regime = LatentOptimization(
+        train_size=len(train.images),
+        test=test,
+        max_steps=steps_per_epoch * loop.get("epochs", training.EPOCHS),
+        latent_dim=latent_dim,
+        sigma_p=sigma_p,
+        seed=seed,
+    )
+    history = training.train(
+        regime=regime,
+        images=train.images,
+        image_index=train.index,
+        config=config,
+        checkpoint_dir=checkpoint_dir,
+        sigma_p=sigma_p,
+        seed=seed,
+        **loop,
+    )
+    return LatentModel(regime.decoder, *regime.table.parameters()), history
+
+
+def load_model(path, *, device="cpu"):
+    """The LatentModel of a checkpoint `latent_opt_epoch_{N}.pt`. Raises InputError for any other file."""
+    checkpoint = load_checkpoint(path, device=device)
+    if checkpoint.get("regime") != NAME:
+        raise InputError(f"{path}: not a checkpoint of latent optimization")
+    weights = checkpoint["weights"]
+    decoder = Decoder(checkpoint["config"]["latent_dim"]).to(device)
+    decoder.load_state_dict(weights["decoder"])
+    return LatentModel(decoder, weights["mean"], weights["log_var"])
+
+
+def unseen_posterior(*, images, decoder, seed, sigma_p=SIGMA_P, batch_size=250, stage=None):
+    """q of images (N, 1, 28, 28) that were never trained on, fitted to convergence from `initial_posterior`.
+
+    Returns (q, converged): a diagonal Normal (N, D) and whether every batch converged, as `fit_posterior` judges it.
+    """
+    generator = random_generator(seed, "unseen", device=images.device)
+    fits = []
+    for x in images.split(batch_size):
+        start = initial_posterior(count=len(x), latent_dim=decoder.latent_dim, device=x.device)
+        fits.append(fit_posterior(x=x, decode=decoder, initial=start, generator=generator, sigma_p=sigma_p))
+        if stage:
+            stage.advance(len(x))
+    mean, stddev = (torch.cat([getattr(fit.q, name) for fit in fits]) for name in ("mean", "stddev"))
+    return Normal(mean, stddev, validate_args=False), all(fit.converged for fit in fits)

@@ -1,0 +1,43 @@
+"""What a stage shows while it works: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+
+from tqdm import tqdm
+
+
+class Stage:
+    """One stage of work, `total` units long.
+
+    On a terminal it is one bar with rate and remaining time; elsewhere it is the lines given to `line`.
+    """
+
+    def __init__(self, name, *, total, unit, done=0):
+        self.name = name
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            desc=name,
+            unit=unit,
+            unit_scale=True,
+            disable=not self.terminal,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+
+    def advance(self, units=1):
+        """Says that `units` more are done."""
+        self.bar.update(units)
+
+    def line(self, text):
+        """The news: beside the bar on a terminal, a line of its own elsewhere."""
+        if self.terminal:
+            self.bar.set_postfix_str(text, refresh=False)
+        else:
+            print(f"{self.name}: {text}", flush=True)

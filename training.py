@@ -1,0 +1,143 @@
+"""The one training loop, for any source of q, and the checkpoints that it writes.
+
+A regime is an object with
+    name, prefix            what it is called, and how its files begin
+    decoder                 maps z (B, D) to the mean of p(x|z)
+    posterior(x, index)     q(z), a diagonal Normal, for the training images x at rows `index`
+    optimizers              each with step and zero_grad; every one of them steps on every batch
+    held_out(epoch)         a Bound of held-out images under the present weights
+    weights()               what a checkpoint holds of it, a dict of tensors
+"""
+
+import contextlib
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from files import InputError, save_checkpoint
+from progress import Stage
+from vae_utils import SIGMA_P, elbo, mean_and_error, random_generator
+
+EPOCHS = 30
+BATCH_SIZE = 64
+SAVED_EPOCHS = (1, 5, 10, 20, 30)
+
+
+def saved_epochs(epochs):
+    """The epochs whose checkpoints and figures a run of `epochs` keeps: 1, 5, 10, 20, 30 and the last."""
+    return sorted({epoch for epoch in SAVED_EPOCHS if epoch < epochs} | {epochs})
+
+
+def choose_precision(precision, device):
+    """"float32" or "bfloat16"; "auto" takes bfloat16 only where the processor computes in it."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported()
+    else:
+        native = False
+    return "bfloat16" if native else "float32"
+
+
+def autocast(precision, device):
+    """The context in which networks run in `precision`; what they return is float32 either way."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def train_epoch(*, regime, images, epoch, seed, sigma_p=SIGMA_P, batch_size=BATCH_SIZE, precision="float32", stage=None):
+    """One pass over `images` (N, 1, 28, 28) in an order that depends on (seed, epoch) alone.
+
+    Returns ELBO, log-likelihood and KL summed over each batch's images, (steps, 3), as they were when the batch was
+    drawn. The loss is a sum over images, not a mean: Adam does not see the scale, a last short batch then weighs
+    what it holds, and the gradients of a row of latents stay far from eps.
+    """
+    order = torch.randperm(len(images), generator=random_generator(seed, epoch, "order")).to(images.device)
+    noise_generator = random_generator(seed, epoch, "noise", device=images.device)
+    sums = []
+    for index in order.split(batch_size):
+        x = images[index]
+        with autocast(precision, images.device):
+            q = regime.posterior(x, index)
+            noise = torch.randn(q.mean.shape, generator=noise_generator, device=images.device)
+            bound = elbo(q=q, x=x, decode=regime.decoder, noise=noise, sigma_p=sigma_p)
+        (-bound.elbo.sum()).backward()
+        for optimizer in regime.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        sums.append(torch.stack([part.detach().sum() for part in bound]))
+        if stage:
+            stage.advance(len(index))
+    return torch.stack(sums)
+
+
+def train(
+    *,
+    regime,
+    images,
+    image_index,
+    config,
+    checkpoint_dir,
+    seed,
+    epochs=EPOCHS,
+    batch_size=BATCH_SIZE,
+    sigma_p=SIGMA_P,
+    precision="float32",
+):
+    """Trains `regime` on `images` and writes `{prefix}_epoch_{N}.pt` at the saved epochs.
+
+    image_index: (N,), the images' rows in MNIST; config: a dict of plain values; both go into the checkpoints.
+    Returns the history, one dict per epoch. Raises InputError if the loss is not finite.
+    """
+    history = []
+    with Stage(regime.name, total=epochs * len(images), unit=" images") as stage:
+        for epoch in range(1, epochs + 1):
+            started = time.perf_counter()
+            sums = train_epoch(
+                regime=regime,
+                images=images,
+                epoch=epoch,
+                seed=seed,
+                sigma_p=sigma_p,
+                batch_size=batch_size,
+                precision=precision,
+                stage=stage,
+            )
+            elbos = sums[:, 0].tolist()  # the one synchronisation of an epoch
+            if bad := [step for step, value in enumerate(elbos, 1) if not math.isfinite(value)]:
+                raise InputError(f"{regime.name}: the loss is not finite at epoch {epoch}, step {bad[0]}")
+            trained = time.perf_counter() - started
+            row = {"regime": regime.name, "epoch": epoch, "train_images": len(images)}
+            for name, value in zip(("elbo", "log_likelihood", "kl"), (sums.sum(0) / len(images)).tolist(), strict=True):
+                row[f"train_{name}"] = value
+            for name, values in regime.held_out(epoch)._asdict().items():
+                score = mean_and_error(values)
+                row["held_out_images"] = score["images"]
+                row[f"held_out_{name}"] = score["mean"]
+                row[f"held_out_{name}_standard_error"] = score["standard_error"]
+            if epoch in saved_epochs(epochs):
+                save_checkpoint(
+                    Path(checkpoint_dir) / f"{regime.prefix}_epoch_{epoch}.pt",
+                    {
+                        "regime": regime.name,
+                        "config": config,
+                        "epoch": epoch,
+                        "weights": regime.weights(),
+                        "train_index": image_index.cpu(),
+                        "metrics": dict(row),
+                    },
+                )
+            # Times stay out of the checkpoints, which two runs with the same seed write alike to the bit.
+            row["training_seconds"] = trained
+            row["seconds"] = time.perf_counter() - started
+            history.append(row)
+            stage.line(
+                f"epoch {epoch}/{epochs}, ELBO {row['train_elbo']:.2f} train, {row['held_out_elbo']:.2f} held out"
+                + ("" if stage.terminal else f" nats, {row['seconds']:.1f} s")
+            )
+    return history

@@ -15,7 +15,7 @@ from vae_utils import SIGMA_P, random_generator
 PRIOR_SAMPLES = 64
 
 
-def draw_epochs(*, epochs, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA_P, seed=0):
+def draw_epochs(*, epochs, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA_P, seed=0, precision="float32"):
     """Draws every saved epoch's figures from the checkpoints of both regimes."""
     with Stage("figures", total=len(epochs), unit=" epochs") as stage:
         for epoch in epochs:
@@ -27,11 +27,12 @@ def draw_epochs(*, epochs, train, test, checkpoint_dir, results_dir, sigma_p=SIG
                 results_dir=results_dir,
                 sigma_p=sigma_p,
                 seed=seed,
+                precision=precision,
             )
             stage.advance()
 
 
-def draw_epoch(*, epoch, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA_P, seed=0):
+def draw_epoch(*, epoch, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA_P, seed=0, precision="float32"):
     """Draws recon, latent_opt_recon, samples and comparison of one epoch from the two checkpoints."""
     device = train.images.device
     vae = amortized_vae.load_model(Path(checkpoint_dir) / f"vae_epoch_{epoch}.pt", device=device)
@@ -39,7 +40,9 @@ def draw_epoch(*, epoch, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA
     train_rows = rows_per_digit(train.labels, 1).flatten()
     test_rows = rows_per_digit(test.labels, 2)  # (10, 2): the first for the reconstructions, the second to compare
     seen, unseen = train.images[train_rows], test.images[test_rows.T.flatten()]
-    q, _ = latent_optimization.unseen_posterior(images=unseen, decoder=latents.decoder, seed=seed, sigma_p=sigma_p)
+    q, _ = latent_optimization.unseen_posterior(
+        images=unseen, decoder=latents.decoder, seed=seed, sigma_p=sigma_p, precision=precision
+    )
     noise_generator = random_generator(seed, "prior samples", device=device)
     z = torch.randn(PRIOR_SAMPLES, vae.decoder.latent_dim, generator=noise_generator, device=device)
     with torch.no_grad():

@@ -52,7 +52,9 @@ def stratified_subset(split, *, size=TRAIN_SIZE, seed=0):
     Raises InputError if there are not that many images, or fewer than there are digits.
     """
     if not DIGITS <= size <= len(split.labels):
-        raise InputError(f"a stratified subset of {size} images is impossible: {DIGITS} to {len(split.labels)} can be drawn")
+        raise InputError(
+            f"a stratified subset of {size} images is impossible: {DIGITS} to {len(split.labels)} can be drawn"
+        )
     labels = split.labels.cpu().numpy()
     rows = resample(np.arange(len(labels)), replace=False, n_samples=size, stratify=labels, random_state=seed)
     rows = torch.from_numpy(np.sort(rows)).to(split.labels.device)

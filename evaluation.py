@@ -9,17 +9,17 @@ from torch.distributions import Normal
 from data import DIGITS, rows_per_digit, stratified_subset
 from latent_optimization import unseen_posterior
 from progress import Stage
-from vae_utils import SIGMA_P, elbo, evaluate, importance_sampling, mean_and_error, random_generator
+from vae_utils import SIGMA_P, evaluate, importance_sampling, mean_and_error, random_generator
 
 REGIMES = ("amortized", "latent_optimization")
 SPLITS = ("train", "test")
 NUM_SAMPLES = 1000
 IMAGES_PER_DIGIT = 10
-FITTED_IMAGES = 1000  # test images on which latent optimization is scored, its q fitted to convergence
+FITTED_IMAGES = 500  # test images on which latent optimization is scored, its q fitted to convergence
 
 
 @torch.no_grad()
-def final_bounds(*, vae, latents, train, test, sigma_p=SIGMA_P, seed=0):
+def final_bounds(*, vae, latents, train, test, sigma_p=SIGMA_P, seed=0, precision="float32"):
     """{regime: {split: {"elbo", "log_likelihood", "kl"}}}, each as `mean_and_error` gives it.
 
     The amortized VAE (a ConvVAE) is scored on every image of the Splits train and test. For latent optimization
@@ -28,7 +28,9 @@ def final_bounds(*, vae, latents, train, test, sigma_p=SIGMA_P, seed=0):
     """
     sample = stratified_subset(test, size=min(FITTED_IMAGES, len(test.labels)), seed=seed).images
     with Stage("fitting test images", total=len(sample), unit=" images") as stage, torch.enable_grad():
-        q, converged = unseen_posterior(images=sample, decoder=latents.decoder, seed=seed, sigma_p=sigma_p, stage=stage)
+        q, converged = unseen_posterior(
+            images=sample, decoder=latents.decoder, seed=seed, sigma_p=sigma_p, precision=precision, stage=stage
+        )
     cases = {
         ("amortized", "train"): (lambda x, index: vae.encode(x), vae.decoder, train.images),
         ("amortized", "test"): (lambda x, index: vae.encode(x), vae.decoder, test.images),
@@ -52,6 +54,7 @@ def log_probabilities(
     test,
     sigma_p=SIGMA_P,
     seed=0,
+    precision="float32",
     num_samples=NUM_SAMPLES,
     images_per_digit=IMAGES_PER_DIGIT,
     batch_size=100,
@@ -77,7 +80,7 @@ def log_probabilities(
                 decode, q = latents.decoder, latents.posterior(images, rows)
             else:
                 decode = latents.decoder
-                q, _ = unseen_posterior(images=images, decoder=decode, seed=seed, sigma_p=sigma_p)
+                q, _ = unseen_posterior(images=images, decoder=decode, seed=seed, sigma_p=sigma_p, precision=precision)
             generator = random_generator(seed, "log p(x)", regime, split, device=images.device)
             for batch in torch.arange(len(images), device=images.device).split(batch_size):
                 estimate = importance_sampling(

@@ -1,5 +1,6 @@
 """Latent optimization: every image owns its q(z), learned by gradient descent beside the decoder."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ TABLE_LEARNING_RATE = 0.01
 INITIAL_LOG_VAR = -2.0
 HELD_OUT_IMAGES = 100  # followed through training, warm-started from epoch to epoch
 HELD_OUT_STEPS = 40
+HELD_OUT_RATE = 0.03
 
 
 class LatentTable:
@@ -141,8 +143,7 @@ class Fit(NamedTuple):
     """What `fit_posterior` found."""
 
     q: Normal  # diagonal, (B, D)
-    trace: torch.Tensor  # (windows, B): the bound averaged over each window of steps, nats
-    steps: int
+    trace: torch.Tensor  # (cycles + 1, B): the bound before, and after every cycle, nats
     converged: bool
 
 
@@ -164,18 +165,16 @@ class PosteriorFit:
         """The diagonal Normal as it is now, (B, D)."""
         return diagonal_normal(*self.parameters.chunk(2, dim=-1))
 
-    def run(self, *, x, decode, generator, steps, sigma_p=SIGMA_P):
-        """`steps` steps of Adam; returns the bound of each image (B,), averaged over them."""
-        total = 0
-        for _ in range(steps):
+    def run(self, *, x, decode, generator, learning_rates, sigma_p=SIGMA_P):
+        """One step of Adam for each of the learning rates, each with a fresh sample of z per image."""
+        for learning_rate in learning_rates:
+            self.optimizer.param_groups[0]["lr"] = learning_rate
             q = self.q()
-            noise = torch.randn(q.mean.shape, generator=generator, dtype=x.dtype, device=x.device)
-            bound = elbo(q=q, x=x, decode=decode, noise=noise, sigma_p=sigma_p).elbo
+            noise = torch.randn(q.mean.shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
+            loss = -elbo(q=q, x=x, decode=decode, noise=noise, sigma_p=sigma_p).elbo.sum()
             # torch.autograd.grad, unlike backward, spends nothing on the gradients of the decoder's weights.
-            (self.parameters.grad,) = torch.autograd.grad(-bound.sum(), self.parameters)
+            (self.parameters.grad,) = torch.autograd.grad(loss, self.parameters)
             self.optimizer.step()
-            total = total + bound.detach()
-        return total / steps
 
 
 def fit_posterior(
@@ -185,33 +184,37 @@ def fit_posterior(
     initial,
     generator,
     sigma_p=SIGMA_P,
-    learning_rates=(0.1, 0.03, 0.01),
-    window=50,
-    tolerance=0.1,
-    max_steps=3000,
+    learning_rate=0.1,
+    cycle=200,
+    tolerance=0.5,
+    max_cycles=20,
 ):
     """The diagonal Normal q*(z) that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018).
 
     x: (B, *image); initial: where to start, diagonal Normal (B, D), for example the encoder's q or
-    `initial_posterior`. Adam goes through the learning rates in turn and leaves each when the bound, averaged over
-    `window` steps and all images, has gained less than `tolerance` nats over the window before. Converged means that
-    the last one was left so, and not for want of steps. Returns a Fit; score its q with fresh samples.
+    `initial_posterior`. A cycle is `cycle` steps of Adam whose learning rate falls along a cosine to a hundredth
+    (Loshchilov & Hutter 2017). After each, the bound is taken with the same 16 draws of noise per image; the fit
+    has converged when a cycle has gained less than `tolerance` nats in the mean over images, and gives up, not
+    converged, after `max_cycles`. Returns a Fit; score its q with fresh samples.
     """
-    fit = PosteriorFit(initial=initial, learning_rate=learning_rates[0])
-    trace, steps = [], 0
-    for learning_rate in learning_rates:
-        for group in fit.optimizer.param_groups:
-            group["lr"] = learning_rate
-        gain, before = float("inf"), None
-        while gain >= tolerance and steps + window <= max_steps:
-            trace.append(fit.run(x=x, decode=decode, generator=generator, steps=window, sigma_p=sigma_p))
-            steps += window
-            if before is not None:
-                gain = float((trace[-1] - before).mean())
-            before = trace[-1]
+    fit = PosteriorFit(initial=initial, learning_rate=learning_rate)
+    fall = [0.505 + 0.495 * math.cos(math.pi * step / cycle) for step in range(cycle)]
+    noise = torch.randn(16, *initial.mean.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+    @torch.no_grad()
+    def score():
+        parts = [elbo(q=fit.q(), x=x, decode=decode, noise=part, sigma_p=sigma_p).elbo for part in noise]
+        return torch.stack(parts).mean(0)
+
+    trace, converged = [score()], False
+    while not converged and len(trace) <= max_cycles:
+        rates = [learning_rate * share for share in fall]
+        fit.run(x=x, decode=decode, generator=generator, learning_rates=rates, sigma_p=sigma_p)
+        trace.append(score())
+        converged = bool((trace[-1] - trace[-2]).mean() < tolerance)
     q = fit.q()
-    detached = Normal(q.mean.detach(), q.stddev.detach(), validate_args=False)
-    return Fit(q=detached, trace=torch.stack(trace), steps=steps, converged=gain < tolerance)
+    q = Normal(q.mean.detach(), q.stddev.detach(), validate_args=False)
+    return Fit(q=q, trace=torch.stack(trace), converged=converged)
 
 
 class LatentOptimization:
@@ -245,7 +248,7 @@ class LatentOptimization:
         self.sigma_p, self.seed = sigma_p, seed
         self.sample = stratified_subset(test, size=HELD_OUT_IMAGES, seed=seed).images
         start = initial_posterior(count=HELD_OUT_IMAGES, latent_dim=latent_dim, device=device)
-        self.fit = PosteriorFit(initial=start, learning_rate=0.03)
+        self.fit = PosteriorFit(initial=start, learning_rate=HELD_OUT_RATE)
 
     def posterior(self, x, index):
         """The table's q of the training images `index`; x is ignored."""
@@ -255,7 +258,7 @@ class LatentOptimization:
         """The Bound of the sample of test images after some steps from where the epoch before left them."""
         generator = random_generator(self.seed, epoch, "held out", device=self.sample.device)
         scene = {"x": self.sample, "decode": self.decoder, "sigma_p": self.sigma_p}
-        self.fit.run(generator=generator, steps=HELD_OUT_STEPS, **scene)
+        self.fit.run(generator=generator, learning_rates=[HELD_OUT_RATE] * HELD_OUT_STEPS, **scene)
         with torch.no_grad():
             q = self.fit.q()
             noise = torch.randn(10, *q.mean.shape, generator=generator, device=q.mean.device)
@@ -321,7 +324,7 @@ def load_model(path, *, device="cpu"):
     return LatentModel(decoder, weights["mean"], weights["log_var"])
 
 
-def unseen_posterior(*, images, decoder, seed, sigma_p=SIGMA_P, batch_size=250, stage=None):
+def unseen_posterior(*, images, decoder, seed, sigma_p=SIGMA_P, precision="float32", batch_size=250, stage=None):
     """q of images (N, 1, 28, 28) that were never trained on, fitted to convergence from `initial_posterior`.
 
     Returns (q, converged): a diagonal Normal (N, D) and whether every batch converged, as `fit_posterior` judges it.
@@ -330,7 +333,8 @@ def unseen_posterior(*, images, decoder, seed, sigma_p=SIGMA_P, batch_size=250, 
     fits = []
     for x in images.split(batch_size):
         start = initial_posterior(count=len(x), latent_dim=decoder.latent_dim, device=x.device)
-        fits.append(fit_posterior(x=x, decode=decoder, initial=start, generator=generator, sigma_p=sigma_p))
+        with training.autocast(precision, x.device):
+            fits.append(fit_posterior(x=x, decode=decoder, initial=start, generator=generator, sigma_p=sigma_p))
         if stage:
             stage.advance(len(x))
     mean, stddev = (torch.cat([getattr(fit.q, name) for fit in fits]) for name in ("mean", "stddev"))

@@ -93,7 +93,7 @@ def main():
 
     before = time.perf_counter()
     vae, latents = models
-    scene = {"train": train, "test": test, "sigma_p": arguments.sigma_p, "seed": arguments.seed}
+    scene = {"train": train, "test": test, "sigma_p": arguments.sigma_p, "seed": arguments.seed, "precision": precision}
     comparison.draw_epochs(
         epochs=saved_epochs(arguments.epochs), checkpoint_dir=checkpoint_dir, results_dir=results_dir, **scene
     )
@@ -121,7 +121,13 @@ def main():
     seconds["total"] = time.perf_counter() - started
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
     summary = {
-        "config": {**vars(arguments), "device": str(device), "precision": precision, **versions, "numpy": np.__version__},
+        "config": {
+            **vars(arguments),
+            "device": str(device),
+            "precision": precision,
+            **versions,
+            "numpy": np.__version__,
+        },
         **bounds,
         "log_prob": evaluation.summarize_log_prob(records),
         "seconds": seconds,

@@ -31,7 +31,7 @@ def saved_epochs(epochs):
 
 
 def choose_precision(precision, device):
-    """"float32" or "bfloat16"; "auto" takes bfloat16 only where the processor computes in it."""
+    """ "float32" or "bfloat16"; "auto" takes bfloat16 only where the processor computes in it."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -50,7 +50,9 @@ def autocast(precision, device):
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def train_epoch(*, regime, images, epoch, seed, sigma_p=SIGMA_P, batch_size=BATCH_SIZE, precision="float32", stage=None):
+def train_epoch(
+    *, regime, images, epoch, seed, sigma_p=SIGMA_P, batch_size=BATCH_SIZE, precision="float32", stage=None
+):
     """One pass over `images` (N, 1, 28, 28) in an order that depends on (seed, epoch) alone.
 
     Returns ELBO, log-likelihood and KL summed over each batch's images, (steps, 3), as they were when the batch was

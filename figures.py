@@ -11,6 +11,7 @@ from torchvision.utils import make_grid
 NAMES = {"amortized": "Amortized VAE", "latent_optimization": "Latent optimization"}
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {"amortized": "#0072B2", "latent_optimization": "#D55E00"}
+BASELINE = "#009E73"
 SPLIT_LINES = {"train": "-", "test": "--"}
 SPLIT_NAMES = {"train": "training images", "test": "test images"}
 INK = "#333333"
@@ -97,20 +98,28 @@ def training_curves(*, history):
             if not rows:
                 continue
             epochs = [row["epoch"] for row in rows]
-            marker = "o" if len(rows) == 1 else None
+            marker = "o" if len(rows) == 1 else None  # a line of one point does not show
             held_out = sign * np.array([row[f"held_out_{part}"] for row in rows])
             error = 1.96 * np.array([row[f"held_out_{part}_standard_error"] for row in rows])
             train = [sign * row[f"train_{part}"] for row in rows]
             images = rows[0]["train_images"], rows[0]["held_out_images"]
             axes.plot(epochs, train, marker=marker, color=colour, label=f"{NAMES[regime]}, {images[0]:,} training")
-            axes.plot(epochs, held_out, "--", marker=marker, color=colour, label=f"{NAMES[regime]}, {images[1]:,} test")
+            axes.plot(
+                epochs,
+                held_out,
+                "--",
+                marker=marker,
+                mfc="white",
+                color=colour,
+                label=f"{NAMES[regime]}, {images[1]:,} test",
+            )
             axes.fill_between(epochs, held_out - error, held_out + error, color=colour, alpha=0.15, linewidth=0)
         axes.set(title=title, xlabel="epoch", ylabel="nats per image")
         if part != "kl":
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
             axes.yaxis.set_minor_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(
@@ -181,3 +190,61 @@ def student_t(freedom):
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
         + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
     )
+
+
+@styled
+def classification(*, history, per_digit, confusion, wrong):
+    """The supervised baseline: curves, accuracy per digit, confusion matrix and the most confident mistakes.
+
+    per_digit: ten dicts of sup_classification.accuracy; confusion: (10, 10) counts, label by prediction;
+    wrong: tuples (image, label, prediction, probability).
+    """
+    figure = Figure(figsize=(13, 6.6))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(2.6, 1))
+    curves, digits, matrix = upper.subplots(1, 3, width_ratios=(1.1, 1.1, 1))
+    epochs = [row["epoch"] for row in history]
+    marker = "o" if len(epochs) == 1 else None
+    for split, label in (("train", "training images, augmented"), ("test", "test images")):
+        error = [100 * row[f"{split}_error"] for row in history]
+        curves.plot(epochs, error, SPLIT_LINES[split], marker=marker, color=BASELINE, label=label)
+    curves.set(title="Training", xlabel="epoch", ylabel="error, % of images", yscale="log")
+    curves.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    curves.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    curves.legend()
+    share = np.array([100 * score["accuracy"] for score in per_digit])
+    ends = np.array([[100 * end for end in score["interval_95"]] for score in per_digit])
+    # Rounding may put a share of exactly one a hair outside its interval.
+    reach = np.abs(ends.T - share).clip(min=0)
+    digits.errorbar(range(10), share, yerr=reach, fmt="o", color=BASELINE, capsize=3)
+    total = sum(score["images"] for score in per_digit)
+    digits.set(
+        title=f"Accuracy per digit, 95% interval ({total:,} test images)",
+        xlabel="digit",
+        ylabel="accuracy, %",
+        xticks=range(10),
+    )
+    mistakes = confusion * (1 - np.eye(10))
+    matrix.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1, 1.3 * mistakes.max()))
+    matrix.grid(False)
+    for label in range(10):
+        for prediction in range(10):
+            if confusion[label, prediction]:
+                matrix.text(prediction, label, confusion[label, prediction], ha="center", va="center", fontsize=7)
+    matrix.set(
+        title="Confusion matrix, test images (shade: mistakes)",
+        xlabel="prediction",
+        ylabel="label",
+        xticks=range(10),
+        yticks=range(10),
+    )
+    for axes, mistake in zip(lower.subplots(1, 10, squeeze=False)[0], wrong + [None] * 10, strict=False):
+        if mistake is None:
+            axes.set_axis_off()
+            continue
+        image, label, prediction, probability = mistake
+        show_image(axes, image)
+        axes.set_title(f"{label} as {prediction}", fontsize=9)
+        axes.set_xlabel(f"p = {probability:.3f}", fontsize=8)
+    lower.suptitle("The most confidently wrong test images: label as prediction, its probability")
+    figure.suptitle("Supervised baseline")
+    return figure

@@ -86,3 +86,31 @@ def _seeded(seed):
         if seed is not None:
             torch.random.default_generator.manual_seed(seed)
         yield
+
+
+class Classifier(nn.Module):
+    """x (B, 1, 28, 28) -> logits of the ten digits, (B, 10); `features` gives what the last layer sees, (B, 128)."""
+
+    def __init__(self, *, seed=None):
+        super().__init__()
+        with _seeded(seed):
+            self.features = nn.Sequential(
+                nn.Conv2d(1, 32, 3, padding=1),  # (B, 32, 28, 28)
+                nn.BatchNorm2d(32),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(32, 64, 3, padding=1),  # (B, 64, 14, 14)
+                nn.BatchNorm2d(64),
+                nn.ReLU(),
+                nn.Conv2d(64, 64, 3, padding=1),
+                nn.BatchNorm2d(64),
+                nn.ReLU(),
+                nn.MaxPool2d(2),  # (B, 64, 7, 7)
+                nn.Flatten(),
+                nn.Linear(64 * 7 * 7, 128),
+                nn.ReLU(),
+            )
+            self.logits = nn.Linear(128, 10)
+
+    def forward(self, x):
+        return self.logits(self.features(x)).to(x.dtype)

@@ -1,0 +1,205 @@
+"""Trains the supervised baseline, a small convolutional classifier, on the same stratified images."""
+
+import math
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import figures
+from cli import Parser, choose_device, number, run, writable_directory
+from data import DIGITS, TRAIN_SIZE, load_mnist, stratified_subset
+from files import save_checkpoint, save_figure, save_json
+from model import Classifier
+from progress import Stage
+from training import BATCH_SIZE, autocast, choose_precision
+from vae_utils import random_generator
+
+EPOCHS = 15
+PEAK_LEARNING_RATE = 0.003
+ROTATION, SHIFT, SCALE = 12.0, 2.0, 0.1  # at most: degrees, pixels, share
+
+
+def augment(x, generator):
+    """Every image (B, 1, 28, 28) turned, shifted and scaled a little at random, within ROTATION, SHIFT and SCALE."""
+    angle, right, down, scale = (2 * torch.rand(4, len(x), generator=generator, device=x.device) - 1).unbind()
+    angle = angle * math.radians(ROTATION)
+    scale = 1 + SCALE * scale
+    pixel = 2 / x.shape[-1]  # affine_grid's coordinates run from -1 to 1
+    rows = (
+        torch.stack((scale * angle.cos(), -scale * angle.sin(), SHIFT * pixel * right), dim=-1),
+        torch.stack((scale * angle.sin(), scale * angle.cos(), SHIFT * pixel * down), dim=-1),
+    )
+    grid = F.affine_grid(torch.stack(rows, dim=1), x.shape, align_corners=False)
+    # What comes in from outside is 0 to grid_sample but background, -1, to us.
+    return F.grid_sample(x + 1, grid, align_corners=False) - 1
+
+
+@torch.no_grad()
+def predict(*, model, images, batch_size=1000):
+    """Log-probabilities of the digits, (N, 10), with the model as it is when it does not train."""
+    training = model.training
+    model.eval()
+    log_prob = torch.cat([model(batch).log_softmax(-1) for batch in images.split(batch_size)])
+    model.train(training)
+    return log_prob
+
+
+def wilson_interval(correct, count, z=1.959964):
+    """The 95% interval of a share, correct of count, both ends in [0, 1] (Wilson 1927)."""
+    share = correct / count
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def accuracy(correct):
+    """{"accuracy", "interval_95", "images"} of a boolean tensor, one entry per image."""
+    right, count = int(correct.sum()), len(correct)
+    return {"accuracy": right / count, "interval_95": wilson_interval(right, count), "images": count}
+
+
+def train(*, train, test, epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, precision="float32"):
+    """Trains a Classifier on the Split `train`; Adam with one cycle of the learning rate (Smith & Topin 2019).
+
+    Returns (Classifier, history), the history one dict per epoch: loss in nats and error rate, on the augmented
+    training images as they were drawn and on the whole Split `test`.
+    """
+    device = train.images.device
+    model = Classifier(seed=seed).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=PEAK_LEARNING_RATE, fused=True)
+    steps = epochs * math.ceil(len(train.images) / batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=steps + 1)
+    history = []
+    with Stage("classifier", total=epochs * len(train.images), unit=" images") as stage:
+        for epoch in range(1, epochs + 1):
+            started = time.perf_counter()
+            order = torch.randperm(len(train.images), generator=random_generator(seed, epoch, "order")).to(device)
+            generator = random_generator(seed, epoch, "augmentation", device=device)
+            losses, errors = 0, 0
+            for index in order.split(batch_size):
+                labels = train.labels[index]
+                with autocast(precision, device):
+                    logits = model(augment(train.images[index], generator))
+                loss = F.cross_entropy(logits, labels)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+                losses += loss.detach() * len(index)
+                errors += (logits.argmax(-1) != labels).sum()
+                stage.advance(len(index))
+            log_prob = predict(model=model, images=test.images)
+            row = {
+                "epoch": epoch,
+                "train_loss": float(losses) / len(train.images),
+                "train_error": float(errors) / len(train.images),
+                "test_loss": float(F.nll_loss(log_prob, test.labels)),
+                "test_error": float((log_prob.argmax(-1) != test.labels).float().mean()),
+                "seconds": time.perf_counter() - started,
+            }
+            history.append(row)
+            stage.line(
+                f"epoch {epoch}/{epochs}, error {row['train_error']:.2%} train, {row['test_error']:.2%} test"
+                + ("" if stage.terminal else f", {row['seconds']:.1f} s")
+            )
+    return model.eval(), history
+
+
+def parse_arguments(arguments=None):
+    """The flags, each with its range."""
+    parser = Parser(prog="sup_classification.py", description=__doc__)
+    group = parser.add_argument_group("experiment")
+    group.add_argument("--epochs", type=number(int, 1, 100_000), default=EPOCHS, help="passes over the training images")
+    group.add_argument("--train-size", type=number(int, 10, 60_000), default=TRAIN_SIZE, help="stratified images")
+    # Batch normalization needs more than one image.
+    group.add_argument("--batch-size", type=number(int, 2, 60_000), default=BATCH_SIZE, help="images per step")
+    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of everything that is random")
+    group = parser.add_argument_group("run")
+    group.add_argument("--device", default="auto", help="auto takes CUDA, then MPS, then the CPU")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the network in training; auto takes bfloat16 where the processor has it",
+    )
+    group.add_argument("--data-dir", default="data", help="holds MNIST/raw")
+    group.add_argument("--checkpoint-dir", default="checkpoints", help="where classifier.pt goes")
+    group.add_argument("--results-dir", default="results", help="where classification.png and .json go")
+    return parser.parse_args(arguments)
+
+
+def main():
+    """Data, training, the checkpoint, the figure and the table."""
+    started = time.perf_counter()
+    arguments = parse_arguments()
+    device = choose_device(arguments.device)
+    precision = choose_precision(arguments.precision, device)
+    checkpoint_dir = writable_directory(arguments.checkpoint_dir, "--checkpoint-dir")
+    results_dir = writable_directory(arguments.results_dir, "--results-dir")
+    mnist_train, test = load_mnist(data_dir=arguments.data_dir, device=device)
+    train_split = stratified_subset(mnist_train, size=arguments.train_size, seed=arguments.seed)
+    print(f"{len(train_split.images):,} training images on {device}, network in {precision}", flush=True)
+
+    settings = {"epochs": arguments.epochs, "batch_size": arguments.batch_size, "seed": arguments.seed}
+    model, history = train(train=train_split, test=test, precision=precision, **settings)
+    log_prob = predict(model=model, images=test.images)
+    predicted = log_prob.argmax(-1)
+    correct = predicted == test.labels
+    per_digit = [accuracy(correct[test.labels == digit]) for digit in range(DIGITS)]
+    confusion = torch.bincount(test.labels * DIGITS + predicted, minlength=DIGITS**2).reshape(DIGITS, DIGITS)
+    config = {**settings, "train_size": arguments.train_size, "precision": precision}
+    overall = accuracy(correct)
+
+    save_checkpoint(
+        checkpoint_dir / "classifier.pt",
+        {
+            "regime": "classifier",
+            "config": config,
+            "epoch": arguments.epochs,
+            "weights": model.state_dict(),
+            "train_index": train_split.index.cpu(),
+            "metrics": overall,
+        },
+    )
+    save_figure(
+        results_dir / "classification.png",
+        figures.classification(
+            history=history,
+            per_digit=per_digit,
+            confusion=confusion.cpu().numpy(),
+            wrong=most_confidently_wrong(log_prob=log_prob, test=test, count=10),
+        ),
+    )
+    save_json(
+        results_dir / "classification.json",
+        {
+            "config": {**config, "device": str(device), "torch": torch.__version__, "numpy": np.__version__},
+            "test": overall,
+            "digits": per_digit,
+            "confusion": confusion.tolist(),
+            "history": history,
+            "seconds": time.perf_counter() - started,
+        },
+    )
+    print(f"{'digit':>8}{'accuracy':>10}{'95% interval':>18}{'images':>8}")
+    for name, score in (*enumerate(per_digit), ("all", overall)):
+        low, high = score["interval_95"]
+        print(f"{name:>8}{score['accuracy']:>10.2%}{f'{low:.2%} to {high:.2%}':>18}{score['images']:>8,}")
+    print(f"{time.perf_counter() - started:.0f} seconds")
+
+
+def most_confidently_wrong(*, log_prob, test, count):
+    """The wrongly classified test images with the highest probability of what they were taken for, most first.
+
+    A list of at most `count` tuples (image (1, 28, 28), label, prediction, its probability).
+    """
+    confidence, predicted = log_prob.exp().max(-1)
+    wrong = torch.nonzero(predicted != test.labels).flatten()
+    order = wrong[confidence[wrong].argsort(descending=True)][:count]
+    return [(test.images[row], int(test.labels[row]), int(predicted[row]), float(confidence[row])) for row in order]
+
+
+if __name__ == "__main__":
+    run(main)

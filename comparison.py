@@ -55,12 +55,12 @@ def draw_epoch(*, epoch, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA
         figures.NAMES, ("recon", "latent_opt_recon"), seen_by, unseen_by, strict=True
     ):
         figure = figures.image_rows(
-            rows={
-                "training image": seen,
-                "reconstruction": on_seen,
-                "test image": unseen[:DIGITS],
-                "reconstruction ": on_unseen[:DIGITS],
-            },
+            rows=[
+                ("training image", seen),
+                ("reconstruction", on_seen),
+                ("test image", unseen[:DIGITS]),
+                ("reconstruction", on_unseen[:DIGITS]),
+            ],
             title=f"{figures.NAMES[regime]}, epoch {epoch}: reconstructions at the mean of q(z)",
         )
         save_figure(results_dir / f"{prefix}_epoch_{epoch}.png", figure)
@@ -69,16 +69,14 @@ def draw_epoch(*, epoch, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA
         title=f"Prior samples, epoch {epoch}: the mean of p(x|z) at the same 64 draws of z",
     )
     save_figure(results_dir / f"samples_epoch_{epoch}.png", figure)
-    pairs = [images[DIGITS:] for images in unseen_by]
     original = unseen[DIGITS:]
-    rows = {"test image": original, **dict(zip(figures.NAMES.values(), pairs, strict=True))}
+    fitted = [(name, images[DIGITS:]) for name, images in zip(figures.NAMES.values(), unseen_by, strict=True)]
     errors = {
         name: [f"{error:.1f}" for error in (original - images).square().flatten(1).sum(1).tolist()]
-        for name, images in rows.items()
-        if name != "test image"
+        for name, images in fitted
     }
     figure = figures.image_rows(
-        rows=rows,
+        rows=[("test image", original), *fitted],
         captions=errors,
         title=f"Unseen test images, epoch {epoch}; below each reconstruction its squared error "
         r"$\|x-\hat x\|^2$ (pixels in [-1, 1])",

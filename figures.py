@@ -55,13 +55,13 @@ def show_image(axes, image):
 
 @styled
 def image_rows(*, rows, title, captions=None):
-    """A labelled row of images for each entry of `rows`, {label: (M, 1, 28, 28)}; captions: {label: M strings}."""
+    """A row of images for each pair (label, (M, 1, 28, 28)) of `rows`; captions: {label: M strings to stand below}."""
     captions = captions or {}
-    columns = max(len(images) for images in rows.values())
-    height = sum(0.82 + 0.2 * (label in captions) for label in rows) + 0.5
+    columns = max(len(images) for _, images in rows)
+    height = sum(0.82 + 0.2 * (label in captions) for label, _ in rows) + 0.5
     figure = Figure(figsize=(0.82 * columns + 1.6, height))
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
+    for axes_row, (label, images) in zip(grid, rows, strict=True):
         for column, axes in enumerate(axes_row):
             show_image(axes, images[column])
             if label in captions:

@@ -1,0 +1,42 @@
+"""Intervals against scipy, which scikit-learn brings along, and what the figures are given."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import figures
+from sup_classification import augment, wilson_interval
+from vae_utils import random_generator
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30, 891])
+def test_student_t(freedom):
+    assert figures.student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
+
+
+def test_mean_and_interval():
+    values = np.array([[1.0, 2.0, 3.0, 6.0]])
+    mean, half = figures.mean_and_interval(values)
+    low, high = stats.t.interval(0.95, 3, loc=3, scale=stats.sem(values[0]))
+    assert (mean[0] - half[0], mean[0] + half[0]) == pytest.approx((low, high), rel=2e-3)
+    assert figures.mean_and_interval(values[:, :1])[1].tolist() == [0]
+
+
+@pytest.mark.parametrize(("correct", "count"), [(0, 10), (10, 10), (987, 1000)])
+def test_wilson_interval(correct, count):
+    expected = stats.binomtest(correct, count).proportion_ci(method="wilson")
+    assert wilson_interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_augmentation_moves_but_does_not_invent(mnist):
+    images = mnist[1].images[:200]
+    changed = augment(images, random_generator(0))
+    assert changed.shape == images.shape
+    assert changed.min() >= -1.0001
+    assert changed.max() <= 1.0001
+    ink, ink_before = ((part + 1).sum((1, 2, 3)) for part in (changed, images))
+    assert ((ink / ink_before) > 0.7).all()
+    assert ((ink / ink_before) < 1.35).all()
+    assert not torch.equal(changed[0], images[0])
+    assert torch.equal(changed, augment(images, random_generator(0)))

@@ -1,5 +1,6 @@
 """A run that can be interrupted and continued: which one a directory holds, and the state files that continue it."""
 
+import sys
 import uuid
 from pathlib import Path
 from typing import NamedTuple
@@ -73,7 +74,13 @@ def restore(*, run, prefix, load_state_dict):
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         raise InputError(f"{prefix}_state.pt: its contents do not fit this program") from None
     print(f"{prefix}: resumed after epoch {len(saved['history'])}", flush=True)
-    return saved["history"]
+    # A string that stands in several places is pickled once. So these must be the program's own strings again, or a
+    # checkpoint with the same contents would have other bytes.
+    return [{_own(name): _own(value) for name, value in row.items()} for row in saved["history"]]
+
+
+def _own(value):
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 def _load_state(path):

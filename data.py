@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from sklearn.utils import resample
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
+from torchvision.transforms.functional import pil_to_tensor
 
 from files import InputError, new_directory, waiting_lock
 
@@ -79,6 +81,26 @@ def stratified_subset(split, *, size=TRAIN_SIZE, seed=0):
     rows = resample(np.arange(len(labels)), replace=False, n_samples=size, stratify=labels, random_state=seed)
     rows = torch.from_numpy(np.sort(rows)).to(split.labels.device)
     return Split(*(column[rows] for column in split))
+
+
+def load_images(paths):
+    """Image files of 28 x 28 pixels, light strokes on a dark ground as in MNIST: (N, 1, 28, 28) in [-1, 1].
+
+    Raises InputError for a file that is missing, no image, or of another size.
+    """
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                grey = pil_to_tensor(image.convert("L"))  # (1, height, width)
+        except UnidentifiedImageError:
+            raise InputError(f"{path}: not an image") from None
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from None
+        if grey.shape != (1, 28, 28):
+            raise InputError(f"{path}: is {grey.shape[2]} x {grey.shape[1]} pixels, not 28 x 28")
+        images.append(grey.float() / 127.5 - 1)
+    return torch.stack(images)
 
 
 def rows_per_digit(labels, count):

@@ -157,7 +157,7 @@ def log_probabilities(*, values, images, example_values, num_samples):
                 label=SPLIT_NAMES[split],
             )
         axes.set(title=NAMES[regime], xlabel="digit", xticks=range(10))
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper right")
     panels[0].set_ylabel("log p(x), nats per image")
     count = values.shape[-1]
     lower.suptitle(
@@ -199,8 +199,8 @@ def classification(*, history, per_digit, confusion, wrong):
     per_digit: ten dicts of sup_classification.accuracy; confusion: (10, 10) counts, label by prediction;
     wrong: tuples (image, label, prediction, probability).
     """
-    figure = Figure(figsize=(13, 6.6))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2.6, 1))
+    figure = Figure(figsize=(13, 7.4))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(2.2, 1))
     curves, digits, matrix = upper.subplots(1, 3, width_ratios=(1.1, 1.1, 1))
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) == 1 else None
@@ -218,7 +218,7 @@ def classification(*, history, per_digit, confusion, wrong):
     digits.errorbar(range(10), share, yerr=reach, fmt="o", color=BASELINE, capsize=3)
     total = sum(score["images"] for score in per_digit)
     digits.set(
-        title=f"Accuracy per digit, 95% interval ({total:,} test images)",
+        title="Accuracy per digit, 95% interval",
         xlabel="digit",
         ylabel="accuracy, %",
         xticks=range(10),
@@ -231,7 +231,7 @@ def classification(*, history, per_digit, confusion, wrong):
             if confusion[label, prediction]:
                 matrix.text(prediction, label, confusion[label, prediction], ha="center", va="center", fontsize=7)
     matrix.set(
-        title="Confusion matrix, test images (shade: mistakes)",
+        title="Confusion matrix, mistakes shaded",
         xlabel="prediction",
         ylabel="label",
         xticks=range(10),
@@ -246,5 +246,5 @@ def classification(*, history, per_digit, confusion, wrong):
         axes.set_title(f"{label} as {prediction}", fontsize=9)
         axes.set_xlabel(f"p = {probability:.3f}", fontsize=8)
     lower.suptitle("The most confidently wrong test images: label as prediction, its probability")
-    figure.suptitle("Supervised baseline")
+    figure.suptitle(f"Supervised baseline on all {total:,} test images")
     return figure

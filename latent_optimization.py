@@ -17,7 +17,7 @@ DECODER_LEARNING_RATE = 0.001
 TABLE_LEARNING_RATE = 0.01
 INITIAL_LOG_VAR = -2.0
 HELD_OUT_IMAGES = 100  # followed through training, warm-started from epoch to epoch
-HELD_OUT_STEPS = 40
+HELD_OUT_STEPS = 30
 HELD_OUT_RATE = 0.03
 
 

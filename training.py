@@ -132,7 +132,9 @@ def train(
             row = {"regime": regime.name, "epoch": epoch, "train_images": len(images)}
             for name, value in zip(("elbo", "log_likelihood", "kl"), (sums.sum(0) / len(images)).tolist(), strict=True):
                 row[f"train_{name}"] = value
-            for name, values in regime.held_out(epoch)._asdict().items():
+            with autocast(precision, images.device):
+                held_out = regime.held_out(epoch)
+            for name, values in held_out._asdict().items():
                 score = mean_and_error(values)
                 row["held_out_images"] = score["images"]
                 row[f"held_out_{name}"] = score["mean"]

@@ -85,7 +85,7 @@ def log_weight(*, q, x, decode, noise, sigma_p=SIGMA_P):
 
 
 @torch.no_grad()
-def importance_sampling(*, q, x, decode, generator, sigma_p=SIGMA_P, num_samples=1000, chunk=2000):
+def importance_sampling(*, q, x, decode, generator, sigma_p=SIGMA_P, num_samples=1000, chunk=500):
     """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k), z_k ~ q, K = num_samples (Burda et al. 2016, Eq. 8).
 
     A lower bound in expectation. The effective sample size (sum w)^2 / sum w^2 lies between 1 and K; where it is
@@ -117,7 +117,7 @@ def evaluate(*, posterior, decode, images, generator, sigma_p=SIGMA_P, batch_siz
     parts = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):
         q = posterior(images[rows], rows)
-        noise = torch.randn(q.mean.shape, generator=generator, device=images.device)
+        noise = torch.randn(q.mean.shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
         parts.append(elbo(q=q, x=images[rows], decode=decode, noise=noise, sigma_p=sigma_p))
     return Bound(*(torch.cat(part) for part in zip(*parts, strict=True)))
 

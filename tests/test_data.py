@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
-from data import load_mnist, rows_per_digit, stratified_subset
+from data import load_images, load_mnist, rows_per_digit, stratified_subset
 from files import InputError
 
 
@@ -63,3 +64,16 @@ def test_a_damaged_archive_is_one_clear_line(tmp_path):
     with pytest.raises(InputError, match="MNIST cannot be read") as error:
         load_mnist(data_dir=tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_own_images_are_scaled_as_mnist_is(mnist, tmp_path):
+    images = mnist[1].images[:2]
+    for number, image in enumerate(images):
+        grey = ((image[0] + 1) * 127.5).round().byte().numpy()
+        Image.fromarray(grey).convert("RGB" if number else "L").save(tmp_path / f"{number}.png")
+    assert torch.equal(load_images([tmp_path / "0.png", tmp_path / "1.png"]), images)
+    Image.new("L", (30, 28)).save(tmp_path / "wide.png")
+    (tmp_path / "text.png").write_text("no image")
+    for name, reason in (("wide", "30 x 28 pixels"), ("text", "not an image"), ("none", "No such file")):
+        with pytest.raises(InputError, match=reason):
+            load_images([tmp_path / f"{name}.png"])

@@ -125,7 +125,7 @@ def run(main):
     for number in INTERRUPTS:
         signal.signal(number, interrupt)
     try:
-        with memory_for("--batch-size, --latent-dim or --train-size"):
+        with memory_for("--batch-size or --train-size"):
             main()
     except InputError as error:
         print(f"{name}: error: {one_line(error)}", file=sys.stderr)

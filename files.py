@@ -167,7 +167,7 @@ def hold_directories(*directories):
     InputError if another run holds one of them, saying which, or if one cannot be written to; then nothing is made.
     """
     with contextlib.ExitStack() as stack:
-        for directory in dict.fromkeys(Path(directory).resolve() for directory in directories):
+        for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in directories):
             try:
                 stack.enter_context(new_directory(directory))
                 stack.enter_context(_held(directory))

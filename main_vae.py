@@ -79,7 +79,8 @@ def main():
     results_dir = writable_directory(arguments.results_dir, "--results-dir")
     mnist_train, test = load_mnist(data_dir=arguments.data_dir, device=device)
     train = stratified_subset(mnist_train, size=arguments.train_size, seed=arguments.seed)
-    rows_per_digit(train.labels, arguments.images_per_digit)  # refuses now what could not be scored later
+    for split in (train, test):
+        rows_per_digit(split.labels, arguments.images_per_digit)  # refuses now what could not be scored later
     flags = decisive_flags(arguments, device=str(device), precision=precision)
     with hold_directories(checkpoint_dir, results_dir):
         continued = find_run(
@@ -106,8 +107,11 @@ def experiment(*, arguments, train, test, run, started):
     config = {**model_config, **loop_config, "train_size": arguments.train_size}
     earlier = sum(row["seconds"] for state in run.states.values() for row in state["history"])
     history, models, seconds = [], [], {}
-    for name, regime in (("amortized_training", amortized_vae), ("latent_training", latent_optimization)):
-        with memory_for(f"--batch-size ({arguments.batch_size:,}) or --latent-dim ({arguments.latent_dim:,})"):
+    with (
+        standing(lambda: f"after {len(history)} of {2 * arguments.epochs} epochs"),
+        memory_for(f"--batch-size ({arguments.batch_size:,}) or --latent-dim ({arguments.latent_dim:,})"),
+    ):
+        for name, regime in (("amortized_training", amortized_vae), ("latent_training", latent_optimization)):
             model, rows = regime.train(
                 train=train,
                 test=test,
@@ -117,11 +121,10 @@ def experiment(*, arguments, train, test, run, started):
                 **model_config,
                 **loop_config,
             )
-        models.append(model)
-        history += rows
-        seconds[name] = sum(row["seconds"] for row in rows)
-        save_csv(results_dir / "history.csv", history)
-    save_figure(results_dir / "training_curves.png", figures.training_curves(history=history))
+            models.append(model)
+            history += rows
+            seconds[name] = sum(row["seconds"] for row in rows)
+            save_csv(results_dir / "history.csv", history)
 
     before = time.perf_counter()
     scene = {"train": train, "test": test, "sigma_p": arguments.sigma_p, "seed": arguments.seed}
@@ -130,6 +133,7 @@ def experiment(*, arguments, train, test, run, started):
         standing(lambda: "in the evaluation, after all training"),
         memory_for(f"--images-per-digit ({arguments.images_per_digit:,}) or --latent-dim ({arguments.latent_dim:,})"),
     ):
+        save_figure(results_dir / "training_curves.png", figures.training_curves(history=history))
         comparison.draw_epochs(
             epochs=saved_epochs(arguments.epochs), checkpoint_dir=checkpoint_dir, results_dir=results_dir, **scene
         )

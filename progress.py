@@ -12,20 +12,20 @@ class Interrupted(BaseException):
 
     def __init__(self, number):
         super().__init__(number)
-        self.number, self.place = number, "before any training"
+        self.number, self.place = number, None
 
     def __str__(self):
         name = signal.Signals(self.number).name
-        return f"stopped by {name} {self.place}; the same command with --resume continues"
+        return f"stopped by {name} {self.place or 'before any training'}; the same command with --resume continues"
 
 
 @contextlib.contextmanager
 def standing(place):
-    """Tells an Interrupted that passes where the run stands: what the function `place` then returns."""
+    """Tells an Interrupted that passes, and does not know yet, where the run stands: what `place()` returns."""
     try:
         yield
     except Interrupted as interrupted:
-        interrupted.place = place()
+        interrupted.place = interrupted.place or place()
         raise
 
 

@@ -54,28 +54,34 @@ def small_mnist(directory, *, train=600, test=150):
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels)
 
 
-def start(script, arguments, folder, *, limits=()):
+def start(script, arguments, folder, *, file_size=None, spare_memory=None):
     """Starts a script as its command line would, in `folder`, its output in the files `out` and `err` there.
 
-    arguments: a list of strings; limits: pairs for resource.setrlimit. Returns the process.
+    arguments: a list of strings; file_size: of the largest file that it may write, in bytes; spare_memory: what it
+    may use beyond its imports, in bytes (Linux). Returns the process.
     """
     folder.mkdir(exist_ok=True)
-    process = processes.Process(target=_run, args=(script, arguments, str(folder), tuple(limits)))
+    for name in ("out", "err"):
+        (folder / name).unlink(missing_ok=True)
+    process = processes.Process(target=_run, args=(script, arguments, str(folder), file_size, spare_memory))
     process.start()
     return process
 
 
-def _run(script, arguments, folder, limits):
+def _run(script, arguments, folder, file_size, spare_memory):
     os.chdir(folder)
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), descriptor)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     sys.argv = [script, *arguments]
-    if limits:
+    if file_size or spare_memory:
         import resource
 
-        for limit, value in limits:
-            resource.setrlimit(limit, (value, value))
+        if file_size:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+        if spare_memory:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + spare_memory, used + spare_memory))
     from tqdm import tqdm
 
     import cli

@@ -6,50 +6,14 @@ import re
 import shutil
 import signal
 import socket
-import time
 
 import pytest
+from processes import CLASSIFIER, MAIN, arguments, contents, run, stop, wait_for
 
 from benchmarks import soak
 from files import load_checkpoint
 
-MAIN, CLASSIFIER = soak.SCRIPTS
-
-
-def arguments(script, *more):
-    return [*soak.SCRIPTS[script].split(), "--data-dir", "../data", *more]
-
-
-def run(script, folder, *more):
-    """Runs a script to its end. Returns (exit status, stdout, lines of stderr)."""
-    process = soak.start(script, arguments(script, *more), folder)
-    process.join()
-    return process.exitcode, (folder / "out").read_text(), (folder / "err").read_text().splitlines()
-
-
-def wait_for(text, process, folder):
-    """Waits until the process has said it."""
-    while process.is_alive() and (not (folder / "out").exists() or text not in (folder / "out").read_text()):
-        time.sleep(0.002)
-    assert process.is_alive(), (folder / "err").read_text()
-
-
-def stop(script, folder, *, after, number, more=()):
-    """Runs a script and sends the signal `number` once it has said `after`. Returns (exit status, stderr)."""
-    process = soak.start(script, arguments(script, *more), folder)
-    wait_for(after, process, folder)
-    os.kill(process.pid, number)
-    process.join()
-    return process.exitcode, (folder / "err").read_text()
-
-
-def contents(folder):
-    """{name: (bytes, time of the last change)} of everything in the folder but what the run has said."""
-    return {
-        path.relative_to(folder): (path.read_bytes() if path.is_file() else None, path.stat().st_mtime_ns)
-        for path in folder.rglob("*")
-        if path.name not in ("out", "err")
-    }
+AT_THE_START = "before any training|after epoch 0 of 3|after 0 of 6 epochs"
 
 
 @pytest.fixture(scope="module")
@@ -88,19 +52,19 @@ def test_killed_runs_end_as_if_nothing_had_happened(tmp_path, script, runs):
 @pytest.mark.parametrize(
     ("script", "after", "number", "status", "standing"),
     [
-        (MAIN, "training images on", signal.SIGINT, 130, "epoch 0 of 3, amortized"),
+        (MAIN, "training images on", signal.SIGINT, 130, AT_THE_START),
         (MAIN, "amortized: epoch 2/3", signal.SIGTERM, 143, "epoch 2 of 3, amortized"),
         (MAIN, "latent_optimization: epoch 1/3", signal.SIGINT, 130, "epoch 1 of 3, latent_optimization"),
-        (MAIN, "latent_optimization: epoch 3/3", signal.SIGTERM, 143, "in the evaluation"),
+        (MAIN, "results/recon_epoch_1.png", signal.SIGTERM, 143, "in the evaluation"),
         (CLASSIFIER, "classifier: epoch 2/4", signal.SIGINT, 130, "epoch 2 of 4"),
     ],
 )
-def test_a_stopped_run_says_where_it_stands(place, copy, script, after, number, status, standing):
+def test_a_stopped_run_says_where_it_stands(copy, script, after, number, status, standing):
     folder = copy(f"{script} stopped")
     ended, said = stop(script, folder, after=after, number=number)
     assert ended == status
     assert re.fullmatch(rf"{script}: stopped by {number.name} .*; the same command with --resume continues\n", said)
-    assert standing in said
+    assert re.search(standing, said)
     assert not list(folder.rglob(".*"))
     for path in folder.glob("checkpoints/*.pt"):
         load_checkpoint(path)
@@ -115,7 +79,7 @@ def test_a_stopped_run_is_continued_to_the_same_bits(place, copy, script):
     assert soak.differences(place / f"{script} whole", folder) == []
 
 
-def test_times_are_summed_over_the_parts_of_a_run(place, copy):
+def test_times_are_summed_over_the_parts_of_a_run(copy):
     folder = copy(f"{MAIN} stopped")
     before = load_checkpoint(folder / "checkpoints/vae_state.pt")["history"]
     assert run(MAIN, folder, "--resume")[0] == 0
@@ -125,21 +89,18 @@ def test_times_are_summed_over_the_parts_of_a_run(place, copy):
 
 
 @pytest.mark.parametrize("script", soak.SCRIPTS)
-def test_a_finished_run_resumed_does_nothing_but_say_so(place, copy, script):
+def test_a_finished_run_resumed_does_nothing_but_say_so(copy, script):
     folder = copy(f"{script} whole")
     before = contents(folder)
     status, said, errors = run(script, folder, "--resume")
     assert (status, errors) == (0, [])
     assert said.count("\n") == 1
     assert "this run is finished, nothing to resume" in said
-    # The lock has come and gone, so that the directories' own times have moved.
-    assert {name: content for name, (content, _) in contents(folder).items()} == {
-        name: content for name, (content, _) in before.items()
-    }
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize("state", ["stopped", "whole"])
-def test_other_flags_are_not_resumed(place, copy, state):
+def test_other_flags_are_not_resumed(copy, state):
     for script, flags, named in (
         (MAIN, ["--seed", "5", "--sigma-p", "0.5"], ["--seed 0 there, 5 here", "--sigma-p 0.4 there, 0.5 here"]),
         (MAIN, ["--num-samples", "6"], ["--num-samples 5 there, 6 here"]),
@@ -152,12 +113,10 @@ def test_other_flags_are_not_resumed(place, copy, state):
         assert len(errors) == 1
         assert all(text in errors[0] for text in named)
         assert errors[0].count(" there, ") == len(named)
-        assert {name: content for name, (content, _) in contents(folder).items()} == {
-            name: content for name, (content, _) in before.items()
-        }
+        assert contents(folder) == before
 
 
-def test_resuming_where_nothing_has_begun_begins(place, copy):
+def test_resuming_where_nothing_has_begun_begins(place):
     folder = place / "begun"
     status, said, errors = run(CLASSIFIER, folder, "--resume")
     assert (status, errors) == (0, [])
@@ -169,7 +128,7 @@ def test_a_new_run_replaces_an_interrupted_one_only_when_it_has_an_epoch_of_its_
     folder = copy(f"{MAIN} stopped")
     before = {path.name: path.read_bytes() for path in folder.glob("checkpoints/*")}
     _, said = stop(MAIN, folder, after="training images on", number=signal.SIGTERM, more=["--seed", "1"])
-    assert "epoch 0 of 3" in said
+    assert re.search(AT_THE_START, said)
     assert "--resume continues it, unless this one replaces it" in (folder / "out").read_text()
     assert {path.name: path.read_bytes() for path in folder.glob("checkpoints/*")} == before
 
@@ -189,7 +148,7 @@ def test_a_new_run_replaces_an_interrupted_one_only_when_it_has_an_epoch_of_its_
     assert soak.differences(place / f"{MAIN} whole", other) == []
 
 
-@pytest.mark.skipif(soak.os.name != "posix", reason="the lock is POSIX's")
+@pytest.mark.skipif(os.name != "posix", reason="the lock is POSIX's")
 def test_two_runs_cannot_have_the_same_directory(place):
     first, second = place / "first", place / "second"
     holder = soak.start(CLASSIFIER, arguments(CLASSIFIER), first)

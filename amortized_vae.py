@@ -42,11 +42,20 @@ class AmortizedVAE:
         """Encoder and decoder."""
         return self.model.state_dict()
 
+    def state_dict(self):
+        """What a run needs to continue."""
+        return {"model": self.model.state_dict(), "adam": self.optimizers[0].state_dict()}
+
+    def load_state_dict(self, state):
+        """Takes over what `state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizers[0].load_state_dict(state["adam"])
+
 
 def train(*, train, test, config, checkpoint_dir, latent_dim=LATENT_DIM, sigma_p=SIGMA_P, seed=0, **loop):
     """Trains on the Split `train`, validates on the Split `test`. Returns (ConvVAE, history).
 
-    loop: epochs, batch_size and precision of training.train.
+    loop: epochs, batch_size, precision and run of training.train.
     """
     regime = AmortizedVAE(test_images=test.images, latent_dim=latent_dim, sigma_p=sigma_p, seed=seed)
     history = training.train(
@@ -67,6 +76,9 @@ def load_model(path, *, device="cpu"):
     checkpoint = load_checkpoint(path, device=device)
     if checkpoint.get("regime") != NAME:
         raise InputError(f"{path}: not a checkpoint of the amortized VAE")
-    model = ConvVAE(latent_dim=checkpoint["config"]["latent_dim"]).to(device)
-    model.load_state_dict(checkpoint["weights"])
+    try:
+        model = ConvVAE(latent_dim=checkpoint["config"]["latent_dim"]).to(device)
+        model.load_state_dict(checkpoint["weights"])
+    except (KeyError, RuntimeError, TypeError):
+        raise InputError(f"{path}: its contents do not fit this program") from None
     return model

@@ -1,14 +1,19 @@
 """What the two scripts share at the command line: ranges, one-line errors, the device, the exit status."""
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 
-from files import InputError
+from files import InputError, RunError
+from progress import Interrupted
+
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA and MPS, the CPU, CUDA's libraries
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
 
 def number(kind, low, high):
@@ -39,6 +44,18 @@ def number(kind, low, high):
         return value
 
     return parse
+
+
+def directory(text):
+    """An argparse type: the name of a directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a directory is empty")
+    return text
+
+
+def one_line(text):
+    """The text without its line breaks, which names of files may hold."""
+    return " ".join(str(text).splitlines())
 
 
 def choose_device(name):
@@ -63,26 +80,59 @@ def choose_device(name):
 
 
 def writable_directory(path, flag):
-    """Makes the directory if need be. Raises InputError if nothing can be written there."""
+    """The Path. Raises InputError if it can be seen that nothing can be written there; makes and changes nothing."""
     path = Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        if not there.is_dir():
+            reason = f"{there} is not a directory"
+        else:
+            reason = None if os.access(there, os.W_OK | os.X_OK) else f"no right to write to {there}"
     except OSError as error:
-        raise InputError(f"{flag} {path}: cannot be written to ({error.strerror})") from None
+        reason = error.strerror
+    if reason:
+        raise InputError(f"{flag} {path}: cannot be written to ({reason})")
     return path
 
 
-def run(main):
-    """Runs a script's main function and turns what can go wrong into one line and an exit status."""
+def decisive_flags(arguments, **resolved):
+    """{flag: value} of all that decides a result: not where files lie, and "auto" by what it has come to."""
+    elsewhere = ("data_dir", "checkpoint_dir", "results_dir", "resume")
+    return {name: value for name, value in {**vars(arguments), **resolved}.items() if name not in elsewhere}
+
+
+@contextlib.contextmanager
+def memory_for(flags):
+    """Turns the many errors of a device without enough memory into a RunError that names the `flags` to lower."""
     try:
-        main()
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise
+        raise RunError(f"out of memory; lower {flags}") from None
+
+
+def run(main):
+    """Runs a script's main function and turns what can go wrong into one line and an exit status.
+
+    0: done; 1: a fault befell the run; 2: refused before any work; 130 and 143: stopped by SIGINT, by SIGTERM.
+    """
+    name = Path(sys.argv[0]).name
+
+    def interrupt(number, frame):
+        raise Interrupted(number)
+
+    for number in INTERRUPTS:
+        signal.signal(number, interrupt)
+    try:
+        with memory_for("--batch-size, --latent-dim or --train-size"):
+            main()
     except InputError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
-    except KeyboardInterrupt:
-        print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, RunError) else 2)
+    except Interrupted as stop:
+        print(f"{name}: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.number)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -8,9 +8,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from sklearn.utils import resample
 from torchvision.datasets import MNIST
+from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.functional import pil_to_tensor
 
-from files import InputError
+from files import InputError, new_directory, waiting_lock
 
 TRAIN_SIZE = 20_000
 DIGITS = 10
@@ -30,14 +31,28 @@ def load_mnist(*, data_dir="data", device="cpu"):
     torchvision checks the archives' MD5 sums and unpacks them on the first call; only if they are not there does
     it download them. Raises InputError if the data can be neither read nor had.
     """
+    raw = Path(data_dir) / "MNIST" / "raw"
     try:
-        parts = [MNIST(data_dir, train=train, download=True) for train in (True, False)]
+        for name, md5 in MNIST.resources:
+            if (raw / name).exists() and not check_integrity(raw / name, md5):
+                raise InputError(f"{name} is damaged")
+        with new_directory(raw), waiting_lock(raw):
+            try:
+                parts = _read(data_dir)
+            except Exception:
+                # A run that was killed while torchvision unpacked has left files of which only a part is there.
+                archives = [raw / name for name, _ in MNIST.resources]
+                unpacked = [
+                    path.with_suffix("") for path in archives if path.exists() and path.with_suffix("").exists()
+                ]
+                if not unpacked:
+                    raise
+                for path in unpacked:
+                    path.unlink()
+                parts = _read(data_dir)
     except Exception as error:  # torchvision raises whatever gzip, urllib and its own readers raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"{Path(data_dir) / 'MNIST' / 'raw'}: MNIST cannot be read ({reason}); restore the four archives with "
-            "'git checkout -- data' and delete the unpacked *-ubyte files"
-        ) from None
+        raise InputError(f"{raw}: MNIST cannot be read ({reason}); restore it with 'git checkout -- data'") from None
     return tuple(
         Split(
             images=(part.data.to(device).float() / 127.5 - 1).unsqueeze(1),
@@ -46,6 +61,11 @@ def load_mnist(*, data_dir="data", device="cpu"):
         )
         for part in parts
     )
+
+
+def _read(data_dir):
+    """torchvision's two parts of MNIST."""
+    return [MNIST(data_dir, train=train, download=True) for train in (True, False)]
 
 
 def stratified_subset(split, *, size=TRAIN_SIZE, seed=0):

@@ -1,18 +1,32 @@
-"""Files that appear whole or not at all, and checkpoints that cannot run code."""
+"""Files that appear whole or not at all, files that cannot run code, directories that belong to one run at a time."""
 
+import contextlib
 import csv
 import json
 import os
 import pickle
+import socket
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where runs have to keep apart by themselves
+    fcntl = None
+
+PARTIAL = ".partial"  # ends the name of a file that is being written
+LOCK = ".lock"
+
 
 class InputError(Exception):
     """Something that the user can put right; its text is the one line that the scripts print."""
+
+
+class RunError(InputError):
+    """The same, but it befell a run that had begun to work."""
 
 
 @contextmanager
@@ -20,24 +34,32 @@ def whole_file(path):
     """Yields the path of a file beside `path` to write to, and renames it onto `path` on success.
 
     The name beside is always the same, so that what a killed run left half written is overwritten by the
-    next one. On an exception the half-written file is removed and whatever stood at `path` stays.
+    next one. On an exception the half-written file is removed and whatever stood at `path` stays. Raises RunError
+    if the file cannot be written: full disk, read-only or vanished directory.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.partial")
+    beside = path.with_name(f".{path.name}{PARTIAL}")
     try:
         yield beside
         with open(beside, "rb") as written:
             os.fsync(written.fileno())
         os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
         raise
 
 
 def save_checkpoint(path, checkpoint):
     """Writes a dict of tensors and plain values with torch.save, whole or not at all."""
-    with whole_file(path) as beside:
-        torch.save(checkpoint, beside)
+    with whole_file(path) as beside, open(beside, "wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # torch.save closes its archive even after the file has failed, and that error hides the first one.
+            raise (error.__context__ or error) from None
 
 
 def load_checkpoint(path, *, device="cpu"):
@@ -66,6 +88,29 @@ def save_array(path, array):
         np.save(file, array, allow_pickle=False)
 
 
+def load_array(path):
+    """Reads a .npy file. Raises InputError if it is missing, damaged, or holds objects, which would run code."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, EOFError):
+        raise InputError(f"{path}: refused, it is damaged or holds more than numbers") from None
+
+
+def load_json(path):
+    """Reads a dict that `save_json` wrote. Raises InputError for a file that is missing, damaged or foreign."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a file of this program, or damaged")
+    return value
+
+
 def save_json(path, value):
     """Writes JSON, indented, in the order given."""
     with whole_file(path) as beside:
@@ -84,3 +129,86 @@ def save_figure(path, figure):
     """Writes a matplotlib Figure as PNG."""
     with whole_file(path) as beside:
         figure.savefig(beside, format="png")
+
+
+@contextmanager
+def new_directory(path):
+    """Makes the directory `path`, with its parents; on an exception those that it made vanish again, if empty."""
+    path = Path(path)
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+    except BaseException:
+        for directory in missing:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+        raise
+
+
+@contextmanager
+def waiting_lock(directory):
+    """Keeps other processes that ask for the same existing directory waiting; leaves no file behind."""
+    descriptor = os.open(directory, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if fcntl:
+            os.close(descriptor)
+
+
+@contextmanager
+def hold_directories(*directories):
+    """Makes the directories, holds them for this process alone, and sweeps what a killed run left half written.
+
+    The lock is the operating system's, on a hidden file, and ends with the process however that ends. Raises
+    InputError if another run holds one of them, saying which, or if one cannot be written to; then nothing is made.
+    """
+    with contextlib.ExitStack() as stack:
+        for directory in dict.fromkeys(Path(directory).resolve() for directory in directories):
+            try:
+                stack.enter_context(new_directory(directory))
+                stack.enter_context(_held(directory))
+            except OSError as error:
+                raise InputError(f"{directory}: cannot be written to ({error.strerror or error})") from None
+            for left in directory.glob(f".*{PARTIAL}"):
+                left.unlink(missing_ok=True)
+        yield
+
+
+@contextmanager
+def _held(directory):
+    """Holds one directory; the hidden file says who does."""
+    if fcntl is None:
+        yield
+        return
+    path = directory / LOCK
+    file = _locked(path)
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        file.close()
+
+
+def _locked(path):
+    """Opens and locks the file; whoever finds it locked is told what its holder has written into it."""
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, the lock lasts as long as it is open
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                raise InputError(f"{path.parent}: in use by {file.read() or 'another run'}") from None
+        # The holder before may have removed the file after it was opened here: then the lock is on nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()

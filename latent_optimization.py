@@ -176,6 +176,16 @@ class PosteriorFit:
             (self.parameters.grad,) = torch.autograd.grad(loss, self.parameters)
             self.optimizer.step()
 
+    def state_dict(self):
+        """What `run` needs to continue."""
+        return {"parameters": self.parameters.detach(), "adam": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state):
+        """Takes over what `state_dict` gave."""
+        with torch.no_grad():
+            self.parameters.copy_(state["parameters"])
+        self.optimizer.load_state_dict(state["adam"])
+
 
 def fit_posterior(
     *,
@@ -269,6 +279,17 @@ class LatentOptimization:
         mean, log_var = self.table.parameters()
         return {"decoder": self.decoder.state_dict(), "mean": mean, "log_var": log_var}
 
+    def state_dict(self):
+        """What a run needs to continue."""
+        parts = {"adam": self.optimizers[0], "decoder": self.decoder, "table": self.table, "fit": self.fit}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state):
+        """Takes over what `state_dict` gave."""
+        parts = {"adam": self.optimizers[0], "decoder": self.decoder, "table": self.table, "fit": self.fit}
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+
 
 class LatentModel(NamedTuple):
     """A trained decoder with the q of every training image."""
@@ -289,7 +310,7 @@ class LatentModel(NamedTuple):
 def train(*, train, test, config, checkpoint_dir, latent_dim=LATENT_DIM, sigma_p=SIGMA_P, seed=0, **loop):
     """Trains on the Split `train`; a sample of the Split `test` is followed. Returns (LatentModel, history).
 
-    loop: epochs, batch_size and precision of training.train.
+    loop: epochs, batch_size, precision and run of training.train.
     """
     steps_per_epoch = -(-len(train.images) // loop.get("batch_size", training.BATCH_SIZE))
     regime = LatentOptimization(
@@ -318,10 +339,13 @@ def load_model(path, *, device="cpu"):
     checkpoint = load_checkpoint(path, device=device)
     if checkpoint.get("regime") != NAME:
         raise InputError(f"{path}: not a checkpoint of latent optimization")
-    weights = checkpoint["weights"]
-    decoder = Decoder(checkpoint["config"]["latent_dim"]).to(device)
-    decoder.load_state_dict(weights["decoder"])
-    return LatentModel(decoder, weights["mean"], weights["log_var"])
+    try:
+        weights = checkpoint["weights"]
+        decoder = Decoder(checkpoint["config"]["latent_dim"]).to(device)
+        decoder.load_state_dict(weights["decoder"])
+        return LatentModel(decoder, weights["mean"], weights["log_var"])
+    except (KeyError, RuntimeError, TypeError):
+        raise InputError(f"{path}: its contents do not fit this program") from None
 
 
 def unseen_posterior(*, images, decoder, seed, sigma_p=SIGMA_P, precision="float32", batch_size=250, stage=None):

@@ -2,6 +2,7 @@
 
 import platform
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,12 +13,16 @@ import comparison
 import evaluation
 import figures
 import latent_optimization
-from cli import Parser, choose_device, number, run, writable_directory
+from cli import Parser, choose_device, decisive_flags, directory, memory_for, number, run, writable_directory
 from data import TRAIN_SIZE, load_mnist, rows_per_digit, stratified_subset
-from files import save_array, save_csv, save_figure, save_json
+from files import hold_directories, save_array, save_csv, save_figure, save_json
 from model import LATENT_DIM
+from progress import standing
+from runs import find_run, finish_run
 from training import BATCH_SIZE, EPOCHS, choose_precision, saved_epochs
 from vae_utils import SIGMA_P
+
+PREFIXES = ("vae", "latent_opt")  # how the files of the regimes begin, in the order of their training
 
 
 def parse_arguments(arguments=None):
@@ -44,9 +49,10 @@ def parse_arguments(arguments=None):
         default="auto",
         help="of the networks in training; auto takes bfloat16 where the processor has it",
     )
-    group.add_argument("--data-dir", default="data", help="holds MNIST/raw")
-    group.add_argument("--checkpoint-dir", default="checkpoints", help="where checkpoints go")
-    group.add_argument("--results-dir", default="results", help="where figures and tables go")
+    group.add_argument("--data-dir", type=directory, default="data", help="holds MNIST/raw")
+    group.add_argument("--checkpoint-dir", type=directory, default="checkpoints", help="where checkpoints go")
+    group.add_argument("--results-dir", type=directory, default="results", help="where figures and tables go")
+    group.add_argument("--resume", action="store_true", help="continue the interrupted run in the checkpoint directory")
     group = parser.add_argument_group("evaluation")
     group.add_argument(
         "--num-samples",
@@ -64,7 +70,7 @@ def parse_arguments(arguments=None):
 
 
 def main():
-    """Data, amortized VAE, latent optimization, comparison, log p(x), in this order."""
+    """Everything that can be refused; then, in directories of its own, the experiment."""
     started = time.perf_counter()
     arguments = parse_arguments()
     device = choose_device(arguments.device)
@@ -74,29 +80,78 @@ def main():
     mnist_train, test = load_mnist(data_dir=arguments.data_dir, device=device)
     train = stratified_subset(mnist_train, size=arguments.train_size, seed=arguments.seed)
     rows_per_digit(train.labels, arguments.images_per_digit)  # refuses now what could not be scored later
-    print(f"{len(train.images):,} training images on {device}, networks in {precision}", flush=True)
+    flags = decisive_flags(arguments, device=str(device), precision=precision)
+    with hold_directories(checkpoint_dir, results_dir):
+        continued = find_run(
+            resume=arguments.resume,
+            flags=flags,
+            prefixes=PREFIXES,
+            checkpoint_dir=checkpoint_dir,
+            summary=results_dir / "summary.json",
+        )
+        if continued:
+            print(f"{len(train.images):,} training images on {device}, networks in {precision}", flush=True)
+            experiment(arguments=arguments, train=train, test=test, run=continued, started=started)
 
-    model_config = {"latent_dim": arguments.latent_dim, "sigma_p": arguments.sigma_p, "seed": arguments.seed}
-    loop_config = {"epochs": arguments.epochs, "batch_size": arguments.batch_size, "precision": precision}
+
+def experiment(*, arguments, train, test, run, started):
+    """Amortized VAE, latent optimization, comparison, log p(x), in this order.
+
+    train, test: Splits; run: a Run; started: by time.perf_counter.
+    """
+    flags = run.flags
+    checkpoint_dir, results_dir = Path(arguments.checkpoint_dir), Path(arguments.results_dir)
+    model_config = {name: flags[name] for name in ("latent_dim", "sigma_p", "seed")}
+    loop_config = {name: flags[name] for name in ("epochs", "batch_size", "precision")}
     config = {**model_config, **loop_config, "train_size": arguments.train_size}
+    earlier = sum(row["seconds"] for state in run.states.values() for row in state["history"])
     history, models, seconds = [], [], {}
     for name, regime in (("amortized_training", amortized_vae), ("latent_training", latent_optimization)):
-        before = time.perf_counter()
-        model, rows = regime.train(
-            train=train, test=test, config=config, checkpoint_dir=checkpoint_dir, **model_config, **loop_config
-        )
+        with memory_for(f"--batch-size ({arguments.batch_size:,}) or --latent-dim ({arguments.latent_dim:,})"):
+            model, rows = regime.train(
+                train=train,
+                test=test,
+                config=config,
+                checkpoint_dir=checkpoint_dir,
+                run=run,
+                **model_config,
+                **loop_config,
+            )
         models.append(model)
         history += rows
-        seconds[name] = time.perf_counter() - before
+        seconds[name] = sum(row["seconds"] for row in rows)
         save_csv(results_dir / "history.csv", history)
     save_figure(results_dir / "training_curves.png", figures.training_curves(history=history))
 
     before = time.perf_counter()
+    scene = {"train": train, "test": test, "sigma_p": arguments.sigma_p, "seed": arguments.seed}
+    scene["precision"] = flags["precision"]
+    with (
+        standing(lambda: "in the evaluation, after all training"),
+        memory_for(f"--images-per-digit ({arguments.images_per_digit:,}) or --latent-dim ({arguments.latent_dim:,})"),
+    ):
+        comparison.draw_epochs(
+            epochs=saved_epochs(arguments.epochs), checkpoint_dir=checkpoint_dir, results_dir=results_dir, **scene
+        )
+        summary = evaluate(models=models, arguments=arguments, results_dir=results_dir, scene=scene)
+        seconds["evaluation"] = time.perf_counter() - before
+        seconds["total"] = time.perf_counter() - started + earlier
+        versions = {name.__name__: name.__version__ for name in (torch, torchvision, np)}
+        config = {**vars(arguments), **flags, "python": platform.python_version(), **versions}
+        del config["resume"]
+        summary = {"config": config, **summary, "seconds": seconds}
+        save_json(results_dir / "summary.json", summary)
+        finish_run(prefixes=PREFIXES, checkpoint_dir=checkpoint_dir)
+    print(evaluation.table(summary))
+    print("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in seconds.items()))
+
+
+def evaluate(*, models, arguments, results_dir, scene):
+    """Writes log p(x) as table, array and figure; returns the summary's numbers.
+
+    models: (ConvVAE, LatentModel); scene: what all estimates have in common.
+    """
     vae, latents = models
-    scene = {"train": train, "test": test, "sigma_p": arguments.sigma_p, "seed": arguments.seed, "precision": precision}
-    comparison.draw_epochs(
-        epochs=saved_epochs(arguments.epochs), checkpoint_dir=checkpoint_dir, results_dir=results_dir, **scene
-    )
     bounds = evaluation.final_bounds(vae=vae, latents=latents, **scene)
     records = evaluation.log_probabilities(
         vae=vae,
@@ -108,6 +163,7 @@ def main():
     values = evaluation.as_array(records, images_per_digit=arguments.images_per_digit)
     save_csv(results_dir / "log_probabilities.csv", records)
     save_array(results_dir / "log_probabilities.npy", values)
+    test = scene["test"]
     save_figure(
         results_dir / "log_probabilities.png",
         figures.log_probabilities(
@@ -117,24 +173,7 @@ def main():
             num_samples=arguments.num_samples,
         ),
     )
-    seconds["evaluation"] = time.perf_counter() - before
-    seconds["total"] = time.perf_counter() - started
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-    summary = {
-        "config": {
-            **vars(arguments),
-            "device": str(device),
-            "precision": precision,
-            **versions,
-            "numpy": np.__version__,
-        },
-        **bounds,
-        "log_prob": evaluation.summarize_log_prob(records),
-        "seconds": seconds,
-    }
-    save_json(results_dir / "summary.json", summary)
-    print(evaluation.table(summary))
-    print("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in seconds.items()))
+    return {**bounds, "log_prob": evaluation.summarize_log_prob(records)}
 
 
 if __name__ == "__main__":

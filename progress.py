@@ -1,8 +1,32 @@
 """What a stage shows while it works: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
+import signal
 import sys
 
 from tqdm import tqdm
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM has come; its text says where the run stands and how to continue."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number, self.place = number, "before any training"
+
+    def __str__(self):
+        name = signal.Signals(self.number).name
+        return f"stopped by {name} {self.place}; the same command with --resume continues"
+
+
+@contextlib.contextmanager
+def standing(place):
+    """Tells an Interrupted that passes where the run stands: what the function `place` then returns."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        interrupted.place = place()
+        raise
 
 
 class Stage:

@@ -2,22 +2,25 @@
 
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 import figures
-from cli import Parser, choose_device, number, run, writable_directory
+from cli import Parser, choose_device, decisive_flags, directory, memory_for, number, run, writable_directory
 from data import DIGITS, TRAIN_SIZE, load_mnist, stratified_subset
-from files import save_checkpoint, save_figure, save_json
+from files import RunError, hold_directories, save_checkpoint, save_figure, save_json
 from model import Classifier
-from progress import Stage
+from progress import Stage, standing
+from runs import find_run, finish_run, restore, save_state
 from training import BATCH_SIZE, autocast, choose_precision
 from vae_utils import random_generator
 
 EPOCHS = 15
 PEAK_LEARNING_RATE = 0.003
+PREFIX = "classifier"  # how its checkpoint and its state file begin
 ROTATION, SHIFT, SCALE = 12.0, 2.0, 0.1  # at most: degrees, pixels, share
 
 
@@ -60,24 +63,45 @@ def accuracy(correct):
     return {"accuracy": right / count, "interval_95": wilson_interval(right, count), "images": count}
 
 
-def train(*, train, test, epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, precision="float32"):
+def train(
+    *,
+    train,
+    test,
+    epochs=EPOCHS,
+    batch_size=BATCH_SIZE,
+    seed=0,
+    precision="float32",
+    run=None,
+    checkpoint_dir="checkpoints",
+):
     """Trains a Classifier on the Split `train`; Adam with one cycle of the learning rate (Smith & Topin 2019).
 
+    With a Run it begins where that stands, and leaves a state file in `checkpoint_dir` after every epoch.
     Returns (Classifier, history), the history one dict per epoch: loss in nats and error rate, on the augmented
-    training images as they were drawn and on the whole Split `test`.
+    training images as they were drawn and on the whole Split `test`. Raises RunError if the loss is not finite.
     """
     device = train.images.device
     model = Classifier(seed=seed).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=PEAK_LEARNING_RATE, fused=True)
     steps = epochs * math.ceil(len(train.images) / batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=steps + 1)
-    history = []
-    with Stage("classifier", total=epochs * len(train.images), unit=" images") as stage:
-        for epoch in range(1, epochs + 1):
+    parts = {"model": model, "adam": optimizer, "schedule": schedule}
+
+    def load_state_dict(state):
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+
+    history = restore(run=run, prefix=PREFIX, load_state_dict=load_state_dict) if run else []
+    done = len(history) * len(train.images)
+    with (
+        standing(lambda: f"after epoch {len(history)} of {epochs}"),
+        Stage("classifier", total=epochs * len(train.images), unit=" images", done=done) as stage,
+    ):
+        for epoch in range(len(history) + 1, epochs + 1):
             started = time.perf_counter()
             order = torch.randperm(len(train.images), generator=random_generator(seed, epoch, "order")).to(device)
             generator = random_generator(seed, epoch, "augmentation", device=device)
-            losses, errors = 0, 0
+            losses, errors = [], 0
             for index in order.split(batch_size):
                 labels = train.labels[index]
                 with autocast(precision, device):
@@ -87,18 +111,31 @@ def train(*, train, test, epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, precisio
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
-                losses += loss.detach() * len(index)
+                losses.append(loss.detach() * len(index))
                 errors += (logits.argmax(-1) != labels).sum()
                 stage.advance(len(index))
+            losses = torch.stack(losses).tolist()
+            if bad := [step for step, value in enumerate(losses, 1) if not math.isfinite(value)]:
+                raise RunError(f"classifier: the loss is not finite at epoch {epoch}, step {bad[0]}")
             log_prob = predict(model=model, images=test.images)
             row = {
                 "epoch": epoch,
-                "train_loss": float(losses) / len(train.images),
+                "train_loss": sum(losses) / len(train.images),
                 "train_error": float(errors) / len(train.images),
                 "test_loss": float(F.nll_loss(log_prob, test.labels)),
                 "test_error": float((log_prob.argmax(-1) != test.labels).float().mean()),
                 "seconds": time.perf_counter() - started,
             }
+            if not math.isfinite(row["test_loss"]):
+                raise RunError(f"classifier: the test loss is not finite after epoch {epoch}, step {len(losses)}")
+            if run:
+                save_state(
+                    run=run,
+                    prefix=PREFIX,
+                    checkpoint_dir=checkpoint_dir,
+                    history=[*history, row],
+                    state={name: part.state_dict() for name, part in parts.items()},
+                )
             history.append(row)
             stage.line(
                 f"epoch {epoch}/{epochs}, error {row['train_error']:.2%} train, {row['test_error']:.2%} test"
@@ -124,14 +161,15 @@ def parse_arguments(arguments=None):
         default="auto",
         help="of the network in training; auto takes bfloat16 where the processor has it",
     )
-    group.add_argument("--data-dir", default="data", help="holds MNIST/raw")
-    group.add_argument("--checkpoint-dir", default="checkpoints", help="where classifier.pt goes")
-    group.add_argument("--results-dir", default="results", help="where classification.png and .json go")
+    group.add_argument("--data-dir", type=directory, default="data", help="holds MNIST/raw")
+    group.add_argument("--checkpoint-dir", type=directory, default="checkpoints", help="where classifier.pt goes")
+    group.add_argument("--results-dir", type=directory, default="results", help="where classification.png and .json go")
+    group.add_argument("--resume", action="store_true", help="continue the interrupted run in the checkpoint directory")
     return parser.parse_args(arguments)
 
 
 def main():
-    """Data, training, the checkpoint, the figure and the table."""
+    """Everything that can be refused; then, in directories of its own, the experiment."""
     started = time.perf_counter()
     arguments = parse_arguments()
     device = choose_device(arguments.device)
@@ -140,16 +178,52 @@ def main():
     results_dir = writable_directory(arguments.results_dir, "--results-dir")
     mnist_train, test = load_mnist(data_dir=arguments.data_dir, device=device)
     train_split = stratified_subset(mnist_train, size=arguments.train_size, seed=arguments.seed)
-    print(f"{len(train_split.images):,} training images on {device}, network in {precision}", flush=True)
+    flags = decisive_flags(arguments, device=str(device), precision=precision)
+    with hold_directories(checkpoint_dir, results_dir):
+        continued = find_run(
+            resume=arguments.resume,
+            flags=flags,
+            prefixes=[PREFIX],
+            checkpoint_dir=checkpoint_dir,
+            summary=results_dir / "classification.json",
+        )
+        if continued:
+            print(f"{len(train_split.images):,} training images on {device}, network in {precision}", flush=True)
+            experiment(arguments=arguments, train_split=train_split, test=test, run=continued, started=started)
 
-    settings = {"epochs": arguments.epochs, "batch_size": arguments.batch_size, "seed": arguments.seed}
-    model, history = train(train=train_split, test=test, precision=precision, **settings)
+
+def experiment(*, arguments, train_split, test, run, started):
+    """Training, the checkpoint, the figure and the table.
+
+    train_split, test: Splits; run: a Run; started: by time.perf_counter.
+    """
+    checkpoint_dir = Path(arguments.checkpoint_dir)
+    earlier = sum(row["seconds"] for state in run.states.values() for row in state["history"])
+    settings = {name: run.flags[name] for name in ("epochs", "batch_size", "seed", "precision")}
+    with memory_for(f"--batch-size ({arguments.batch_size:,})"):
+        model, history = train(train=train_split, test=test, run=run, checkpoint_dir=checkpoint_dir, **settings)
+    with standing(lambda: "after all training"):
+        report(
+            model=model,
+            history=history,
+            arguments=arguments,
+            train_split=train_split,
+            test=test,
+            run=run,
+            started=started - earlier,
+        )
+        finish_run(prefixes=[PREFIX], checkpoint_dir=checkpoint_dir)
+
+
+def report(*, model, history, arguments, train_split, test, run, started):
+    """Writes the checkpoint, the figure and the numbers, the numbers last; prints the table."""
+    checkpoint_dir, results_dir = Path(arguments.checkpoint_dir), Path(arguments.results_dir)
     log_prob = predict(model=model, images=test.images)
     predicted = log_prob.argmax(-1)
     correct = predicted == test.labels
     per_digit = [accuracy(correct[test.labels == digit]) for digit in range(DIGITS)]
     confusion = torch.bincount(test.labels * DIGITS + predicted, minlength=DIGITS**2).reshape(DIGITS, DIGITS)
-    config = {**settings, "train_size": arguments.train_size, "precision": precision}
+    config = {name: run.flags[name] for name in ("epochs", "batch_size", "seed", "train_size", "precision")}
     overall = accuracy(correct)
 
     save_checkpoint(
@@ -175,7 +249,7 @@ def main():
     save_json(
         results_dir / "classification.json",
         {
-            "config": {**config, "device": str(device), "torch": torch.__version__, "numpy": np.__version__},
+            "config": {**config, "device": run.flags["device"], "torch": torch.__version__, "numpy": np.__version__},
             "test": overall,
             "digits": per_digit,
             "confusion": confusion.tolist(),

@@ -7,6 +7,8 @@ A regime is an object with
     optimizers              each with step and zero_grad; every one of them steps on every batch
     held_out(epoch)         a Bound of held-out images under the present weights
     weights()               what a checkpoint holds of it, a dict of tensors
+    state_dict()            all that the next epoch depends on, but for the training set: tensors and plain values
+    load_state_dict(state)  takes that over
 """
 
 import contextlib
@@ -16,13 +18,15 @@ from pathlib import Path
 
 import torch
 
-from files import InputError, save_checkpoint
-from progress import Stage
+from files import RunError, save_checkpoint
+from progress import Stage, standing
+from runs import restore, save_state
 from vae_utils import SIGMA_P, elbo, mean_and_error, random_generator
 
 EPOCHS = 30
 BATCH_SIZE = 64
 SAVED_EPOCHS = (1, 5, 10, 20, 30)
+TIMES = ("training_seconds", "seconds")  # the columns of the history in which two equal runs differ
 
 
 def saved_epochs(epochs):
@@ -90,15 +94,26 @@ def train(
     batch_size=BATCH_SIZE,
     sigma_p=SIGMA_P,
     precision="float32",
+    run=None,
 ):
     """Trains `regime` on `images` and writes `{prefix}_epoch_{N}.pt` at the saved epochs.
 
     image_index: (N,), the images' rows in MNIST; config: a dict of plain values; both go into the checkpoints.
-    Returns the history, one dict per epoch. Raises InputError if the loss is not finite.
+    With a Run it begins where that stands, and leaves a state file after every epoch. Returns the history, one
+    dict per epoch. Raises RunError if the loss is not finite or a file cannot be written.
     """
-    history = []
-    with Stage(regime.name, total=epochs * len(images), unit=" images") as stage:
-        for epoch in range(1, epochs + 1):
+    history = restore(run=run, prefix=regime.prefix, load_state_dict=regime.load_state_dict) if run else []
+
+    place = {"regime": regime, "config": config, "checkpoint_dir": checkpoint_dir, "image_index": image_index}
+    if history and len(history) in saved_epochs(epochs):
+        # The run may have been killed after its state was written and before its checkpoint was.
+        _save_epoch(row=history[-1], **place)
+    done = len(history) * len(images)
+    with (
+        standing(lambda: f"after epoch {len(history)} of {epochs}, {regime.name}"),
+        Stage(regime.name, total=epochs * len(images), unit=" images", done=done) as stage,
+    ):
+        for epoch in range(len(history) + 1, epochs + 1):
             started = time.perf_counter()
             sums = train_epoch(
                 regime=regime,
@@ -112,7 +127,7 @@ def train(
             )
             elbos = sums[:, 0].tolist()  # the one synchronisation of an epoch
             if bad := [step for step, value in enumerate(elbos, 1) if not math.isfinite(value)]:
-                raise InputError(f"{regime.name}: the loss is not finite at epoch {epoch}, step {bad[0]}")
+                raise RunError(f"{regime.name}: the loss is not finite at epoch {epoch}, step {bad[0]}")
             trained = time.perf_counter() - started
             row = {"regime": regime.name, "epoch": epoch, "train_images": len(images)}
             for name, value in zip(("elbo", "log_likelihood", "kl"), (sums.sum(0) / len(images)).tolist(), strict=True):
@@ -124,24 +139,39 @@ def train(
                 row["held_out_images"] = score["images"]
                 row[f"held_out_{name}"] = score["mean"]
                 row[f"held_out_{name}_standard_error"] = score["standard_error"]
-            if epoch in saved_epochs(epochs):
-                save_checkpoint(
-                    Path(checkpoint_dir) / f"{regime.prefix}_epoch_{epoch}.pt",
-                    {
-                        "regime": regime.name,
-                        "config": config,
-                        "epoch": epoch,
-                        "weights": regime.weights(),
-                        "train_index": image_index.cpu(),
-                        "metrics": dict(row),
-                    },
-                )
-            # Times stay out of the checkpoints, which two runs with the same seed write alike to the bit.
+            if not math.isfinite(row["held_out_elbo"]):
+                raise RunError(f"{regime.name}: the held-out loss is not finite after epoch {epoch}, step {len(elbos)}")
             row["training_seconds"] = trained
             row["seconds"] = time.perf_counter() - started
+            if run:
+                # Before the checkpoint: an earlier run that can still be continued keeps its own until then.
+                save_state(
+                    run=run,
+                    prefix=regime.prefix,
+                    checkpoint_dir=checkpoint_dir,
+                    history=[*history, row],
+                    state=regime.state_dict(),
+                )
             history.append(row)
+            if epoch in saved_epochs(epochs):
+                _save_epoch(row=row, **place)
             stage.line(
                 f"epoch {epoch}/{epochs}, ELBO {row['train_elbo']:.2f} train, {row['held_out_elbo']:.2f} held out"
                 + ("" if stage.terminal else f" nats, {row['seconds']:.1f} s")
             )
     return history
+
+
+def _save_epoch(*, regime, config, checkpoint_dir, image_index, row):
+    """Writes a checkpoint, without the times: two runs with the same seed write it alike to the bit."""
+    save_checkpoint(
+        Path(checkpoint_dir) / f"{regime.prefix}_epoch_{row['epoch']}.pt",
+        {
+            "regime": regime.name,
+            "config": config,
+            "epoch": row["epoch"],
+            "weights": regime.weights(),
+            "train_index": image_index.cpu(),
+            "metrics": {name: value for name, value in row.items() if name not in TIMES},
+        },
+    )

@@ -1,0 +1,222 @@
+"""Runs that are stopped, killed, continued, and kept apart: real processes, real signals."""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import socket
+import time
+
+import pytest
+
+from benchmarks import soak
+from files import load_checkpoint
+
+MAIN, CLASSIFIER = soak.SCRIPTS
+
+
+def arguments(script, *more):
+    return [*soak.SCRIPTS[script].split(), "--data-dir", "../data", *more]
+
+
+def run(script, folder, *more):
+    """Runs a script to its end. Returns (exit status, stdout, lines of stderr)."""
+    process = soak.start(script, arguments(script, *more), folder)
+    process.join()
+    return process.exitcode, (folder / "out").read_text(), (folder / "err").read_text().splitlines()
+
+
+def wait_for(text, process, folder):
+    """Waits until the process has said it."""
+    while process.is_alive() and (not (folder / "out").exists() or text not in (folder / "out").read_text()):
+        time.sleep(0.002)
+    assert process.is_alive(), (folder / "err").read_text()
+
+
+def stop(script, folder, *, after, number, more=()):
+    """Runs a script and sends the signal `number` once it has said `after`. Returns (exit status, stderr)."""
+    process = soak.start(script, arguments(script, *more), folder)
+    wait_for(after, process, folder)
+    os.kill(process.pid, number)
+    process.join()
+    return process.exitcode, (folder / "err").read_text()
+
+
+def contents(folder):
+    """{name: (bytes, time of the last change)} of everything in the folder but what the run has said."""
+    return {
+        path.relative_to(folder): (path.read_bytes() if path.is_file() else None, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.name not in ("out", "err")
+    }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a small MNIST, a run of each script left alone, and one of each that was interrupted."""
+    folder = tmp_path_factory.mktemp("runs")
+    soak.small_mnist(folder / "data")
+    for script in soak.SCRIPTS:
+        assert run(script, folder / f"{script} whole")[0] == 0, (folder / f"{script} whole" / "err").read_text()
+    stop(MAIN, folder / f"{MAIN} stopped", after="latent_optimization: epoch 1/3", number=signal.SIGTERM)
+    stop(CLASSIFIER, folder / f"{CLASSIFIER} stopped", after="classifier: epoch 2/4", number=signal.SIGTERM)
+    return folder
+
+
+@pytest.fixture
+def copy(place, request):
+    """Copies a run of `place`, to be continued."""
+    copies = []
+
+    def of(name):
+        copies.append(place / f"{request.node.name} {len(copies)}".replace("/", " "))
+        return shutil.copytree(place / name, copies[-1])
+
+    yield of
+    for folder in copies:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("script", "runs"), [(MAIN, 3), (CLASSIFIER, 2)])
+def test_killed_runs_end_as_if_nothing_had_happened(tmp_path, script, runs):
+    failures, places = soak.soak(script=script, runs=runs, folder=tmp_path, seed=os.getpid())
+    assert failures == []
+    assert places.total() >= runs
+
+
+@pytest.mark.parametrize(
+    ("script", "after", "number", "status", "standing"),
+    [
+        (MAIN, "training images on", signal.SIGINT, 130, "epoch 0 of 3, amortized"),
+        (MAIN, "amortized: epoch 2/3", signal.SIGTERM, 143, "epoch 2 of 3, amortized"),
+        (MAIN, "latent_optimization: epoch 1/3", signal.SIGINT, 130, "epoch 1 of 3, latent_optimization"),
+        (MAIN, "latent_optimization: epoch 3/3", signal.SIGTERM, 143, "in the evaluation"),
+        (CLASSIFIER, "classifier: epoch 2/4", signal.SIGINT, 130, "epoch 2 of 4"),
+    ],
+)
+def test_a_stopped_run_says_where_it_stands(place, copy, script, after, number, status, standing):
+    folder = copy(f"{script} stopped")
+    ended, said = stop(script, folder, after=after, number=number)
+    assert ended == status
+    assert re.fullmatch(rf"{script}: stopped by {number.name} .*; the same command with --resume continues\n", said)
+    assert standing in said
+    assert not list(folder.rglob(".*"))
+    for path in folder.glob("checkpoints/*.pt"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("script", soak.SCRIPTS)
+def test_a_stopped_run_is_continued_to_the_same_bits(place, copy, script):
+    folder = copy(f"{script} stopped")
+    status, said, errors = run(script, folder, "--resume")
+    assert (status, errors) == (0, [])
+    assert "resumed after epoch" in said
+    assert soak.differences(place / f"{script} whole", folder) == []
+
+
+def test_times_are_summed_over_the_parts_of_a_run(place, copy):
+    folder = copy(f"{MAIN} stopped")
+    before = load_checkpoint(folder / "checkpoints/vae_state.pt")["history"]
+    assert run(MAIN, folder, "--resume")[0] == 0
+    with open(folder / "results/history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["seconds"]) for row in rows[:3]] == [row["seconds"] for row in before]
+
+
+@pytest.mark.parametrize("script", soak.SCRIPTS)
+def test_a_finished_run_resumed_does_nothing_but_say_so(place, copy, script):
+    folder = copy(f"{script} whole")
+    before = contents(folder)
+    status, said, errors = run(script, folder, "--resume")
+    assert (status, errors) == (0, [])
+    assert said.count("\n") == 1
+    assert "this run is finished, nothing to resume" in said
+    # The lock has come and gone, so that the directories' own times have moved.
+    assert {name: content for name, (content, _) in contents(folder).items()} == {
+        name: content for name, (content, _) in before.items()
+    }
+
+
+@pytest.mark.parametrize("state", ["stopped", "whole"])
+def test_other_flags_are_not_resumed(place, copy, state):
+    for script, flags, named in (
+        (MAIN, ["--seed", "5", "--sigma-p", "0.5"], ["--seed 0 there, 5 here", "--sigma-p 0.4 there, 0.5 here"]),
+        (MAIN, ["--num-samples", "6"], ["--num-samples 5 there, 6 here"]),
+        (CLASSIFIER, ["--batch-size", "32", "--epochs", "5"], ["--batch-size 64 there", "--epochs 4 there, 5 here"]),
+    ):
+        folder = copy(f"{script} {state}")
+        before = contents(folder)
+        status, _, errors = run(script, folder, "--resume", *flags)
+        assert status == 2
+        assert len(errors) == 1
+        assert all(text in errors[0] for text in named)
+        assert errors[0].count(" there, ") == len(named)
+        assert {name: content for name, (content, _) in contents(folder).items()} == {
+            name: content for name, (content, _) in before.items()
+        }
+
+
+def test_resuming_where_nothing_has_begun_begins(place, copy):
+    folder = place / "begun"
+    status, said, errors = run(CLASSIFIER, folder, "--resume")
+    assert (status, errors) == (0, [])
+    assert "nothing to resume" in said
+    assert soak.differences(place / f"{CLASSIFIER} whole", folder) == []
+
+
+def test_a_new_run_replaces_an_interrupted_one_only_when_it_has_an_epoch_of_its_own(place, copy):
+    folder = copy(f"{MAIN} stopped")
+    before = {path.name: path.read_bytes() for path in folder.glob("checkpoints/*")}
+    _, said = stop(MAIN, folder, after="training images on", number=signal.SIGTERM, more=["--seed", "1"])
+    assert "epoch 0 of 3" in said
+    assert "--resume continues it, unless this one replaces it" in (folder / "out").read_text()
+    assert {path.name: path.read_bytes() for path in folder.glob("checkpoints/*")} == before
+
+    stop(MAIN, folder, after="amortized: epoch 1/3", number=signal.SIGTERM, more=["--seed", "1"])
+    status, _, errors = run(MAIN, folder, "--resume")
+    assert status == 2
+    assert "--seed 1 there, 0 here" in errors[0]
+    # The other run's latents are still there. They are not this run's, even under the same flags.
+    other = place / f"{MAIN} new"
+    shutil.copytree(folder, other)
+    shutil.copy(place / f"{MAIN} stopped/checkpoints/latent_opt_state.pt", other / "checkpoints")
+    stop(MAIN, other, after="amortized: epoch 1/3", number=signal.SIGTERM)
+    status, said, errors = run(MAIN, other, "--resume")
+    assert (status, errors) == (0, [])
+    assert "vae: resumed after epoch" in said
+    assert "latent_opt: resumed" not in said
+    assert soak.differences(place / f"{MAIN} whole", other) == []
+
+
+@pytest.mark.skipif(soak.os.name != "posix", reason="the lock is POSIX's")
+def test_two_runs_cannot_have_the_same_directory(place):
+    first, second = place / "first", place / "second"
+    holder = soak.start(CLASSIFIER, arguments(CLASSIFIER), first)
+    wait_for("training images", holder, first)
+    os.kill(holder.pid, signal.SIGSTOP)  # or it might end too soon
+    before = contents(first)
+    for more in (
+        ["--checkpoint-dir", "../first/checkpoints"],
+        ["--results-dir", "../first/results"],
+        ["--checkpoint-dir", "../first/results", "--results-dir", "new", "--resume"],
+    ):
+        status, _, errors = run(CLASSIFIER, second, *more)
+        assert status == 2
+        assert len(errors) == 1
+        assert f"in use by process {holder.pid} on {socket.gethostname()}" in errors[0]
+        assert not contents(second)
+    assert contents(first) == before
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    assert (first / "checkpoints/.lock").exists()
+    status, _, errors = run(CLASSIFIER, first, "--resume")
+    assert (status, errors) == (0, [])
+    assert soak.differences(place / f"{CLASSIFIER} whole", first) == []
+
+
+def test_one_directory_may_hold_both_checkpoints_and_results(place):
+    folder = place / "both"
+    assert run(CLASSIFIER, folder, "--checkpoint-dir", "all", "--results-dir", "all")[0] == 0
+    names = {path.name for path in (folder / "all").iterdir()}
+    assert names == {"classifier.pt", "classification.png", "classification.json"}

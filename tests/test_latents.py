@@ -5,7 +5,8 @@ import torch
 from conftest import linear_gaussian
 from torch.distributions import Normal
 
-from latent_optimization import LatentTable, fit_posterior, idle_sums, initial_posterior
+from latent_optimization import fit_posterior, initial_posterior
+from latent_table import LatentTable, idle_sums
 from vae_utils import kl, log_likelihood, random_generator
 
 ROWS, LATENT_DIM, BATCH, STEPS = 120, 3, 10, 500

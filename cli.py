@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **keywords):
         super().__init__(
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=lambda prog: argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=34),
             allow_abbrev=False,
             **keywords,
         )
@@ -51,6 +51,39 @@ def directory(text):
     if not text:
         raise argparse.ArgumentTypeError("the name of a directory is empty")
     return text
+
+
+def add_experiment_flags(parser, *, epochs, train_size, batch_size, smallest_batch=1):
+    """The flags that say what is learned, with their defaults. Returns their group."""
+    group = parser.add_argument_group("experiment")
+    for flag, (low, high), default, meaning in (
+        ("--epochs", (1, 100_000), epochs, "passes over the training images"),
+        ("--train-size", (10, 60_000), train_size, "training images, stratified"),
+        ("--batch-size", (smallest_batch, 60_000), batch_size, "images per step"),
+        ("--seed", (0, 2**32 - 1), 0, "seed of everything that is random"),
+    ):
+        group.add_argument(flag, metavar="N", type=number(int, low, high), default=default, help=meaning)
+    return group
+
+
+def add_run_flags(parser):
+    """The flags that say where and how it runs. Returns their group."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS, then CPU")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="number format of networks in training; auto takes bfloat16 where the processor has it",
+    )
+    for flag, default, meaning in (
+        ("--data-dir", "data", "holds MNIST/raw"),
+        ("--checkpoint-dir", "checkpoints", "where checkpoints go"),
+        ("--results-dir", "results", "where figures and tables go"),
+    ):
+        group.add_argument(flag, metavar="DIR", type=directory, default=default, help=meaning)
+    group.add_argument("--resume", action="store_true", help="continue the interrupted run in the checkpoint directory")
+    return group
 
 
 def one_line(text):

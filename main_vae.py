@@ -13,7 +13,17 @@ import comparison
 import evaluation
 import figures
 import latent_optimization
-from cli import Parser, choose_device, decisive_flags, directory, memory_for, number, run, writable_directory
+from cli import (
+    Parser,
+    add_experiment_flags,
+    add_run_flags,
+    choose_device,
+    decisive_flags,
+    memory_for,
+    number,
+    run,
+    writable_directory,
+)
 from data import TRAIN_SIZE, load_mnist, rows_per_digit, stratified_subset
 from files import hold_directories, save_array, save_csv, save_figure, save_json
 from model import LATENT_DIM
@@ -28,40 +38,30 @@ PREFIXES = ("vae", "latent_opt")  # how the files of the regimes begin, in the o
 def parse_arguments(arguments=None):
     """The flags, each with its range."""
     parser = Parser(prog="main_vae.py", description=__doc__)
-    group = parser.add_argument_group("experiment")
-    group.add_argument("--epochs", type=number(int, 1, 100_000), default=EPOCHS, help="passes over the training images")
-    group.add_argument("--train-size", type=number(int, 10, 60_000), default=TRAIN_SIZE, help="stratified images")
-    group.add_argument("--batch-size", type=number(int, 1, 60_000), default=BATCH_SIZE, help="images per step")
-    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of everything that is random")
+    add_experiment_flags(parser, epochs=EPOCHS, train_size=TRAIN_SIZE, batch_size=BATCH_SIZE)
     group = parser.add_argument_group("model")
-    group.add_argument("--latent-dim", type=number(int, 1, 10_000), default=LATENT_DIM, help="dimensions of z")
+    group.add_argument(
+        "--latent-dim", metavar="N", type=number(int, 1, 10_000), default=LATENT_DIM, help="dimensions of z"
+    )
     group.add_argument(
         "--sigma-p",
+        metavar="S",
         type=number(float, 1e-3, 1e3),
         default=SIGMA_P,
         help="standard deviation of p(x|z), pixels being in [-1, 1]",
     )
-    group = parser.add_argument_group("run")
-    group.add_argument("--device", default="auto", help="auto takes CUDA, then MPS, then the CPU")
-    group.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="of the networks in training; auto takes bfloat16 where the processor has it",
-    )
-    group.add_argument("--data-dir", type=directory, default="data", help="holds MNIST/raw")
-    group.add_argument("--checkpoint-dir", type=directory, default="checkpoints", help="where checkpoints go")
-    group.add_argument("--results-dir", type=directory, default="results", help="where figures and tables go")
-    group.add_argument("--resume", action="store_true", help="continue the interrupted run in the checkpoint directory")
+    add_run_flags(parser)
     group = parser.add_argument_group("evaluation")
     group.add_argument(
         "--num-samples",
+        metavar="N",
         type=number(int, 1, 10_000_000),
         default=evaluation.NUM_SAMPLES,
         help="importance samples per image for log p(x)",
     )
     group.add_argument(
         "--images-per-digit",
+        metavar="N",
         type=number(int, 1, 892),
         default=evaluation.IMAGES_PER_DIGIT,
         help="images of each digit, in either split, whose log p(x) is estimated",

@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 
 import figures
-from cli import Parser, choose_device, decisive_flags, directory, memory_for, number, run, writable_directory
+from cli import (
+    Parser,
+    add_experiment_flags,
+    add_run_flags,
+    choose_device,
+    decisive_flags,
+    memory_for,
+    run,
+    writable_directory,
+)
 from data import DIGITS, TRAIN_SIZE, load_mnist, stratified_subset
 from files import RunError, hold_directories, save_checkpoint, save_figure, save_json
 from model import Classifier
@@ -147,24 +156,9 @@ def train(
 def parse_arguments(arguments=None):
     """The flags, each with its range."""
     parser = Parser(prog="sup_classification.py", description=__doc__)
-    group = parser.add_argument_group("experiment")
-    group.add_argument("--epochs", type=number(int, 1, 100_000), default=EPOCHS, help="passes over the training images")
-    group.add_argument("--train-size", type=number(int, 10, 60_000), default=TRAIN_SIZE, help="stratified images")
     # Batch normalization needs more than one image.
-    group.add_argument("--batch-size", type=number(int, 2, 60_000), default=BATCH_SIZE, help="images per step")
-    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of everything that is random")
-    group = parser.add_argument_group("run")
-    group.add_argument("--device", default="auto", help="auto takes CUDA, then MPS, then the CPU")
-    group.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="of the network in training; auto takes bfloat16 where the processor has it",
-    )
-    group.add_argument("--data-dir", type=directory, default="data", help="holds MNIST/raw")
-    group.add_argument("--checkpoint-dir", type=directory, default="checkpoints", help="where classifier.pt goes")
-    group.add_argument("--results-dir", type=directory, default="results", help="where classification.png and .json go")
-    group.add_argument("--resume", action="store_true", help="continue the interrupted run in the checkpoint directory")
+    add_experiment_flags(parser, epochs=EPOCHS, train_size=TRAIN_SIZE, batch_size=BATCH_SIZE, smallest_batch=2)
+    add_run_flags(parser)
     return parser.parse_args(arguments)
 
 

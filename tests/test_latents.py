@@ -5,7 +5,8 @@ import torch
 from conftest import linear_gaussian
 from torch.distributions import Normal
 
-from latent_optimization import LatentTable, fit_posterior, idle_sums, initial_posterior
+from latent_optimization import fit_posterior, initial_posterior
+from latent_table import LatentTable, idle_sums
 from vae_utils import kl, log_likelihood, random_generator
 
 ROWS, LATENT_DIM, BATCH, STEPS = 120, 3, 10, 500
@@ -35,12 +36,15 @@ def follow(*, scale, steps=STEPS):
     return torch.cat(table.parameters(), dim=1).double(), dense.detach(), start
 
 
-@pytest.mark.parametrize("scale", [10, 0.1, 0.001])
-def test_the_table_follows_dense_adam(scale):
+@pytest.mark.parametrize(
+    ("scale", "tolerance"),
+    [(10, 1e-4), (0.1, 1e-4), (0.001, 1e-4), (1e-5, 1e-3)],  # the last is within three powers of ten of eps
+)
+def test_the_table_follows_dense_adam(scale, tolerance):
     table, dense, start = follow(scale=scale)
     moved = (dense - start).abs().max()
     assert moved > 0.5
-    assert ((table - dense).abs().max() / moved).item() < 1e-4
+    assert ((table - dense).abs().max() / moved).item() < tolerance
 
 
 def test_sparse_adam_would_not_pass():

@@ -1,0 +1,126 @@
+"""The latent table: q(z) of every image, and an Adam whose step costs a batch and not the table."""
+
+import torch
+
+from vae_utils import diagonal_normal
+
+LEARNING_RATE = 0.01
+INITIAL_LOG_VAR = -2.0
+
+
+class LatentTable:
+    """q_i(z) = N(mean_i, diag exp(log_var_i)) for every image i, with the Adam that learns it.
+
+    The trajectory is that of torch.optim.Adam on the whole table; the price of a step follows the batch. Adam
+    moves a row that is not in the batch, too, but with a zero gradient its path has a closed form: after a visit
+    at step s, the following k steps move it by
+
+        -lr * m_s / sqrt(v_s) * S(s, k),   S(s, k) = H(s) - c^k H(s + k),   c = beta1 / sqrt(beta2),
+        H(n) = sum_{j>=1} c^j g(n + j),    g(n) = sqrt(1 - beta2^n) / (1 - beta1^n).
+
+    So a row is brought up to date when it next comes up in a batch. What is neglected is the change of eps's share
+    of the denominator between two visits. Gradients should not be divided by the batch size, which would
+    bring them nearer to eps.
+    """
+
+    def __init__(
+        self,
+        *,
+        size,
+        latent_dim,
+        max_steps,
+        learning_rate=LEARNING_RATE,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        initial_log_var=INITIAL_LOG_VAR,
+        device="cpu",
+    ):
+        """`size` images, `latent_dim` dimensions; `max_steps` bounds the number of calls of `step`."""
+        self.learning_rate, self.betas, self.eps = learning_rate, betas, eps
+        # Value, first and second moment side by side, so that a batch is one gather and one scatter.
+        self.rows = torch.zeros(size, 3, 2 * latent_dim, device=device)  # (N, 3, 2D)
+        self.rows[:, 0, latent_dim:] = initial_log_var
+        self.last_visit = torch.zeros(size, dtype=torch.int64, device=device)  # (N,)
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.idle_sums = idle_sums(max_steps=max_steps, betas=betas).to(device)  # (max_steps + 1,): H
+
+    def posterior(self, x, index):
+        """q of the images `index` (B,); x is ignored. With gradients on, the next `step` learns these rows.
+
+        `index` must not name a row twice.
+        """
+        value, first, second = self._up_to_date(index)
+        if torch.is_grad_enabled():
+            value.requires_grad_()
+            self._visit = index, value, first, second
+        mean, log_var = value.chunk(2, dim=-1)
+        return diagonal_normal(mean, log_var)
+
+    @torch.no_grad()
+    def step(self):
+        """One step of Adam (Kingma & Ba 2015, Algorithm 1) on the rows that `posterior` gave out last."""
+        index, value, first, second = self._visit
+        beta1, beta2 = self.betas
+        self.steps += 1
+        first = first.lerp(value.grad, 1 - beta1)
+        second = second * beta2 + (1 - beta2) * value.grad.square()
+        now = self.steps.double()
+        rate = (self.learning_rate / (1 - beta1**now)).float()
+        correction = torch.sqrt(1 - beta2**now).float()
+        value = value.detach() - rate * first / (second.sqrt() / correction + self.eps)
+        self.rows[index] = torch.stack((value, first, second), dim=1)
+        self.last_visit[index] = self.steps
+        self._visit = None
+
+    def zero_grad(self):
+        """Nothing to do, since `posterior` gives out fresh rows; here so that the loop treats all optimizers alike."""
+
+    @torch.no_grad()
+    def parameters(self):
+        """Mean and log-variance of every row as dense Adam has them now, (N, D) each; changes nothing."""
+        value, _, _ = self._up_to_date(slice(None))
+        return tuple(part.contiguous() for part in value.chunk(2, dim=-1))
+
+    @torch.no_grad()
+    def _up_to_date(self, index):
+        """Values and moments of rows `index` after the steps that they were not in, (B, 2D) each."""
+        value, first, second = self.rows[index].unbind(1)
+        beta1, beta2 = self.betas
+        last = self.last_visit[index]
+        idle = (self.steps - last).double()  # (B,)
+        decay = (beta1 / beta2**0.5) ** idle
+        moved = self.idle_sums[last] - decay * self.idle_sums[self.steps]  # S(last, idle)
+        eps = self.eps * torch.sqrt(1 - beta2 ** last.double())
+
+        def column(values):
+            return values.float().unsqueeze(1)
+
+        direction = first / (second.sqrt() + column(eps)).clamp_min(torch.finfo(torch.float32).tiny)
+        value = value - column(self.learning_rate * moved) * direction
+        return value, column(beta1**idle) * first, column(beta2**idle) * second
+
+    def state_dict(self):
+        """What a run needs to continue."""
+        return {"rows": self.rows, "last_visit": self.last_visit, "steps": self.steps}
+
+    def load_state_dict(self, state):
+        """Takes over what `state_dict` gave."""
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
+
+
+def idle_sums(*, max_steps, betas=(0.9, 0.999)):
+    """H(0), ..., H(max_steps) of LatentTable, by H(n) = c (g(n + 1) + H(n + 1)) backwards in float64.
+
+    It starts so far beyond max_steps that what is cut off, at most c^n of the sum, is below float64's resolution.
+    """
+    beta1, beta2 = betas
+    c = beta1 / beta2**0.5
+    last = max_steps + 400
+    n = torch.arange(last + 2, dtype=torch.float64)
+    g = (torch.sqrt(1 - beta2**n) / (1 - beta1**n)).tolist()
+    total, sums = 0.0, [0.0] * (last + 1)
+    for step in range(last, -1, -1):
+        total = c * (g[step + 1] + total)
+        sums[step] = total
+    return torch.tensor(sums[: max_steps + 1], dtype=torch.float64)

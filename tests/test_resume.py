@@ -11,7 +11,7 @@ import pytest
 from processes import CLASSIFIER, MAIN, arguments, contents, run, stop, wait_for
 
 from benchmarks import soak
-from files import load_checkpoint
+from files import load_array, load_checkpoint
 
 AT_THE_START = "before any training|after epoch 0 of 3|after 0 of 6 epochs"
 
@@ -179,3 +179,15 @@ def test_one_directory_may_hold_both_checkpoints_and_results(place):
     assert run(CLASSIFIER, folder, "--checkpoint-dir", "all", "--results-dir", "all")[0] == 0
     names = {path.name for path in (folder / "all").iterdir()}
     assert names == {"classifier.pt", "classification.png", "classification.json"}
+
+
+def test_evaluation_changes_no_training(place):
+    """Another number of samples and of images per digit: the same bits in the checkpoints."""
+    folder = place / "evaluated otherwise"
+    assert run(MAIN, folder, "--num-samples", "7", "--images-per-digit", "2")[0] == 0
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert len(names) == 4
+    for name in names:
+        same = (place / f"{MAIN} whole/checkpoints" / name).read_bytes()
+        assert (folder / "checkpoints" / name).read_bytes() == same
+    assert load_array(folder / "results/log_probabilities.npy").shape == (2, 2, 10, 2)

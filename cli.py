@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from files import InputError, RunError
 from progress import Interrupted
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA and MPS, the CPU, CUDA's libraries
+# In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED|could not create a (primitive$|memory)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -140,7 +142,7 @@ def memory_for(flags):
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         raise RunError(f"out of memory; lower {flags}") from None
 

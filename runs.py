@@ -1,5 +1,6 @@
 """A run that can be interrupted and continued: which one a directory holds, and the state files that continue it."""
 
+import contextlib
 import sys
 import uuid
 from pathlib import Path
@@ -31,6 +32,9 @@ def find_run(*, resume, flags, prefixes, checkpoint_dir, summary):
     if not resume:
         if first.exists():
             print(f"{first}: of an interrupted run; --resume continues it, unless this one replaces it", flush=True)
+        with contextlib.suppress(InputError):  # nothing there, or nothing that can be read
+            if others := _other_flags(load_json(summary).get("config", {}), flags):
+                print(f"{summary}: of another run ({others}), whose files stay until replaced", flush=True)
         return begun
     if first.exists():
         states = {prefix: _load_state(path) for prefix, path in paths.items() if path.exists()}
@@ -92,10 +96,14 @@ def _load_state(path):
 
 def _refuse_other_flags(path, there, here):
     """Raises InputError unless the flags `here` are those that `path` was written under."""
-    others = [
+    if others := _other_flags(there, here):
+        raise InputError(f"{path}: cannot be resumed under other flags: {others}")
+
+
+def _other_flags(there, here):
+    """In words, the flags that differ and both values; empty if none does."""
+    return "; ".join(
         f"--{name.replace('_', '-')} {there.get(name)} there, {value} here"
         for name, value in here.items()
         if there.get(name) != value
-    ]
-    if others:
-        raise InputError(f"{path}: cannot be resumed under other flags: {'; '.join(others)}")
+    )

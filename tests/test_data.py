@@ -1,6 +1,7 @@
 """MNIST and the subset."""
 
 import gzip
+import os
 import shutil
 
 import numpy as np
@@ -57,10 +58,7 @@ def test_rows_per_digit(mnist):
 def test_a_damaged_archive_is_one_clear_line(tmp_path):
     raw = tmp_path / "MNIST/raw"
     shutil.copytree(ROOT / "data/MNIST/raw", raw, ignore=shutil.ignore_patterns("*-ubyte"))
-    images = raw / "train-images-idx3-ubyte"
-    images.write_bytes(gzip.decompress((raw / f"{images.name}.gz").read_bytes())[:1000])
-    for name in ("train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        (raw / f"{name}-ubyte").write_bytes(gzip.decompress((raw / f"{name}-ubyte.gz").read_bytes()))
+    os.truncate(raw / "train-images-idx3-ubyte.gz", 1000)
     with pytest.raises(InputError, match="MNIST cannot be read") as error:
         load_mnist(data_dir=tmp_path)
     assert "\n" not in str(error.value)

@@ -73,7 +73,7 @@ def refused(result, *texts, status):
     """The one line of a run that ended badly."""
     ended, _, errors = result
     assert ended == status, errors
-    assert len(errors) == 1, errors
+    assert len(errors) == 1, "\n".join(errors)
     assert all(text in errors[0] for text in texts), errors
     return errors[0]
 

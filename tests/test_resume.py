@@ -148,6 +148,15 @@ def test_a_new_run_replaces_an_interrupted_one_only_when_it_has_an_epoch_of_its_
     assert soak.differences(place / f"{MAIN} whole", other) == []
 
 
+def test_a_new_run_among_the_files_of_another_says_so(copy):
+    folder = copy(f"{CLASSIFIER} whole")
+    stop(CLASSIFIER, folder, after="training images on", number=signal.SIGTERM, more=["--seed", "1"])
+    said = (folder / "out").read_text()
+    assert "classification.json: of another run (--seed 0 there, 1 here), whose files stay until replaced" in said
+    stop(CLASSIFIER, folder, after="training images on", number=signal.SIGTERM)
+    assert "of another run" not in (folder / "out").read_text()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="the lock is POSIX's")
 def test_two_runs_cannot_have_the_same_directory(place):
     first, second = place / "first", place / "second"

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from data import load_mnist, stratified_subset
 from files import InputError, RunError
 from progress import Interrupted
+from training import choose_precision
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 # In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
@@ -115,7 +117,7 @@ def choose_device(name):
 
 
 def writable_directory(path, flag):
-    """The Path. Raises InputError if it can be seen that nothing can be written there; makes and changes nothing."""
+    """Raises InputError if it can be seen that nothing can be written at `path`; makes and changes nothing."""
     path = Path(path)
     try:
         there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
@@ -127,13 +129,24 @@ def writable_directory(path, flag):
         reason = error.strerror
     if reason:
         raise InputError(f"{flag} {path}: cannot be written to ({reason})")
-    return path
 
 
-def decisive_flags(arguments, **resolved):
-    """{flag: value} of all that decides a result: not where files lie, and "auto" by what it has come to."""
-    elsewhere = ("data_dir", "checkpoint_dir", "results_dir", "resume")
-    return {name: value for name, value in {**vars(arguments), **resolved}.items() if name not in elsewhere}
+def prepare(arguments):
+    """What both scripts read and refuse before any work. Returns (train, test, flags).
+
+    train, test: Splits on the chosen device; flags: {flag: value} of all that decides a result, which is not where
+    files lie, and "auto" by what it has come to.
+    """
+    device = choose_device(arguments.device)
+    precision = choose_precision(arguments.precision, device)
+    for flag in ("checkpoint_dir", "results_dir"):
+        writable_directory(getattr(arguments, flag), f"--{flag.replace('_', '-')}")
+    mnist_train, test = load_mnist(data_dir=arguments.data_dir, device=device)
+    train = stratified_subset(mnist_train, size=arguments.train_size, seed=arguments.seed)
+    flags = {**vars(arguments), "device": str(device), "precision": precision}
+    for elsewhere in ("data_dir", "checkpoint_dir", "results_dir", "resume"):
+        del flags[elsewhere]
+    return train, test, flags
 
 
 @contextlib.contextmanager

@@ -17,19 +17,17 @@ from cli import (
     Parser,
     add_experiment_flags,
     add_run_flags,
-    choose_device,
-    decisive_flags,
     memory_for,
     number,
+    prepare,
     run,
-    writable_directory,
 )
-from data import TRAIN_SIZE, load_mnist, rows_per_digit, stratified_subset
+from data import TRAIN_SIZE, rows_per_digit
 from files import hold_directories, save_array, save_csv, save_figure, save_json
 from model import LATENT_DIM
 from progress import standing
 from runs import find_run, finish_run
-from training import BATCH_SIZE, EPOCHS, choose_precision, saved_epochs
+from training import BATCH_SIZE, EPOCHS, saved_epochs
 from vae_utils import SIGMA_P
 
 PREFIXES = ("vae", "latent_opt")  # how the files of the regimes begin, in the order of their training
@@ -73,25 +71,20 @@ def main():
     """Everything that can be refused; then, in directories of its own, the experiment."""
     started = time.perf_counter()
     arguments = parse_arguments()
-    device = choose_device(arguments.device)
-    precision = choose_precision(arguments.precision, device)
-    checkpoint_dir = writable_directory(arguments.checkpoint_dir, "--checkpoint-dir")
-    results_dir = writable_directory(arguments.results_dir, "--results-dir")
-    mnist_train, test = load_mnist(data_dir=arguments.data_dir, device=device)
-    train = stratified_subset(mnist_train, size=arguments.train_size, seed=arguments.seed)
+    train, test, flags = prepare(arguments)
     for split in (train, test):
         rows_per_digit(split.labels, arguments.images_per_digit)  # refuses now what could not be scored later
-    flags = decisive_flags(arguments, device=str(device), precision=precision)
-    with hold_directories(checkpoint_dir, results_dir):
+    with hold_directories(arguments.checkpoint_dir, arguments.results_dir):
         continued = find_run(
             resume=arguments.resume,
             flags=flags,
             prefixes=PREFIXES,
-            checkpoint_dir=checkpoint_dir,
-            summary=results_dir / "summary.json",
+            checkpoint_dir=arguments.checkpoint_dir,
+            summary=Path(arguments.results_dir) / "summary.json",
         )
         if continued:
-            print(f"{len(train.images):,} training images on {device}, networks in {precision}", flush=True)
+            place = f"on {flags['device']}, networks in {flags['precision']}"
+            print(f"{len(train.images):,} training images {place}", flush=True)
             experiment(arguments=arguments, train=train, test=test, run=continued, started=started)
 
 

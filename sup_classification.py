@@ -13,18 +13,16 @@ from cli import (
     Parser,
     add_experiment_flags,
     add_run_flags,
-    choose_device,
-    decisive_flags,
     memory_for,
+    prepare,
     run,
-    writable_directory,
 )
-from data import DIGITS, TRAIN_SIZE, load_mnist, stratified_subset
+from data import DIGITS, TRAIN_SIZE
 from files import RunError, hold_directories, save_checkpoint, save_figure, save_json
 from model import Classifier
 from progress import Stage, standing
 from runs import find_run, finish_run, restore, save_state
-from training import BATCH_SIZE, autocast, choose_precision
+from training import BATCH_SIZE, autocast
 from vae_utils import random_generator
 
 EPOCHS = 15
@@ -166,23 +164,18 @@ def main():
     """Everything that can be refused; then, in directories of its own, the experiment."""
     started = time.perf_counter()
     arguments = parse_arguments()
-    device = choose_device(arguments.device)
-    precision = choose_precision(arguments.precision, device)
-    checkpoint_dir = writable_directory(arguments.checkpoint_dir, "--checkpoint-dir")
-    results_dir = writable_directory(arguments.results_dir, "--results-dir")
-    mnist_train, test = load_mnist(data_dir=arguments.data_dir, device=device)
-    train_split = stratified_subset(mnist_train, size=arguments.train_size, seed=arguments.seed)
-    flags = decisive_flags(arguments, device=str(device), precision=precision)
-    with hold_directories(checkpoint_dir, results_dir):
+    train_split, test, flags = prepare(arguments)
+    with hold_directories(arguments.checkpoint_dir, arguments.results_dir):
         continued = find_run(
             resume=arguments.resume,
             flags=flags,
             prefixes=[PREFIX],
-            checkpoint_dir=checkpoint_dir,
-            summary=results_dir / "classification.json",
+            checkpoint_dir=arguments.checkpoint_dir,
+            summary=Path(arguments.results_dir) / "classification.json",
         )
         if continued:
-            print(f"{len(train_split.images):,} training images on {device}, network in {precision}", flush=True)
+            place = f"on {flags['device']}, network in {flags['precision']}"
+            print(f"{len(train_split.images):,} training images {place}", flush=True)
             experiment(arguments=arguments, train_split=train_split, test=test, run=continued, started=started)
 
 

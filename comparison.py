@@ -17,7 +17,7 @@ PRIOR_SAMPLES = 64
 
 def draw_epochs(*, epochs, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA_P, seed=0, precision="float32"):
     """Draws every saved epoch's figures from the checkpoints of both regimes."""
-    with Stage("figures", total=len(epochs), unit=" epochs") as stage:
+    with Stage("figures", total=len(epochs), unit="epoch") as stage:
         for epoch in epochs:
             draw_epoch(
                 epoch=epoch,

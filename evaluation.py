@@ -27,7 +27,7 @@ def final_bounds(*, vae, latents, train, test, sigma_p=SIGMA_P, seed=0, precisio
     stratified sample of them; "fit_converged" says whether it did.
     """
     sample = stratified_subset(test, size=min(FITTED_IMAGES, len(test.labels)), seed=seed).images
-    with Stage("fitting test images", total=len(sample), unit=" images") as stage, torch.enable_grad():
+    with Stage("fitting test images", total=len(sample), unit="img") as stage, torch.enable_grad():
         q, converged = unseen_posterior(
             images=sample, decoder=latents.decoder, seed=seed, sigma_p=sigma_p, precision=precision, stage=stage
         )
@@ -69,7 +69,7 @@ def log_probabilities(
         chosen[name] = rows, split.images[rows], split.index[rows].tolist()
     total = len(REGIMES) * len(SPLITS) * DIGITS * images_per_digit
     records = []
-    with Stage("log p(x)", total=total, unit=" images") as stage:
+    with Stage("log p(x)", total=total, unit="img") as stage:
         for regime, split in product(REGIMES, SPLITS):
             rows, images, index = chosen[split]
             if regime == "amortized":

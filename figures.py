@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torchvision.utils import make_grid
 
+from training import saved_epochs
+
 NAMES = {"amortized": "Amortized VAE", "latent_optimization": "Latent optimization"}
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {"amortized": "#0072B2", "latent_optimization": "#D55E00"}
@@ -114,12 +116,13 @@ def training_curves(*, history):
                 label=f"{NAMES[regime]}, {images[1]:,} test",
             )
             axes.fill_between(epochs, held_out - error, held_out + error, color=colour, alpha=0.15, linewidth=0)
-        axes.set(title=title, xlabel="epoch", ylabel="nats per image")
+        last = max(row["epoch"] for row in history)
+        axes.set(title=title, xlabel="epoch", ylabel="nats per image", xticks=saved_epochs(last))
         if part != "kl":
+            axes.set_ylabel("nats per image (log scale)")
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
             axes.yaxis.set_minor_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(

@@ -101,7 +101,7 @@ def experiment(*, arguments, train, test, run, started):
     earlier = sum(row["seconds"] for state in run.states.values() for row in state["history"])
     history, models, seconds = [], [], {}
     with (
-        standing(lambda: f"after {len(history)} of {2 * arguments.epochs} epochs"),
+        standing(lambda: f"after {len(history)} of {2 * arguments.epochs} epochs" if history else None),
         memory_for(f"--batch-size ({arguments.batch_size:,}) or --latent-dim ({arguments.latent_dim:,})"),
     ):
         for name, regime in (("amortized_training", amortized_vae), ("latent_training", latent_optimization)):

@@ -16,12 +16,17 @@ class Interrupted(BaseException):
 
     def __str__(self):
         name = signal.Signals(self.number).name
-        return f"stopped by {name} {self.place or 'before any training'}; the same command with --resume continues"
+        if self.place is None:
+            return f"stopped by {name} before an epoch of its own was over; give the same command again"
+        return f"stopped by {name} {self.place}; the same command with --resume continues"
 
 
 @contextlib.contextmanager
 def standing(place):
-    """Tells an Interrupted that passes, and does not know yet, where the run stands: what `place()` returns."""
+    """Tells an Interrupted that passes, and does not know yet, where the run stands: what `place()` returns.
+
+    None stands for a run that has saved nothing yet.
+    """
     try:
         yield
     except Interrupted as interrupted:
@@ -46,6 +51,7 @@ class Stage:
             unit_scale=True,
             disable=not self.terminal,
             dynamic_ncols=True,
+            bar_format="{desc} |{bar:10}| {percentage:3.0f}%, {remaining} left, {rate_fmt}{postfix}",
             mininterval=0.5,
         )
 
@@ -59,9 +65,9 @@ class Stage:
         """Says that `units` more are done."""
         self.bar.update(units)
 
-    def line(self, text):
-        """The news: beside the bar on a terminal, a line of its own elsewhere."""
+    def line(self, text, *, short):
+        """The news: `short` beside the bar on a terminal, `text` on a line of its own elsewhere."""
         if self.terminal:
-            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.set_postfix_str(short, refresh=False)
         else:
             print(f"{self.name}: {text}", flush=True)

@@ -31,7 +31,10 @@ def find_run(*, resume, flags, prefixes, checkpoint_dir, summary):
     begun = Run(identity=uuid.uuid4().hex, flags=flags, states={})
     if not resume:
         if first.exists():
-            print(f"{first}: of an interrupted run; --resume continues it, unless this one replaces it", flush=True)
+            print(
+                f"{first}: of an interrupted run, which --resume would continue; this new run will replace it",
+                flush=True,
+            )
         with contextlib.suppress(InputError):  # nothing there, or nothing that can be read
             if others := _other_flags(load_json(summary).get("config", {}), flags):
                 print(f"{summary}: of another run ({others}), whose files stay until replaced", flush=True)

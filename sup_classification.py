@@ -101,8 +101,8 @@ def train(
     history = restore(run=run, prefix=PREFIX, load_state_dict=load_state_dict) if run else []
     done = len(history) * len(train.images)
     with (
-        standing(lambda: f"after epoch {len(history)} of {epochs}"),
-        Stage("classifier", total=epochs * len(train.images), unit=" images", done=done) as stage,
+        standing(lambda: f"after epoch {len(history)} of {epochs}" if history else None),
+        Stage("classifier", total=epochs * len(train.images), unit="img", done=done) as stage,
     ):
         for epoch in range(len(history) + 1, epochs + 1):
             started = time.perf_counter()
@@ -144,9 +144,10 @@ def train(
                     state={name: part.state_dict() for name, part in parts.items()},
                 )
             history.append(row)
+            values = f"error {row['train_error']:.2%} train, {row['test_error']:.2%} test"
             stage.line(
-                f"epoch {epoch}/{epochs}, error {row['train_error']:.2%} train, {row['test_error']:.2%} test"
-                + ("" if stage.terminal else f", {row['seconds']:.1f} s")
+                f"epoch {epoch}/{epochs}, {values}, {row['seconds']:.1f} s",
+                short=f"epoch {epoch}/{epochs}, {values}",
             )
     return model.eval(), history
 

@@ -110,8 +110,8 @@ def train(
         _save_epoch(row=history[-1], **place)
     done = len(history) * len(images)
     with (
-        standing(lambda: f"after epoch {len(history)} of {epochs}, {regime.name}"),
-        Stage(regime.name, total=epochs * len(images), unit=" images", done=done) as stage,
+        standing(lambda: f"after epoch {len(history)} of {epochs}, {regime.name}" if history else None),
+        Stage(regime.name, total=epochs * len(images), unit="img", done=done) as stage,
     ):
         for epoch in range(len(history) + 1, epochs + 1):
             started = time.perf_counter()
@@ -155,9 +155,10 @@ def train(
             history.append(row)
             if epoch in saved_epochs(epochs):
                 _save_epoch(row=row, **place)
+            values = f"ELBO {row['train_elbo']:.2f} train, {row['held_out_elbo']:.2f} held out"
             stage.line(
-                f"epoch {epoch}/{epochs}, ELBO {row['train_elbo']:.2f} train, {row['held_out_elbo']:.2f} held out"
-                + ("" if stage.terminal else f" nats, {row['seconds']:.1f} s")
+                f"epoch {epoch}/{epochs}, {values}, nats on {row['held_out_images']:,} images, {row['seconds']:.1f} s",
+                short=f"epoch {epoch}/{epochs}, ELBO {row['train_elbo']:.1f}, test {row['held_out_elbo']:.1f}",
             )
     return history
 

@@ -22,6 +22,7 @@ def place(mnist, tmp_path_factory):
     """A folder in which a pasted snippet finds what it names: a checkpoint of epoch 30, the data, own images."""
     import amortized_vae
     from data import stratified_subset
+    from files import save_json
 
     place = tmp_path_factory.mktemp("pasted")
     (place / "checkpoints").mkdir()
@@ -31,6 +32,9 @@ def place(mnist, tmp_path_factory):
     config = {"latent_dim": 10, "sigma_p": 0.4, "seed": 0}
     amortized_vae.train(train=train, test=test, config=config, checkpoint_dir=place, epochs=1, **config)
     shutil.move(place / "vae_epoch_1.pt", place / "checkpoints/vae_epoch_30.pt")
+    for results in (place / "results", place / "results/d20"):
+        results.mkdir()
+        save_json(results / "summary.json", {"amortized": {"test": {"elbo": {"mean": -100.0}}}})
     for number, image in enumerate(test.images[:30]):
         grey = Image.fromarray(((image[0] + 1) * 127.5).round().byte().numpy())
         grey.save(place / "my_images" / f"{number}.png")
@@ -52,7 +56,7 @@ def test_a_pasted_snippet_works(snippet, place):
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
 
 
 def test_the_readme_lists_every_flag_with_its_default():

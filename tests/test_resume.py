@@ -163,20 +163,22 @@ def test_two_runs_cannot_have_the_same_directory(place):
     holder = soak.start(CLASSIFIER, arguments(CLASSIFIER), first)
     wait_for("training images", holder, first)
     os.kill(holder.pid, signal.SIGSTOP)  # or it might end too soon
-    before = contents(first)
-    for more in (
-        ["--checkpoint-dir", "../first/checkpoints"],
-        ["--results-dir", "../first/results"],
-        ["--checkpoint-dir", "../first/results", "--results-dir", "new", "--resume"],
-    ):
-        status, _, errors = run(CLASSIFIER, second, *more)
-        assert status == 2
-        assert len(errors) == 1
-        assert f"in use by process {holder.pid} on {socket.gethostname()}" in errors[0]
-        assert not contents(second)
-    assert contents(first) == before
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.join()
+    try:
+        before = contents(first)
+        for more in (
+            ["--checkpoint-dir", "../first/checkpoints"],
+            ["--results-dir", "../first/results"],
+            ["--checkpoint-dir", "../first/results", "--results-dir", "new", "--resume"],
+        ):
+            status, _, errors = run(CLASSIFIER, second, *more)
+            assert status == 2
+            assert len(errors) == 1
+            assert f"in use by process {holder.pid} on {socket.gethostname()}" in errors[0]
+            assert not contents(second)
+        assert contents(first) == before
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.join()
     assert (first / "checkpoints/.lock").exists()
     status, _, errors = run(CLASSIFIER, first, "--resume")
     assert (status, errors) == (0, [])

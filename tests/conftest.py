@@ -17,6 +17,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no core waits for them at the end."""
+    longest = ("test_scripts.py", "test_resume.py", "test_documents.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+
+
 class LinearGaussian(NamedTuple):
     """x = W z + b + sigma_p * noise, z ~ N(0, I), in float64: everything about it has a closed form."""
 

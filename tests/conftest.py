@@ -1,6 +1,7 @@
 """Models with known answers, shared by the tests."""
 
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,11 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 ROOT = Path(__file__).resolve().parent.parent
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Files of tests run side by side, a core each: threads that wait for each other would cost more than they give.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 class LinearGaussian(NamedTuple):

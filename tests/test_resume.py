@@ -79,13 +79,18 @@ def test_a_stopped_run_is_continued_to_the_same_bits(place, copy, script):
     assert soak.differences(place / f"{script} whole", folder) == []
 
 
-def test_times_are_summed_over_the_parts_of_a_run(copy):
+def test_a_run_killed_between_its_state_and_its_checkpoint(place, copy):
+    """The checkpoint is written when the run is continued; the times of its parts are added up."""
     folder = copy(f"{MAIN} stopped")
-    before = load_checkpoint(folder / "checkpoints/vae_state.pt")["history"]
+    states = [load_checkpoint(folder / f"checkpoints/{prefix}_state.pt") for prefix in ("vae", "latent_opt")]
+    before = [row for state in states for row in state["history"]]
+    assert [row["epoch"] for row in before] == [1, 2, 3, 1]
+    (folder / "checkpoints/latent_opt_epoch_1.pt").unlink()
     assert run(MAIN, folder, "--resume")[0] == 0
+    assert soak.differences(place / f"{MAIN} whole", folder) == []
     with open(folder / "results/history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["seconds"]) for row in rows[:3]] == [row["seconds"] for row in before]
+    assert [float(row["seconds"]) for row in rows[:4]] == [row["seconds"] for row in before]
 
 
 @pytest.mark.parametrize("script", soak.SCRIPTS)

@@ -147,7 +147,7 @@ def train(
             values = f"error {row['train_error']:.2%} train, {row['test_error']:.2%} test"
             stage.line(
                 f"epoch {epoch}/{epochs}, {values}, {row['seconds']:.1f} s",
-                short=f"epoch {epoch}/{epochs}, {values}",
+                short=f"{epoch}/{epochs}, {values}",
             )
     return model.eval(), history
 

@@ -158,7 +158,7 @@ def train(
             values = f"ELBO {row['train_elbo']:.2f} train, {row['held_out_elbo']:.2f} held out"
             stage.line(
                 f"epoch {epoch}/{epochs}, {values}, nats on {row['held_out_images']:,} images, {row['seconds']:.1f} s",
-                short=f"epoch {epoch}/{epochs}, ELBO {row['train_elbo']:.1f}, test {row['held_out_elbo']:.1f}",
+                short=f"{epoch}/{epochs}, ELBO {row['train_elbo']:.1f}, test {row['held_out_elbo']:.1f}",
             )
     return history
 

@@ -17,10 +17,11 @@ class Encoder(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(1, 32, 4, stride=2, padding=1),  # (B, 32, 14, 14)
             nn.SiLU(),
-            nn.Conv2d(32, 64, 4, stride=2, padding=1),  # (B, 64, 7, 7)
+            nn.Conv2d(32, 32, 4, stride=2, padding=1),  # (B, 32, 7, 7)
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(64 * 7 * 7, hidden),
+            nn.Linear(32 * 7 * 7, hidden),
+            nn.LayerNorm(hidden),
             nn.SiLU(),
             nn.Linear(hidden, 2 * latent_dim),
         )
@@ -38,11 +39,12 @@ class Decoder(nn.Module):
         self.latent_dim = latent_dim
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, hidden),
+            nn.LayerNorm(hidden),
             nn.SiLU(),
-            nn.Linear(hidden, 64 * 7 * 7),
+            nn.Linear(hidden, 32 * 7 * 7),
             nn.SiLU(),
-            nn.Unflatten(1, (64, 7, 7)),
-            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),  # (B, 32, 14, 14)
+            nn.Unflatten(1, (32, 7, 7)),
+            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1),  # (B, 32, 14, 14)
             nn.SiLU(),
             nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),  # (B, 1, 28, 28)
             nn.Tanh(),

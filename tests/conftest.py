@@ -57,12 +57,18 @@ class LinearGaussian(NamedTuple):
         return self.decode(z) + self.sigma_p * noise
 
 
-def linear_gaussian(*, pixels, latent_dim, sigma_p=0.4, orthogonal=False, seed=0):
-    """A LinearGaussian; with orthogonal columns of W its posterior is diagonal."""
+def linear_gaussian(*, pixels, latent_dim, sigma_p=0.4, orthogonal=False, nearly_singular=False, seed=0):
+    """A LinearGaussian; with orthogonal columns of W its posterior is diagonal.
+
+    nearly_singular: two columns of W are all but equal, so that along their difference the posterior is the prior and
+    along their sum it is far narrower.
+    """
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(pixels, latent_dim, generator=generator, dtype=torch.float64) / math.sqrt(latent_dim)
     if orthogonal:
         weight = torch.linalg.qr(weight)[0] * torch.linspace(0.3, 2, latent_dim, dtype=torch.float64)
+    if nearly_singular:
+        weight[:, 1] = weight[:, 0] + 1e-3 * weight[:, 1]
     return LinearGaussian(weight, torch.randn(pixels, generator=generator, dtype=torch.float64), sigma_p)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from data import load_mnist, stratified_subset
+from data import at_rows, load_mnist, stratified_subset
 from files import InputError, RunError
 from progress import Interrupted
 from training import choose_precision
@@ -131,9 +131,10 @@ def writable_directory(path, flag):
         raise InputError(f"{flag} {path}: cannot be written to ({reason})")
 
 
-def prepare(arguments):
+def prepare(arguments, *, train_index=None):
     """What both scripts read and refuse before any work. Returns (train, test, flags).
 
+    train_index: (N,), the training images' rows in MNIST; None for the stratified subset that the flags say.
     train, test: Splits on the chosen device; flags: {flag: value} of all that decides a result, which is not where
     files lie, and "auto" by what it has come to.
     """
@@ -142,10 +143,18 @@ def prepare(arguments):
     for flag in ("checkpoint_dir", "results_dir"):
         writable_directory(getattr(arguments, flag), f"--{flag.replace('_', '-')}")
     mnist_train, test = load_mnist(data_dir=arguments.data_dir, device=device)
-    train = stratified_subset(mnist_train, size=arguments.train_size, seed=arguments.seed)
+    if train_index is None:
+        train = stratified_subset(mnist_train, size=arguments.train_size, seed=arguments.seed)
+    else:
+        if int(train_index.max()) >= len(mnist_train.labels):
+            raise InputError(
+                f"--data-dir {arguments.data_dir}: has only {len(mnist_train.labels):,} training images, "
+                "the checkpoints were trained on others"
+            )
+        train = at_rows(mnist_train, train_index)
     flags = {**vars(arguments), "device": str(device), "precision": precision}
-    for elsewhere in ("data_dir", "checkpoint_dir", "results_dir", "resume"):
-        del flags[elsewhere]
+    for elsewhere in ("data_dir", "checkpoint_dir", "results_dir", "resume", "evaluate_only"):
+        flags.pop(elsewhere, None)
     return train, test, flags
 
 

@@ -79,7 +79,12 @@ def stratified_subset(split, *, size=TRAIN_SIZE, seed=0):
         )
     labels = split.labels.cpu().numpy()
     rows = resample(np.arange(len(labels)), replace=False, n_samples=size, stratify=labels, random_state=seed)
-    rows = torch.from_numpy(np.sort(rows)).to(split.labels.device)
+    return at_rows(split, torch.from_numpy(np.sort(rows)))
+
+
+def at_rows(split, rows):
+    """The Split of some rows (N,) of another."""
+    rows = rows.to(split.labels.device)
     return Split(*(column[rows] for column in split))
 
 

@@ -1,5 +1,6 @@
 """The numbers at the end of a run: bounds over whole splits, log p(x) digit by digit, and their table."""
 
+import time
 from itertools import product
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch.distributions import Normal
 
 from data import DIGITS, rows_per_digit, stratified_subset
-from latent_optimization import unseen_posterior
+from latent_optimization import joined, unseen_fits, unseen_posterior
 from progress import Stage
 from vae_utils import SIGMA_P, evaluate, importance_sampling, mean_and_error, random_generator
 
@@ -20,17 +21,30 @@ FITTED_IMAGES = 500  # test images on which latent optimization is scored, its q
 
 @torch.no_grad()
 def final_bounds(*, vae, latents, train, test, sigma_p=SIGMA_P, seed=0, precision="float32"):
-    """{regime: {split: {"elbo", "log_likelihood", "kl"}}}, each as `mean_and_error` gives it.
+    """Returns (bounds, inference): how good q is, and what q of one unseen image took.
 
+    bounds: {regime: {split: {"elbo", "log_likelihood", "kl"}}}, each as `mean_and_error` gives it; inference:
+    {regime: {"gradients", "seconds"}}, means over a sample of test images that are worked on several at a time.
     The amortized VAE (a ConvVAE) is scored on every image of the Splits train and test. For latent optimization
     (a LatentModel) the training images' q is the table's, the test images' is fitted to convergence, on a
     stratified sample of them; "fit_converged" says whether it did.
     """
     sample = stratified_subset(test, size=min(FITTED_IMAGES, len(test.labels)), seed=seed).images
     with Stage("fitting test images", total=len(sample), unit="img") as stage, torch.enable_grad():
-        q, converged = unseen_posterior(
+        started = time.perf_counter()
+        fits = unseen_fits(
             images=sample, decoder=latents.decoder, seed=seed, sigma_p=sigma_p, precision=precision, stage=stage
         )
+        fitted = time.perf_counter() - started
+    q, converged = joined(fits)
+    started = time.perf_counter()
+    vae.encode(sample).mean.cpu()  # which waits for the device, as the fits do
+    encoded = time.perf_counter() - started
+    gradients = sum(fit.gradients * len(fit.q.mean) for fit in fits) / len(sample)
+    inference = {
+        "amortized": {"gradients": 0, "seconds": encoded / len(sample)},
+        "latent_optimization": {"gradients": gradients, "seconds": fitted / len(sample)},
+    }
     cases = {
         ("amortized", "train"): (lambda x, index: vae.encode(x), vae.decoder, train.images),
         ("amortized", "test"): (lambda x, index: vae.encode(x), vae.decoder, test.images),
@@ -43,7 +57,7 @@ def final_bounds(*, vae, latents, train, test, sigma_p=SIGMA_P, seed=0, precisio
         bound = evaluate(posterior=posterior, decode=decode, images=images, generator=generator, sigma_p=sigma_p)
         bounds[regime][split] = {name: mean_and_error(values) for name, values in bound._asdict().items()}
     bounds["latent_optimization"]["test"]["fit_converged"] = converged
-    return bounds
+    return bounds, inference
 
 
 def log_probabilities(

@@ -26,6 +26,7 @@ class Fit(NamedTuple):
     q: Normal  # diagonal, (B, D)
     trace: torch.Tensor  # (cycles + 1, B): the bound before, and after every cycle, nats
     converged: bool
+    gradients: int  # evaluated for each image on the way
 
 
 def initial_posterior(*, count, latent_dim, device="cpu"):
@@ -105,7 +106,7 @@ def fit_posterior(
         converged = bool((trace[-1] - trace[-2]).mean() < tolerance)
     q = fit.q()
     q = Normal(q.mean.detach(), q.stddev.detach(), validate_args=False)
-    return Fit(q=q, trace=torch.stack(trace), converged=converged)
+    return Fit(q=q, trace=torch.stack(trace), converged=converged, gradients=cycle * (len(trace) - 1))
 
 
 class LatentOptimization:
@@ -227,11 +228,8 @@ def load_model(path, *, device="cpu"):
         raise InputError(f"{path}: its contents do not fit this program") from None
 
 
-def unseen_posterior(*, images, decoder, seed, sigma_p=SIGMA_P, precision="float32", batch_size=250, stage=None):
-    """q of images (N, 1, 28, 28) that were never trained on, fitted to convergence from `initial_posterior`.
-
-    Returns (q, converged): a diagonal Normal (N, D) and whether every batch converged, as `fit_posterior` judges it.
-    """
+def unseen_fits(*, images, decoder, seed, sigma_p=SIGMA_P, precision="float32", batch_size=250, stage=None):
+    """A Fit for each batch of images (N, 1, 28, 28) that were never trained on, from `initial_posterior`."""
     generator = random_generator(seed, "unseen", device=images.device)
     fits = []
     for x in images.split(batch_size):
@@ -240,5 +238,18 @@ def unseen_posterior(*, images, decoder, seed, sigma_p=SIGMA_P, precision="float
             fits.append(fit_posterior(x=x, decode=decoder, initial=start, generator=generator, sigma_p=sigma_p))
         if stage:
             stage.advance(len(x))
+    return fits
+
+
+def unseen_posterior(**case):
+    """q of images (N, 1, 28, 28) that were never trained on, fitted to convergence; case: what `unseen_fits` takes.
+
+    Returns (q, converged): a diagonal Normal (N, D) and whether every batch converged, as `fit_posterior` judges it.
+    """
+    return joined(unseen_fits(**case))
+
+
+def joined(fits):
+    """q of all images of several Fits, a diagonal Normal (N, D), and whether all have converged."""
     mean, stddev = (torch.cat([getattr(fit.q, name) for fit in fits]) for name in ("mean", "stddev"))
     return Normal(mean, stddev, validate_args=False), all(fit.converged for fit in fits)

@@ -1,5 +1,6 @@
 """Trains the same decoder as an amortized VAE and by latent optimization on MNIST, and compares the two."""
 
+import argparse
 import platform
 import time
 from pathlib import Path
@@ -8,33 +9,34 @@ import numpy as np
 import torch
 import torchvision
 
-import amortized_vae
 import comparison
 import evaluation
+import fairness
 import figures
-import latent_optimization
 from cli import (
     Parser,
     add_experiment_flags,
     add_run_flags,
+    choose_device,
     memory_for,
     number,
     prepare,
     run,
 )
 from data import TRAIN_SIZE, rows_per_digit
-from files import hold_directories, save_array, save_csv, save_figure, save_json
+from files import InputError, hold_directories, save_array, save_csv, save_figure, save_json
 from model import LATENT_DIM
 from progress import standing
 from runs import find_run, finish_run
-from training import BATCH_SIZE, EPOCHS, saved_epochs
+from trained import CONFIG, PREFIXES, description, find_trained, train_regimes, training_seconds
+from training import BATCH_SIZE, EPOCHS
 from vae_utils import SIGMA_P
 
-PREFIXES = ("vae", "latent_opt")  # how the files of the regimes begin, in the order of their training
+FREE = ("seed", "precision")  # of what training depended on: with --evaluate-only they are the evaluation's own
 
 
-def parse_arguments(arguments=None):
-    """The flags, each with its range."""
+def parse_arguments(arguments=None, namespace=None):
+    """The flags, each with its range. A namespace keeps what it holds where a flag is not given."""
     parser = Parser(prog="main_vae.py", description=__doc__)
     add_experiment_flags(parser, epochs=EPOCHS, train_size=TRAIN_SIZE, batch_size=BATCH_SIZE)
     group = parser.add_argument_group("model")
@@ -64,92 +66,160 @@ def parse_arguments(arguments=None):
         default=evaluation.IMAGES_PER_DIGIT,
         help="images of each digit, in either split, whose log p(x) is estimated",
     )
-    return parser.parse_args(arguments)
+    group.add_argument(
+        "--evaluate-only",
+        action="store_true",
+        help="score the checkpoints that are there again, without training; --seed is then the evaluation's",
+    )
+    parsed = parser.parse_args(arguments, namespace)
+    if parsed.evaluate_only and parsed.resume:
+        parser.error("--resume: not together with --evaluate-only, which continues nothing")
+    return parsed
 
 
 def main():
-    """Everything that can be refused; then, in directories of its own, the experiment."""
+    """Training and evaluation, or with --evaluate-only the second alone; then what they came to."""
     started = time.perf_counter()
     arguments = parse_arguments()
+    work = evaluate_again if arguments.evaluate_only else experiment
+    if summary := work(arguments=arguments, started=started):
+        print(evaluation.table(summary))
+        print(fairness.table(summary["fairness"]))
+        values = (f"{name.replace('_', ' ')} {value:.0f}" for name, value in summary["seconds"].items())
+        print("seconds: " + ", ".join(values))
+
+
+def experiment(*, arguments, started):
+    """Everything that can be refused; then, in directories of its own, training and evaluation.
+
+    started: by time.perf_counter. Returns the summary, None if the run that was to be resumed is finished.
+    """
     train, test, flags = prepare(arguments)
-    for split in (train, test):
-        rows_per_digit(split.labels, arguments.images_per_digit)  # refuses now what could not be scored later
+    refuse_counts(arguments, train, test)
     with hold_directories(arguments.checkpoint_dir, arguments.results_dir):
-        continued = find_run(
+        run = find_run(
             resume=arguments.resume,
             flags=flags,
             prefixes=PREFIXES,
             checkpoint_dir=arguments.checkpoint_dir,
             summary=Path(arguments.results_dir) / "summary.json",
         )
-        if continued:
-            place = f"on {flags['device']}, networks in {flags['precision']}"
-            print(f"{len(train.images):,} training images {place}", flush=True)
-            experiment(arguments=arguments, train=train, test=test, run=continued, started=started)
-
-
-def experiment(*, arguments, train, test, run, started):
-    """Amortized VAE, latent optimization, comparison, log p(x), in this order.
-
-    train, test: Splits; run: a Run; started: by time.perf_counter.
-    """
-    flags = run.flags
-    checkpoint_dir, results_dir = Path(arguments.checkpoint_dir), Path(arguments.results_dir)
-    model_config = {name: flags[name] for name in ("latent_dim", "sigma_p", "seed")}
-    loop_config = {name: flags[name] for name in ("epochs", "batch_size", "precision")}
-    config = {**model_config, **loop_config, "train_size": arguments.train_size}
-    earlier = sum(row["seconds"] for state in run.states.values() for row in state["history"])
-    history, models, seconds = [], [], {}
-    with (
-        standing(lambda: f"after {len(history)} of {2 * arguments.epochs} epochs" if history else None),
-        memory_for(f"--batch-size ({arguments.batch_size:,}) or --latent-dim ({arguments.latent_dim:,})"),
-    ):
-        for name, regime in (("amortized_training", amortized_vae), ("latent_training", latent_optimization)):
-            model, rows = regime.train(
+        if run is None:
+            return None
+        print(f"{len(train.images):,} training images {place(flags)}", flush=True)
+        earlier = sum(row["seconds"] for state in run.states.values() for row in state["history"])
+        size, dimensions = f"--batch-size ({arguments.batch_size:,})", f"--latent-dim ({arguments.latent_dim:,})"
+        with memory_for(f"{size} or {dimensions}"):
+            trained = train_regimes(
                 train=train,
                 test=test,
-                config=config,
-                checkpoint_dir=checkpoint_dir,
+                config={name: flags[name] for name in CONFIG},
                 run=run,
-                **model_config,
-                **loop_config,
+                checkpoint_dir=arguments.checkpoint_dir,
+                results_dir=arguments.results_dir,
             )
-            models.append(model)
-            history += rows
-            seconds[name] = sum(row["seconds"] for row in rows)
-            save_csv(results_dir / "history.csv", history)
+        with (
+            standing(lambda: "in the evaluation, after all training"),
+            memory_for(f"--images-per-digit ({arguments.images_per_digit:,}) or {dimensions}"),
+        ):
+            summary = score(
+                trained=trained, arguments=arguments, flags=flags, train=train, test=test, started=started - earlier
+            )
+            finish_run(prefixes=PREFIXES, checkpoint_dir=arguments.checkpoint_dir)
+    return summary
 
+
+def evaluate_again(*, arguments, started):
+    """Everything that can be refused; then the evaluation of the checkpoints that are there. Returns the summary.
+
+    What was trained says the checkpoints, which are only read, as are history.csv and training_curves.png.
+    started: by time.perf_counter.
+    """
+    with (
+        standing(lambda: "in the evaluation", advice="give the same command again"),
+        memory_for(f"--images-per-digit ({arguments.images_per_digit:,})"),
+    ):
+        trained = find_trained(arguments.checkpoint_dir, device=choose_device(arguments.device))
+        take_over(trained.config, arguments=arguments)
+        train, test, flags = prepare(arguments, train_index=trained.train_index)
+        refuse_counts(arguments, train, test)
+        with hold_directories(arguments.checkpoint_dir, arguments.results_dir):
+            print(f"{arguments.checkpoint_dir}: {description(trained)}", flush=True)
+            print(f"evaluation with seed {arguments.seed} {place(flags)}", flush=True)
+            seconds = training_seconds(Path(arguments.results_dir) / "summary.json", trained.config)
+            return score(
+                trained=trained._replace(seconds=seconds),
+                arguments=arguments,
+                flags=flags,
+                train=train,
+                test=test,
+                started=started - sum(seconds.values()),
+            )
+
+
+def take_over(config, *, arguments):
+    """Sets the flags that say what is learned to what the checkpoints say.
+
+    Raises InputError if one of them was given and says something else.
+    """
+    unset = argparse.Namespace(**dict.fromkeys(vars(arguments)))
+    given = vars(parse_arguments(namespace=unset))
+    fixed = {name: value for name, value in config.items() if name not in FREE}
+    if others := [name for name, value in fixed.items() if given[name] not in (None, value)]:
+        said = (f"--{name.replace('_', '-')} {given[name]}, but the checkpoints say {fixed[name]}" for name in others)
+        raise InputError(f"{arguments.checkpoint_dir}: {'; '.join(said)}")
+    vars(arguments).update(fixed)
+
+
+def refuse_counts(arguments, *splits):
+    """Refuses before any work what could not be scored after it."""
+    for split in splits:
+        rows_per_digit(split.labels, arguments.images_per_digit)
+
+
+def place(flags):
+    """In words, where it runs."""
+    return f"on {flags['device']}, networks in {flags['precision']}"
+
+
+def score(*, trained, arguments, flags, train, test, started):
+    """The evaluation of a Trained; writes summary.json and returns what it holds.
+
+    started: by time.perf_counter, moved back by what the training took in other processes.
+    """
     before = time.perf_counter()
     scene = {"train": train, "test": test, "sigma_p": arguments.sigma_p, "seed": arguments.seed}
     scene["precision"] = flags["precision"]
-    with (
-        standing(lambda: "in the evaluation, after all training"),
-        memory_for(f"--images-per-digit ({arguments.images_per_digit:,}) or --latent-dim ({arguments.latent_dim:,})"),
-    ):
-        save_figure(results_dir / "training_curves.png", figures.training_curves(history=history))
-        comparison.draw_epochs(
-            epochs=saved_epochs(arguments.epochs), checkpoint_dir=checkpoint_dir, results_dir=results_dir, **scene
-        )
-        summary = evaluate(models=models, arguments=arguments, results_dir=results_dir, scene=scene)
-        seconds["evaluation"] = time.perf_counter() - before
-        seconds["total"] = time.perf_counter() - started + earlier
-        versions = {name.__name__: name.__version__ for name in (torch, torchvision, np)}
-        config = {**vars(arguments), **flags, "python": platform.python_version(), **versions}
-        del config["resume"]
-        summary = {"config": config, **summary, "seconds": seconds}
-        save_json(results_dir / "summary.json", summary)
-        finish_run(prefixes=PREFIXES, checkpoint_dir=checkpoint_dir)
-    print(evaluation.table(summary))
-    print("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in seconds.items()))
+    numbers = evaluate(trained=trained, arguments=arguments, scene=scene)
+    now = time.perf_counter()
+    config = {
+        **vars(arguments),
+        **flags,
+        **trained.config,  # under "seed" and "precision" stands what was trained with
+        "scored_epoch": trained.epochs[-1],
+        "evaluation_seed": arguments.seed,
+        "evaluation_precision": flags["precision"],
+        "python": platform.python_version(),
+        **{name.__name__: name.__version__ for name in (torch, torchvision, np)},
+    }
+    del config["resume"]
+    seconds = {**trained.seconds, "evaluation": now - before, "total": now - started}
+    summary = {"config": config, **numbers, "seconds": seconds}
+    save_json(Path(arguments.results_dir) / "summary.json", summary)
+    return summary
 
 
-def evaluate(*, models, arguments, results_dir, scene):
-    """Writes log p(x) as table, array and figure; returns the summary's numbers.
+def evaluate(*, trained, arguments, scene):
+    """Draws every saved epoch; writes log p(x) as table, array and figure; returns the summary's numbers.
 
-    models: (ConvVAE, LatentModel); scene: what all estimates have in common.
+    trained: a Trained; scene: what all estimates have in common.
     """
-    vae, latents = models
-    bounds = evaluation.final_bounds(vae=vae, latents=latents, **scene)
+    results_dir = Path(arguments.results_dir)
+    comparison.draw_epochs(
+        epochs=trained.epochs, checkpoint_dir=arguments.checkpoint_dir, results_dir=results_dir, **scene
+    )
+    vae, latents = trained.models
+    bounds, inference = evaluation.final_bounds(vae=vae, latents=latents, **scene)
     records = evaluation.log_probabilities(
         vae=vae,
         latents=latents,
@@ -170,7 +240,11 @@ def evaluate(*, models, arguments, results_dir, scene):
             num_samples=arguments.num_samples,
         ),
     )
-    return {**bounds, "log_prob": evaluation.summarize_log_prob(records)}
+    return {
+        **bounds,
+        "log_prob": evaluation.summarize_log_prob(records),
+        "fairness": fairness.spent(trained=trained, inference=inference),
+    }
 
 
 if __name__ == "__main__":

@@ -12,25 +12,26 @@ class Interrupted(BaseException):
 
     def __init__(self, number):
         super().__init__(number)
-        self.number, self.place = number, None
+        self.number, self.place, self.advice = number, None, None
 
     def __str__(self):
         name = signal.Signals(self.number).name
         if self.place is None:
             return f"stopped by {name} before an epoch of its own was over; give the same command again"
-        return f"stopped by {name} {self.place}; the same command with --resume continues"
+        return f"stopped by {name} {self.place}; {self.advice}"
 
 
 @contextlib.contextmanager
-def standing(place):
+def standing(place, *, advice="the same command with --resume continues"):
     """Tells an Interrupted that passes, and does not know yet, where the run stands: what `place()` returns.
 
-    None stands for a run that has saved nothing yet.
+    None stands for a run that has saved nothing yet. advice: what to do then.
     """
     try:
         yield
     except Interrupted as interrupted:
-        interrupted.place = interrupted.place or place()
+        if interrupted.place is None:
+            interrupted.place, interrupted.advice = place(), advice
         raise
 
 

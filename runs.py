@@ -36,7 +36,7 @@ def find_run(*, resume, flags, prefixes, checkpoint_dir, summary):
                 flush=True,
             )
         with contextlib.suppress(InputError):  # nothing there, or nothing that can be read
-            if others := _other_flags(load_json(summary).get("config", {}), flags):
+            if others := other_flags(load_json(summary).get("config", {}), flags):
                 print(f"{summary}: of another run ({others}), whose files stay until replaced", flush=True)
         return begun
     if first.exists():
@@ -99,14 +99,14 @@ def _load_state(path):
 
 def _refuse_other_flags(path, there, here):
     """Raises InputError unless the flags `here` are those that `path` was written under."""
-    if others := _other_flags(there, here):
+    if others := other_flags(there, here):
         raise InputError(f"{path}: cannot be resumed under other flags: {others}")
 
 
-def _other_flags(there, here):
-    """In words, the flags that differ and both values; empty if none does."""
+def other_flags(there, mine, *, here="here"):
+    """In words, the flags that differ and both values; empty if none does. here: where `mine` stand."""
     return "; ".join(
-        f"--{name.replace('_', '-')} {there.get(name)} there, {value} here"
-        for name, value in here.items()
+        f"--{name.replace('_', '-')} {there.get(name)} there, {value} {here}"
+        for name, value in mine.items()
         if there.get(name) != value
     )

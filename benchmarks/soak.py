@@ -141,12 +141,14 @@ def _read(path):
     """A file's contents without times."""
     if path.suffix == ".csv":
         with open(path, newline="", encoding="utf-8") as file:
-            return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+            return [_without_times(row) for row in csv.DictReader(file)]
     if path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8"))
-        rows = [{name: value for name, value in row.items() if name not in TIMES} for row in content.get("history", [])]
-        return {**content, "seconds": None, "history": rows}
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=_without_times)
     return path.read_bytes()
+
+
+def _without_times(row):
+    return {name: value for name, value in row.items() if name not in TIMES}
 
 
 def stage(folder):

@@ -54,8 +54,8 @@ def test_a_judge_is_trained_only_where_it_is_not_there(place, tmp_path):
     anew = baseline.find_judge(train=train, test=test, checkpoint_dir=tmp_path)
     for judge in (found, anew):
         assert all(torch.equal(*pair) for pair in zip(judge.parameters(), model.parameters(), strict=True))
-    first = (tmp_path / "classifier.pt").read_bytes()
-    assert first == path.read_bytes()
-    for other in ({"seed": 1}, {"train": train._replace(index=train.index + 1)}):
+    assert (tmp_path / "classifier.pt").read_bytes() == path.read_bytes()
+    for other in ({"train": train._replace(index=train.index + 1)}, {"seed": 1}):
+        before = (tmp_path / "classifier.pt").read_bytes()
         baseline.find_judge(**{"train": train, "test": test, "checkpoint_dir": tmp_path, **other})
-        assert (tmp_path / "classifier.pt").read_bytes() != first
+        assert (tmp_path / "classifier.pt").read_bytes() != before

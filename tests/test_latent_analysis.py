@@ -49,10 +49,10 @@ def test_active_units_are_those_whose_means_vary():
 
 
 def test_the_interval_of_active_units_is_that_of_resampled_images():
-    mean = torch.randn(50, 30, generator=random_generator(1)) * torch.linspace(0.05, 0.15, 30) + 7
-    counts = bootstrap_counts(50, resamples=200, generator=random_generator(2))
-    assert counts.sum(1).tolist() == [50] * 200
-    resampled = [mean.double()[torch.arange(50).repeat_interleave(row.long())] for row in counts]
+    mean = torch.randn(12, 60, generator=random_generator(1)) * torch.linspace(0.05, 0.15, 60) + 7
+    counts = bootstrap_counts(12, resamples=200, generator=random_generator(2))
+    assert counts.sum(1).tolist() == [12] * 200
+    resampled = [mean.double()[torch.arange(12).repeat_interleave(row.long())] for row in counts]
     active = [int((values.var(0) > 0.01).sum()) for values in resampled]
     found = latent_analysis.active_units_interval(mean, generator=random_generator(2))
     assert found == pytest.approx(np.quantile(active, [0.025, 0.975]))

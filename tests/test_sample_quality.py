@@ -59,15 +59,15 @@ def test_distances_are_those_of_the_distributions_and_their_errors_are_meant():
         return shift + torch.randn(count, 4, generator=random_generator(seed, "drawn"))
 
     anew = [
-        distances(features={"a": drawn(n, 1)}, reference=drawn(-n, 0), seed=0, resamples=2)["a"] for n in range(1, 25)
+        distances(features={"a": drawn(n, 1)}, reference=drawn(-n, 0), seed=0, resamples=2)["a"] for n in range(1, 101)
     ]
     values = torch.tensor([found["value"] for found in anew])
-    assert float(values.mean()) == pytest.approx(4, abs=0.1)
-    found = distances(features={"a": drawn(1, 1), "b": drawn(2, 0)}, reference=drawn(-1, 0), seed=0, resamples=50)
-    assert 0.5 < found["a"]["standard_error"] / float(values.std()) < 2
+    assert float(values.mean()) == pytest.approx(4, abs=0.05)
+    found = distances(features={"a": drawn(1, 1), "b": drawn(2, 0)}, reference=drawn(-1, 0), seed=0, resamples=200)
+    assert 0.8 < found["a"]["standard_error"] / float(values.std()) < 1.25
     assert 0 < found["b"]["value"] < 0.02
     assert found["a"]["images"] == 2000
-    again = distances(features={"a": drawn(1, 1)}, reference=drawn(-1, 0), seed=0, resamples=50)
+    again = distances(features={"a": drawn(1, 1)}, reference=drawn(-1, 0), seed=0, resamples=200)
     assert again["a"] == found["a"]  # whoever else is there
 
 

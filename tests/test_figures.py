@@ -6,7 +6,8 @@ import torch
 from scipy import stats
 
 import figures
-from sup_classification import augment, wilson_interval
+from baseline import augment
+from intervals import wilson_interval
 from vae_utils import random_generator
 
 

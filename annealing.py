@@ -20,10 +20,10 @@ from training import autocast
 from vae_utils import SIGMA_P, log_weight
 
 CHAINS = 8
-TEMPERATURES = 100
-LEAPFROG_STEPS = 5
+TEMPERATURES = 80
+LEAPFROG_STEPS = 3
 PILOT_CHAINS = 4
-PILOT_TEMPERATURES = 50
+PILOT_TEMPERATURES = 25
 TARGET_ACCEPTANCE = 0.65
 LONGEST_PATH = math.pi / 2  # a quarter turn: on N(0, I) it ends at a draw that is independent of the start
 JITTER = 0.2  # the share by which the length of every path varies: at a fixed one some directions would come back
@@ -34,6 +34,7 @@ class Annealed(NamedTuple):
     """What annealing says of each image, (B,) each; nats but for the acceptance, a share."""
 
     log_prob: torch.Tensor
+    standard_error: torch.Tensor  # of log_prob, over the chains, to first order; not a number for one chain
     spread: torch.Tensor  # standard deviation of the log-weights over the chains; not a number for one chain
     acceptance: torch.Tensor  # mean over transitions and chains
     log_weights: torch.Tensor  # (K, B)
@@ -233,8 +234,10 @@ def annealed_importance_sampling(
         weights.append(log_w)
         acceptances.append(acceptance.mean(0))
     log_w = torch.cat(weights, dim=1)  # (K, B)
+    log_prob = log_w.logsumexp(0) - math.log(chains)
     return Annealed(
-        log_prob=log_w.logsumexp(0) - math.log(chains),
+        log_prob=log_prob,
+        standard_error=(log_w - log_prob).exp().std(0) / math.sqrt(chains),
         spread=log_w.std(0),
         acceptance=torch.cat(acceptances),
         log_weights=log_w,

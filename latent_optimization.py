@@ -47,12 +47,12 @@ class PosteriorFit:
         """The diagonal Normal as it is now, (B, D)."""
         return diagonal_normal(*self.parameters.chunk(2, dim=-1))
 
-    def run(self, *, x, decode, generator, learning_rates, sigma_p=SIGMA_P):
-        """One step of Adam for each of the learning rates, each with a fresh sample of z per image."""
+    def run(self, *, x, decode, generator, learning_rates, sigma_p=SIGMA_P, draws=1):
+        """One step of Adam for each of the learning rates, each with `draws` fresh samples of z per image."""
         for learning_rate in learning_rates:
             self.optimizer.param_groups[0]["lr"] = learning_rate
             q = self.q()
-            noise = torch.randn(q.mean.shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
+            noise = torch.randn(draws, *q.mean.shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
             loss = -elbo(q=q, x=x, decode=decode, noise=noise, sigma_p=sigma_p).elbo.sum()
             # torch.autograd.grad, unlike backward, spends nothing on the gradients of the decoder's weights.
             (self.parameters.grad,) = torch.autograd.grad(loss, self.parameters)
@@ -80,17 +80,19 @@ def fit_posterior(
     cycle=200,
     tolerance=0.5,
     max_cycles=20,
+    draws=1,
 ):
     """The diagonal Normal q*(z) that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018).
 
     x: (B, *image); initial: where to start, diagonal Normal (B, D), for example the encoder's q or
-    `initial_posterior`. A cycle is `cycle` steps of Adam whose learning rate falls along a cosine to a hundredth
-    (Loshchilov & Hutter 2017). After each, the bound is taken with the same 16 draws of noise per image; the fit
-    has converged when a cycle has gained less than `tolerance` nats in the mean over images, and gives up, not
-    converged, after `max_cycles`. Returns a Fit; score its q with fresh samples.
+    `initial_posterior`. A cycle is `cycle` steps of Adam whose learning rate falls along a cosine to zero
+    (Loshchilov & Hutter 2017), each with `draws` samples of z per image. After each, the bound is taken with the same
+    16 draws of noise per image; the fit has converged when a cycle has gained less than `tolerance` nats in the mean
+    over images, and gives up, not converged, after `max_cycles`. What it stays short of the best is the noise of its
+    gradients, about 200 / (draws * cycle) nats in 200 dimensions. Returns a Fit; score its q with fresh samples.
     """
     fit = PosteriorFit(initial=initial, learning_rate=learning_rate)
-    fall = [0.505 + 0.495 * math.cos(math.pi * step / cycle) for step in range(cycle)]
+    fall = [0.5 + 0.5 * math.cos(math.pi * step / cycle) for step in range(cycle)]
     noise = torch.randn(16, *initial.mean.shape, generator=generator, dtype=x.dtype, device=x.device)
 
     @torch.no_grad()
@@ -101,12 +103,12 @@ def fit_posterior(
     trace, converged = [score()], False
     while not converged and len(trace) <= max_cycles:
         rates = [learning_rate * share for share in fall]
-        fit.run(x=x, decode=decode, generator=generator, learning_rates=rates, sigma_p=sigma_p)
+        fit.run(x=x, decode=decode, generator=generator, learning_rates=rates, sigma_p=sigma_p, draws=draws)
         trace.append(score())
         converged = bool((trace[-1] - trace[-2]).mean() < tolerance)
     q = fit.q()
     q = Normal(q.mean.detach(), q.stddev.detach(), validate_args=False)
-    return Fit(q=q, trace=torch.stack(trace), converged=converged, gradients=cycle * (len(trace) - 1))
+    return Fit(q=q, trace=torch.stack(trace), converged=converged, gradients=draws * cycle * (len(trace) - 1))
 
 
 class LatentOptimization:

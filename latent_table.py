@@ -89,7 +89,8 @@ class LatentTable:
         last = self.last_visit[index]
         idle = (self.steps - last).double()  # (B,)
         decay = (beta1 / beta2**0.5) ** idle
-        moved = self.idle_sums[last] - decay * self.idle_sums[self.steps]  # S(last, idle)
+        now = self.steps.reshape(1)  # an index without a dimension would be read by the host, and wait for the device
+        moved = self.idle_sums[last] - decay * self.idle_sums[now]  # S(last, idle)
         eps = self.eps * torch.sqrt(1 - beta2 ** last.double())
 
         def column(values):

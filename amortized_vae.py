@@ -21,7 +21,8 @@ class AmortizedVAE:
         self.model = ConvVAE(latent_dim=latent_dim, seed=seed).to(test_images.device)
         self.decoder = self.model.decoder
         self.test_images, self.sigma_p, self.seed = test_images, sigma_p, seed
-        self.optimizers = [torch.optim.Adam(self.model.parameters(), lr=learning_rate, fused=True)]
+        on_cuda = test_images.device.type == "cuda"
+        self.optimizers = [torch.optim.Adam(self.model.parameters(), lr=learning_rate, fused=True, capturable=on_cuda)]
 
     def posterior(self, x, index):
         """q(z|x); the index is ignored."""

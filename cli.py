@@ -140,6 +140,9 @@ def prepare(arguments, *, train_index=None):
     """
     device = choose_device(arguments.device)
     precision = choose_precision(arguments.precision, device)
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as on the CPU
+        torch.backends.cudnn.deterministic = True  # a resumed run ends like one left alone
     for flag in ("checkpoint_dir", "results_dir"):
         writable_directory(getattr(arguments, flag), f"--{flag.replace('_', '-')}")
     mnist_train, test = load_mnist(data_dir=arguments.data_dir, device=device)

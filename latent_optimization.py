@@ -136,7 +136,9 @@ class LatentOptimization:
             max_steps=max_steps,
             device=device,
         )
-        self.optimizers = [torch.optim.Adam(self.decoder.parameters(), lr=learning_rate, fused=True), self.table]
+        on_cuda = device.type == "cuda"
+        adam = torch.optim.Adam(self.decoder.parameters(), lr=learning_rate, fused=True, capturable=on_cuda)
+        self.optimizers = [adam, self.table]
         self.sigma_p, self.seed = sigma_p, seed
         self.sample = stratified_subset(test, size=HELD_OUT_IMAGES, seed=seed).images
         start = initial_posterior(count=HELD_OUT_IMAGES, latent_dim=latent_dim, device=device)

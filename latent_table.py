@@ -42,7 +42,8 @@ class LatentTable:
         self.rows[:, 0, latent_dim:] = initial_log_var
         self.last_visit = torch.zeros(size, dtype=torch.int64, device=device)  # (N,)
         self.steps = torch.zeros((), dtype=torch.int64, device=device)
-        self.idle_sums = idle_sums(max_steps=max_steps, betas=betas).to(device)  # (max_steps + 1,): H
+        self.exact = torch.float32 if torch.device(device).type == "mps" else torch.float64  # MPS has no float64
+        self.idle_sums = idle_sums(max_steps=max_steps, betas=betas).to(self.exact).to(device)  # (max_steps + 1,): H
 
     def posterior(self, x, index):
         """q of the images `index` (B,); x is ignored. With gradients on, the next `step` learns these rows.
@@ -64,7 +65,7 @@ class LatentTable:
         self.steps += 1
         first = first.lerp(value.grad, 1 - beta1)
         second = second * beta2 + (1 - beta2) * value.grad.square()
-        now = self.steps.double()
+        now = self.steps.to(self.exact)
         rate = (self.learning_rate / (1 - beta1**now)).float()
         correction = torch.sqrt(1 - beta2**now).float()
         value = value.detach() - rate * first / (second.sqrt() / correction + self.eps)
@@ -87,10 +88,11 @@ class LatentTable:
         value, first, second = self.rows[index].unbind(1)
         beta1, beta2 = self.betas
         last = self.last_visit[index]
-        idle = (self.steps - last).double()  # (B,)
+        idle = (self.steps - last).to(self.exact)  # (B,)
         decay = (beta1 / beta2**0.5) ** idle
-        moved = self.idle_sums[last] - decay * self.idle_sums[self.steps]  # S(last, idle)
-        eps = self.eps * torch.sqrt(1 - beta2 ** last.double())
+        now = self.steps.reshape(1)  # an index without a dimension would be read by the host, and wait for the device
+        moved = self.idle_sums[last] - decay * self.idle_sums[now]  # S(last, idle)
+        eps = self.eps * torch.sqrt(1 - beta2 ** last.to(self.exact))
 
         def column(values):
             return values.float().unsqueeze(1)

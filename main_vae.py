@@ -132,7 +132,7 @@ def experiment(*, arguments, started):
 def evaluate_again(*, arguments, started):
     """Everything that can be refused; then the evaluation of the checkpoints that are there. Returns the summary.
 
-    What was trained says the checkpoints, which are only read, as are history.csv and training_curves.png.
+    The checkpoints say what was trained and are only read; history.csv and training_curves.png are left alone.
     started: by time.perf_counter.
     """
     with (

@@ -66,6 +66,10 @@ class Stage:
         """Says that `units` more are done."""
         self.bar.update(units)
 
+    def note(self, text):
+        """A line of its own, beside a bar, too."""
+        tqdm.write(text)
+
     def line(self, text, *, short):
         """The news: `short` beside the bar on a terminal, `text` on a line of its own elsewhere."""
         if self.terminal:

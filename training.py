@@ -2,9 +2,10 @@
 
 A regime is an object with
     name, prefix            what it is called, and how its files begin
-    decoder                 maps z (B, D) to the mean of p(x|z)
+    decoder                 maps z (B, D), D its latent_dim, to the mean of p(x|z)
     posterior(x, index)     q(z), a diagonal Normal, for the training images x at rows `index`
     optimizers              each with step and zero_grad; every one of them steps on every batch
+                            (on CUDA without reading a value, and in place: a step is recorded, see captured.py)
     held_out(epoch)         a Bound of held-out images under the present weights
     weights()               what a checkpoint holds of it, a dict of tensors
     state_dict()            all that the next epoch depends on, but for the training set: tensors and plain values
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from captured import captured
 from files import RunError, save_checkpoint
 from progress import Stage, standing
 from runs import restore, save_state
@@ -54,29 +56,47 @@ def autocast(precision, device):
     return torch.autocast(device.type, torch.bfloat16)
 
 
+def take_step(index, noise, *, regime, images, sigma_p=SIGMA_P, precision="float32"):
+    """One step on the images at rows `index` (B,) with the noise (B, D).
+
+    Returns ELBO, log-likelihood and KL summed over the images, (3,), as they were before it. The loss is a sum over
+    images, not a mean: Adam does not see the scale, a last short batch then weighs what it holds, and the gradients
+    of a row of latents stay far from eps.
+    """
+    for optimizer in regime.optimizers:
+        optimizer.zero_grad()  # here and not at the end: what a step that was broken off has left goes, too
+    x = images[index]
+    with autocast(precision, images.device):
+        q = regime.posterior(x, index)
+        bound = elbo(q=q, x=x, decode=regime.decoder, noise=noise, sigma_p=sigma_p)
+    (-bound.elbo.sum()).backward()
+    for optimizer in regime.optimizers:
+        optimizer.step()
+    return torch.stack([part.detach().sum() for part in bound])
+
+
 def train_epoch(
-    *, regime, images, epoch, seed, sigma_p=SIGMA_P, batch_size=BATCH_SIZE, precision="float32", stage=None
+    *,
+    regime,
+    images,
+    epoch,
+    seed,
+    sigma_p=SIGMA_P,
+    batch_size=BATCH_SIZE,
+    precision="float32",
+    stage=None,
+    step=take_step,
 ):
     """One pass over `images` (N, 1, 28, 28) in an order that depends on (seed, epoch) alone.
 
-    Returns ELBO, log-likelihood and KL summed over each batch's images, (steps, 3), as they were when the batch was
-    drawn. The loss is a sum over images, not a mean: Adam does not see the scale, a last short batch then weighs
-    what it holds, and the gradients of a row of latents stay far from eps.
+    step: `take_step`, or this captured. Returns what it returned, (steps, 3).
     """
     order = torch.randperm(len(images), generator=random_generator(seed, epoch, "order")).to(images.device)
     noise_generator = random_generator(seed, epoch, "noise", device=images.device)
     sums = []
     for index in order.split(batch_size):
-        x = images[index]
-        with autocast(precision, images.device):
-            q = regime.posterior(x, index)
-            noise = torch.randn(q.mean.shape, generator=noise_generator, device=images.device)
-            bound = elbo(q=q, x=x, decode=regime.decoder, noise=noise, sigma_p=sigma_p)
-        (-bound.elbo.sum()).backward()
-        for optimizer in regime.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        sums.append(torch.stack([part.detach().sum() for part in bound]))
+        noise = torch.randn(len(index), regime.decoder.latent_dim, generator=noise_generator, device=images.device)
+        sums.append(step(index, noise, regime=regime, images=images, sigma_p=sigma_p, precision=precision))
         if stage:
             stage.advance(len(index))
     return torch.stack(sums)
@@ -113,6 +133,7 @@ def train(
         standing(lambda: f"after epoch {len(history)} of {epochs}, {regime.name}" if history else None),
         Stage(regime.name, total=epochs * len(images), unit="img", done=done) as stage,
     ):
+        step = captured(take_step, device=images.device, name=regime.name, say=stage.note)
         for epoch in range(len(history) + 1, epochs + 1):
             started = time.perf_counter()
             sums = train_epoch(
@@ -124,6 +145,7 @@ def train(
                 batch_size=batch_size,
                 precision=precision,
                 stage=stage,
+                step=step,
             )
             elbos = sums[:, 0].tolist()  # the one synchronisation of an epoch
             if bad := [step for step, value in enumerate(elbos, 1) if not math.isfinite(value)]:

@@ -124,7 +124,7 @@ def evaluate(*, posterior, decode, images, generator, sigma_p=SIGMA_P, batch_siz
 
 def mean_and_error(values):
     """{"mean", "standard_error", "images"} of a tensor of one value per image; the error is None for one image."""
-    values = values.double().flatten()
+    values = values.cpu().double().flatten()  # MPS has no float64
     count = len(values)
     error = float(values.std() / math.sqrt(count)) if count > 1 else None
     return {"mean": float(values.mean()), "standard_error": error, "images": count}

@@ -217,9 +217,7 @@ def annealed_importance_sampling(
     weights, acceptances = [], []
     for rows in torch.arange(len(x), device=x.device).split(max(1, chunk // chains)):
         target = Target(q=_rows(q, rows), x=x[rows], decode=decode, sigma_p=sigma_p, precision=precision)
-        schedule = settle(
-            target=target, temperatures=temperatures, leapfrog_steps=leapfrog_steps, generator=generator
-        )
+        schedule = settle(target=target, temperatures=temperatures, leapfrog_steps=leapfrog_steps, generator=generator)
         parts = [
             anneal(
                 noise=target.draw(min(chunk, chains - start), generator),

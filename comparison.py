@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-import amortized_vae
 import figures
 import latent_optimization
 from data import DIGITS, rows_per_digit
 from files import save_figure
 from progress import Stage
+from trained import load_models
 from vae_utils import SIGMA_P, random_generator
 
 PRIOR_SAMPLES = 64
@@ -35,8 +35,7 @@ def draw_epochs(*, epochs, train, test, checkpoint_dir, results_dir, sigma_p=SIG
 def draw_epoch(*, epoch, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA_P, seed=0, precision="float32"):
     """Draws recon, latent_opt_recon, samples and comparison of one epoch from the two checkpoints."""
     device = train.images.device
-    vae = amortized_vae.load_model(Path(checkpoint_dir) / f"vae_epoch_{epoch}.pt", device=device)
-    latents = latent_optimization.load_model(Path(checkpoint_dir) / f"latent_opt_epoch_{epoch}.pt", device=device)
+    vae, latents = load_models(checkpoint_dir, epoch=epoch, device=device)
     train_rows = rows_per_digit(train.labels, 1).flatten()
     test_rows = rows_per_digit(test.labels, 2)  # (10, 2): the first for the reconstructions, the second to compare
     seen, unseen = train.images[train_rows], test.images[test_rows.T.flatten()]

@@ -23,14 +23,29 @@ class Share(int):
 FLAGS = (
     # name, range, default, meaning
     ("--num-samples", (1, 10_000_000), gaps.NUM_SAMPLES, "importance samples per image for log p(x)"),
-    ("--images-per-digit", (1, 892), evaluation.IMAGES_PER_DIGIT, "images of each digit, in either split, for log p(x)"),
+    (
+        "--images-per-digit",
+        (1, 892),
+        evaluation.IMAGES_PER_DIGIT,
+        "images of each digit and split for log p(x)",
+    ),
     ("--annealed-per-digit", (1, 892), Share(evaluation.IMAGES_PER_DIGIT, least=1), "of these, how many are annealed"),
     ("--chains", (2, 1_000_000), annealing.CHAINS, "chains of annealing per image"),
     ("--temperatures", (1, 1_000_000), annealing.TEMPERATURES, "temperatures that each chain passes"),
-    ("--gap-images-per-digit", (1, 892), gap_study.IMAGES_PER_DIGIT, "images of each digit for the gaps of earlier epochs"),
+    (
+        "--gap-images-per-digit",
+        (1, 892),
+        gap_study.IMAGES_PER_DIGIT,
+        "images of each digit at earlier epochs",
+    ),
     ("--simulated-images", (2, 100_000), Share(gap_study.SIMULATED_IMAGES, least=4), "images for the certificate"),
     ("--fitted-images", (20, 10_000), Share(evaluation.FITTED_IMAGES, least=50), "test images whose q is fitted"),
-    ("--judged-samples", (200, 50_000), Share(sample_quality.SAMPLES, least=1000), "samples of each decoder that are judged"),
+    (
+        "--judged-samples",
+        (200, 50_000),
+        Share(sample_quality.SAMPLES, least=1000),
+        "samples of either decoder to judge",
+    ),
 )
 
 

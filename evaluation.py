@@ -67,7 +67,11 @@ def final_bounds(*, vae, latents, train, test, sample, sigma_p=SIGMA_P, seed=0):
         ("amortized", "train"): (lambda x, index: vae.encode(x), vae.decoder, train.images),
         ("amortized", "test"): (lambda x, index: vae.encode(x), vae.decoder, test.images),
         ("latent_optimization", "train"): (latents.posterior, latents.decoder, train.images),
-        ("latent_optimization", "test"): (lambda x, index: _rows(sample.q, index), latents.decoder, sample.split.images),
+        ("latent_optimization", "test"): (
+            lambda x, index: _rows(sample.q, index),
+            latents.decoder,
+            sample.split.images,
+        ),
     }
     bounds = {regime: {} for regime in REGIMES}
     for (regime, split), (posterior, decode, images) in cases.items():
@@ -131,7 +135,14 @@ def log_probabilities(
                     continue
                 images = split.images[chosen]
                 q, decode = own_posterior(
-                    regime=regime, split=name, models=models, images=images, rows=chosen, seed=seed, sigma_p=sigma_p, precision=precision
+                    regime=regime,
+                    split=name,
+                    models=models,
+                    images=images,
+                    rows=chosen,
+                    seed=seed,
+                    sigma_p=sigma_p,
+                    precision=precision,
                 )
                 generator = random_generator(seed, purpose, regime, name, device=images.device)
                 values = score(q=q, x=images, decode=decode, generator=generator, stage=stage, **scene, **extra)

@@ -3,8 +3,6 @@
 from itertools import product
 from pathlib import Path
 
-import torch
-
 import gap_figures
 import gaps
 from annealing import CHAINS, TEMPERATURES, bidirectional_bounds, simulate

@@ -63,7 +63,9 @@ def measure(
         annealed = annealed_importance_sampling(
             q=best, x=images, chains=chains, temperatures=temperatures, precision=precision, **scene
         )
-        of_own, of_best = (importance_sampling(q=each, x=images, num_samples=num_samples, **scene) for each in (own, best))
+        of_own, of_best = (
+            importance_sampling(q=each, x=images, num_samples=num_samples, **scene) for each in (own, best)
+        )
         parts.append(
             Gaps(*of_own, *of_best, annealed.log_prob, annealed.standard_error, annealed.spread, annealed.acceptance)
         )

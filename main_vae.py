@@ -9,10 +9,14 @@ import numpy as np
 import torch
 import torchvision
 
+import baseline
 import comparison
 import evaluation
 import fairness
 import figures
+import gap_study
+import latent_analysis
+import sample_quality
 from cli import (
     Parser,
     add_experiment_flags,
@@ -23,6 +27,7 @@ from cli import (
     prepare,
     run,
 )
+from counts import add_evaluation_flags, settle
 from data import TRAIN_SIZE, rows_per_digit
 from files import InputError, hold_directories, save_array, save_csv, save_figure, save_json
 from model import LATENT_DIM
@@ -51,21 +56,7 @@ def parse_arguments(arguments=None, namespace=None):
         help="standard deviation of p(x|z), pixels being in [-1, 1]",
     )
     add_run_flags(parser)
-    group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--num-samples",
-        metavar="N",
-        type=number(int, 1, 10_000_000),
-        default=evaluation.NUM_SAMPLES,
-        help="importance samples per image for log p(x)",
-    )
-    group.add_argument(
-        "--images-per-digit",
-        metavar="N",
-        type=number(int, 1, 892),
-        default=evaluation.IMAGES_PER_DIGIT,
-        help="images of each digit, in either split, whose log p(x) is estimated",
-    )
+    group = add_evaluation_flags(parser)
     group.add_argument(
         "--evaluate-only",
         action="store_true",
@@ -94,7 +85,8 @@ def experiment(*, arguments, started):
 
     started: by time.perf_counter. Returns the summary, None if the run that was to be resumed is finished.
     """
-    train, test, flags = prepare(arguments)
+    settle(arguments)
+    train, rest, test, flags = prepare(arguments)
     refuse_counts(arguments, train, test)
     with hold_directories(arguments.checkpoint_dir, arguments.results_dir):
         run = find_run(
@@ -123,7 +115,11 @@ def experiment(*, arguments, started):
             memory_for(f"--images-per-digit ({arguments.images_per_digit:,}) or {dimensions}"),
         ):
             summary = score(
-                trained=trained, arguments=arguments, flags=flags, train=train, test=test, started=started - earlier
+                trained=trained,
+                arguments=arguments,
+                flags=flags,
+                splits=(train, rest, test),
+                started=started - earlier,
             )
             finish_run(prefixes=PREFIXES, checkpoint_dir=arguments.checkpoint_dir)
     return summary
@@ -141,7 +137,8 @@ def evaluate_again(*, arguments, started):
     ):
         trained = find_trained(arguments.checkpoint_dir, device=choose_device(arguments.device))
         take_over(trained.config, arguments=arguments)
-        train, test, flags = prepare(arguments, train_index=trained.train_index)
+        settle(arguments)
+        train, rest, test, flags = prepare(arguments, train_index=trained.train_index)
         refuse_counts(arguments, train, test)
         with hold_directories(arguments.checkpoint_dir, arguments.results_dir):
             print(f"{arguments.checkpoint_dir}: {description(trained)}", flush=True)
@@ -151,8 +148,7 @@ def evaluate_again(*, arguments, started):
                 trained=trained._replace(seconds=seconds),
                 arguments=arguments,
                 flags=flags,
-                train=train,
-                test=test,
+                splits=(train, rest, test),
                 started=started - sum(seconds.values()),
             )
 
@@ -182,15 +178,14 @@ def place(flags):
     return f"on {flags['device']}, networks in {flags['precision']}"
 
 
-def score(*, trained, arguments, flags, train, test, started):
+def score(*, trained, arguments, flags, splits, started):
     """The evaluation of a Trained; writes summary.json and returns what it holds.
 
+    splits: what it was trained on, the rest of MNIST's training images, the test images;
     started: by time.perf_counter, moved back by what the training took in other processes.
     """
     before = time.perf_counter()
-    scene = {"train": train, "test": test, "sigma_p": arguments.sigma_p, "seed": arguments.seed}
-    scene["precision"] = flags["precision"]
-    numbers = evaluate(trained=trained, arguments=arguments, scene=scene)
+    numbers = evaluate(trained=trained, arguments=arguments, precision=flags["precision"], splits=splits)
     now = time.perf_counter()
     config = {
         **vars(arguments),
@@ -209,40 +204,72 @@ def score(*, trained, arguments, flags, train, test, started):
     return summary
 
 
-def evaluate(*, trained, arguments, scene):
-    """Draws every saved epoch; writes log p(x) as table, array and figure; returns the summary's numbers.
+def evaluate(*, trained, arguments, precision, splits):
+    """Every number and every figure but the training curves; returns the summary's numbers.
 
-    trained: a Trained; scene: what all estimates have in common.
+    trained: a Trained; splits: as in `score`.
     """
-    results_dir = Path(arguments.results_dir)
-    comparison.draw_epochs(
-        epochs=trained.epochs, checkpoint_dir=arguments.checkpoint_dir, results_dir=results_dir, **scene
-    )
+    train, rest, test = splits
     vae, latents = trained.models
-    bounds, inference = evaluation.final_bounds(vae=vae, latents=latents, **scene)
+    directories = {"checkpoint_dir": arguments.checkpoint_dir, "results_dir": Path(arguments.results_dir)}
+    results_dir, seed = directories["results_dir"], arguments.seed
+    scene = {"sigma_p": arguments.sigma_p, "seed": seed, "precision": precision}
+    chain = {"chains": arguments.chains, "temperatures": arguments.temperatures}
+    comparison.draw_epochs(epochs=trained.epochs, train=train, test=test, **directories, **scene)
+
+    sample = evaluation.fit_sample(latents=latents, test=test, images=arguments.fitted_images, **scene)
+    bounds = evaluation.final_bounds(
+        vae=vae, latents=latents, train=train, test=test, sample=sample, sigma_p=arguments.sigma_p, seed=seed
+    )
     records = evaluation.log_probabilities(
-        vae=vae,
-        latents=latents,
+        models=trained.models,
+        train=train,
+        test=test,
         num_samples=arguments.num_samples,
         images_per_digit=arguments.images_per_digit,
+        annealed_per_digit=arguments.annealed_per_digit,
+        **chain,
         **scene,
     )
     values = evaluation.as_array(records, images_per_digit=arguments.images_per_digit)
     save_csv(results_dir / "log_probabilities.csv", records)
     save_array(results_dir / "log_probabilities.npy", values)
-    test = scene["test"]
-    save_figure(
-        results_dir / "log_probabilities.png",
-        figures.log_probabilities(
-            values=values,
-            images=test.images[rows_per_digit(test.labels, 1).flatten()],
-            example_values=values[:, 1, :, 0],
-            num_samples=arguments.num_samples,
-        ),
+    figure = figures.log_probabilities(
+        values=values,
+        images=test.images[rows_per_digit(test.labels, 1).flatten()],
+        example_values=values[:, 1, :, 0],
+        num_samples=arguments.num_samples,
     )
+    save_figure(results_dir / "log_probabilities.png", figure)
+    inference_gaps = gap_study.study(
+        epochs=trained.epochs,
+        models=trained.models,
+        records=records,
+        train=train,
+        test=test,
+        images_per_digit=arguments.gap_images_per_digit,
+        simulated=arguments.simulated_images,
+        **directories,
+        **chain,
+        **scene,
+    )
+    judge = baseline.find_judge(
+        train=train, test=test, checkpoint_dir=arguments.checkpoint_dir, seed=seed, precision=precision
+    )
+    learned = {"judge": judge, "train": train, "test": test, "results_dir": results_dir, "seed": seed}
+    held = latent_analysis.analyse(vae=vae, latents=latents, sample=sample.split, sample_q=sample.q, **learned)
+    decoders = {"amortized": vae.decoder, "latent_optimization": latents.decoder}
+    quality = sample_quality.assess(decoders=decoders, mnist_rest=rest, samples=arguments.judged_samples, **learned)
+    inference = {
+        "amortized": evaluation.encoding_cost(vae=vae, images=sample.split.images),
+        "latent_optimization": sample.cost,
+    }
     return {
         **bounds,
         "log_prob": evaluation.summarize_log_prob(records),
+        **inference_gaps,
+        "latents": held,
+        "samples": quality,
         "fairness": fairness.spent(trained=trained, inference=inference),
     }
 

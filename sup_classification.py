@@ -37,7 +37,7 @@ def main():
     """Everything that can be refused; then, in directories of its own, the experiment."""
     started = time.perf_counter()
     arguments = parse_arguments()
-    train, test, flags = prepare(arguments)
+    train, _, test, flags = prepare(arguments)
     with hold_directories(arguments.checkpoint_dir, arguments.results_dir):
         continued = find_run(
             resume=arguments.resume,

@@ -73,11 +73,13 @@ def find_trained(checkpoint_dir, *, device="cpu"):
                 raise InputError(f"{path}: of another training than {last.name}: {others}")
             if not torch.equal(its_index, train_index):
                 raise InputError(f"{path}: of another training than {last.name}: its training images are others")
-    models = [
-        regime.load_model(checkpoint_dir / f"{prefix}_epoch_{epochs[-1]}.pt", device=device)
-        for prefix, regime in REGIMES.items()
-    ]
-    return Trained(config, epochs, train_index, tuple(models), {})
+    return Trained(config, epochs, train_index, load_models(checkpoint_dir, epoch=epochs[-1], device=device), {})
+
+
+def load_models(checkpoint_dir, *, epoch, device="cpu"):
+    """(ConvVAE, LatentModel) from the checkpoints of one epoch. Raises InputError if one cannot be read."""
+    paths = {prefix: Path(checkpoint_dir) / f"{prefix}_epoch_{epoch}.pt" for prefix in REGIMES}
+    return tuple(regime.load_model(paths[prefix], device=device) for prefix, regime in REGIMES.items())
 
 
 def _epochs(checkpoint_dir, prefix):

@@ -58,7 +58,14 @@ def test_annealing_from_a_poor_q_gives_log_p(model):
     error = ratio.std(0) / math.sqrt(len(ratio))
     assert ((ratio.mean(0) - 1).abs() < 4 * error + 1e-9).all()
     total = ratio.mean() - 1
-    print('AIS', (estimate.log_prob - exact), estimate.spread, estimate.acceptance, float(total), float(error.square().mean().sqrt()/math.sqrt(IMAGES)))
+    print(
+        "AIS",
+        (estimate.log_prob - exact),
+        estimate.spread,
+        estimate.acceptance,
+        float(total),
+        float(error.square().mean().sqrt() / math.sqrt(IMAGES)),
+    )
     assert total.abs() < 3 * error.square().mean().sqrt() / math.sqrt(IMAGES)
 
 
@@ -75,4 +82,4 @@ def test_the_bounds_enclose_log_p(model):
         temperatures=200,
     )
     exact = model.log_prob(x)
-    print('BD', (exact-lower), (upper-exact))
+    print("BD", (exact - lower), (upper - exact))

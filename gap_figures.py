@@ -6,7 +6,12 @@ from matplotlib.figure import Figure
 from figures import COLOURS, INK, NAMES, SPLIT_NAMES, styled
 from training import saved_epochs
 
-BOUNDS = {"log_prob": ("log p(x), annealed", "-"), "fitted_elbo": ("ELBO(q*)", "--"), "elbo": ("ELBO(q)", ":")}
+BOUNDS = {
+    "log_prob": ("log p(x), annealed", "-", "o"),
+    "fitted_elbo": ("ELBO(q*)", "--", "s"),
+    "elbo": ("ELBO(q)", ":", "v"),
+}
+TICKS = (-40, -60, -80, -100, -150, -200, -300, -400, -500, -600, -700, -800, -1000, -1500, -2000)
 GAPS = {
     "approximation_gap": ("approximation gap: log p(x) - ELBO(q*)", 1.0),
     "amortization_gap": ("ELBO(q*) - ELBO(q): amortization, or rows not converged", 0.4),
@@ -29,11 +34,11 @@ def over_epochs(*, rows):
             mine = sorted(
                 (row for row in rows if (row["regime"], row["split"]) == (regime, split)), key=lambda row: row["epoch"]
             )
-            for name, (label, line) in BOUNDS.items():
+            for name, (label, line, marker) in BOUNDS.items():
                 scores = [row["scores"][name] for row in mine]
                 mean = np.array([score["mean"] for score in scores])
                 half = np.array([_interval(score) for score in scores])
-                axes.plot(epochs, mean, line, marker="o", markersize=4, color=colour, label=label)
+                axes.plot(epochs, mean, line, marker=marker, markersize=4, color=colour, label=label)
                 axes.fill_between(epochs, mean - half, mean + half, color=colour, alpha=0.12, linewidth=0)
             counts = [row["scores"]["elbo"]["images"] for row in mine]
             before = f", {counts[0]} before" if counts[0] != counts[-1] else ""
@@ -41,8 +46,10 @@ def over_epochs(*, rows):
             axes.legend(loc="lower right", fontsize=9)
     # The first epochs would press everything that comes later into the upper edge.
     axes.set_yscale("symlog", linthresh=100)
-    lowest = min(row["scores"]["elbo"]["mean"] for row in rows)
-    axes.set_yticks([tick for tick in (-60, -80, -100, -150, -200, -300, -500, -1000, -2000) if tick > 1.2 * lowest])
+    means = [row["scores"][name]["mean"] for row in rows for name in BOUNDS]
+    ends = 1.15 * min(means), 0.85 * max(means)
+    axes.set_ylim(ends)
+    axes.set_yticks([tick for tick in TICKS if ends[0] < tick < ends[1]])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(saved_epochs(epochs[-1]))
     for axes in grid[:, 0]:

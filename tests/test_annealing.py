@@ -82,6 +82,16 @@ def test_short_annealing_is_low_and_backwards_high():
     assert (bounds.upper > exact + 1).all()
 
 
+def test_backwards_the_inverse_of_p_is_met_in_the_mean():
+    """exp(-w) has mean 1 / p(x), however few the temperatures: what another way to combine the chains would miss."""
+    model = linear_gaussian(**MODELS["small"])
+    x, z, generator = draw(model, count=400)
+    bounds = bidirectional_bounds(q=poor(model, x), x=x, z=z, chains=4, temperatures=3, **settings(model, generator))
+    ratio = (model.log_prob(x) - bounds.upper).exp()
+    assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(len(x))
+    assert ratio.std() > 0.1
+
+
 def test_a_move_leaves_the_posterior_as_it_is():
     """At steps so long that a third is refused: without the refusals the density would drift."""
     model = linear_gaussian(**MODELS["small"])

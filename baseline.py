@@ -12,11 +12,12 @@ from files import InputError, RunError, load_checkpoint, save_checkpoint
 from model import Classifier
 from progress import Stage, standing
 from runs import restore, save_state
-from training import BATCH_SIZE, TIMES, autocast
+from training import TIMES, autocast
 from vae_utils import random_generator
 
-EPOCHS = 15
-PEAK_LEARNING_RATE = 0.003
+EPOCHS = 8
+BATCH_SIZE = 128
+PEAK_LEARNING_RATE = 0.006
 PREFIX = NAME = "classifier"  # how its checkpoint and its state file begin
 ROTATION, SHIFT, SCALE = 12.0, 2.0, 0.1  # at most: degrees, pixels, share
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import figures
-from baseline import EPOCHS, PREFIX, predict, train_baseline
+from baseline import BATCH_SIZE, EPOCHS, PREFIX, predict, train_baseline
 from cli import (
     Parser,
     add_experiment_flags,
@@ -21,7 +21,6 @@ from files import hold_directories, save_figure, save_json
 from intervals import accuracy
 from progress import standing
 from runs import find_run, finish_run
-from training import BATCH_SIZE
 
 
 def parse_arguments(arguments=None):

@@ -109,7 +109,7 @@ def test_other_flags_are_not_resumed(copy, state):
     for script, flags, named in (
         (MAIN, ["--seed", "5", "--sigma-p", "0.5"], ["--seed 0 there, 5 here", "--sigma-p 0.4 there, 0.5 here"]),
         (MAIN, ["--num-samples", "6"], ["--num-samples 5 there, 6 here"]),
-        (CLASSIFIER, ["--batch-size", "32", "--epochs", "5"], ["--batch-size 64 there", "--epochs 4 there, 5 here"]),
+        (CLASSIFIER, ["--batch-size", "32", "--epochs", "5"], ["--batch-size 128 there", "--epochs 4 there, 5 here"]),
     ):
         folder = copy(f"{script} {state}")
         before = contents(folder)

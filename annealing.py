@@ -145,6 +145,7 @@ def settle(*, target, temperatures, leapfrog_steps, generator, chains=PILOT_CHAI
     run enters, so its transitions are fixed before it begins and its estimate stays unbiased. Adapting within
     it would not: a step size that depends on where the chain has been does not leave pi_beta as it is.
     """
+    pilot = min(pilot, temperatures)
     state = target.state(target.draw(chains, generator))
     longest = math.log(LONGEST_PATH / leapfrog_steps)
     log_step = torch.full_like(state.log_weight[0], longest)  # (B,)

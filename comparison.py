@@ -15,8 +15,11 @@ from vae_utils import SIGMA_P, random_generator
 PRIOR_SAMPLES = 64
 
 
-def draw_epochs(*, epochs, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA_P, seed=0, precision="float32"):
-    """Draws every saved epoch's figures from the checkpoints of both regimes."""
+def draw_epochs(*, epochs, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA_P, seed=0, **fitting):
+    """Draws every saved epoch's figures from the checkpoints of both regimes.
+
+    fitting: precision and fit_steps of `latent_optimization.unseen_fits`.
+    """
     with Stage("figures", total=len(epochs), unit="epoch") as stage:
         for epoch in epochs:
             draw_epoch(
@@ -27,20 +30,23 @@ def draw_epochs(*, epochs, train, test, checkpoint_dir, results_dir, sigma_p=SIG
                 results_dir=results_dir,
                 sigma_p=sigma_p,
                 seed=seed,
-                precision=precision,
+                **fitting,
             )
             stage.advance()
 
 
-def draw_epoch(*, epoch, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA_P, seed=0, precision="float32"):
-    """Draws recon, latent_opt_recon, samples and comparison of one epoch from the two checkpoints."""
+def draw_epoch(*, epoch, train, test, checkpoint_dir, results_dir, sigma_p=SIGMA_P, seed=0, **fitting):
+    """Draws recon, latent_opt_recon, samples and comparison of one epoch from the two checkpoints.
+
+    fitting: as in `draw_epochs`.
+    """
     device = train.images.device
     vae, latents = load_models(checkpoint_dir, epoch=epoch, device=device)
     train_rows = rows_per_digit(train.labels, 1).flatten()
     test_rows = rows_per_digit(test.labels, 2)  # (10, 2): the first for the reconstructions, the second to compare
     seen, unseen = train.images[train_rows], test.images[test_rows.T.flatten()]
     q, _ = latent_optimization.unseen_posterior(
-        images=unseen, decoder=latents.decoder, seed=seed, sigma_p=sigma_p, precision=precision
+        images=unseen, decoder=latents.decoder, seed=seed, sigma_p=sigma_p, **fitting
     )
     noise_generator = random_generator(seed, "prior samples", device=device)
     z = torch.randn(PRIOR_SAMPLES, vae.decoder.latent_dim, generator=noise_generator, device=device)

@@ -4,6 +4,7 @@ import annealing
 import evaluation
 import gap_study
 import gaps
+import latent_optimization
 import sample_quality
 from cli import number
 from data import TRAIN_SIZE
@@ -39,6 +40,7 @@ FLAGS = (
         "images of each digit at earlier epochs",
     ),
     ("--simulated-images", (2, 100_000), Share(gap_study.SIMULATED_IMAGES, least=4), "images for the certificate"),
+    ("--fit-steps", (1, 1_000_000), latent_optimization.FIT_STEPS, "steps of one cycle of a fit"),
     ("--fitted-images", (20, 10_000), Share(evaluation.FITTED_IMAGES, least=50), "test images whose q is fitted"),
     (
         "--judged-samples",

@@ -12,7 +12,7 @@ import gaps
 from annealing import CHAINS, TEMPERATURES
 from data import DIGITS, Split, rows_per_digit, stratified_subset
 from gaps import NUM_SAMPLES
-from latent_optimization import joined, unseen_fits, unseen_posterior
+from latent_optimization import FIT_STEPS, joined, unseen_fits, unseen_posterior
 from progress import Stage
 from vae_utils import SIGMA_P, Estimate, evaluate, importance_sampling, mean_and_error, random_generator
 
@@ -32,14 +32,17 @@ class FittedSample(NamedTuple):
     cost: dict  # {"gradients", "seconds"} per image, several being worked on at a time
 
 
-def fit_sample(*, latents, test, sigma_p=SIGMA_P, seed=0, precision="float32", images=FITTED_IMAGES):
-    """A FittedSample of `images` of the Split test, stratified; latents: a LatentModel."""
+def fit_sample(*, latents, test, sigma_p=SIGMA_P, seed=0, images=FITTED_IMAGES, **fitting):
+    """A FittedSample of `images` of the Split test, stratified; latents: a LatentModel.
+
+    fitting: precision and fit_steps of `latent_optimization.unseen_fits`.
+    """
     sample = stratified_subset(test, size=min(images, len(test.labels)), seed=seed)
     count = len(sample.images)
     started = time.perf_counter()
     with Stage("fitting test images", total=count, unit="img") as stage:
         fits = unseen_fits(
-            images=sample.images, decoder=latents.decoder, seed=seed, sigma_p=sigma_p, precision=precision, stage=stage
+            images=sample.images, decoder=latents.decoder, seed=seed, sigma_p=sigma_p, stage=stage, **fitting
         )
     q, converged = joined(fits)
     seconds = time.perf_counter() - started
@@ -82,10 +85,11 @@ def final_bounds(*, vae, latents, train, test, sample, sigma_p=SIGMA_P, seed=0):
     return bounds
 
 
-def own_posterior(*, regime, split, models, images, rows, seed, sigma_p=SIGMA_P, precision="float32"):
+def own_posterior(*, regime, split, models, images, rows, seed, sigma_p=SIGMA_P, **fitting):
     """(q, decode): what a regime has for images (B, 1, 28, 28), at `rows` of the train or the test split.
 
-    models: (ConvVAE, LatentModel). Under latent optimization an unseen image's q is fitted to convergence.
+    models: (ConvVAE, LatentModel). Under latent optimization an unseen image's q is fitted to convergence;
+    fitting: precision and fit_steps of `latent_optimization.unseen_fits`.
     """
     vae, latents = models
     if regime == "amortized":
@@ -93,7 +97,7 @@ def own_posterior(*, regime, split, models, images, rows, seed, sigma_p=SIGMA_P,
             return vae.encode(images), vae.decoder
     if split == "train":
         return latents.posterior(images, rows), latents.decoder
-    q, _ = unseen_posterior(images=images, decoder=latents.decoder, seed=seed, sigma_p=sigma_p, precision=precision)
+    q, _ = unseen_posterior(images=images, decoder=latents.decoder, seed=seed, sigma_p=sigma_p, **fitting)
     return q, latents.decoder
 
 
@@ -110,6 +114,7 @@ def log_probabilities(
     annealed_per_digit=IMAGES_PER_DIGIT,
     chains=CHAINS,
     temperatures=TEMPERATURES,
+    fit_steps=FIT_STEPS,
     batch_size=100,
 ):
     """log p(x) of the first images of each digit by importance sampling from each regime's own q.
@@ -119,7 +124,8 @@ def log_probabilities(
     digit by digit: what Gaps holds, None where it was not measured.
     """
     scene = {"sigma_p": sigma_p, "num_samples": num_samples, "batch_size": batch_size}
-    more = {"chains": chains, "temperatures": temperatures, "precision": precision}
+    fitting = {"precision": precision, "fit_steps": fit_steps}
+    more = {"chains": chains, "temperatures": temperatures, **fitting}
     total = len(REGIMES) * len(SPLITS) * DIGITS * images_per_digit
     records = []
     with Stage("log p(x)", total=total, unit="img") as stage:
@@ -142,7 +148,7 @@ def log_probabilities(
                     rows=chosen,
                     seed=seed,
                     sigma_p=sigma_p,
-                    precision=precision,
+                    **fitting,
                 )
                 generator = random_generator(seed, purpose, regime, name, device=images.device)
                 values = score(q=q, x=images, decode=decode, generator=generator, stage=stage, **scene, **extra)

@@ -9,7 +9,7 @@ from annealing import CHAINS, TEMPERATURES, bidirectional_bounds, simulate
 from data import DIGITS, rows_per_digit
 from evaluation import REGIMES, SPLITS, as_gaps, own_posterior
 from files import save_csv, save_figure
-from latent_optimization import unseen_posterior
+from latent_optimization import FIT_STEPS, unseen_posterior
 from progress import Stage
 from trained import load_models
 from vae_utils import SIGMA_P, mean_and_error, random_generator
@@ -28,6 +28,7 @@ def over_epochs(
     sigma_p=SIGMA_P,
     seed=0,
     precision="float32",
+    fit_steps=FIT_STEPS,
     images_per_digit=IMAGES_PER_DIGIT,
     chains=CHAINS,
     temperatures=TEMPERATURES,
@@ -44,7 +45,7 @@ def over_epochs(
             for regime, (name, split) in product(REGIMES, zip(SPLITS, (train, test), strict=True)):
                 chosen = rows_per_digit(split.labels, images_per_digit).flatten()
                 images = split.images[chosen]
-                scene = {"sigma_p": sigma_p, "precision": precision}
+                scene = {"sigma_p": sigma_p, "precision": precision, "fit_steps": fit_steps}
                 q, decode = own_posterior(
                     regime=regime, split=name, models=models, images=images, rows=chosen, seed=seed, **scene
                 )
@@ -70,6 +71,7 @@ def certificate(
     sigma_p=SIGMA_P,
     seed=0,
     precision="float32",
+    fit_steps=FIT_STEPS,
     chains=CHAINS,
     temperatures=TEMPERATURES,
     device="cpu",
@@ -88,7 +90,9 @@ def certificate(
         sigma_p=sigma_p,
         device=device,
     )
-    q, _ = unseen_posterior(images=x, decoder=decoder, seed=seed, sigma_p=sigma_p, precision=precision)
+    q, _ = unseen_posterior(
+        images=x, decoder=decoder, seed=seed, sigma_p=sigma_p, precision=precision, fit_steps=fit_steps
+    )
     bounds = bidirectional_bounds(
         q=q,
         x=x,

@@ -13,7 +13,7 @@ import torch
 from torch.distributions import Normal
 
 from annealing import CHAINS, TEMPERATURES, annealed_importance_sampling
-from latent_optimization import fit_posterior
+from latent_optimization import FIT_STEPS, fit_posterior
 from training import autocast
 from vae_utils import SIGMA_P, importance_sampling, mean_and_error
 
@@ -46,6 +46,7 @@ def measure(
     chains=CHAINS,
     temperatures=TEMPERATURES,
     precision="float32",
+    fit_steps=FIT_STEPS,
     batch_size=100,
     stage=None,
 ):
@@ -59,7 +60,7 @@ def measure(
     for rows in torch.arange(len(x), device=x.device).split(batch_size):
         images, own = x[rows], Normal(q.mean[rows], q.stddev[rows], validate_args=False)
         with torch.enable_grad(), autocast(precision, x.device):
-            best = fit_posterior(x=images, initial=own, **scene).q
+            best = fit_posterior(x=images, initial=own, cycle=fit_steps, **scene).q
         annealed = annealed_importance_sampling(
             q=best, x=images, chains=chains, temperatures=temperatures, precision=precision, **scene
         )

@@ -18,6 +18,7 @@ LEARNING_RATE = 0.001
 HELD_OUT_IMAGES = 100  # followed through training, warm-started from epoch to epoch
 HELD_OUT_STEPS = 30
 HELD_OUT_RATE = 0.03
+FIT_STEPS = 200  # of one cycle of a fit
 
 
 class Fit(NamedTuple):
@@ -77,7 +78,7 @@ def fit_posterior(
     generator,
     sigma_p=SIGMA_P,
     learning_rate=0.1,
-    cycle=200,
+    cycle=FIT_STEPS,
     tolerance=0.5,
     max_cycles=20,
     draws=1,
@@ -232,14 +233,26 @@ def load_model(path, *, device="cpu"):
         raise InputError(f"{path}: its contents do not fit this program") from None
 
 
-def unseen_fits(*, images, decoder, seed, sigma_p=SIGMA_P, precision="float32", batch_size=250, stage=None):
+def unseen_fits(
+    *,
+    images,
+    decoder,
+    seed,
+    sigma_p=SIGMA_P,
+    precision="float32",
+    fit_steps=FIT_STEPS,
+    batch_size=250,
+    stage=None,
+):
     """A Fit for each batch of images (N, 1, 28, 28) that were never trained on, from `initial_posterior`."""
     generator = random_generator(seed, "unseen", device=images.device)
     fits = []
     for x in images.split(batch_size):
         start = initial_posterior(count=len(x), latent_dim=decoder.latent_dim, device=x.device)
         with training.autocast(precision, x.device):
-            fits.append(fit_posterior(x=x, decode=decoder, initial=start, generator=generator, sigma_p=sigma_p))
+            fits.append(
+                fit_posterior(x=x, decode=decoder, initial=start, generator=generator, sigma_p=sigma_p, cycle=fit_steps)
+            )
         if stage:
             stage.advance(len(x))
     return fits

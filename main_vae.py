@@ -213,7 +213,7 @@ def evaluate(*, trained, arguments, precision, splits):
     vae, latents = trained.models
     directories = {"checkpoint_dir": arguments.checkpoint_dir, "results_dir": Path(arguments.results_dir)}
     results_dir, seed = directories["results_dir"], arguments.seed
-    scene = {"sigma_p": arguments.sigma_p, "seed": seed, "precision": precision}
+    scene = {"sigma_p": arguments.sigma_p, "seed": seed, "precision": precision, "fit_steps": arguments.fit_steps}
     chain = {"chains": arguments.chains, "temperatures": arguments.temperatures}
     comparison.draw_epochs(epochs=trained.epochs, train=train, test=test, **directories, **scene)
 
@@ -253,9 +253,9 @@ def evaluate(*, trained, arguments, precision, splits):
         **chain,
         **scene,
     )
-    judge = baseline.find_judge(
-        train=train, test=test, checkpoint_dir=arguments.checkpoint_dir, seed=seed, precision=precision
-    )
+    # The judge belongs to the training, not to the evaluation: it stays the same when that has another seed.
+    trainer = {name: trained.config[name] for name in ("seed", "precision")}
+    judge = baseline.find_judge(train=train, test=test, checkpoint_dir=arguments.checkpoint_dir, **trainer)
     learned = {"judge": judge, "train": train, "test": test, "results_dir": results_dir, "seed": seed}
     held = latent_analysis.analyse(vae=vae, latents=latents, sample=sample.split, sample_q=sample.q, **learned)
     decoders = {"amortized": vae.decoder, "latent_optimization": latents.decoder}

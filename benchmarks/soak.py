@@ -31,7 +31,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))  # for the process that forks
 
 SCRIPTS = {
-    "main_vae.py": "--epochs 3 --train-size 200 --latent-dim 8 --num-samples 5 --images-per-digit 1",
+    "main_vae.py": "--epochs 3 --train-size 200 --latent-dim 8 --num-samples 5 --images-per-digit 1 "
+    "--chains 2 --temperatures 3 --fit-steps 5 --fitted-images 20 --simulated-images 2 --judged-samples 200 "
+    "--gap-images-per-digit 1",
     "sup_classification.py": "--epochs 4 --train-size 500",
 }
 TIMES = ("training_seconds", "seconds")

@@ -17,7 +17,8 @@ from model import ConvVAE, Decoder
 from trained import find_trained
 
 TRAINING = ["--epochs", "1", "--train-size", "60", "--latent-dim", "4", "--seed", "2"]
-COUNTS = ["--num-samples", "10", "--images-per-digit", "1"]
+SMALL = "--chains 2 --temperatures 3 --fit-steps 5 --fitted-images 20 --simulated-images 2 --judged-samples 200"
+COUNTS = ["--num-samples", "10", "--images-per-digit", "1", "--gap-images-per-digit", "1", *SMALL.split()]
 AGAIN = ["--evaluate-only", *COUNTS]
 
 

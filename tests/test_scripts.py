@@ -47,6 +47,17 @@ def test_the_tour_writes_every_file_that_is_promised(tour):
         "log_probabilities.npy",
         "log_probabilities.csv",
         "log_probabilities.png",
+        "gaps.csv",
+        "gaps_over_epochs.png",
+        "gaps_per_digit.png",
+        "latent_usage.csv",
+        "latent_usage.png",
+        "latent_probes.png",
+        "latent_map.png",
+        "traversals.png",
+        "interpolation.png",
+        "sample_quality.png",
+        "classifier.pt",
         "history.csv",
         "summary.json",
     }
@@ -58,7 +69,8 @@ def test_the_tour_prints_a_line_per_epoch_and_a_table_that_fits(tour):
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 100
     assert sum("epoch 1/1" in line for line in lines) == 2
-    assert any(line.startswith("latent optimization, log p(x)") for line in lines)
+    assert sum(line.startswith("  log p(x), annealed from q*") for line in lines) == 2
+    assert any("too low" in line for line in lines if "effective samples" in line)
     assert done.stderr == ""
 
 
@@ -73,6 +85,11 @@ def test_array_table_and_summary_agree(tour):
     for row in rows:
         assert float(row["elbo"]) <= float(row["log_prob"])
         assert 1 <= float(row["effective_sample_size"]) <= 1000
+        if row["annealed_log_prob"]:
+            assert float(row["fitted_elbo"]) <= float(row["fitted_log_prob"])
+            assert float(row["annealed_log_prob"]) > float(row["fitted_elbo"])
+    annealed = [row["digit"] for row in rows if row["annealed_log_prob"]]
+    assert annealed == [str(digit) for _ in range(4) for digit in range(10)]
     summary = json.loads((results / "summary.json").read_text())
     for regime, values in zip(("amortized", "latent_optimization"), array, strict=True):
         for split, of_split in zip(("train", "test"), values, strict=True):
@@ -87,7 +104,11 @@ def test_array_table_and_summary_agree(tour):
                 bound["log_likelihood"]["mean"] - bound["kl"]["mean"], rel=1e-4
             )
     assert summary["amortized"]["test"]["elbo"]["images"] == 10_000
-    assert summary["latent_optimization"]["test"]["elbo"]["images"] >= 500
+    assert summary["latent_optimization"]["test"]["elbo"]["images"] == summary["config"]["fitted_images"]
+    for gap in (summary["gaps"][regime][split] for regime in summary["gaps"] for split in ("train", "test")):
+        parts = gap["approximation_gap"]["mean"] + gap["amortization_gap"]["mean"]
+        assert parts == pytest.approx(gap["log_prob"]["mean"] - gap["elbo"]["mean"], rel=1e-4)
+    assert set(summary["samples"]) >= {"amortized", "latent_optimization", "held_out", "pixel_gaussian", "test"}
     assert summary["config"]["train_size"] == 1000
     assert set(summary["seconds"]) == {"amortized_training", "latent_training", "evaluation", "total"}
 

@@ -199,7 +199,7 @@ def sample_quality(*, scores, examples):
         yscale="log", title=f"Fréchet distance from the {count:,} test images", xlim=(-0.5, len(examples) - 0.1)
     )
     distance.set_ylabel("squared units of the judge's 128 features")
-    distance.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    distance.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     for place, name in enumerate([*examples, "test"]):
         label, colour = JUDGED.get(name, ("Test images", INK))
         score = scores[name]["confidence"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from data import at_rows, load_mnist, others, stratified_subset
+from data import at_rows, load_mnist, remaining, stratified_subset
 from files import InputError, RunError
 from progress import Interrupted
 from training import choose_precision
@@ -158,7 +158,7 @@ def prepare(arguments, *, train_index=None):
     flags = {**vars(arguments), "device": str(device), "precision": precision}
     for elsewhere in ("data_dir", "checkpoint_dir", "results_dir", "resume", "evaluate_only"):
         flags.pop(elsewhere, None)
-    return train, others(mnist_train, train.index), test, flags
+    return train, remaining(mnist_train, train), test, flags
 
 
 @contextlib.contextmanager

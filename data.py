@@ -88,13 +88,7 @@ def at_rows(split, rows):
     return Split(*(column[rows] for column in split))
 
 
-def others(split, index):
-    """The Split of the rows of another that are not among `index` (N,)."""
-    there = torch.ones(len(split.labels), dtype=torch.bool, device=split.labels.device)
-    there[index] = False
-    return at_rows(split, there.nonzero().squeeze(1))
-
-
+<<<<<<< HEAD
 def load_images(paths):
     """Image files of 28 x 28 pixels, light strokes on a dark ground as in MNIST: (N, 1, 28, 28) in [-1, 1].
 

@@ -129,8 +129,8 @@ def assess(*, decoders, judge, train, mnist_rest, test, results_dir, seed=0, sam
     decoders: {regime: Decoder}; judge: a Classifier that was trained on `train`; train, test: Splits; mnist_rest: the
     Split of training images that are not in `train`. Contestants are `samples` draws of each decoder, at the same z;
     as many of mnist_rest, which say how near to the test images one can come, left out where there are not that many;
-    and of a Gaussian fitted to the pixels of `train`, clamped to [-1, 1] as a picture is, which say how near one comes
-    without learning anything. "test" describes the test images themselves.
+    and of a Gaussian fitted to the pixels of `train`, which say how near one comes by two moments alone. These are not
+    clamped to [-1, 1]: that would change the moments, and take them farther away. "test" describes the test images.
     """
     device, contestants = test.images.device, {}
     if len(mnist_rest.images) >= samples:
@@ -143,7 +143,7 @@ def assess(*, decoders, judge, train, mnist_rest, test, results_dir, seed=0, sam
         contestants[name] = sample_prior(decode=decoder, z=z)
     contestants["pixel_gaussian"] = sample_pixel_gaussian(
         images=train.images, count=samples, generator=random_generator(seed, "pixel Gaussian")
-    ).clamp(-1, 1)
+    )
     verdicts = {name: judged(judge=judge, images=images) for name, images in contestants.items()}
     reference = judged(judge=judge, images=test.images)
     features = {name: verdict.features for name, verdict in verdicts.items()}

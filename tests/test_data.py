@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from data import load_images, load_mnist, rows_per_digit, stratified_subset
+from data import load_images, load_mnist, remaining, rows_per_digit, stratified_subset
 from files import InputError
 
 
@@ -75,3 +75,11 @@ def test_own_images_are_scaled_as_mnist_is(mnist, tmp_path):
     for name, reason in (("wide", "30 x 28 pixels"), ("text", "not an image"), ("none", "No such file")):
         with pytest.raises(InputError, match=reason):
             load_images([tmp_path / f"{name}.png"])
+
+
+def test_the_remaining_images_are_those_that_were_not_drawn(mnist):
+    part = stratified_subset(mnist[1], size=3000)
+    rest = remaining(mnist[1], part)
+    assert torch.equal(torch.cat((part.index, rest.index)).sort().values, torch.arange(10_000))
+    assert torch.equal(rest.images, mnist[1].images[rest.index])
+    assert torch.equal(rest.labels, mnist[1].labels[rest.index])

@@ -88,7 +88,13 @@ def at_rows(split, rows):
     return Split(*(column[rows] for column in split))
 
 
-<<<<<<< HEAD
+def remaining(split, part):
+    """The Split of the images of `split`, all of MNIST's training or test images, that are not in the Split `part`."""
+    kept = torch.ones(len(split.labels), dtype=torch.bool, device=split.labels.device)
+    kept[part.index] = False
+    return Split(*(column[kept] for column in split))
+
+
 def load_images(paths):
     """Image files of 28 x 28 pixels, light strokes on a dark ground as in MNIST: (N, 1, 28, 28) in [-1, 1].
 

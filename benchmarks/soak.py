@@ -91,7 +91,7 @@ def _run(script, arguments, folder, file_size, spare_memory):
 
     tqdm.set_lock(threading.RLock())  # its own, between processes, would outlive a killed one
     latent_optimization.HELD_OUT_STEPS = 4
-    latent_optimization.fit_posterior.__kwdefaults__.update(cycle=10, max_cycles=2)
+    latent_optimization.fit_posterior.__kwdefaults__.update(max_cycles=2)
     cli.run(importlib.import_module(script.removesuffix(".py")).main)
 
 

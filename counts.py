@@ -30,7 +30,12 @@ FLAGS = (
         evaluation.IMAGES_PER_DIGIT,
         "images of each digit and split for log p(x)",
     ),
-    ("--annealed-per-digit", (1, 892), Share(evaluation.IMAGES_PER_DIGIT, least=1), "of these, how many are annealed"),
+    (
+        "--annealed-per-digit",
+        (1, 892),
+        Share(evaluation.ANNEALED_PER_DIGIT, least=1),
+        "of these, how many are annealed",
+    ),
     ("--chains", (2, 1_000_000), annealing.CHAINS, "chains of annealing per image"),
     ("--temperatures", (1, 1_000_000), annealing.TEMPERATURES, "temperatures that each chain passes"),
     (

@@ -19,6 +19,7 @@ from vae_utils import SIGMA_P, Estimate, evaluate, importance_sampling, mean_and
 REGIMES = ("amortized", "latent_optimization")
 SPLITS = ("train", "test")
 IMAGES_PER_DIGIT = 10
+ANNEALED_PER_DIGIT = 5  # of these
 FEW = 10  # effective samples; below, importance sampling is low by more than its weights can tell
 FITTED_IMAGES = 500  # test images on which latent optimization is scored, its q fitted to convergence
 
@@ -111,7 +112,7 @@ def log_probabilities(
     precision="float32",
     num_samples=NUM_SAMPLES,
     images_per_digit=IMAGES_PER_DIGIT,
-    annealed_per_digit=IMAGES_PER_DIGIT,
+    annealed_per_digit=ANNEALED_PER_DIGIT,
     chains=CHAINS,
     temperatures=TEMPERATURES,
     fit_steps=FIT_STEPS,

@@ -1,12 +1,14 @@
 """log p(x) by annealed importance sampling, and a certificate for it by running the annealing backwards.
 
-Everything happens in the coordinates of q, e with z = mean + stddev * e: there q is N(0, I), and with the log-weight
+Everything happens in the coordinates of q, e with z = mean + scale * e: there q is N(0, I), and with the log-weight
 l(e) = log p(x, z) - log q(z) the path from q to the posterior is
 
     pi_beta(e) ~ N(e; 0, I) exp(beta l(e)),    beta from 0 to 1,
 
-so q's standard deviations precondition the Hamiltonian moves, and one function, `vae_utils.log_weight`, is all that
-is asked of the model. K counts chains, B images, D latent dimensions.
+so q's scale preconditions the Hamiltonian moves, and one function, `vae_utils.log_weight`, is all that is asked of
+the model. q may be diagonal, or have the full covariance that `linearized_posterior` finds around a diagonal one: a
+posterior is correlated, and where its axes are q's own, few moves and few temperatures suffice. K counts chains, B
+images, D latent dimensions.
 """
 
 import math
@@ -14,14 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal
 
 from training import autocast
-from vae_utils import SIGMA_P, log_weight
+from vae_utils import SIGMA_P, from_noise, log_weight, select, to_noise
 
 CHAINS = 8
 TEMPERATURES = 80
 LEAPFROG_STEPS = 3
+LINEARIZATIONS = 4
 PILOT_CHAINS = 4
 PILOT_TEMPERATURES = 25
 TARGET_ACCEPTANCE = 0.65
@@ -195,6 +198,24 @@ def anneal(*, noise, schedule, target, leapfrog_steps, generator, backwards=Fals
     return total, torch.stack(accepted).mean(0) if accepted else torch.ones_like(total)
 
 
+@torch.no_grad()
+def linearized_posterior(*, q, x, decode, generator, sigma_p=SIGMA_P, draws=LINEARIZATIONS, images=10):
+    """The Gaussian around q's mean whose precision is I + E_q[J' J] / sigma_p^2, J the decoder's Jacobian at z.
+
+    It is the fixed point of variational inference with a full covariance, the decoder's curvature neglected (Khan &
+    Rue 2023, Gauss-Newton); of a linear decoder it is the posterior's own precision. q: diagonal Normal (B, D); the
+    expectation is taken over `draws` of z, for `images` at a time. Returns a MultivariateNormal (B, D).
+    """
+    jacobian = torch.func.vmap(torch.func.jacfwd(lambda z: decode(z).flatten()), chunk_size=images)
+    precision = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)  # (B, D, D)
+    noise = torch.randn((draws, *q.mean.shape), generator=generator, dtype=x.dtype, device=x.device)
+    for z in from_noise(q, noise):
+        for index in torch.arange(len(x), device=x.device).split(images):
+            slopes = jacobian(z[index])  # (images, P, D)
+            precision[index] += slopes.mT @ slopes / (draws * sigma_p**2)
+    return MultivariateNormal(q.mean, precision_matrix=precision, validate_args=False)
+
+
 def annealed_importance_sampling(
     *,
     q,
@@ -210,14 +231,14 @@ def annealed_importance_sampling(
 ):
     """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017).
 
-    q: any diagonal Normal (B, D); x: (B, *image); decode: z (..., D) -> the mean of p(x|z). Each chain passes
-    `temperatures` intervals, with a transition of `leapfrog_steps` gradients between one and the next. At most `chunk`
-    chains are held at once, whatever B and `chains`. Returns an Annealed; its log_prob is a lower bound in
-    expectation, and p(x) is exactly the mean of exp(log_weights).
+    q: any diagonal Normal or MultivariateNormal (B, D); x: (B, *image); decode: z (..., D) -> the mean of p(x|z). Each
+    chain passes `temperatures` intervals, with a transition of `leapfrog_steps` gradients between one and the next. At
+    most `chunk` chains are held at once, whatever B and `chains`. Returns an Annealed; its log_prob is a lower bound
+    in expectation, and p(x) is exactly the mean of exp(log_weights).
     """
     weights, acceptances = [], []
-    for rows in torch.arange(len(x), device=x.device).split(max(1, chunk // chains)):
-        target = Target(q=_rows(q, rows), x=x[rows], decode=decode, sigma_p=sigma_p, precision=precision)
+    for index in torch.arange(len(x), device=x.device).split(max(1, chunk // chains)):
+        target = Target(q=select(q, index), x=x[index], decode=decode, sigma_p=sigma_p, precision=precision)
         schedule = settle(target=target, temperatures=temperatures, leapfrog_steps=leapfrog_steps, generator=generator)
         parts = [
             anneal(
@@ -260,16 +281,16 @@ def bidirectional_bounds(
     """Bounds on log p(x) of simulated images, by annealing forwards and backwards (Grosse et al. 2015).
 
     (x, z) must be draws of the model's own p(x, z), as `simulate` gives them: then z (B, D) is a draw of the posterior,
-    from which the backward chains start. q: diagonal Normal (B, D), which may depend on x but not on z. Returns
+    from which the backward chains start. q, as in `annealed_importance_sampling`, may depend on x but not on z. Returns
     Bounds; what lies between them bounds the error of `annealed_importance_sampling` in either direction.
     """
     lower, upper = [], []
-    for rows in torch.arange(len(x), device=x.device).split(max(1, chunk // chains)):
-        own = _rows(q, rows)
-        target = Target(q=own, x=x[rows], decode=decode, sigma_p=sigma_p, precision=precision)
+    for index in torch.arange(len(x), device=x.device).split(max(1, chunk // chains)):
+        own = select(q, index)
+        target = Target(q=own, x=x[index], decode=decode, sigma_p=sigma_p, precision=precision)
         run = {"target": target, "leapfrog_steps": leapfrog_steps, "generator": generator}
         run["schedule"] = settle(temperatures=temperatures, **run)
-        exact = (z[rows] - own.mean) / own.stddev  # (B, D)
+        exact = to_noise(own, z[index])  # (B, D)
         forwards, backwards = [], []
         for start in range(0, chains, chunk):
             count = min(chunk, chains - start)
@@ -287,8 +308,3 @@ def simulate(*, decode, count, latent_dim, generator, sigma_p=SIGMA_P, device="c
     z = torch.randn(count, latent_dim, **place)
     x_mean = decode(z)
     return x_mean + sigma_p * torch.randn(x_mean.shape, **place), z
-
-
-def _rows(q, rows):
-    """The diagonal Normal of some of q's rows."""
-    return Normal(q.mean[rows], q.stddev[rows], validate_args=False)

@@ -14,7 +14,7 @@ from data import DIGITS, Split, rows_per_digit, stratified_subset
 from gaps import NUM_SAMPLES
 from latent_optimization import FIT_STEPS, joined, unseen_fits, unseen_posterior
 from progress import Stage
-from vae_utils import SIGMA_P, Estimate, evaluate, importance_sampling, mean_and_error, random_generator
+from vae_utils import SIGMA_P, Estimate, evaluate, importance_sampling, mean_and_error, random_generator, select
 
 REGIMES = ("amortized", "latent_optimization")
 SPLITS = ("train", "test")
@@ -72,7 +72,7 @@ def final_bounds(*, vae, latents, train, test, sample, sigma_p=SIGMA_P, seed=0):
         ("amortized", "test"): (lambda x, index: vae.encode(x), vae.decoder, test.images),
         ("latent_optimization", "train"): (latents.posterior, latents.decoder, train.images),
         ("latent_optimization", "test"): (
-            lambda x, index: _rows(sample.q, index),
+            lambda x, index: select(sample.q, index),
             latents.decoder,
             sample.split.images,
         ),
@@ -167,7 +167,7 @@ def _importance_sampling(*, q, x, batch_size, stage, **scene):
     """The Estimate of all images, some at a time."""
     parts = []
     for batch in torch.arange(len(x), device=x.device).split(batch_size):
-        parts.append(importance_sampling(q=_rows(q, batch), x=x[batch], **scene))
+        parts.append(importance_sampling(q=select(q, batch), x=x[batch], **scene))
         stage.advance(len(batch))
     return Estimate(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -277,8 +277,3 @@ def _effective(scores):
     sizes = [score["effective_sample_size_median"] for score in scores]
     warning = " too low" if min(sizes) < FEW else ""
     return f"{'    rests on (median effective samples)':44}{sizes[0]:>16.1f}{'':8}{sizes[1]:>16.1f}{warning:>8}"
-
-
-def _rows(q, index):
-    """The diagonal Normal of some of q's rows."""
-    return Normal(q.mean[index], q.stddev[index], validate_args=False)

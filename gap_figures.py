@@ -42,7 +42,9 @@ def over_epochs(*, rows):
                 axes.fill_between(epochs, mean - half, mean + half, color=colour, alpha=0.12, linewidth=0)
             counts = [row["scores"]["elbo"]["images"] for row in mine]
             before = f", {counts[0]} before" if counts[0] != counts[-1] else ""
-            axes.set_title(f"{NAMES[regime]}, {SPLIT_NAMES[split]} ({counts[-1]} at the last epoch{before})", fontsize=10)
+            axes.set_title(
+                f"{NAMES[regime]}, {SPLIT_NAMES[split]} ({counts[-1]} at the last epoch{before})", fontsize=10
+            )
             axes.legend(loc="lower right", fontsize=9)
     # The first epochs would press everything that comes later into the upper edge.
     axes.set_yscale("symlog", linthresh=100)

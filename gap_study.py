@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gap_figures
 import gaps
-from annealing import CHAINS, TEMPERATURES, bidirectional_bounds, simulate
+from annealing import CHAINS, TEMPERATURES, bidirectional_bounds, linearized_posterior, simulate
 from data import DIGITS, rows_per_digit
 from evaluation import REGIMES, SPLITS, as_gaps, own_posterior
 from files import save_csv, save_figure
@@ -93,8 +93,9 @@ def certificate(
     q, _ = unseen_posterior(
         images=x, decoder=decoder, seed=seed, sigma_p=sigma_p, precision=precision, fit_steps=fit_steps
     )
+    start = linearized_posterior(q=q, x=x, decode=decoder, generator=generator, sigma_p=sigma_p)
     bounds = bidirectional_bounds(
-        q=q,
+        q=start,
         x=x,
         z=z,
         decode=decoder,

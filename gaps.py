@@ -10,12 +10,11 @@ With q* the best diagonal Normal of an image, fitted from q to convergence,
 from typing import NamedTuple
 
 import torch
-from torch.distributions import Normal
 
-from annealing import CHAINS, TEMPERATURES, annealed_importance_sampling
+from annealing import CHAINS, TEMPERATURES, annealed_importance_sampling, linearized_posterior
 from latent_optimization import FIT_STEPS, fit_posterior
 from training import autocast
-from vae_utils import SIGMA_P, importance_sampling, mean_and_error
+from vae_utils import SIGMA_P, importance_sampling, mean_and_error, select
 
 NUM_SAMPLES = 1000
 
@@ -29,7 +28,7 @@ class Gaps(NamedTuple):
     fitted_log_prob: torch.Tensor  # importance sampling from q*
     fitted_elbo: torch.Tensor  # ELBO(q*)
     fitted_effective_sample_size: torch.Tensor
-    annealed_log_prob: torch.Tensor  # annealed importance sampling from q*
+    annealed_log_prob: torch.Tensor  # annealed importance sampling from q* with a full covariance
     annealed_standard_error: torch.Tensor  # of its chains alone
     annealed_spread: torch.Tensor  # standard deviation of its log-weights over the chains
     annealed_acceptance: torch.Tensor
@@ -57,12 +56,13 @@ def measure(
     """
     scene = {"decode": decode, "sigma_p": sigma_p, "generator": generator}
     parts = []
-    for rows in torch.arange(len(x), device=x.device).split(batch_size):
-        images, own = x[rows], Normal(q.mean[rows], q.stddev[rows], validate_args=False)
+    for index in torch.arange(len(x), device=x.device).split(batch_size):
+        images, own = x[index], select(q, index)
         with torch.enable_grad(), autocast(precision, x.device):
             best = fit_posterior(x=images, initial=own, cycle=fit_steps, **scene).q
+        start = linearized_posterior(q=best, x=images, **scene)
         annealed = annealed_importance_sampling(
-            q=best, x=images, chains=chains, temperatures=temperatures, precision=precision, **scene
+            q=start, x=images, chains=chains, temperatures=temperatures, precision=precision, **scene
         )
         of_own, of_best = (
             importance_sampling(q=each, x=images, num_samples=num_samples, **scene) for each in (own, best)

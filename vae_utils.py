@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 SIGMA_P = 0.4  # the standard deviation of p(x|z), in units of pixels scaled to [-1, 1]
 
@@ -76,11 +76,34 @@ def elbo(*, q, x, decode, noise, sigma_p=SIGMA_P):
     return Bound(expected - divergence, expected, divergence)
 
 
+def from_noise(q, noise):
+    """z = mean + scale * noise, (K, B, D) like the noise; q: diagonal Normal (B, D), or MultivariateNormal (B, D)."""
+    if isinstance(q, Normal):
+        return q.mean + q.stddev * noise
+    with torch.autocast(noise.device.type, enabled=False):  # which would round z to bfloat16
+        return q.mean + torch.einsum("bij,kbj->kbi", q.scale_tril, noise)
+
+
+def to_noise(q, z):
+    """The noise (B, D) from which `from_noise` makes z (B, D)."""
+    if isinstance(q, Normal):
+        return (z - q.mean) / q.stddev
+    return torch.linalg.solve_triangular(q.scale_tril, (z - q.mean).unsqueeze(-1), upper=False).squeeze(-1)
+
+
+def select(q, index):
+    """The rows `index` (M,) of a q (B, D), diagonal Normal or MultivariateNormal."""
+    if isinstance(q, Normal):
+        return Normal(q.mean[index], q.stddev[index], validate_args=False)
+    return MultivariateNormal(q.mean[index], scale_tril=q.scale_tril[index], validate_args=False)
+
+
 def log_weight(*, q, x, decode, noise, sigma_p=SIGMA_P):
-    """log p(x, z) - log q(z) at z = mean + stddev * noise, noise (K, B, D). Returns (K, B)."""
-    z = q.mean + q.stddev * noise  # (K, B, D)
-    # The two normalizing constants of log p(z) - log q(z) cancel but for q's standard deviations.
-    log_ratio = 0.5 * (noise.square() - z.square()).sum(-1) + q.stddev.log().sum(-1)
+    """log p(x, z) - log q(z) at z = from_noise(q, noise), noise (K, B, D). Returns (K, B)."""
+    z = from_noise(q, noise)  # (K, B, D)
+    scale = q.stddev if isinstance(q, Normal) else q.scale_tril.diagonal(dim1=-2, dim2=-1)
+    # The two normalizing constants of log p(z) - log q(z) cancel but for q's scale.
+    log_ratio = 0.5 * (noise.square() - z.square()).sum(-1) + scale.log().sum(-1)
     return log_likelihood(x=x, x_mean=decode(z), sigma_p=sigma_p) + log_ratio
 
 
@@ -88,6 +111,7 @@ def log_weight(*, q, x, decode, noise, sigma_p=SIGMA_P):
 def importance_sampling(*, q, x, decode, generator, sigma_p=SIGMA_P, num_samples=1000, chunk=500):
     """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k), z_k ~ q, K = num_samples (Burda et al. 2016, Eq. 8).
 
+    q: diagonal Normal (B, D), or MultivariateNormal (B, D); x: (B, *image); decode: z (..., D) -> the mean of p(x|z).
     A lower bound in expectation. The effective sample size (sum w)^2 / sum w^2 lies between 1 and K; where it is
     below ten or so, log_prob is too low by an amount that the weights cannot tell. At most `chunk` samples are held
     at once, whatever num_samples. Returns an Estimate; its elbo is the mean of the log-weights.

@@ -23,7 +23,7 @@ class Share(int):
 
 FLAGS = (
     # name, range, default, meaning
-    ("--num-samples", (1, 10_000_000), gaps.NUM_SAMPLES, "importance samples per image for log p(x)"),
+    ("--num-samples", (1, 10_000_000), Share(gaps.NUM_SAMPLES, least=100), "importance samples per image for log p(x)"),
     (
         "--images-per-digit",
         (1, 892),
@@ -59,7 +59,8 @@ FLAGS = (
 def add_evaluation_flags(parser):
     """The flags that say how much is scored. Returns their group."""
     group = parser.add_argument_group(
-        "evaluation", "Annealed, simulated, fitted and judged are fewer by default after a shorter training."
+        "evaluation",
+        "Samples, and images annealed, simulated, fitted, judged are by default fewer after a shorter training.",
     )
     for flag, (low, high), default, meaning in FLAGS:
         group.add_argument(flag, metavar="N", type=number(int, low, high), default=default, help=meaning)

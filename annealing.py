@@ -12,6 +12,7 @@ images, D latent dimensions.
 """
 
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,8 @@ from training import autocast
 from vae_utils import SIGMA_P, from_noise, log_weight, select, to_noise
 
 CHAINS = 8
-TEMPERATURES = 80
-LEAPFROG_STEPS = 3
+TEMPERATURES = 100
+LEAPFROG_STEPS = 5
 LINEARIZATIONS = 4
 PILOT_CHAINS = 4
 PILOT_TEMPERATURES = 25
@@ -209,10 +210,13 @@ def linearized_posterior(*, q, x, decode, generator, sigma_p=SIGMA_P, draws=LINE
     jacobian = torch.func.vmap(torch.func.jacfwd(lambda z: decode(z).flatten()), chunk_size=images)
     precision = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)  # (B, D, D)
     noise = torch.randn((draws, *q.mean.shape), generator=generator, dtype=x.dtype, device=x.device)
-    for z in from_noise(q, noise):
-        for index in torch.arange(len(x), device=x.device).split(images):
-            slopes = jacobian(z[index])  # (images, P, D)
-            precision[index] += slopes.mT @ slopes / (draws * sigma_p**2)
+    with warnings.catch_warnings():
+        # PyTorch warns of a part of its own that it uses when it first differentiates forwards.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
+        for z in from_noise(q, noise):
+            for index in torch.arange(len(x), device=x.device).split(images):
+                slopes = jacobian(z[index])  # (images, P, D)
+                precision[index] += slopes.mT @ slopes / (draws * sigma_p**2)
     return MultivariateNormal(q.mean, precision_matrix=precision, validate_args=False)
 
 

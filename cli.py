@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -182,6 +183,14 @@ def run(main):
     def interrupt(number, frame):
         raise Interrupted(number)
 
+    def unraisable(what):
+        if not isinstance(what.exc_value, Interrupted):
+            sys.__unraisablehook__(what)
+            return
+        # It came within a destructor or the like, whose exceptions Python drops: the signal is sent once more.
+        threading.Timer(0.05, os.kill, (os.getpid(), what.exc_value.number)).start()
+
+    sys.unraisablehook = unraisable
     for number in INTERRUPTS:
         signal.signal(number, interrupt)
     try:

@@ -84,6 +84,7 @@ def per_digit(*, digits):
             count = scores[0]["elbo"]["images"]
             axes.set_title(f"{NAMES[regime]}, {SPLIT_NAMES[split]} ({count} of each digit)")
             axes.grid(axis="x", visible=False)
+            axes.set_axisbelow(True)
     for axes in grid[:, 0]:
         axes.set_ylabel("nats per image")
     for axes in grid[1]:

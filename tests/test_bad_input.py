@@ -26,6 +26,12 @@ CASES = [
     (MAIN, "--images-per-digit 0", "--images-per-digit: '0'"),
     (MAIN, "--images-per-digit -3", "--images-per-digit: '-3'"),
     (MAIN, "--images-per-digit 893", "--images-per-digit: '893'"),
+    (MAIN, "--images-per-digit 8 --annealed-per-digit 9", "--annealed-per-digit 9: more than --images-per-digit 8"),
+    (MAIN, "--chains 1", "--chains: '1'"),
+    (MAIN, "--temperatures 0", "--temperatures: '0'"),
+    (MAIN, "--fit-steps 0", "--fit-steps: '0'"),
+    (MAIN, "--fitted-images 10001", "--fitted-images: '10001'"),
+    (MAIN, "--evaluate-only --resume", "--resume: not together with --evaluate-only"),
     (MAIN, "--train-size 500 --images-per-digit 100", "100 images of each digit were asked for"),
     (MAIN, "--train-size 600 --images-per-digit 14", "14 images of each digit were asked for"),  # of the test images
     (MAIN, "--batch-size 0", "--batch-size: '0'"),

@@ -155,7 +155,7 @@ def settle(*, target, temperatures, leapfrog_steps, generator, chains=PILOT_CHAI
     log_step = torch.full_like(state.log_weight[0], longest)  # (B,)
     deviations, log_steps = [], []
     for temperature in range(1, pilot + 1):
-        deviations.append(float(state.log_weight.std(0).nan_to_num(0, posinf=0).median()))
+        deviations.append(state.log_weight.std(0).nan_to_num(0, posinf=0).median())
         state, acceptance = move(
             state=state,
             beta=temperature / pilot,
@@ -167,7 +167,7 @@ def settle(*, target, temperatures, leapfrog_steps, generator, chains=PILOT_CHAI
         log_step = (log_step + 0.5 * (acceptance.mean(0) - TARGET_ACCEPTANCE)).clamp(max=longest)
         log_steps.append(log_step)
     # The temperatures part the integral of that deviation over beta into equal shares.
-    length = np.cumsum([0.0, *np.maximum(deviations, 1e-6)])
+    length = np.cumsum([0.0, *np.maximum(torch.stack(deviations).tolist(), 1e-6)])
     betas = np.interp(np.linspace(0, length[-1], temperatures + 1), length, np.linspace(0, 1, pilot + 1))
     nearest = np.ceil(betas * pilot).astype(int).clip(1) - 1
     return Schedule(betas=betas.tolist(), step_sizes=torch.stack(log_steps).exp()[nearest.tolist()])

@@ -151,7 +151,7 @@ def load_judge(path, *, device="cpu", train_index=None):
     return model.eval().requires_grad_(False)
 
 
-def find_judge(*, train, test, checkpoint_dir, seed=0, precision="float32", run=None):
+def find_judge(*, train, test, checkpoint_dir, seed=0, precision="float32"):
     """The Classifier that `train_baseline` makes of these images with this seed: loaded if it is there, else trained.
 
     A checkpoint of other images, another seed or precision, or another program is replaced: the same call then gives
@@ -162,7 +162,7 @@ def find_judge(*, train, test, checkpoint_dir, seed=0, precision="float32", run=
     with contextlib.suppress(InputError):  # nothing there, or nothing of use
         if load_checkpoint(path).get("config") == config:
             return load_judge(path, device=train.images.device, train_index=train.index)
-    train_baseline(train=train, test=test, checkpoint_dir=checkpoint_dir, seed=seed, precision=precision, run=run)
+    train_baseline(train=train, test=test, checkpoint_dir=checkpoint_dir, seed=seed, precision=precision)
     return load_judge(path, device=train.images.device)
 
 

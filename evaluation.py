@@ -182,9 +182,9 @@ def as_gaps(records, **place):
     return gaps.Gaps(*(torch.tensor([record[name] for record in chosen]) for name in gaps.Gaps._fields))
 
 
-def as_array(records, *, images_per_digit, column="log_prob"):
-    """The records' column as float64 (2 regimes, 2 splits, 10 digits, images per digit)."""
-    values = np.array([record[column] for record in records], dtype=np.float64)
+def as_array(records, *, images_per_digit):
+    """log p(x) of the records as float64 (2 regimes, 2 splits, 10 digits, images per digit)."""
+    values = np.array([record["log_prob"] for record in records], dtype=np.float64)
     return values.reshape(len(REGIMES), len(SPLITS), DIGITS, images_per_digit)
 
 
@@ -207,12 +207,12 @@ def summarize_log_prob(records):
         mine = [record for record in records if (record["regime"], record["split"]) == (regime, split)]
         digits = [score([record for record in mine if record["digit"] == digit]) for digit in range(DIGITS)]
         estimates = three_estimates(as_gaps(records, regime=regime, split=split))
-        summary.setdefault(regime, {})[split] = {"overall": score(mine), "digits": digits, **estimates}
+        summary.setdefault(regime, {})[split] = {"overall": score(mine), "digits": digits, "three_estimates": estimates}
     return summary
 
 
 def three_estimates(found):
-    """{"three_estimates": ...} of Gaps.
+    """{"importance_sampling", "importance_sampling_fitted", "annealed"} of Gaps, each with its errors.
 
     "monte_carlo_error" is what another seed of the estimator would change in the mean over these images;
     "standard_error" is what other images would.
@@ -230,7 +230,7 @@ def three_estimates(found):
         "spread_median": float(found.annealed_spread.median()),
         "acceptance": float(found.annealed_acceptance.mean()),
     }
-    return {"three_estimates": scores}
+    return scores
 
 
 def table(summary):

@@ -90,7 +90,7 @@ def fit_posterior(
     (Loshchilov & Hutter 2017), each with `draws` samples of z per image. After each, the bound is taken with the same
     16 draws of noise per image; the fit has converged when a cycle has gained less than `tolerance` nats in the mean
     over images, and gives up, not converged, after `max_cycles`. What it stays short of the best is the noise of its
-    gradients, about 200 / (draws * cycle) nats in 200 dimensions. Returns a Fit; score its q with fresh samples.
+    gradients: more draws and longer cycles come nearer. Returns a Fit; score its q with fresh samples.
     """
     fit = PosteriorFit(initial=initial, learning_rate=learning_rate)
     fall = [0.5 + 0.5 * math.cos(math.pi * step / cycle) for step in range(cycle)]

@@ -129,7 +129,7 @@ def test_a_move_leaves_the_posterior_as_it_is():
     torch.testing.assert_close(state.log_weight, target.value(state.noise))
 
 
-def test_counts_of_chains_at_once_do_not_matter(monkeypatch):
+def test_counts_of_chains_at_once_do_not_matter():
     """Chains in blocks of any size are the same estimate but for the draws."""
     model = linear_gaussian(**MODELS["small"])
     x, _, generator = draw(model)

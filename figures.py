@@ -144,7 +144,9 @@ def log_probabilities(*, values, images, example_values, num_samples):
         show_image(axes, images[digit])
         axes.set_title(f"{example_values[0][digit]:.1f}", color=COLOURS["amortized"], fontsize=9)
         axes.set_xlabel(f"{example_values[1][digit]:.1f}", color=COLOURS["latent_optimization"], fontsize=9)
-    upper.suptitle("One test image of each digit: the same estimate of log p(x), nats, amortized above, latent optimization below")
+    upper.suptitle(
+        "One test image of each digit: log p(x), estimated as below, nats; amortized above, latent optimization below"
+    )
     panels = lower.subplots(1, 2, sharey=True)
     for axes, (regime, colour), regime_values in zip(panels, COLOURS.items(), values, strict=True):
         for offset, split, split_values in zip((-0.15, 0.15), ("train", "test"), regime_values, strict=True):

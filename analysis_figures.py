@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from figures import BASELINE, COLOURS, INK, NAMES, SPLIT_LINES, SPLIT_NAMES, show_image, styled
+from figures import BASELINE, COLOURS, INK, NAMES, SPLIT_LINES, SPLIT_NAMES, show_image, show_images, styled
 
 TRIVIAL = "#CC79A7"  # of Okabe and Ito's palette, like the colours in figures.py
 # Tol's "muted" palette, which colour-blind readers can tell apart, and black.
@@ -152,13 +152,10 @@ def traversals(*, drawn, values, original):
     show_image(axes, original)
     axes.set_title("test image", fontsize=9)
     for half, (regime, pairs) in zip(halves, drawn.items(), strict=True):
-        grid = half.subplots(len(pairs), len(values), squeeze=False)
-        for axes_row, (caption, images) in zip(grid, pairs, strict=True):
-            for axes, image in zip(axes_row, images, strict=True):
-                show_image(axes, image)
-            axes_row[0].set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=8)
-        for axes, value in zip(grid[0], values, strict=True):
-            axes.set_title(f"{value:+.0f}" if value else "0", fontsize=9)
+        above = [f"{value:+.0f}" if value else "0" for value in values]
+        for axes, (caption, images) in zip(half.subplots(len(pairs), 1, squeeze=False)[:, 0], pairs, strict=True):
+            show_images(axes, images, label=caption, above=above, size=8)
+            above = ()  # the first row alone
         half.suptitle(NAMES[regime], color=COLOURS[regime])
     figure.suptitle(
         "z set to the value above, in standard deviations of p(z), along the dimensions with most KL (at the left its "
@@ -177,11 +174,9 @@ def sample_quality(*, scores, examples):
     """
     figure = Figure(figsize=(13, 8))
     upper, lower = figure.subfigures(2, 1, height_ratios=(0.62 * len(examples) + 0.3, 3.6))
-    grid = upper.subplots(len(examples), max(map(len, examples.values())), squeeze=False)
-    for axes_row, (name, images) in zip(grid, examples.items(), strict=True):
-        for axes, image in zip(axes_row, images, strict=True):
-            show_image(axes, image)
-        axes_row[0].set_ylabel(JUDGED[name][0], rotation=0, ha="right", va="center")
+    rows = upper.subplots(len(examples), 1, squeeze=False)[:, 0]
+    for axes, (name, images) in zip(rows, examples.items(), strict=True):
+        show_images(axes, images, label=JUDGED[name][0])
     distance, histogram, confidence = lower.subplots(1, 3, width_ratios=(1, 1.5, 1))
     count = scores["test"]["confidence"]["images"]
     for place, name in enumerate(examples):

@@ -22,12 +22,12 @@ from torch.distributions import MultivariateNormal
 from training import autocast
 from vae_utils import SIGMA_P, from_noise, log_weight, select, to_noise
 
-CHAINS = 8
-TEMPERATURES = 100
+CHAINS = 4
+TEMPERATURES = 140
 LEAPFROG_STEPS = 5
-LINEARIZATIONS = 4
+LINEARIZATIONS = 8
 PILOT_CHAINS = 4
-PILOT_TEMPERATURES = 25
+PILOT_SHARE = 8  # as many temperatures in the weighted run as one in the pilot run
 TARGET_ACCEPTANCE = 0.65
 LONGEST_PATH = math.pi / 2  # a quarter turn: on N(0, I) it ends at a draw that is independent of the start
 JITTER = 0.2  # the share by which the length of every path varies: at a fixed one some directions would come back
@@ -140,7 +140,7 @@ def _log_density(noise, momentum, tempered):
     return tempered - 0.5 * (noise.square() + momentum.square()).sum(-1)
 
 
-def settle(*, target, temperatures, leapfrog_steps, generator, chains=PILOT_CHAINS, pilot=PILOT_TEMPERATURES):
+def settle(*, target, temperatures, leapfrog_steps, generator, chains=PILOT_CHAINS):
     """The Schedule of a weighted run, from a pilot run whose chains are then thrown away.
 
     The pilot passes `pilot` evenly spaced temperatures and moves the logarithm of every image's step size towards an
@@ -149,7 +149,7 @@ def settle(*, target, temperatures, leapfrog_steps, generator, chains=PILOT_CHAI
     run enters, so its transitions are fixed before it begins and its estimate stays unbiased. Adapting within
     it would not: a step size that depends on where the chain has been does not leave pi_beta as it is.
     """
-    pilot = min(pilot, temperatures)
+    pilot = max(1, temperatures // PILOT_SHARE)
     state = target.state(target.draw(chains, generator))
     longest = math.log(LONGEST_PATH / leapfrog_steps)
     log_step = torch.full_like(state.log_weight[0], longest)  # (B,)
@@ -200,24 +200,28 @@ def anneal(*, noise, schedule, target, leapfrog_steps, generator, backwards=Fals
 
 
 @torch.no_grad()
-def linearized_posterior(*, q, x, decode, generator, sigma_p=SIGMA_P, draws=LINEARIZATIONS, images=10):
+def linearized_posterior(
+    *, q, x, decode, generator, sigma_p=SIGMA_P, precision="float32", draws=LINEARIZATIONS, images=5
+):
     """The Gaussian around q's mean whose precision is I + E_q[J' J] / sigma_p^2, J the decoder's Jacobian at z.
 
     It is the fixed point of variational inference with a full covariance, the decoder's curvature neglected (Khan &
     Rue 2023, Gauss-Newton); of a linear decoder it is the posterior's own precision. q: diagonal Normal (B, D); the
-    expectation is taken over `draws` of z, for `images` at a time. Returns a MultivariateNormal (B, D).
+    expectation is taken over `draws` of z, for `images` at a time, the Jacobian in `precision`. Returns a
+    MultivariateNormal (B, D).
     """
     jacobian = torch.func.vmap(torch.func.jacfwd(lambda z: decode(z).flatten()), chunk_size=images)
-    precision = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)  # (B, D, D)
+    inverse_covariance = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)  # (B, D, D)
     noise = torch.randn((draws, *q.mean.shape), generator=generator, dtype=x.dtype, device=x.device)
     with warnings.catch_warnings():
         # PyTorch warns of a part of its own that it uses when it first differentiates forwards.
         warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
         for z in from_noise(q, noise):
             for index in torch.arange(len(x), device=x.device).split(images):
-                slopes = jacobian(z[index])  # (images, P, D)
-                precision[index] += slopes.mT @ slopes / (draws * sigma_p**2)
-    return MultivariateNormal(q.mean, precision_matrix=precision, validate_args=False)
+                with autocast(precision, x.device):
+                    slopes = jacobian(z[index]).to(x.dtype)  # (images, P, D)
+                inverse_covariance[index] += slopes.mT @ slopes / (draws * sigma_p**2)
+    return MultivariateNormal(q.mean, precision_matrix=inverse_covariance, validate_args=False)
 
 
 def annealed_importance_sampling(

@@ -37,7 +37,12 @@ FLAGS = (
         "of these, how many are annealed",
     ),
     ("--chains", (2, 1_000_000), annealing.CHAINS, "chains of annealing per image"),
-    ("--temperatures", (1, 1_000_000), annealing.TEMPERATURES, "temperatures that each chain passes"),
+    (
+        "--temperatures",
+        (1, 1_000_000),
+        Share(annealing.TEMPERATURES, least=20),
+        "temperatures that each chain passes",
+    ),
     (
         "--gap-images-per-digit",
         (1, 892),
@@ -60,7 +65,8 @@ def add_evaluation_flags(parser):
     """The flags that say how much is scored. Returns their group."""
     group = parser.add_argument_group(
         "evaluation",
-        "Samples, and images annealed, simulated, fitted, judged are by default fewer after a shorter training.",
+        "Samples, temperatures, and images annealed, simulated, fitted, judged are by default fewer after a shorter "
+        "training.",
     )
     for flag, (low, high), default, meaning in FLAGS:
         group.add_argument(flag, metavar="N", type=number(int, low, high), default=default, help=meaning)

@@ -87,19 +87,19 @@ def final_bounds(*, vae, latents, train, test, sample, sigma_p=SIGMA_P, seed=0):
 
 
 def own_posterior(*, regime, split, models, images, rows, seed, sigma_p=SIGMA_P, **fitting):
-    """(q, decode): what a regime has for images (B, 1, 28, 28), at `rows` of the train or the test split.
+    """(q, decode, fitted): what a regime has for images (B, 1, 28, 28), at `rows` of the train or the test split.
 
-    models: (ConvVAE, LatentModel). Under latent optimization an unseen image's q is fitted to convergence;
-    fitting: precision and fit_steps of `latent_optimization.unseen_fits`.
+    models: (ConvVAE, LatentModel). Under latent optimization an unseen image's q is fitted to convergence, which
+    `fitted` says; fitting: precision and fit_steps of `latent_optimization.unseen_fits`.
     """
     vae, latents = models
     if regime == "amortized":
         with torch.no_grad():
-            return vae.encode(images), vae.decoder
+            return vae.encode(images), vae.decoder, False
     if split == "train":
-        return latents.posterior(images, rows), latents.decoder
+        return latents.posterior(images, rows), latents.decoder, False
     q, _ = unseen_posterior(images=images, decoder=latents.decoder, seed=seed, sigma_p=sigma_p, **fitting)
-    return q, latents.decoder
+    return q, latents.decoder, True
 
 
 def log_probabilities(
@@ -132,29 +132,38 @@ def log_probabilities(
     with Stage("log p(x)", total=total, unit="img") as stage:
         for regime, (name, split) in product(REGIMES, zip(SPLITS, (train, test), strict=True)):
             rows = rows_per_digit(split.labels, images_per_digit)  # (10, n)
-            annealed, others = rows[:, :annealed_per_digit].flatten(), rows[:, annealed_per_digit:].flatten()
+            flat = rows.flatten()
+            images = split.images[flat]
+            q, decode, fitted = own_posterior(
+                regime=regime,
+                split=name,
+                models=models,
+                images=images,
+                rows=flat,
+                seed=seed,
+                sigma_p=sigma_p,
+                **fitting,
+            )
+            places = torch.arange(len(flat), device=flat.device).reshape_as(rows)
             found = {}
             for purpose, chosen, score, extra in (
-                ("annealing", annealed, gaps.measure, more),
-                ("log p(x)", others, _importance_sampling, {}),
+                ("annealing", places[:, :annealed_per_digit].flatten(), gaps.measure, {"fitted": fitted, **more}),
+                ("log p(x)", places[:, annealed_per_digit:].flatten(), _importance_sampling, {}),
             ):
                 if not len(chosen):
                     continue
-                images = split.images[chosen]
-                q, decode = own_posterior(
-                    regime=regime,
-                    split=name,
-                    models=models,
-                    images=images,
-                    rows=chosen,
-                    seed=seed,
-                    sigma_p=sigma_p,
-                    **fitting,
-                )
                 generator = random_generator(seed, purpose, regime, name, device=images.device)
-                values = score(q=q, x=images, decode=decode, generator=generator, stage=stage, **scene, **extra)
+                values = score(
+                    q=select(q, chosen),
+                    x=images[chosen],
+                    decode=decode,
+                    generator=generator,
+                    stage=stage,
+                    **scene,
+                    **extra,
+                )
                 columns = {key: column.tolist() for key, column in values._asdict().items()}
-                for place, row in enumerate(chosen.tolist()):
+                for place, row in enumerate(flat[chosen].tolist()):
                     found[row] = {key: column[place] for key, column in columns.items()}
             for digit, of_digit in enumerate(rows.tolist()):
                 for row in of_digit:

@@ -5,6 +5,7 @@ from functools import wraps
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from torchvision.utils import make_grid
 
@@ -55,20 +56,34 @@ def show_image(axes, image):
     axes.spines[:].set_visible(False)
 
 
+def show_images(axes, images, *, label="", above=(), below=(), colours=(INK, INK), size=8):
+    """Images (M, 1, 28, 28) side by side in one axes, which draws much faster than axes of their own.
+
+    label: left of them; above, below: M strings each, in points of `size` and in `colours`.
+    """
+    gap = 3  # of pixels between two of them, which nothing is drawn in
+    strip = torch.nn.functional.pad(images.squeeze(1).cpu(), (0, gap), value=math.nan)  # (M, 28, 28 + gap)
+    show_image(axes, torch.cat(list(strip), dim=-1)[:, :-gap].unsqueeze(0))
+    axes.set_yticks([13.5], [label], fontsize=size + 2)
+    axes.tick_params(axis="y", length=0)
+    centres = [13.5 + (28 + gap) * place for place in range(len(images))]
+    for side, texts, colour in zip(("top", "bottom"), (above, below), colours, strict=True):
+        if len(texts):
+            ticks = axes.secondary_xaxis(side)
+            ticks.set_xticks(centres, texts, fontsize=size, color=colour)
+            ticks.tick_params(length=0, pad=2)
+            ticks.spines[:].set_visible(False)
+
+
 @styled
 def image_rows(*, rows, title, captions=None):
     """A row of images for each pair (label, (M, 1, 28, 28)) of `rows`; captions: {label: M strings to stand below}."""
     captions = captions or {}
     columns = max(len(images) for _, images in rows)
     height = sum(0.82 + 0.2 * (label in captions) for label, _ in rows) + 0.5
-    figure = Figure(figsize=(0.82 * columns + 1.6, height))
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes_row, (label, images) in zip(grid, rows, strict=True):
-        for column, axes in enumerate(axes_row):
-            show_image(axes, images[column])
-            if label in captions:
-                axes.set_xlabel(captions[label][column], fontsize=8, labelpad=2)
-        axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    figure = Figure(figsize=(0.82 * columns + 1.6, height), layout="compressed")
+    for axes, (label, images) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        show_images(axes, images, label=label, below=captions.get(label, ()))
     figure.suptitle(title)
     return figure
 
@@ -140,10 +155,8 @@ def log_probabilities(*, values, images, example_values, num_samples):
     """
     figure = Figure(figsize=(12, 6.4))
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 2.3))
-    for digit, axes in enumerate(upper.subplots(1, 10)):
-        show_image(axes, images[digit])
-        axes.set_title(f"{example_values[0][digit]:.1f}", color=COLOURS["amortized"], fontsize=9)
-        axes.set_xlabel(f"{example_values[1][digit]:.1f}", color=COLOURS["latent_optimization"], fontsize=9)
+    above, below = ([f"{value:.1f}" for value in of_regime] for of_regime in example_values)
+    show_images(upper.subplots(), images, above=above, below=below, colours=COLOURS.values(), size=9)
     upper.suptitle(
         "One test image of each digit: log p(x), estimated as below, nats; amortized above, latent optimization below"
     )
@@ -242,14 +255,14 @@ def classification(*, history, per_digit, confusion, wrong):
         xticks=range(10),
         yticks=range(10),
     )
-    for axes, mistake in zip(lower.subplots(1, 10, squeeze=False)[0], wrong + [None] * 10, strict=False):
-        if mistake is None:
-            axes.set_axis_off()
-            continue
-        image, label, prediction, probability = mistake
-        show_image(axes, image)
-        axes.set_title(f"{label} as {prediction}", fontsize=9)
-        axes.set_xlabel(f"p = {probability:.3f}", fontsize=8)
+    if wrong:
+        wrong_images, labels, predictions, probabilities = zip(*wrong, strict=True)
+        show_images(
+            lower.subplots(),
+            torch.stack(wrong_images),
+            above=[f"{label} as {prediction}" for label, prediction in zip(labels, predictions, strict=True)],
+            below=[f"p = {probability:.3f}" for probability in probabilities],
+        )
     lower.suptitle("The most confidently wrong test images: label as prediction, its probability")
     figure.suptitle(f"Supervised baseline on all {total:,} test images")
     return figure

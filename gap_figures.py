@@ -36,6 +36,8 @@ def over_epochs(*, rows):
             )
             for name, (label, line, marker) in BOUNDS.items():
                 scores = [row["scores"][name] for row in mine]
+                if name == "elbo" and scores == [row["scores"]["fitted_elbo"] for row in mine]:
+                    label += ", the same: q is fitted"
                 mean = np.array([score["mean"] for score in scores])
                 half = np.array([_interval(score) for score in scores])
                 axes.plot(epochs, mean, line, marker=marker, markersize=4, color=colour, label=label)

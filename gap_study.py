@@ -14,7 +14,7 @@ from progress import Stage
 from trained import load_models
 from vae_utils import SIGMA_P, mean_and_error, random_generator
 
-IMAGES_PER_DIGIT = 2  # at the epochs before the last
+IMAGES_PER_DIGIT = 1  # at the epochs before the last
 NUM_SAMPLES = 100  # of the two bounds there
 SIMULATED_IMAGES = 20
 
@@ -46,7 +46,7 @@ def over_epochs(
                 chosen = rows_per_digit(split.labels, images_per_digit).flatten()
                 images = split.images[chosen]
                 scene = {"sigma_p": sigma_p, "precision": precision, "fit_steps": fit_steps}
-                q, decode = own_posterior(
+                q, decode, fitted = own_posterior(
                     regime=regime, split=name, models=models, images=images, rows=chosen, seed=seed, **scene
                 )
                 found = gaps.measure(
@@ -57,6 +57,7 @@ def over_epochs(
                     num_samples=NUM_SAMPLES,
                     chains=chains,
                     temperatures=temperatures,
+                    fitted=fitted,
                     stage=stage,
                     **scene,
                 )
@@ -93,7 +94,7 @@ def certificate(
     q, _ = unseen_posterior(
         images=x, decoder=decoder, seed=seed, sigma_p=sigma_p, precision=precision, fit_steps=fit_steps
     )
-    start = linearized_posterior(q=q, x=x, decode=decoder, generator=generator, sigma_p=sigma_p)
+    start = linearized_posterior(q=q, x=x, decode=decoder, generator=generator, sigma_p=sigma_p, precision=precision)
     bounds = bidirectional_bounds(
         q=start,
         x=x,

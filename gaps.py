@@ -46,27 +46,31 @@ def measure(
     temperatures=TEMPERATURES,
     precision="float32",
     fit_steps=FIT_STEPS,
+    fitted=False,
     batch_size=100,
     stage=None,
 ):
     """Gaps of images x (B, *image) under any decoder and any diagonal Normal q (B, D).
 
     The bounds are means over `num_samples` fresh draws from q and from q*, the same that importance sampling weighs.
+    fitted: q is q* already, as of unseen images under latent optimization; then nothing is fitted, and both have the
+    same numbers.
     Fits and the gradients of annealing run in `precision`, all that is reported in the type of x.
     """
     scene = {"decode": decode, "sigma_p": sigma_p, "generator": generator}
     parts = []
     for index in torch.arange(len(x), device=x.device).split(batch_size):
         images, own = x[index], select(q, index)
-        with torch.enable_grad(), autocast(precision, x.device):
-            best = fit_posterior(x=images, initial=own, cycle=fit_steps, **scene).q
-        start = linearized_posterior(q=best, x=images, **scene)
+        best = own
+        if not fitted:
+            with torch.enable_grad(), autocast(precision, x.device):
+                best = fit_posterior(x=images, initial=own, cycle=fit_steps, **scene).q
+        start = linearized_posterior(q=best, x=images, precision=precision, **scene)
         annealed = annealed_importance_sampling(
             q=start, x=images, chains=chains, temperatures=temperatures, precision=precision, **scene
         )
-        of_own, of_best = (
-            importance_sampling(q=each, x=images, num_samples=num_samples, **scene) for each in (own, best)
-        )
+        of_own = importance_sampling(q=own, x=images, num_samples=num_samples, **scene)
+        of_best = of_own if fitted else importance_sampling(q=best, x=images, num_samples=num_samples, **scene)
         parts.append(
             Gaps(*of_own, *of_best, annealed.log_prob, annealed.standard_error, annealed.spread, annealed.acceptance)
         )

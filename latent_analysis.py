@@ -27,7 +27,7 @@ RESAMPLES = 200
 PROBE_LABELS = (100, 1000, 20_000)
 PROBE_DRAWS = 5  # of the labels, where not all are used
 # One C for every probe: accuracy is flat around it, within the interval of 500 test images, at 100 to 20,000 labels.
-PROBE_C, PROBE_ITERATIONS = 0.1, 500
+PROBE_C, PROBE_TOLERANCE, PROBE_ITERATIONS = 0.1, 1e-3, 500
 TRAVERSED_DIMENSIONS, TRAVERSED_DIRECTIONS = 4, 3
 TRAVERSED_DIGIT = 3
 INTERPOLATED_DIGITS = 2, 7
@@ -79,7 +79,9 @@ def usage(q, *, generator):
 
 def probe(*, features, labels):
     """A logistic regression on standardised features (N, F), with the labels (N,): (scikit-learn model, converged)."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=PROBE_ITERATIONS))
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(C=PROBE_C, tol=PROBE_TOLERANCE, max_iter=PROBE_ITERATIONS)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it is returned
         model.fit(features.cpu().numpy(), labels.cpu().numpy())

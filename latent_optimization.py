@@ -19,6 +19,7 @@ HELD_OUT_IMAGES = 100  # followed through training, warm-started from epoch to e
 HELD_OUT_STEPS = 30
 HELD_OUT_RATE = 0.03
 FIT_STEPS = 200  # of one cycle of a fit
+SCORED_AT_ONCE = 500  # samples of z, where the bound is taken after a cycle
 
 
 class Fit(NamedTuple):
@@ -98,8 +99,9 @@ def fit_posterior(
 
     @torch.no_grad()
     def score():
-        parts = [elbo(q=fit.q(), x=x, decode=decode, noise=part, sigma_p=sigma_p).elbo for part in noise]
-        return torch.stack(parts).mean(0)
+        parts = noise.split(max(1, SCORED_AT_ONCE // len(x)))
+        sums = [len(part) * elbo(q=fit.q(), x=x, decode=decode, noise=part, sigma_p=sigma_p).elbo for part in parts]
+        return torch.stack(sums).sum(0) / len(noise)
 
     trace, converged = [score()], False
     while not converged and len(trace) <= max_cycles:

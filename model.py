@@ -1,4 +1,8 @@
-"""The networks: an encoder that gives q(z|x) and a decoder that gives the mean of p(x|z)."""
+"""The networks: an encoder that gives q(z|x) and a decoder that gives the mean of p(x|z).
+
+Convolutions have no bias but the last: its gradient takes as long as half of theirs on a CPU, and the bound does not
+miss it. Their weights lie channels last, as oneDNN wants them.
+"""
 
 import contextlib
 
@@ -15,9 +19,9 @@ class Encoder(nn.Module):
     def __init__(self, latent_dim=LATENT_DIM, hidden=512):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 32, 4, stride=2, padding=1),  # (B, 32, 14, 14)
+            nn.Conv2d(1, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, 14, 14)
             nn.SiLU(),
-            nn.Conv2d(32, 32, 4, stride=2, padding=1),  # (B, 32, 7, 7)
+            nn.Conv2d(32, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, 7, 7)
             nn.SiLU(),
             nn.Flatten(),
             nn.Linear(32 * 7 * 7, hidden),
@@ -25,6 +29,7 @@ class Encoder(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden, 2 * latent_dim),
         )
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x):
         # The bound is computed in the type of x, whatever the network runs in.
@@ -44,11 +49,16 @@ class Decoder(nn.Module):
             nn.Linear(hidden, 32 * 7 * 7),
             nn.SiLU(),
             nn.Unflatten(1, (32, 7, 7)),
-            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1),  # (B, 32, 14, 14)
+            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, 14, 14)
             nn.SiLU(),
-            nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),  # (B, 1, 28, 28)
+            # A sub-pixel convolution (Shi et al. 2016): to one channel, a transposed one takes four times as long.
+            nn.Conv2d(32, 4, 3, padding=1),
+            nn.PixelShuffle(2),  # (B, 1, 28, 28)
             nn.Tanh(),
         )
+        # As a transposed convolution's would begin; at PyTorch's third of it the first epochs go into growing them.
+        nn.init.uniform_(self.layers[8].weight, -0.25, 0.25)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, z):
         x_mean = self.layers(z.reshape(-1, self.latent_dim)).to(z.dtype)

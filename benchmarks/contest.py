@@ -6,7 +6,6 @@ computes at a time. Contestants go to fresh processes by pickle: functools.parti
 """
 
 import multiprocessing
-import os
 import signal
 import statistics
 import sys
@@ -15,6 +14,7 @@ import traceback
 from typing import NamedTuple
 
 REPEATS = 5
+PAUSE = 0.3  # seconds between turns, in which OpenMP's threads, which wait for more work awake, fall asleep
 
 # Each process begins from nothing: threads and allocators are its own.
 processes = multiprocessing.get_context("spawn")
@@ -35,9 +35,6 @@ def contest(*, contestants, repeats=REPEATS, warm_up=True, stay=True):
     process lives through all rounds; else every turn has its own, for contestants that do not fit into memory
     together. Raises RuntimeError if a contestant fails.
     """
-    # OpenMP's threads would otherwise go on spinning for a while after their turn, on the next one's cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("KMP_BLOCKTIME", "0")
     turns, workers = {name: [] for name in contestants}, {}
     try:
         for repeat in range(1, repeats + 1):
@@ -71,6 +68,7 @@ class Worker:
 
     def turn(self):
         """Lets it take one turn, a Turn."""
+        time.sleep(PAUSE)
         self.pipe.send("turn")
         return self._receive()
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from annealing import annealed_importance_sampling  # noqa: E402
+from benchmarks import textbook  # noqa: E402
 from benchmarks.contest import REPEATS, contest, print_table, ratios, seconds, spread  # noqa: E402
 from data import load_mnist  # noqa: E402
 from model import LATENT_DIM, ConvVAE  # noqa: E402
@@ -57,7 +58,7 @@ def pythae_importance_sampling(*, images, num_samples):
     from benchmarks import pythae_contestant
 
     vae, x = scene(images)
-    model = pythae_contestant.pythae_vae(vae=vae, sigma_p=SIGMA_P)
+    model = pythae_contestant.pythae_vae(vae=textbook.in_default_layout(vae), sigma_p=SIGMA_P)
     # Its pixels are in units of sigma_p: the density of x is smaller by sigma_p to the power of their number.
     volume = x[0].numel() * math.log(SIGMA_P)
 

@@ -64,6 +64,11 @@ class ReferenceVAE(nn.Module):
         return self.decoder(z)
 
 
+def in_default_layout(module):
+    """A module of ours with its weights laid out as PyTorch does if nothing is said."""
+    return module.to(memory_format=torch.contiguous_format)
+
+
 class Numbered(Dataset):
     """Another data set's images, each with its number."""
 

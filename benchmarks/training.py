@@ -90,7 +90,7 @@ def textbook_loop(*, train_size, test_size):
         textbook.mnist_loader(data_dir=ROOT / "data", rows=split.index.tolist(), train=split is train, batch_size=size)
         for split, size in ((train, BATCH_SIZE), (test, 1000))
     )
-    model = ConvVAE(seed=0)
+    model = textbook.in_default_layout(ConvVAE(seed=0))
     optimizer = optim.Adam(model.parameters(), lr=amortized_vae.LEARNING_RATE)
 
     def turn():
@@ -105,7 +105,7 @@ def textbook_latents(*, train_size):
     train, _ = splits(train_size=train_size, test_size=TEST_SIZE)
     rows = train.index.tolist()
     loader = textbook.mnist_loader(data_dir=ROOT / "data", rows=rows, train=True, numbered=True)
-    decoder = seeded_decoder(seed=0)
+    decoder = textbook.in_default_layout(seeded_decoder(seed=0))
     latents = textbook.Latents(size=train_size, initial_log_var=latent_table.INITIAL_LOG_VAR)
     optimizer = textbook.latent_optimizer(
         decoder=decoder,
@@ -122,7 +122,7 @@ def pythae_loop(*, train_size, test_size):
 
     train, test = splits(train_size=train_size, test_size=test_size)
     trainer = pythae_contestant.trainer(
-        vae=ConvVAE(seed=0),
+        vae=textbook.in_default_layout(ConvVAE(seed=0)),
         sigma_p=SIGMA_P,
         train=train,
         test=test,

@@ -66,6 +66,7 @@ def show_images(axes, images, *, label="", above=(), below=(), colours=(INK, INK
     show_image(axes, torch.cat(list(strip), dim=-1)[:, :-gap].unsqueeze(0))
     axes.set_yticks([13.5], [label], fontsize=size + 2)
     axes.tick_params(axis="y", length=0)
+    axes.grid(False)
     centres = [13.5 + (28 + gap) * place for place in range(len(images))]
     for side, texts, colour in zip(("top", "bottom"), (above, below), colours, strict=True):
         if len(texts):

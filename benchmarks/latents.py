@@ -6,7 +6,8 @@ A step is that of training.py at batch 64, decoder included, in float32; only th
 stands for image i modulo the number of images. Memory is the largest that the process has held, and how much of that it
 held before there was a table: Python, PyTorch and images. The loss is the negative ELBO of the training images after
 equal epochs from equal beginnings with equal batches and noise, at the first size, with a row for every image. A table
-that does not fit into the free memory is left out, and its row says so. Everything runs on the CPU.
+that does not fit into the free memory is left out, and its row says so. How LatentTable's step grows from the first to
+the largest size is measured apart, both in turns, and stands in a line of its own. Everything runs on the CPU.
 """
 
 import argparse
@@ -160,6 +161,18 @@ def learning(*, name, size):
     return turn
 
 
+def growth(*, small, large, repeats):
+    """In a line, how much longer LatentTable's step takes on the larger table, both in turns in the same rounds."""
+    if (memory := available_memory()) and needed_memory("LatentTable", large) > memory:
+        return f"LatentTable: {large:,} rows do not fit into memory"
+    contestants = {
+        size: partial(stepping, name="LatentTable", size=size, images=small, steps=4 * STEPS) for size in (small, large)
+    }
+    turns = contest(contestants=contestants, repeats=repeats)
+    steps = {size: [turn.result[0] for turn in turns[size]] for size in contestants}
+    return f"LatentTable: a step on {large:,} rows over one on {small:,}: {spread(ratios(steps[large], steps[small]))}"
+
+
 def available_memory():
     """Bytes that can be had without swapping, or, where the system does not say, all there are; None on Windows."""
     try:
@@ -213,6 +226,8 @@ def main():
             memories = [f"{peak / 1e9:.2f}", f"{before / 1e9:.2f}"] if peak else ["", ""]
             rows.append([f"{size:,}", name, milliseconds, ratio, *memories, loss])
     score = f"-ELBO after {arguments.epochs} epochs, nats"
+    if len(arguments.sizes) > 1:
+        print(growth(small=arguments.sizes[0], large=max(arguments.sizes), repeats=arguments.repeats))
     header = ["rows", "table", "ms per step", "over LatentTable", "peak memory, GB", "before the table, GB", score]
     print_table(header, rows)
 

@@ -15,7 +15,9 @@ from annealing import (
     move,
     simulate,
 )
+from gaps import measure, summarize
 from latent_optimization import fit_posterior
+from model import seeded_decoder
 from vae_utils import kl
 
 MODELS = {
@@ -47,6 +49,13 @@ def draw(model, *, count=6, seed=1):
         dtype=torch.float64,
     )
     return x, z, generator
+
+
+def elbo(model, q, x):
+    """ELBO(q) of a diagonal q, (B,), which has a closed form here."""
+    residual = (x - model.decode(q.mean)).square().sum(-1) + q.variance @ model.weight.square().sum(0)
+    constant = 0.5 * x.shape[1] * math.log(2 * math.pi * model.sigma_p**2)
+    return -residual / (2 * model.sigma_p**2) - constant - kl(q)
 
 
 def settings(model, generator):
@@ -160,9 +169,7 @@ def test_the_fit_finds_the_best_diagonal_normal(model):
         tolerance=0.001,
         max_cycles=2,
     )
-    residual = (x - model.decode(fit.q.mean)).square().sum(-1) + fit.q.variance @ model.weight.square().sum(0)
-    constant = 0.5 * x.shape[1] * math.log(2 * math.pi * model.sigma_p**2)
-    reached = -residual / (2 * model.sigma_p**2) - constant - kl(fit.q)
+    reached = elbo(model, fit.q, x)
     assert (reached < bound + 1e-9).all()
     assert (bound - reached).max() < 0.01
 
@@ -192,3 +199,49 @@ def test_a_full_covariance_leaves_annealing_little_to_do():
     assert (estimate.log_prob - exact).abs().max() < 0.1
     bounds = bidirectional_bounds(z=z, **case)
     assert (bounds.upper - bounds.lower).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted):
+    model = linear_gaussian(**MODELS["small"])
+    x, _, generator = draw(model)
+    best, bound = model.best_diagonal(x)
+    q = best if fitted else poor(model, x)
+    found = measure(
+        q=q,
+        x=x,
+        decode=model.decode,
+        generator=generator,
+        sigma_p=model.sigma_p,
+        num_samples=4000,
+        chains=16,
+        temperatures=50,
+        fitted=fitted,
+    )
+    exact, own = model.log_prob(x), elbo(model, q, x)
+    torch.testing.assert_close(found.elbo, own, atol=0.15, rtol=0)
+    torch.testing.assert_close(found.fitted_elbo, bound, atol=0.15, rtol=0)
+    torch.testing.assert_close(found.annealed_log_prob, exact, atol=0.05, rtol=0)
+    scores = summarize(found)
+    assert scores["approximation_gap"]["mean"] == pytest.approx((exact - bound).mean().item(), abs=0.1)
+    assert scores["amortization_gap"]["mean"] == pytest.approx((bound - own).mean().item(), abs=0.1)
+    if fitted:
+        # Nothing was fitted, nothing scored twice.
+        assert torch.equal(found.elbo, found.fitted_elbo)
+        assert scores["amortization_gap"]["mean"] == 0
+
+
+def test_a_jacobian_in_low_precision_gives_nearly_the_same_gaussian():
+    decoder, generator = seeded_decoder(6, seed=0), torch.Generator().manual_seed(0)
+    q = Normal(torch.randn(3, 6, generator=generator), torch.full((3, 6), 0.3))
+    x = torch.zeros(3, 1, 28, 28)
+    exact, rough = (
+        linearized_posterior(
+            q=q, x=x, decode=decoder, generator=torch.Generator().manual_seed(1), precision=precision
+        ).precision_matrix
+        for precision in ("float32", "bfloat16")
+    )
+    assert rough.dtype == torch.float32
+    error = (rough - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    assert (error > 0).all()
+    assert (error < 0.02).all()

@@ -9,13 +9,14 @@ from conftest import ROOT
 from torch import optim
 
 from amortized_vae import AmortizedVAE
-from benchmarks import latents, textbook
+from annealing import annealed_importance_sampling
+from benchmarks import latents, memory, textbook
 from benchmarks import training as training_benchmark
 from benchmarks.contest import contest, print_table, ratios, seconds, spread
 from data import stratified_subset
 from model import seeded_decoder
 from training import train_epoch
-from vae_utils import elbo
+from vae_utils import elbo, importance_sampling
 
 
 @pytest.mark.parametrize("stay", [True, False])
@@ -132,3 +133,15 @@ def test_the_operations_of_an_epoch_are_counted(mnist):
     # Forward, and twice that backward but for the first layer's input: more than four per weight and image.
     weights = sum(weight.numel() for weight in regime.model.parameters())
     assert operations > 4 * weights * len(images)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "counts"),
+    [
+        (importance_sampling, {"num_samples": 600}),
+        (annealed_importance_sampling, {"chains": 600, "temperatures": 2, "leapfrog_steps": 1}),
+    ],
+)
+def test_the_memory_of_an_estimate_is_taken(estimate, counts):
+    before = memory.sampling(estimate=estimate, images=1, **counts)()
+    assert before is None or before > 1e8

@@ -51,6 +51,13 @@ class LinearGaussian(NamedTuple):
         gap = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision))
         return Normal(mean, variance.sqrt().expand_as(mean)), self.log_prob(x) - gap
 
+    def elbo(self, q, x):
+        """The bound of a diagonal Normal q, (B,): E_q log p(x|z) is quadratic in z."""
+        residual = (x - self.decode(q.mean)).square().sum(-1) + q.variance @ self.weight.square().sum(0)
+        constant = 0.5 * x.shape[1] * math.log(2 * math.pi * self.sigma_p**2)
+        divergence = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log()).sum(-1)
+        return -residual / (2 * self.sigma_p**2) - constant - divergence
+
     def sample(self, count, generator):
         z = torch.randn(count, self.weight.shape[1], generator=generator, dtype=torch.float64)
         noise = torch.randn(count, len(self.bias), generator=generator, dtype=torch.float64)

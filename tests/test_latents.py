@@ -5,9 +5,10 @@ import torch
 from conftest import linear_gaussian
 from torch.distributions import Normal
 
+import latent_optimization
 from latent_optimization import fit_posterior, initial_posterior
 from latent_table import LatentTable, idle_sums
-from vae_utils import kl, log_likelihood, random_generator
+from vae_utils import random_generator
 
 ROWS, LATENT_DIM, BATCH, STEPS = 120, 3, 10, 500
 
@@ -100,20 +101,13 @@ def test_rows_never_visited_stay_where_they_began():
     assert (mean[[1, 2]] > 0.1).all()
 
 
-def exact_elbo(model, q, x):
-    """The bound of a diagonal Normal under a LinearGaussian, (B,): E_q log p(x|z) is quadratic in z."""
-    at_mean = log_likelihood(x=x, x_mean=model.decode(q.mean), sigma_p=model.sigma_p)
-    spread = q.variance @ model.weight.square().sum(0) / (2 * model.sigma_p**2)
-    return at_mean - spread - kl(q)
-
-
 @pytest.mark.parametrize("latent_dim", [2, 20])
 def test_fit_finds_the_best_diagonal_normal(latent_dim):
     model = linear_gaussian(pixels=30, latent_dim=latent_dim)
     generator = random_generator(0)
     x = model.sample(10, generator)
     best, bound = model.best_diagonal(x)
-    assert torch.allclose(exact_elbo(model, best, x), bound)
+    assert torch.allclose(model.elbo(best, x), bound)
     start = initial_posterior(count=10, latent_dim=latent_dim)
     fit = fit_posterior(
         x=x,
@@ -126,7 +120,7 @@ def test_fit_finds_the_best_diagonal_normal(latent_dim):
         tolerance=0.001,
     )
     assert fit.converged
-    gap = bound - exact_elbo(model, fit.q, x)
+    gap = bound - model.elbo(fit.q, x)
     assert (gap > 0).all()
     assert (gap < 0.01 * latent_dim).all()
 
@@ -147,3 +141,18 @@ def test_fit_says_when_it_has_not_converged():
     assert not fit.converged
     assert fit.trace.shape == (2, 3)
     assert (fit.trace[1] > fit.trace[0]).all()
+
+
+def test_a_fits_trace_is_the_bound_however_many_samples_are_taken_at_once(monkeypatch):
+    model = linear_gaussian(pixels=30, latent_dim=4)
+    x = model.sample(3, random_generator(0))
+    traces = []
+    for at_once in (500, 15):  # all 16 draws together; five, and one that is left
+        monkeypatch.setattr(latent_optimization, "SCORED_AT_ONCE", at_once)
+        start = Normal(torch.zeros(3, 4, dtype=torch.float64), torch.full((3, 4), 0.1, dtype=torch.float64))
+        case = {"decode": model.decode, "generator": random_generator(1), "sigma_p": model.sigma_p}
+        fit = fit_posterior(x=x, initial=start, **case)
+        traces.append(fit.trace)
+    torch.testing.assert_close(traces[0], traces[1])
+    torch.testing.assert_close(traces[0][0], model.elbo(start, x), rtol=0.02, atol=0)
+    torch.testing.assert_close(traces[0][-1], model.elbo(fit.q, x), rtol=0, atol=1.5)

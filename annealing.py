@@ -248,17 +248,16 @@ def annealed_importance_sampling(
     for index in torch.arange(len(x), device=x.device).split(max(1, chunk // chains)):
         target = Target(q=select(q, index), x=x[index], decode=decode, sigma_p=sigma_p, precision=precision)
         schedule = settle(target=target, temperatures=temperatures, leapfrog_steps=leapfrog_steps, generator=generator)
-        parts = [
-            anneal(
-                noise=target.draw(min(chunk, chains - start), generator),
+        log_w, acceptance = (torch.empty(chains, len(index), dtype=x.dtype, device=x.device) for _ in range(2))
+        for start in range(0, chains, chunk):
+            block = slice(start, start + chunk)
+            log_w[block], acceptance[block] = anneal(
+                noise=target.draw(len(log_w[block]), generator),
                 schedule=schedule,
                 target=target,
                 leapfrog_steps=leapfrog_steps,
                 generator=generator,
             )
-            for start in range(0, chains, chunk)
-        ]
-        log_w, acceptance = (torch.cat(part) for part in zip(*parts, strict=True))
         weights.append(log_w)
         acceptances.append(acceptance.mean(0))
     log_w = torch.cat(weights, dim=1)  # (K, B)

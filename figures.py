@@ -227,7 +227,8 @@ def classification(*, history, per_digit, confusion, wrong):
         error = [100 * row[f"{split}_error"] for row in history]
         curves.plot(epochs, error, SPLIT_LINES[split], marker=marker, color=BASELINE, label=label)
     curves.set(title="Training", xlabel="epoch", ylabel="error, % of images", yscale="log")
-    curves.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    for set_formatter in (curves.yaxis.set_major_formatter, curves.yaxis.set_minor_formatter):
+        set_formatter(mpl.ticker.FormatStrFormatter("%g"))
     curves.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     curves.legend()
     share = np.array([100 * score["accuracy"] for score in per_digit])

@@ -1,7 +1,7 @@
 """The networks: an encoder that gives q(z|x) and a decoder that gives the mean of p(x|z).
 
-Convolutions have no bias but the last: its gradient takes as long as half of theirs on a CPU, and the bound does not
-miss it. Their weights lie channels last, as oneDNN wants them.
+Only the last convolution has a bias: on a CPU its gradient takes almost as long as those of the weights and the input
+together, and the bound does not miss it. Weights lie channels last, as oneDNN wants them.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ class Decoder(nn.Module):
             nn.Unflatten(1, (32, 7, 7)),
             nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, 14, 14)
             nn.SiLU(),
-            # A sub-pixel convolution (Shi et al. 2016): to one channel, a transposed one takes four times as long.
+            # A sub-pixel convolution (Shi et al. 2016): to one channel, a transposed one takes three times as long.
             nn.Conv2d(32, 4, 3, padding=1),
             nn.PixelShuffle(2),  # (B, 1, 28, 28)
             nn.Tanh(),

@@ -41,3 +41,18 @@ def test_augmentation_moves_but_does_not_invent(mnist):
     assert ((ink / ink_before) < 1.35).all()
     assert not torch.equal(changed[0], images[0])
     assert torch.equal(changed, augment(images, random_generator(0)))
+
+
+def test_a_row_shows_its_images_side_by_side_and_nothing_across_them():
+    images = torch.rand(3, 1, 28, 28) * 2 - 1
+    figure = figures.image_rows(rows=[("upper", images), ("lower", -images)], captions={"lower": "abc"}, title="")
+    upper, lower = figure.axes
+    shown = np.array(upper.images[0].get_array())
+    for place, image in enumerate(images):
+        assert np.array_equal(shown[:, 31 * place : 31 * place + 28], image[0].numpy())
+    assert [label.get_text() for label in upper.get_yticklabels()] == ["upper"]
+    assert not any(line.get_visible() for axes in figure.axes for line in axes.get_ygridlines())
+    assert not upper.child_axes
+    (below,) = lower.child_axes
+    assert [label.get_text() for label in below.get_xticklabels()] == ["a", "b", "c"]
+    assert below.get_xticks().tolist() == [13.5, 44.5, 75.5]

@@ -18,6 +18,7 @@ except ImportError:  # not on Windows, where runs have to keep apart by themselv
     fcntl = None
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
+SPARE = ".spare"  # and of one that the next write goes over
 LOCK = ".lock"
 
 
@@ -30,19 +31,28 @@ class RunError(InputError):
 
 
 @contextmanager
-def whole_file(path):
+def whole_file(path, *, often=False):
     """Yields the path of a file beside `path` to write to, and renames it onto `path` on success.
 
     The name beside is always the same, so that what a killed run left half written is overwritten by the
     next one. On an exception the half-written file is removed and whatever stood at `path` stays. Raises RunError
     if the file cannot be written: full disk, read-only or vanished directory.
+
+    often: the file that is replaced stays as a spare, hidden, until `hold_directories` ends, and the next one is
+    written over it, for what takes the time is to find a new file room. It is then there when it is yielded, and
+    has to be cut to its new length.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}{PARTIAL}")
+    beside, spare = (path.with_name(f".{path.name}{ending}") for ending in (PARTIAL, SPARE))
     try:
+        if often:
+            _take_spare(spare, beside)
         yield beside
         with open(beside, "rb") as written:
             os.fsync(written.fileno())
+        if often:
+            with contextlib.suppress(OSError):  # nothing there yet, or no second names on this file system
+                os.link(path, spare)
         os.replace(beside, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -52,17 +62,33 @@ def whole_file(path):
         raise
 
 
-def save_checkpoint(path, checkpoint, *, checksums=True):
+def _take_spare(spare, beside):
+    """Gives the file `spare` the name `beside`, if there is one and it has no other name to be read under."""
+    with contextlib.suppress(OSError):
+        if spare.stat().st_nlink == 1:
+            os.replace(spare, beside)
+        else:
+            spare.unlink()
+
+
+def save_checkpoint(path, checkpoint, *, often=False):
     """Writes a dict of tensors and plain values with torch.save, whole or not at all.
 
-    Without checksums it takes less than half the time; zip programs miss them, torch.load does not look at them.
+    often: for a file that is replaced again and again. It goes over the file before the last (see `whole_file`) and
+    has no checksums, which zip programs miss and torch.load does not look at.
     """
-    with whole_file(path) as beside, open(beside, "wb") as file, _checksums(checksums):
+    with whole_file(path, often=often) as beside, _checksums(not often), _opened(beside) as file:
         try:
             torch.save(checkpoint, file)
         except RuntimeError as error:
             # torch.save closes its archive even after the file has failed, and that error hides the first one.
             raise (error.__context__ or error) from None
+        file.truncate()
+
+
+def _opened(path):
+    """The file to write to from its beginning, over what is there."""
+    return open(path, "r+b" if path.exists() else "wb")
 
 
 @contextmanager
@@ -180,8 +206,9 @@ def waiting_lock(directory):
 def hold_directories(*directories):
     """Makes the directories, holds them for this process alone, and sweeps what a killed run left half written.
 
-    The lock is the operating system's, on a hidden file, and ends with the process however that ends. Raises
-    InputError if another run holds one of them, saying which, or if one cannot be written to; then nothing is made.
+    At the end it sweeps again, so that no spare stays. The lock is the operating system's, on a hidden file, and ends
+    with the process however that ends. Raises InputError if another run holds one of them, saying which, or if one
+    cannot be written to; then nothing is made.
     """
     with contextlib.ExitStack() as stack:
         for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in directories):
@@ -190,9 +217,16 @@ def hold_directories(*directories):
                 stack.enter_context(_held(directory))
             except OSError as error:
                 raise InputError(f"{directory}: cannot be written to ({error.strerror or error})") from None
-            for left in directory.glob(f".*{PARTIAL}"):
-                left.unlink(missing_ok=True)
+            _sweep(directory)
+            stack.callback(_sweep, directory)
         yield
+
+
+def _sweep(directory):
+    for ending in (PARTIAL, SPARE):
+        for left in directory.glob(f".*{ending}"):
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 @contextmanager

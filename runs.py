@@ -68,7 +68,7 @@ def state_path(checkpoint_dir, prefix):
 def save_state(*, run, prefix, checkpoint_dir, history, state):
     """Writes what continues `run` after the last epoch of `history`, in place of what the epoch before left."""
     content = {"run": run.identity, "flags": run.flags, "prefix": prefix, "history": history, "state": state}
-    save_checkpoint(state_path(checkpoint_dir, prefix), content, checksums=False)
+    save_checkpoint(state_path(checkpoint_dir, prefix), content, often=True)
 
 
 def restore(*, run, prefix, load_state_dict):

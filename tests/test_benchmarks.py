@@ -10,12 +10,12 @@ from torch import optim
 
 from amortized_vae import AmortizedVAE
 from annealing import annealed_importance_sampling
-from benchmarks import latents, memory, textbook
+from benchmarks import latents, memory, step_profile, textbook
 from benchmarks import training as training_benchmark
 from benchmarks.contest import contest, print_table, ratios, seconds, spread
 from data import stratified_subset
 from model import seeded_decoder
-from training import train_epoch
+from training import BATCH_SIZE, train_epoch
 from vae_utils import elbo, importance_sampling
 
 
@@ -133,6 +133,21 @@ def test_the_operations_of_an_epoch_are_counted(mnist):
     # Forward, and twice that backward but for the first layer's input: more than four per weight and image.
     weights = sum(weight.numel() for weight in regime.model.parameters())
     assert operations > 4 * weights * len(images)
+
+
+def test_a_step_is_told_apart_by_kind_of_work():
+    step = step_profile.stepping(precision="float32")
+    times, whole = step_profile.seconds_by_kind(step, steps=2), step_profile.seconds(step, steps=2)
+    assert all(second > 0 for second in times.values())
+    assert whole > 0
+    assert step_profile.kind_of("aten::convolution_backward") == "convolutions, backward"
+    assert step_profile.kind_of("aten::randn") == step_profile.OTHER
+    # Of the linear layers: one product forward and two backward, all of whose inputs need gradients.
+    network = AmortizedVAE(test_images=torch.zeros(1, 1, 28, 28)).model
+    weights = sum(layer.weight.numel() for layer in network.modules() if isinstance(layer, torch.nn.Linear))
+    counted = step_profile.operations(step)
+    assert counted["products of the linear layers"] == 2 * 3 * weights * BATCH_SIZE
+    assert counted["convolutions, backward"] > counted["convolutions, forward"] > 0
 
 
 @pytest.mark.parametrize(

@@ -298,13 +298,14 @@ def bidirectional_bounds(
         run = {"target": target, "leapfrog_steps": leapfrog_steps, "generator": generator}
         run["schedule"] = settle(temperatures=temperatures, **run)
         exact = to_noise(own, z[index])  # (B, D)
-        forwards, backwards = [], []
+        forwards, backwards = (torch.empty(chains, len(index), dtype=x.dtype, device=x.device) for _ in range(2))
         for start in range(0, chains, chunk):
-            count = min(chunk, chains - start)
-            forwards.append(anneal(noise=target.draw(count, generator), **run)[0])
-            backwards.append(anneal(noise=exact.expand(count, -1, -1), backwards=True, **run)[0])
-        lower.append(torch.cat(forwards).logsumexp(0) - math.log(chains))
-        upper.append(math.log(chains) - torch.cat(backwards).neg().logsumexp(0))
+            block = slice(start, start + chunk)
+            count = len(forwards[block])
+            forwards[block], _ = anneal(noise=target.draw(count, generator), **run)
+            backwards[block], _ = anneal(noise=exact.expand(count, -1, -1), backwards=True, **run)
+        lower.append(forwards.logsumexp(0) - math.log(chains))
+        upper.append(math.log(chains) - backwards.neg().logsumexp(0))
     return Bounds(torch.cat(lower), torch.cat(upper))
 
 

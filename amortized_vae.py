@@ -1,85 +1,53 @@
-"""The amortized VAE: an encoder gives q(z|x) for every image."""
+"""Method 1, the amortized VAE: an encoder gives q(z|x) of every image (Kingma & Welling 2014)."""
 
 import torch
 
 import training
-from files import InputError, load_checkpoint
-from model import LATENT_DIM, ConvVAE
-from vae_utils import SIGMA_P, evaluate, random_generator
-
-LEARNING_RATE = 0.001
-NAME = "amortized"
+from model import ConvVAE, make_likelihood
+from vae_utils import Fit, evaluate_bound, random_generator
 
 
-class AmortizedVAE:
-    """The regime whose q comes from the encoder; see training.py for what a regime is."""
+def build_model(config, image_shape, *, seed=None):
+    """The untrained ConvVAE of a TrainConfig, for images of that shape (C, H, W)."""
+    likelihood = make_likelihood(config)
+    return ConvVAE(config.latent_dim, likelihood, image_shape=image_shape, seed=seed)
 
-    name, prefix = NAME, "vae"
 
-    def __init__(self, *, test_images, latent_dim=LATENT_DIM, sigma_p=SIGMA_P, seed=0, learning_rate=LEARNING_RATE):
-        """Networks on the device of `test_images` (M, 1, 28, 28), which are scored whole after every epoch."""
-        self.model = ConvVAE(latent_dim=latent_dim, seed=seed).to(test_images.device)
-        self.decoder = self.model.decoder
-        self.test_images, self.sigma_p, self.seed = test_images, sigma_p, seed
-        on_cuda = test_images.device.type == "cuda"
-        self.optimizers = [torch.optim.Adam(self.model.parameters(), lr=learning_rate, fused=True, capturable=on_cuda)]
+class AmortizedVAE(training.Method):
+    """The method whose q comes from an encoder."""
 
-    def posterior(self, x, index):
-        """q(z|x); the index is ignored."""
+    name, label, color = "amortized", "Amortized VAE", "#0072B2"
+    prefix, reconstruction_prefix = "vae", "recon"
+
+    def __init__(self, config, data):
+        super().__init__(config, data)
+        self.model = build_model(config, data.image_shape, seed=config.seed).to(data.device)
+        self.model.precision = config.precision
+        self.validation_images = data.validation.images
+        self.optimizers = [torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)]
+
+    def posterior(self, x, rows):
+        """q(z|x); `rows` are ignored."""
         return self.model.encode(x)
 
-    def held_out(self, epoch):
-        """The Bound of every test image."""
-        generator = random_generator(self.seed, epoch, "test", device=self.test_images.device)
-        return evaluate(
-            posterior=self.posterior,
-            decode=self.decoder,
-            images=self.test_images,
-            generator=generator,
-            sigma_p=self.sigma_p,
-        )
+    @torch.no_grad()
+    def infer(self, x, *, generator=None, fit_steps=None):
+        """q(z|x) of any images, by a forward pass. Returns a Fit without a trace; nothing is drawn."""
+        q = self.model.encode(x)
+        return Fit(q=q, trace=torch.empty(0, len(x)), converged=True, gradients=0)
 
-    def weights(self):
-        """Encoder and decoder."""
-        return self.model.state_dict()
-
-    def state_dict(self):
-        """What a run needs to continue."""
-        return {"model": self.model.state_dict(), "adam": self.optimizers[0].state_dict()}
-
-    def load_state_dict(self, state):
-        """Takes over what `state_dict` gave."""
-        self.model.load_state_dict(state["model"])
-        self.optimizers[0].load_state_dict(state["adam"])
-
-
-def train(*, train, test, config, checkpoint_dir, latent_dim=LATENT_DIM, sigma_p=SIGMA_P, seed=0, **loop):
-    """Trains on the Split `train`, validates on the Split `test`. Returns (ConvVAE, history).
-
-    loop: epochs, batch_size, precision and run of training.train.
-    """
-    regime = AmortizedVAE(test_images=test.images, latent_dim=latent_dim, sigma_p=sigma_p, seed=seed)
-    history = training.train(
-        regime=regime,
-        images=train.images,
-        image_index=train.index,
-        config=config,
-        checkpoint_dir=checkpoint_dir,
-        sigma_p=sigma_p,
-        seed=seed,
-        **loop,
-    )
-    return regime.model, history
+    def validate(self, epoch):
+        """The Bound of every validation image."""
+        generator = random_generator(self.config.seed, epoch, "validation", device=self.images.device)
+        return evaluate_bound(self.model, self.validation_images, self.posterior, generator=generator)
 
 
 def load_model(path, *, device="cpu"):
-    """The ConvVAE of a checkpoint `vae_epoch_{N}.pt`, on the device. Raises InputError for any other file."""
-    checkpoint = load_checkpoint(path, device=device)
-    if checkpoint.get("regime") != NAME:
-        raise InputError(f"{path}: not a checkpoint of the amortized VAE")
-    try:
-        model = ConvVAE(latent_dim=checkpoint["config"]["latent_dim"]).to(device)
+    """The ConvVAE of a checkpoint `vae_epoch_{N}.pt`, in evaluation mode; see training.load_model."""
+
+    def build(checkpoint):
+        model = build_model(checkpoint["config"], checkpoint["image_shape"])
         model.load_state_dict(checkpoint["weights"])
-    except (KeyError, RuntimeError, TypeError):
-        raise InputError(f"{path}: its contents do not fit this program") from None
-    return model
+        return model
+
+    return training.load_model(path, AmortizedVAE.name, build, device=device)

@@ -1,5 +1,6 @@
-"""MNIST as tensors on the device, and the stratified subset that every script trains on."""
+"""The data as tensors on the device: the stratified training images, those left over, validation and test images."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,32 +12,81 @@ from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.functional import pil_to_tensor
 
-from files import InputError, new_directory, waiting_lock
+from runtime.checkpoint import InputError, lock_directory, new_directory
+from vae_utils import random_generator
 
-TRAIN_SIZE = 20_000
-DIGITS = 10
+VALIDATION_SIZE = 5_000
+SPLITS = ("train", "test")  # those that are scored at the end
 
 
-class Split(NamedTuple):
-    """One part of MNIST."""
+@dataclass(frozen=True)
+class Split:
+    """Images of one kind with their labels."""
 
-    images: torch.Tensor  # (N, 1, 28, 28), float32 in [-1, 1]
+    images: torch.Tensor  # (N, C, H, W), float32 in [-1, 1]
     labels: torch.Tensor  # (N,), int64
-    index: torch.Tensor  # (N,), int64: the row in MNIST's own order
+    index: torch.Tensor  # (N,), int64: the row in the data set's own order
+    classes: tuple  # their names
+
+    @property
+    def num_classes(self):
+        return len(self.classes)
+
+    def at(self, rows):
+        """The Split of some rows (M,)."""
+        rows = rows.to(self.labels.device)
+        return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows])
 
 
-def load_mnist(*, data_dir="data", device="cpu"):
-    """The 60,000 training and the 10,000 test images on the device, as two Splits.
+class Data(NamedTuple):
+    """What an experiment uses."""
+
+    train: Split  # the stratified training images
+    validation: Split  # for training curves and choices: none of `train`; of the test images only where none are left
+    rest: Split  # the training images of the data set that are not in `train`
+    test: Split  # scored once, at the end
+
+    @property
+    def image_shape(self):
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def device(self):
+        return self.train.images.device
+
+
+def load_data(config, *, data_dir="data", device="cpu", train_index=None):
+    """The Data of a TrainConfig or ClassifierConfig.
+
+    train_index: rows (N,) of the data set to train on, in place of the stratified draw. Raises InputError if the images
+    cannot be read, or if there are too few.
+    """
+    whole, test = load_mnist(data_dir=data_dir, binarize=config.binarize, device=device)
+    if train_index is None:
+        train = stratified_subset(whole, size=config.train_size, seed=config.seed)
+    elif int(train_index.max()) < len(whole.labels):
+        train = whole.at(train_index)
+    else:
+        count = f"{len(whole.labels):,} training images"
+        raise InputError(f"--data-dir {data_dir}: has only {count}, the checkpoints were trained on others")
+    rest = remaining(whole, train)
+    size = min(VALIDATION_SIZE, len(rest.labels))
+    validation = stratified_subset(rest, size=size, seed=config.seed) if size >= 100 else test
+    return Data(train, validation, rest, test)
+
+
+def load_mnist(*, data_dir="data", binarize=False, device="cpu"):
+    """The 60,000 training and the 10,000 test images, as two Splits.
 
     torchvision checks the archives' MD5 sums and unpacks them on the first call; only if they are not there does
-    it download them. Raises InputError if the data can be neither read nor had.
+    it download them. binarize: see `binarized`. Raises InputError if the data can be neither read nor had.
     """
     raw = Path(data_dir) / "MNIST" / "raw"
     try:
         for name, md5 in MNIST.resources:
             if (raw / name).exists() and not check_integrity(raw / name, md5):
                 raise InputError(f"{name} is damaged")
-        with new_directory(raw), waiting_lock(raw):
+        with new_directory(raw), lock_directory(raw, wait=True):
             try:
                 parts = _read(data_dir)
             except Exception:
@@ -53,14 +103,14 @@ def load_mnist(*, data_dir="data", device="cpu"):
     except Exception as error:  # torchvision raises whatever gzip, urllib and its own readers raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{raw}: MNIST cannot be read ({reason}); restore it with 'git checkout -- data'") from None
-    return tuple(
-        Split(
-            images=(part.data.to(device).float() / 127.5 - 1).unsqueeze(1),
-            labels=part.targets.to(device),
-            index=torch.arange(len(part), device=device),
-        )
-        for part in parts
-    )
+    splits = []
+    for name, part in zip(SPLITS, parts, strict=True):
+        grey = part.data.unsqueeze(1)
+        images = binarized(grey, name) if binarize else grey.to(device).float() / 127.5 - 1
+        classes = tuple(title.split(" - ")[0] for title in part.classes)
+        index = torch.arange(len(part), device=device)
+        splits.append(Split(images.to(device), part.targets.to(device), index, classes))
+    return tuple(splits)
 
 
 def _read(data_dir):
@@ -68,31 +118,45 @@ def _read(data_dir):
     return [MNIST(data_dir, train=train, download=True) for train in (True, False)]
 
 
-def stratified_subset(split, *, size=TRAIN_SIZE, seed=0):
-    """The Split of `size` images in which every digit has its share, drawn by scikit-learn; depends on the seed alone.
+def binarized(grey, purpose):
+    """Pixels -1 or 1 from grey values 0 to 255 (N, *image), drawn once: a 1 has the probability grey / 255.
 
-    Raises InputError if there are not that many images, or fewer than there are digits.
+    The draw depends on `purpose` alone, not on the experiment's seed: the data stay the same (Salakhutdinov & Murray
+    2008 binarize in this way).
     """
-    if not DIGITS <= size <= len(split.labels):
+    uniform = torch.rand(grey.shape, generator=random_generator(0, "binarize", purpose))
+    return torch.where(uniform * 255 < grey, 1.0, -1.0)
+
+
+def stratified_subset(split, *, size, seed=0):
+    """The Split of `size` images in which every class has its share, drawn by scikit-learn; depends on the seed alone.
+
+    Raises InputError if there are not that many images, or fewer than there are classes.
+    """
+    if not split.num_classes <= size <= len(split.labels):
         raise InputError(
-            f"a stratified subset of {size} images is impossible: {DIGITS} to {len(split.labels)} can be drawn"
+            f"a stratified subset of {size} images is impossible: {split.num_classes} to {len(split.labels)} can be "
+            "drawn"
         )
     labels = split.labels.cpu().numpy()
     rows = resample(np.arange(len(labels)), replace=False, n_samples=size, stratify=labels, random_state=seed)
-    return at_rows(split, torch.from_numpy(np.sort(rows)))
-
-
-def at_rows(split, rows):
-    """The Split of some rows (N,) of another."""
-    rows = rows.to(split.labels.device)
-    return Split(*(column[rows] for column in split))
+    return split.at(torch.from_numpy(np.sort(rows)))
 
 
 def remaining(split, part):
-    """The Split of the images of `split`, all of MNIST's training or test images, that are not in the Split `part`."""
+    """The Split of the images of `split`, a whole part of the data set, that are not in the Split `part`."""
     kept = torch.ones(len(split.labels), dtype=torch.bool, device=split.labels.device)
     kept[part.index] = False
-    return Split(*(column[kept] for column in split))
+    return split.at(torch.nonzero(kept).flatten())
+
+
+def rows_per_class(split, count):
+    """The rows of the first `count` images of each class, (classes, count). Raises InputError if one has fewer."""
+    rows = [torch.nonzero(split.labels == label).flatten()[:count] for label in range(split.num_classes)]
+    fewest = min(len(row) for row in rows)
+    if fewest < count:
+        raise InputError(f"{count} images of each class were asked for, but one class has only {fewest}")
+    return torch.stack(rows)
 
 
 def load_images(paths):
@@ -113,12 +177,3 @@ def load_images(paths):
             raise InputError(f"{path}: is {grey.shape[2]} x {grey.shape[1]} pixels, not 28 x 28")
         images.append(grey.float() / 127.5 - 1)
     return torch.stack(images)
-
-
-def rows_per_digit(labels, count):
-    """The rows of the first `count` images of each digit, (10, count) int64. Raises InputError if one has fewer."""
-    rows = [torch.nonzero(labels == digit).flatten()[:count] for digit in range(DIGITS)]
-    fewest = min(len(row) for row in rows)
-    if fewest < count:
-        raise InputError(f"{count} images of each digit were asked for, but one digit has only {fewest}")
-    return torch.stack(rows)

@@ -1,61 +1,48 @@
-"""Latent optimization: every image owns its q(z), learned by gradient descent beside the decoder."""
+"""Method 2, latent optimization: every image owns its q(z), learned by gradient descent beside the decoder."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch.distributions import Normal
 
 import training
 from data import stratified_subset
-from files import InputError, load_checkpoint
 from latent_table import INITIAL_LOG_VAR, LatentTable
-from model import LATENT_DIM, Decoder, seeded_decoder
-from vae_utils import SIGMA_P, diagonal_normal, elbo, random_generator
+from model import LatentVariableModel, decoder_model, make_likelihood
+from vae_utils import Fit, check_inputs, concatenate, diagonal_normal, elbo, random_generator
 
-NAME = "latent_optimization"
-LEARNING_RATE = 0.001
-HELD_OUT_IMAGES = 100  # followed through training, warm-started from epoch to epoch
-HELD_OUT_STEPS = 30
-HELD_OUT_RATE = 0.03
-FIT_STEPS = 200  # of one cycle of a fit
+VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
+VALIDATION_STEPS = 30
+VALIDATION_RATE = 0.03
 SCORED_AT_ONCE = 500  # samples of z, where the bound is taken after a cycle
 
 
-class Fit(NamedTuple):
-    """What `fit_posterior` found."""
-
-    q: Normal  # diagonal, (B, D)
-    trace: torch.Tensor  # (cycles + 1, B): the bound before, and after every cycle, nats
-    converged: bool
-    gradients: int  # evaluated for each image on the way
-
-
-def initial_posterior(*, count, latent_dim, device="cpu"):
-    """The q that every row of a LatentTable and every fit without a better guess starts from."""
-    mean = torch.zeros(count, latent_dim, device=device)
+def initial_posterior(count, latent_dim, *, device="cpu", dtype=torch.float32):
+    """The q that every row of a LatentTable and every fit without a better guess starts from, (count, D)."""
+    mean = torch.zeros(count, latent_dim, device=device, dtype=dtype)
     return diagonal_normal(mean, torch.full_like(mean, INITIAL_LOG_VAR))
 
 
 class PosteriorFit:
-    """q of images that were never trained on, on its way: gradient ascent on the bound, decoder frozen."""
+    """q of images that were never trained on, during its optimization: gradient ascent on the bound, decoder frozen."""
 
-    def __init__(self, *, initial, learning_rate):
-        """initial: diagonal Normal (B, D)."""
-        self.parameters = torch.cat((initial.mean, 2 * initial.stddev.log()), dim=-1).detach().requires_grad_()
+    def __init__(self, q, *, learning_rate):
+        """q: where to start, diagonal Normal (B, D)."""
+        self.parameters = torch.cat((q.mean, 2 * q.stddev.log()), dim=-1).detach().requires_grad_()
         self.optimizer = torch.optim.Adam([self.parameters], lr=learning_rate)
 
     def q(self):
         """The diagonal Normal as it is now, (B, D)."""
         return diagonal_normal(*self.parameters.chunk(2, dim=-1))
 
-    def run(self, *, x, decode, generator, learning_rates, sigma_p=SIGMA_P, draws=1):
+    @torch.enable_grad()
+    def run(self, model, x, *, generator, learning_rates, draws=1):
         """One step of Adam for each of the learning rates, each with `draws` fresh samples of z per image."""
         for learning_rate in learning_rates:
             self.optimizer.param_groups[0]["lr"] = learning_rate
             q = self.q()
             noise = torch.randn(draws, *q.mean.shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
-            loss = -elbo(q=q, x=x, decode=decode, noise=noise, sigma_p=sigma_p).elbo.sum()
+            loss = -elbo(model, x, q, noise).elbo.sum()
             # torch.autograd.grad, unlike backward, spends nothing on the gradients of the decoder's weights.
             (self.parameters.grad,) = torch.autograd.grad(loss, self.parameters)
             self.optimizer.step()
@@ -71,204 +58,138 @@ class PosteriorFit:
         self.optimizer.load_state_dict(state["adam"])
 
 
-def fit_posterior(
-    *,
-    x,
-    decode,
-    initial,
-    generator,
-    sigma_p=SIGMA_P,
-    learning_rate=0.1,
-    cycle=FIT_STEPS,
-    tolerance=0.5,
-    max_cycles=20,
-    draws=1,
-):
+def fit_posterior(model, x, q, *, generator, learning_rate=0.1, fit_steps=200, tolerance=0.5, max_cycles=20, draws=1):
     """The diagonal Normal q*(z) that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018).
 
-    x: (B, *image); initial: where to start, diagonal Normal (B, D), for example the encoder's q or
-    `initial_posterior`. A cycle is `cycle` steps of Adam whose learning rate falls along a cosine to zero
-    (Loshchilov & Hutter 2017), each with `draws` samples of z per image. After each, the bound is taken with the same
-    16 draws of noise per image; the fit has converged when a cycle has gained less than `tolerance` nats in the mean
-    over images, and gives up, not converged, after `max_cycles`. What it stays short of the best is the noise of its
-    gradients: more draws and longer cycles come nearer. Returns a Fit; score its q with fresh samples.
+    x: (B, *image); q: where to start, diagonal Normal (B, D), for example the encoder's q or `initial_posterior`. A
+    cycle is `fit_steps` steps of Adam whose learning rate falls along a cosine to zero (Loshchilov & Hutter 2017), each
+    with `draws` samples of z per image. After each, the bound is taken with the same 16 draws of noise per image; the
+    fit has converged when a cycle has gained less than `tolerance` nats in the mean over images, and gives up, not
+    converged, after `max_cycles`. What it stays short of the best is the noise of its gradients: more draws and longer
+    cycles come nearer. Returns a Fit; score its q with fresh samples. Raises ValueError if x, q and the model do not
+    fit.
     """
-    fit = PosteriorFit(initial=initial, learning_rate=learning_rate)
-    fall = [0.5 + 0.5 * math.cos(math.pi * step / cycle) for step in range(cycle)]
-    noise = torch.randn(16, *initial.mean.shape, generator=generator, dtype=x.dtype, device=x.device)
+    check_inputs(model, x, q, generator)
+    fit = PosteriorFit(q, learning_rate=learning_rate)
+    rates = [learning_rate * (0.5 + 0.5 * math.cos(math.pi * step / fit_steps)) for step in range(fit_steps)]
+    noise = torch.randn(16, *q.mean.shape, generator=generator, dtype=x.dtype, device=x.device)
 
     @torch.no_grad()
     def score():
         parts = noise.split(max(1, SCORED_AT_ONCE // len(x)))
-        sums = [len(part) * elbo(q=fit.q(), x=x, decode=decode, noise=part, sigma_p=sigma_p).elbo for part in parts]
-        return torch.stack(sums).sum(0) / len(noise)
+        return torch.stack([len(part) * elbo(model, x, fit.q(), part).elbo for part in parts]).sum(0) / len(noise)
 
     trace, converged = [score()], False
     while not converged and len(trace) <= max_cycles:
-        rates = [learning_rate * share for share in fall]
-        fit.run(x=x, decode=decode, generator=generator, learning_rates=rates, sigma_p=sigma_p, draws=draws)
+        fit.run(model, x, generator=generator, learning_rates=rates, draws=draws)
         trace.append(score())
         converged = bool((trace[-1] - trace[-2]).mean() < tolerance)
     q = fit.q()
-    q = Normal(q.mean.detach(), q.stddev.detach(), validate_args=False)
-    return Fit(q=q, trace=torch.stack(trace), converged=converged, gradients=draws * cycle * (len(trace) - 1))
+    return Fit(
+        q=Normal(q.mean.detach(), q.stddev.detach(), validate_args=False),
+        trace=torch.stack(trace),
+        converged=converged,
+        gradients=draws * fit_steps * (len(trace) - 1),
+    )
 
 
-class LatentOptimization:
-    """The regime whose q comes from a table; see training.py for what a regime is."""
+class LatentModel(LatentVariableModel):
+    """A trained decoder with the q of every training image, mean and log_var (N, D)."""
 
-    name, prefix = NAME, "latent_opt"
+    def posterior(self, rows):
+        """q of the training images at `rows` (B,), a diagonal Normal (B, D)."""
+        return diagonal_normal(self.mean_of_q[rows], self.log_var_of_q[rows])
 
-    def __init__(
-        self,
-        *,
-        train_size,
-        test,
-        max_steps,
-        latent_dim=LATENT_DIM,
-        sigma_p=SIGMA_P,
-        seed=0,
-        learning_rate=LEARNING_RATE,
-    ):
-        """Everything on the device of the Split `test`, of which a fixed sample is followed through training."""
-        device = test.images.device
-        self.decoder = seeded_decoder(latent_dim, seed=seed).to(device)
+
+class LatentOptimization(training.Method):
+    """The method whose q comes from a table, a row for each training image."""
+
+    name, label, color = "latent_optimization", "Latent optimization", "#D55E00"
+    prefix, reconstruction_prefix = "latent_opt", "latent_opt_recon"
+    shared_inference = False
+
+    def __init__(self, config, data):
+        super().__init__(config, data)
+        likelihood = make_likelihood(config)
+        self.model = decoder_model(
+            config.latent_dim,
+            likelihood,
+            image_shape=data.image_shape,
+            seed=config.seed,
+            precision=config.precision,
+        ).to(data.device)
         self.table = LatentTable(
-            size=train_size,
-            latent_dim=latent_dim,
-            max_steps=max_steps,
-            device=device,
+            size=len(self.images),
+            latent_dim=config.latent_dim,
+            max_steps=config.steps,
+            learning_rate=config.latent_learning_rate,
+            device=data.device,
         )
-        on_cuda = device.type == "cuda"
-        adam = torch.optim.Adam(self.decoder.parameters(), lr=learning_rate, fused=True, capturable=on_cuda)
+        adam = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         self.optimizers = [adam, self.table]
-        self.sigma_p, self.seed = sigma_p, seed
-        self.sample = stratified_subset(test, size=HELD_OUT_IMAGES, seed=seed).images
-        start = initial_posterior(count=HELD_OUT_IMAGES, latent_dim=latent_dim, device=device)
-        self.fit = PosteriorFit(initial=start, learning_rate=HELD_OUT_RATE)
+        count = min(VALIDATION_IMAGES, len(data.validation.labels))
+        self.validation_images = stratified_subset(data.validation, size=count, seed=config.seed).images
+        start = initial_posterior(count, config.latent_dim, device=data.device)
+        self.validation_fit = PosteriorFit(start, learning_rate=VALIDATION_RATE)
 
-    def posterior(self, x, index):
-        """The table's q of the training images `index`; x is ignored."""
-        return self.table.posterior(x, index)
+    def posterior(self, x, rows):
+        """The table's q of the training images at `rows`; x is ignored."""
+        return self.table.posterior(rows)
 
-    def held_out(self, epoch):
-        """The Bound of the sample of test images after some steps from where the epoch before left them."""
-        generator = random_generator(self.seed, epoch, "held out", device=self.sample.device)
-        scene = {"x": self.sample, "decode": self.decoder, "sigma_p": self.sigma_p}
-        self.fit.run(generator=generator, learning_rates=[HELD_OUT_RATE] * HELD_OUT_STEPS, **scene)
+    def infer(self, x, *, generator, fit_steps=200, batch_size=250):
+        """q of images that were never trained on, fitted from `initial_posterior`, `batch_size` at a time: a Fit."""
+        fits = []
+        for part in x.split(batch_size):
+            start = initial_posterior(len(part), self.model.latent_dim, device=x.device, dtype=x.dtype)
+            fits.append(fit_posterior(self.model, part, start, generator=generator, fit_steps=fit_steps))
+        return Fit(
+            q=concatenate([fit.q for fit in fits]),
+            trace=torch.empty(0, len(x)),
+            converged=all(fit.converged for fit in fits),
+            gradients=round(sum(fit.gradients * len(fit.q.mean) for fit in fits) / len(x)),
+        )
+
+    def validate(self, epoch):
+        """The Bound of a sample of validation images after some steps from where the epoch before left them."""
+        x = self.validation_images
+        generator = random_generator(self.config.seed, epoch, "validation", device=x.device)
+        rates = [VALIDATION_RATE] * VALIDATION_STEPS
+        self.validation_fit.run(self.model, x, generator=generator, learning_rates=rates)
         with torch.no_grad():
-            q = self.fit.q()
+            q = self.validation_fit.q()
             noise = torch.randn(10, *q.mean.shape, generator=generator, device=q.mean.device)
-            return elbo(q=q, noise=noise, **scene)
+            return elbo(self.model, x, q, noise)
 
     def weights(self):
-        """The decoder and the table, every row brought up to date."""
+        """The decoder, and mean and log-variance of every row, brought up to date."""
         mean, log_var = self.table.parameters()
-        return {"decoder": self.decoder.state_dict(), "mean": mean, "log_var": log_var}
+        return {"decoder": self.model.decoder.state_dict(), "mean": mean, "log_var": log_var}
+
+    def load_weights(self, weights):
+        """Takes over what `weights` gave."""
+        self.model.decoder.load_state_dict(weights["decoder"])
+        self.table.load_parameters(weights["mean"], weights["log_var"])
 
     def state_dict(self):
         """What a run needs to continue."""
-        parts = {"adam": self.optimizers[0], "decoder": self.decoder, "table": self.table, "fit": self.fit}
-        return {name: part.state_dict() for name, part in parts.items()}
+        return {**super().state_dict(), "validation_fit": self.validation_fit.state_dict()}
 
     def load_state_dict(self, state):
         """Takes over what `state_dict` gave."""
-        parts = {"adam": self.optimizers[0], "decoder": self.decoder, "table": self.table, "fit": self.fit}
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-
-
-class LatentModel(NamedTuple):
-    """A trained decoder with the q of every training image."""
-
-    decoder: Decoder
-    mean: torch.Tensor  # (N, D)
-    log_var: torch.Tensor  # (N, D)
-
-    def posterior(self, x, index):
-        """q of the training images `index`; x is ignored."""
-        return diagonal_normal(self.mean[index], self.log_var[index])
-
-    def decode(self, z):
-        """The mean of p(x|z), (..., 1, 28, 28), for z (..., D)."""
-        return self.decoder(z)
-
-
-def train(*, train, test, config, checkpoint_dir, latent_dim=LATENT_DIM, sigma_p=SIGMA_P, seed=0, **loop):
-    """Trains on the Split `train`; a sample of the Split `test` is followed. Returns (LatentModel, history).
-
-    loop: epochs, batch_size, precision and run of training.train.
-    """
-    steps_per_epoch = -(-len(train.images) // loop.get("batch_size", training.BATCH_SIZE))
-    regime = LatentOptimization(
-        train_size=len(train.images),
-        test=test,
-        max_steps=steps_per_epoch * loop.get("epochs", training.EPOCHS),
-        latent_dim=latent_dim,
-        sigma_p=sigma_p,
-        seed=seed,
-    )
-    history = training.train(
-        regime=regime,
-        images=train.images,
-        image_index=train.index,
-        config=config,
-        checkpoint_dir=checkpoint_dir,
-        sigma_p=sigma_p,
-        seed=seed,
-        **loop,
-    )
-    return LatentModel(regime.decoder, *regime.table.parameters()), history
+        super().load_state_dict(state)
+        self.validation_fit.load_state_dict(state["validation_fit"])
 
 
 def load_model(path, *, device="cpu"):
-    """The LatentModel of a checkpoint `latent_opt_epoch_{N}.pt`. Raises InputError for any other file."""
-    checkpoint = load_checkpoint(path, device=device)
-    if checkpoint.get("regime") != NAME:
-        raise InputError(f"{path}: not a checkpoint of latent optimization")
-    try:
-        weights = checkpoint["weights"]
-        decoder = Decoder(checkpoint["config"]["latent_dim"]).to(device)
-        decoder.load_state_dict(weights["decoder"])
-        return LatentModel(decoder, weights["mean"], weights["log_var"])
-    except (KeyError, RuntimeError, TypeError):
-        raise InputError(f"{path}: its contents do not fit this program") from None
+    """The LatentModel of a checkpoint `latent_opt_epoch_{N}.pt`; see training.load_model."""
 
+    def build(checkpoint):
+        config, weights = checkpoint["config"], checkpoint["weights"]
+        likelihood = make_likelihood(config)
+        untrained = decoder_model(config.latent_dim, likelihood, image_shape=checkpoint["image_shape"])
+        model = LatentModel(untrained.decoder, likelihood, latent_dim=config.latent_dim)
+        model.decoder.load_state_dict(weights["decoder"])
+        model.mean_of_q, model.log_var_of_q = weights["mean"], weights["log_var"]
+        return model
 
-def unseen_fits(
-    *,
-    images,
-    decoder,
-    seed,
-    sigma_p=SIGMA_P,
-    precision="float32",
-    fit_steps=FIT_STEPS,
-    batch_size=250,
-    stage=None,
-):
-    """A Fit for each batch of images (N, 1, 28, 28) that were never trained on, from `initial_posterior`."""
-    generator = random_generator(seed, "unseen", device=images.device)
-    fits = []
-    for x in images.split(batch_size):
-        start = initial_posterior(count=len(x), latent_dim=decoder.latent_dim, device=x.device)
-        with training.autocast(precision, x.device):
-            fits.append(
-                fit_posterior(x=x, decode=decoder, initial=start, generator=generator, sigma_p=sigma_p, cycle=fit_steps)
-            )
-        if stage:
-            stage.advance(len(x))
-    return fits
-
-
-def unseen_posterior(**case):
-    """q of images (N, 1, 28, 28) that were never trained on, fitted to convergence; case: what `unseen_fits` takes.
-
-    Returns (q, converged): a diagonal Normal (N, D) and whether every batch converged, as `fit_posterior` judges it.
-    """
-    return joined(unseen_fits(**case))
-
-
-def joined(fits):
-    """q of all images of several Fits, a diagonal Normal (N, D), and whether all have converged."""
-    mean, stddev = (torch.cat([getattr(fit.q, name) for fit in fits]) for name in ("mean", "stddev"))
-    return Normal(mean, stddev, validate_args=False), all(fit.converged for fit in fits)
+    return training.load_model(path, LatentOptimization.name, build, device=device)

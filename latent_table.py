@@ -4,7 +4,6 @@ import torch
 
 from vae_utils import diagonal_normal
 
-LEARNING_RATE = 0.01
 INITIAL_LOG_VAR = -2.0
 
 
@@ -18,49 +17,39 @@ class LatentTable:
         -lr * m_s / sqrt(v_s) * S(s, k),   S(s, k) = H(s) - c^k H(s + k),   c = beta1 / sqrt(beta2),
         H(n) = sum_{j>=1} c^j g(n + j),    g(n) = sqrt(1 - beta2^n) / (1 - beta1^n).
 
-    So a row is brought up to date when it next comes up in a batch. What is neglected is the change of eps's share
-    of the denominator between two visits. Gradients should not be divided by the batch size, which would
-    bring them nearer to eps.
+    These deferred steps are applied when the row next comes up in a batch. The form holds for a constant learning rate.
+    What is neglected is the change of eps's share of the denominator between two visits. Gradients should not be
+    divided by the batch size, which would bring them nearer to eps.
     """
 
-    def __init__(
-        self,
-        *,
-        size,
-        latent_dim,
-        max_steps,
-        learning_rate=LEARNING_RATE,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        initial_log_var=INITIAL_LOG_VAR,
-        device="cpu",
-    ):
+    def __init__(self, *, size, latent_dim, max_steps, learning_rate=0.01, betas=(0.9, 0.999), eps=1e-8, device="cpu"):
         """`size` images, `latent_dim` dimensions; `max_steps` bounds the number of calls of `step`."""
         self.learning_rate, self.betas, self.eps = learning_rate, betas, eps
         # Value, first and second moment side by side, so that a batch is one gather and one scatter.
         self.rows = torch.zeros(size, 3, 2 * latent_dim, device=device)  # (N, 3, 2D)
-        self.rows[:, 0, latent_dim:] = initial_log_var
+        self.rows[:, 0, latent_dim:] = INITIAL_LOG_VAR
         self.last_visit = torch.zeros(size, dtype=torch.int64, device=device)  # (N,)
         self.steps = torch.zeros((), dtype=torch.int64, device=device)
         self.exact = torch.float32 if torch.device(device).type == "mps" else torch.float64  # MPS has no float64
-        self.idle_sums = idle_sums(max_steps=max_steps, betas=betas).to(self.exact).to(device)  # (max_steps + 1,): H
+        # (max_steps + 1,): H
+        self.deferred_sums = deferred_step_sums(max_steps=max_steps, betas=betas).to(self.exact).to(device)
 
-    def posterior(self, x, index):
-        """q of the images `index` (B,); x is ignored. With gradients on, the next `step` learns these rows.
+    def posterior(self, rows):
+        """q of the images at `rows` (B,), a diagonal Normal (B, D). With gradients on, the next `step` learns them.
 
-        `index` must not name a row twice.
+        `rows` must not name a row twice.
         """
-        value, first, second = self._up_to_date(index)
+        value, first, second = self.apply_deferred_steps(rows)
         if torch.is_grad_enabled():
             value.requires_grad_()
-            self._visit = index, value, first, second
+            self._visit = rows, value, first, second
         mean, log_var = value.chunk(2, dim=-1)
         return diagonal_normal(mean, log_var)
 
     @torch.no_grad()
     def step(self):
         """One step of Adam (Kingma & Ba 2015, Algorithm 1) on the rows that `posterior` gave out last."""
-        index, value, first, second = self._visit
+        rows, value, first, second = self._visit
         beta1, beta2 = self.betas
         self.steps += 1
         first = first.lerp(value.grad, 1 - beta1)
@@ -69,8 +58,8 @@ class LatentTable:
         rate = (self.learning_rate / (1 - beta1**now)).float()
         correction = torch.sqrt(1 - beta2**now).float()
         value = value.detach() - rate * first / (second.sqrt() / correction + self.eps)
-        self.rows[index] = torch.stack((value, first, second), dim=1)
-        self.last_visit[index] = self.steps
+        self.rows[rows] = torch.stack((value, first, second), dim=1)
+        self.last_visit[rows] = self.steps
         self._visit = None
 
     def zero_grad(self):
@@ -79,19 +68,19 @@ class LatentTable:
     @torch.no_grad()
     def parameters(self):
         """Mean and log-variance of every row as dense Adam has them now, (N, D) each; changes nothing."""
-        value, _, _ = self._up_to_date(slice(None))
+        value, _, _ = self.apply_deferred_steps(slice(None))
         return tuple(part.contiguous() for part in value.chunk(2, dim=-1))
 
     @torch.no_grad()
-    def _up_to_date(self, index):
-        """Values and moments of rows `index` after the steps that they were not in, (B, 2D) each."""
-        value, first, second = self.rows[index].unbind(1)
+    def apply_deferred_steps(self, rows):
+        """Values and moments of `rows` after the steps that they were not in, (B, 2D) each; changes nothing."""
+        value, first, second = self.rows[rows].unbind(1)
         beta1, beta2 = self.betas
-        last = self.last_visit[index]
+        last = self.last_visit[rows]
         idle = (self.steps - last).to(self.exact)  # (B,)
         decay = (beta1 / beta2**0.5) ** idle
         now = self.steps.reshape(1)  # an index without a dimension would be read by the host, and wait for the device
-        moved = self.idle_sums[last] - decay * self.idle_sums[now]  # S(last, idle)
+        moved = self.deferred_sums[last] - decay * self.deferred_sums[now]  # S(last, idle)
         eps = self.eps * torch.sqrt(1 - beta2 ** last.to(self.exact))
 
         def column(values):
@@ -100,6 +89,11 @@ class LatentTable:
         direction = first / (second.sqrt() + column(eps)).clamp_min(torch.finfo(torch.float32).tiny)
         value = value - column(self.learning_rate * moved) * direction
         return value, column(beta1**idle) * first, column(beta2**idle) * second
+
+    def load_parameters(self, mean, log_var):
+        """Takes over the mean and the log-variance of every row, (N, D) each, as of a table that has made no step."""
+        self.rows.zero_()
+        self.rows[:, 0] = torch.cat((mean, log_var), dim=1)
 
     def state_dict(self):
         """What a run needs to continue."""
@@ -111,7 +105,7 @@ class LatentTable:
             getattr(self, name).copy_(value)
 
 
-def idle_sums(*, max_steps, betas=(0.9, 0.999)):
+def deferred_step_sums(*, max_steps, betas=(0.9, 0.999)):
     """H(0), ..., H(max_steps) of LatentTable, by H(n) = c (g(n + 1) + H(n + 1)) backwards in float64.
 
     It starts so far beyond max_steps that what is cut off, at most c^n of the sum, is below float64's resolution.

@@ -1,278 +1,182 @@
 """Trains the same decoder as an amortized VAE and by latent optimization on MNIST, and compares the two."""
 
-import argparse
-import platform
+import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-import torchvision
-
-import baseline
-import comparison
-import evaluation
-import fairness
-import figures
-import gap_study
-import latent_analysis
-import sample_quality
-from cli import (
-    Parser,
-    add_experiment_flags,
-    add_run_flags,
-    choose_device,
-    memory_for,
-    number,
-    prepare,
-    run,
+from amortized_vae import AmortizedVAE
+from data import load_data, rows_per_class
+from evaluation import figures
+from evaluation.report import cost_table, evaluate, table
+from latent_optimization import LatentOptimization
+from model import make_likelihood
+from runtime.checkpoint import (
+    InputError,
+    directory_lock,
+    find_run,
+    finish_run,
+    load_json,
+    save_csv,
+    save_figure,
+    save_json,
 )
-from counts import add_evaluation_flags, settle
-from data import TRAIN_SIZE, rows_per_digit
-from files import InputError, hold_directories, save_array, save_csv, save_figure, save_json
-from model import LATENT_DIM
-from progress import standing
-from runs import find_run, finish_run
-from trained import CONFIG, PREFIXES, description, find_trained, train_regimes, training_seconds
-from training import BATCH_SIZE, EPOCHS
-from vae_utils import SIGMA_P
+from runtime.cli import Parser, add_flags, input_errors, make_config, out_of_memory_hint, prepare_run, run_script
+from runtime.config import ClassifierConfig, EvalConfig, RunConfig, TrainConfig, differences, stamp, versions
+from runtime.progress import resume_hint
+from sup_classification import find_classifier
+from training import Checkpoints, find_checkpoints, saved_epochs, train
 
-FREE = ("seed", "precision")  # of what training depended on: with --evaluate-only they are the evaluation's own
+METHODS = (AmortizedVAE, LatentOptimization)  # the one place where they are listed, in the order of every table
+OF_EVALUATION = ("seed", "precision")  # with --evaluate-only these flags are the evaluation's, not the training's
 
 
-def parse_arguments(arguments=None, namespace=None):
-    """The flags, each with its range. A namespace keeps what it holds where a flag is not given."""
+def parse_arguments(arguments=None):
+    """The flags that were given, each with its range."""
     parser = Parser(prog="main_vae.py", description=__doc__)
-    add_experiment_flags(parser, epochs=EPOCHS, train_size=TRAIN_SIZE, batch_size=BATCH_SIZE)
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--latent-dim", metavar="N", type=number(int, 1, 10_000), default=LATENT_DIM, help="dimensions of z"
-    )
-    group.add_argument(
-        "--sigma-p",
-        metavar="S",
-        type=number(float, 1e-3, 1e3),
-        default=SIGMA_P,
-        help="standard deviation of p(x|z), pixels being in [-1, 1]",
-    )
-    add_run_flags(parser)
-    group = add_evaluation_flags(parser)
-    group.add_argument(
+    add_flags(parser, TrainConfig, "experiment")
+    add_flags(parser, RunConfig, "run")
+    add_flags(parser, EvalConfig, "evaluation")
+    parser.add_argument(
         "--evaluate-only",
         action="store_true",
-        help="score the checkpoints that are there again, without training; --seed is then the evaluation's",
+        help="score the checkpoints again, without training; --seed and --precision are then the evaluation's",
     )
-    parsed = parser.parse_args(arguments, namespace)
-    if parsed.evaluate_only and parsed.resume:
+    given = parser.parse_args(arguments)
+    if given.evaluate_only and "resume" in given:
         parser.error("--resume: not together with --evaluate-only, which continues nothing")
-    return parsed
+    return given
 
 
 def main():
-    """Training and evaluation, or with --evaluate-only the second alone; then what they came to."""
+    """Training and evaluation, or with --evaluate-only the second alone; then the tables."""
     started = time.perf_counter()
-    arguments = parse_arguments()
-    work = evaluate_again if arguments.evaluate_only else experiment
-    if summary := work(arguments=arguments, started=started):
-        print(evaluation.table(summary))
-        print(fairness.table(summary["fairness"]))
-        values = (f"{name.replace('_', ' ')} {value:.0f}" for name, value in summary["seconds"].items())
-        print("seconds: " + ", ".join(values))
+    given = parse_arguments()
+    work = evaluate_again if given.evaluate_only else experiment
+    if summary := work(given, started):
+        print(table(summary))
+        print(cost_table(summary))
+        seconds = summary["seconds"]
+        times = {**seconds["training"], "evaluation": seconds["evaluation"], "total": seconds["total"]}
+        print("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in times.items()))
 
 
-def experiment(*, arguments, started):
-    """Everything that can be refused; then, in directories of its own, training and evaluation.
+def experiment(given, started):
+    """Everything that can be refused; then, in locked directories, training and evaluation.
 
     started: by time.perf_counter. Returns the summary, None if the run that was to be resumed is finished.
     """
-    settle(arguments)
-    train, rest, test, flags = prepare(arguments)
-    refuse_counts(arguments, train, test)
-    with hold_directories(arguments.checkpoint_dir, arguments.results_dir):
+    run_config, config = make_config(RunConfig, given), make_config(TrainConfig, given)
+    device, config = prepare_run(run_config, config)
+    with input_errors():
+        eval_config = replace(EvalConfig.for_training(config, vars(given)), precision=config.precision)
+    data = load_data(config, data_dir=run_config.data_dir, device=device)
+    check_counts(data, eval_config)
+    checkpoint_dir, results_dir = run_config.checkpoint_dir, Path(run_config.results_dir)
+    prefixes, history = [method.prefix for method in METHODS], []
+    with directory_lock(checkpoint_dir, results_dir):
         run = find_run(
-            resume=arguments.resume,
-            flags=flags,
-            prefixes=PREFIXES,
-            checkpoint_dir=arguments.checkpoint_dir,
-            summary=Path(arguments.results_dir) / "summary.json",
+            resume=run_config.resume,
+            settings={**stamp(eval_config), **stamp(config), "device": str(device)},
+            prefixes=prefixes,
+            checkpoint_dir=checkpoint_dir,
+            summary=results_dir / "summary.json",
         )
         if run is None:
             return None
-        print(f"{len(train.images):,} training images {place(flags)}", flush=True)
-        earlier = sum(row["seconds"] for state in run.states.values() for row in state["history"])
-        size, dimensions = f"--batch-size ({arguments.batch_size:,})", f"--latent-dim ({arguments.latent_dim:,})"
-        with memory_for(f"{size} or {dimensions}"):
-            trained = train_regimes(
-                train=train,
-                test=test,
-                config={name: flags[name] for name in CONFIG},
-                run=run,
-                checkpoint_dir=arguments.checkpoint_dir,
-                results_dir=arguments.results_dir,
-            )
+        print(f"{len(data.train.labels):,} training images on {device}, networks in {config.precision}", flush=True)
+        started -= sum(row["seconds"] for state in run.states.values() for row in state["history"])
         with (
-            standing(lambda: "in the evaluation, after all training"),
-            memory_for(f"--images-per-digit ({arguments.images_per_digit:,}) or {dimensions}"),
+            resume_hint(lambda: f"after {len(history)} of {len(METHODS) * config.epochs} epochs" if history else None),
+            out_of_memory_hint(f"--batch-size ({config.batch_size:,}) or --latent-dim ({config.latent_dim:,})"),
         ):
-            summary = score(
-                trained=trained,
-                arguments=arguments,
-                flags=flags,
-                splits=(train, rest, test),
-                started=started - earlier,
-            )
-            finish_run(prefixes=PREFIXES, checkpoint_dir=arguments.checkpoint_dir)
+            for method_class in METHODS:
+                method = method_class(config, data)
+                history += train(method, checkpoint_dir=checkpoint_dir, run=run, cuda_graph=run_config.cuda_graph)
+                save_csv(results_dir / "history.csv", history)
+        epochs = saved_epochs(config.epochs)
+        likelihood = make_likelihood(config).label
+        figure = figures.training_curves(history=history, methods=METHODS, saved_epochs=epochs, likelihood=likelihood)
+        save_figure(results_dir / "training_curves.png", figure)
+        checkpoints = Checkpoints(METHODS, checkpoint_dir, config, epochs, data.train.index)
+        seconds = dict.fromkeys((method.name for method in METHODS), 0.0)
+        for row in history:
+            seconds[row["method"]] += row["seconds"]
+        with resume_hint(lambda: "in the evaluation, after all training"):
+            summary = score(checkpoints, data, eval_config, run.settings, run_config, seconds, started)
+            finish_run(prefixes=prefixes, checkpoint_dir=checkpoint_dir)
     return summary
 
 
-def evaluate_again(*, arguments, started):
+def evaluate_again(given, started):
     """Everything that can be refused; then the evaluation of the checkpoints that are there. Returns the summary.
 
-    The checkpoints say what was trained and are only read; history.csv and training_curves.png are left alone.
+    The checkpoints say what was trained and are only read; history.csv and training_curves.png stay as they are.
     started: by time.perf_counter.
     """
-    with (
-        standing(lambda: "in the evaluation", advice="give the same command again"),
-        memory_for(f"--images-per-digit ({arguments.images_per_digit:,})"),
-    ):
-        trained = find_trained(arguments.checkpoint_dir, device=choose_device(arguments.device))
-        take_over(trained.config, arguments=arguments)
-        settle(arguments)
-        train, rest, test, flags = prepare(arguments, train_index=trained.train_index)
-        refuse_counts(arguments, train, test)
-        with hold_directories(arguments.checkpoint_dir, arguments.results_dir):
-            print(f"{arguments.checkpoint_dir}: {description(trained)}", flush=True)
-            print(f"evaluation with seed {arguments.seed} {place(flags)}", flush=True)
-            seconds = training_seconds(Path(arguments.results_dir) / "summary.json", trained.config)
-            return score(
-                trained=trained._replace(seconds=seconds),
-                arguments=arguments,
-                flags=flags,
-                splits=(train, rest, test),
-                started=started - sum(seconds.values()),
-            )
+    run_config, seconds = make_config(RunConfig, given), {}
+    with resume_hint(lambda: "in the evaluation", advice="give the same command again"):
+        checkpoints = find_checkpoints(METHODS, run_config.checkpoint_dir)
+        config = checkpoints.config
+        fixed = {name: value for name, value in stamp(config).items() if name not in OF_EVALUATION}
+        if others := differences(fixed, {name: value for name, value in vars(given).items() if name in fixed}):
+            raise InputError(f"{run_config.checkpoint_dir}: the checkpoints are of another training: {others}")
+        with input_errors():
+            eval_config = EvalConfig.for_training(config, vars(given))
+        device, eval_config = prepare_run(run_config, eval_config)
+        data = load_data(config, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
+        check_counts(data, eval_config)
+        for epoch in checkpoints.epochs:
+            checkpoints.load(epoch, data)  # refuses a bad file before any work
+        with directory_lock(run_config.checkpoint_dir, run_config.results_dir):
+            trained = f"{config.train_size:,} training images, seed {config.seed}"
+            print(f"{run_config.checkpoint_dir}: epoch {checkpoints.epochs[-1]} of {config.epochs}, {trained}")
+            precision = f"networks in {eval_config.precision}"
+            print(f"evaluation with seed {eval_config.seed} on {device}, {precision}", flush=True)
+            with contextlib.suppress(InputError):  # no summary, or none that can be read
+                earlier = load_json(Path(run_config.results_dir) / "summary.json")
+                seconds = earlier["seconds"]["training"] if earlier.get("train_config") == stamp(config) else {}
+            settings = {**stamp(eval_config), **stamp(config), "device": str(device)}
+            started -= sum(seconds.values())
+            return score(checkpoints, data, eval_config, settings, run_config, seconds, started)
 
 
-def take_over(config, *, arguments):
-    """Sets the flags that say what is learned to what the checkpoints say.
+def check_counts(data, eval_config):
+    """Raises InputError before any work for what could not be scored after it."""
+    for split in (data.train, data.test):
+        rows_per_class(split, eval_config.images_per_digit)
+    rows_per_class(data.test, 2)
 
-    Raises InputError if one of them was given and says something else.
+
+def score(checkpoints, data, eval_config, settings, run_config, seconds, started):
+    """The evaluation of the Checkpoints; writes summary.json and returns what it holds.
+
+    seconds: {method's name: of its training}; started: by time.perf_counter, moved back by what other processes took.
     """
-    unset = argparse.Namespace(**dict.fromkeys(vars(arguments)))
-    given = vars(parse_arguments(namespace=unset))
-    fixed = {name: value for name, value in config.items() if name not in FREE}
-    if others := [name for name, value in fixed.items() if given[name] not in (None, value)]:
-        said = (f"--{name.replace('_', '-')} {given[name]}, but the checkpoints say {fixed[name]}" for name in others)
-        raise InputError(f"{arguments.checkpoint_dir}: {'; '.join(said)}")
-    vars(arguments).update(fixed)
-
-
-def refuse_counts(arguments, *splits):
-    """Refuses before any work what could not be scored after it."""
-    for split in splits:
-        rows_per_digit(split.labels, arguments.images_per_digit)
-
-
-def place(flags):
-    """In words, where it runs."""
-    return f"on {flags['device']}, networks in {flags['precision']}"
-
-
-def score(*, trained, arguments, flags, splits, started):
-    """The evaluation of a Trained; writes summary.json and returns what it holds.
-
-    splits: what it was trained on, the rest of MNIST's training images, the test images;
-    started: by time.perf_counter, moved back by what the training took in other processes.
-    """
-    before = time.perf_counter()
-    numbers = evaluate(trained=trained, arguments=arguments, precision=flags["precision"], splits=splits)
+    before, config = time.perf_counter(), checkpoints.config
+    counts = f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim ({config.latent_dim:,})"
+    with out_of_memory_hint(counts):
+        # The classifier belongs to the training: it stays the same when the evaluation has another seed.
+        classifier_config = ClassifierConfig(
+            train_size=config.train_size, seed=config.seed, binarize=config.binarize, precision=config.precision
+        )
+        classifier = find_classifier(data, classifier_config, checkpoint_dir=run_config.checkpoint_dir)
+        numbers = evaluate(
+            checkpoints, data, classifier, eval_config, results_dir=run_config.results_dir, training_seconds=seconds
+        )
     now = time.perf_counter()
-    config = {
-        **vars(arguments),
-        **flags,
-        **trained.config,  # under "seed" and "precision" stands what was trained with
-        "scored_epoch": trained.epochs[-1],
-        "evaluation_seed": arguments.seed,
-        "evaluation_precision": flags["precision"],
-        "python": platform.python_version(),
-        **{name.__name__: name.__version__ for name in (torch, torchvision, np)},
+    summary = {
+        "settings": settings,
+        "train_config": stamp(config),
+        "eval_config": stamp(eval_config),
+        "scored_epoch": checkpoints.epochs[-1],
+        "versions": versions(),
+        **numbers,
+        "seconds": {"training": seconds, "evaluation": now - before, "total": now - started},
     }
-    del config["resume"]
-    seconds = {**trained.seconds, "evaluation": now - before, "total": now - started}
-    summary = {"config": config, **numbers, "seconds": seconds}
-    save_json(Path(arguments.results_dir) / "summary.json", summary)
+    save_json(Path(run_config.results_dir) / "summary.json", summary)
     return summary
-
-
-def evaluate(*, trained, arguments, precision, splits):
-    """Every number and every figure but the training curves; returns the summary's numbers.
-
-    trained: a Trained; splits: as in `score`.
-    """
-    train, rest, test = splits
-    vae, latents = trained.models
-    directories = {"checkpoint_dir": arguments.checkpoint_dir, "results_dir": Path(arguments.results_dir)}
-    results_dir, seed = directories["results_dir"], arguments.seed
-    scene = {"sigma_p": arguments.sigma_p, "seed": seed, "precision": precision, "fit_steps": arguments.fit_steps}
-    chain = {"chains": arguments.chains, "temperatures": arguments.temperatures}
-    comparison.draw_epochs(epochs=trained.epochs, train=train, test=test, **directories, **scene)
-
-    sample = evaluation.fit_sample(latents=latents, test=test, images=arguments.fitted_images, **scene)
-    bounds = evaluation.final_bounds(
-        vae=vae, latents=latents, train=train, test=test, sample=sample, sigma_p=arguments.sigma_p, seed=seed
-    )
-    records = evaluation.log_probabilities(
-        models=trained.models,
-        train=train,
-        test=test,
-        num_samples=arguments.num_samples,
-        images_per_digit=arguments.images_per_digit,
-        annealed_per_digit=arguments.annealed_per_digit,
-        **chain,
-        **scene,
-    )
-    values = evaluation.as_array(records, images_per_digit=arguments.images_per_digit)
-    save_csv(results_dir / "log_probabilities.csv", records)
-    save_array(results_dir / "log_probabilities.npy", values)
-    figure = figures.log_probabilities(
-        values=values,
-        images=test.images[rows_per_digit(test.labels, 1).flatten()],
-        example_values=values[:, 1, :, 0],
-        num_samples=arguments.num_samples,
-    )
-    save_figure(results_dir / "log_probabilities.png", figure)
-    inference_gaps = gap_study.study(
-        epochs=trained.epochs,
-        models=trained.models,
-        records=records,
-        train=train,
-        test=test,
-        images_per_digit=arguments.gap_images_per_digit,
-        simulated=arguments.simulated_images,
-        **directories,
-        **chain,
-        **scene,
-    )
-    # The judge belongs to the training, not to the evaluation: it stays the same when that has another seed.
-    trainer = {name: trained.config[name] for name in ("seed", "precision")}
-    judge = baseline.find_judge(train=train, test=test, checkpoint_dir=arguments.checkpoint_dir, **trainer)
-    learned = {"judge": judge, "train": train, "test": test, "results_dir": results_dir, "seed": seed}
-    held = latent_analysis.analyse(vae=vae, latents=latents, sample=sample.split, sample_q=sample.q, **learned)
-    decoders = {"amortized": vae.decoder, "latent_optimization": latents.decoder}
-    quality = sample_quality.assess(decoders=decoders, mnist_rest=rest, samples=arguments.judged_samples, **learned)
-    inference = {
-        "amortized": evaluation.encoding_cost(vae=vae, images=sample.split.images),
-        "latent_optimization": sample.cost,
-    }
-    return {
-        **bounds,
-        "log_prob": evaluation.summarize_log_prob(records),
-        **inference_gaps,
-        "latents": held,
-        "samples": quality,
-        "fairness": fairness.spent(trained=trained, inference=inference),
-    }
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -1,30 +1,172 @@
-"""The networks: an encoder that gives q(z|x) and a decoder that gives the mean of p(x|z).
+"""The generative model p(x, z) with its likelihoods, the networks, and the classifier.
 
-Only the last convolution has a bias: on a CPU its gradient takes almost as long as those of the weights and the input
-together, and the bound does not miss it. Weights lie channels last, as oneDNN wants them.
+Shapes: B images, K samples, D latent dimensions; samples lead, (K, B, D). An image is (C, H, W), pixels in [-1, 1].
+Only the last convolution of the VAE's networks has a bias: on a CPU its gradient takes almost as long as those of the
+weights and the input together, and the bound does not miss it. Weights lie channels last, as oneDNN wants them.
 """
 
 import contextlib
+import copy
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal
 
-LATENT_DIM = 200
+
+class Gaussian:
+    """p(x|z) = N(x; output, sigma^2 I): log-densities in nats, no constant dropped."""
+
+    name = "gaussian"
+    activation = nn.Tanh  # the last layer of a decoder whose output is the mean of pixels in [-1, 1]
+
+    def __init__(self, sigma=0.4):
+        self.sigma = sigma
+        self.label = f"Gaussian p(x|z), sigma {sigma:g}, pixels in [-1, 1]"
+
+    def log_prob(self, x, output):
+        """log p(x|z), (..., B), of x (B, *image) under the decoder's output (..., B, *image)."""
+        pixels = x[0].numel()
+        squared_error = (output - x).flatten(output.dim() - x.dim() + 1).square().sum(-1)
+        return -squared_error / (2 * self.sigma**2) - 0.5 * pixels * math.log(2 * math.pi * self.sigma**2)
+
+    def mean(self, output):
+        """E[x|z], of the output's shape."""
+        return output
+
+    def sample(self, output, generator):
+        """A draw of x, of the output's shape."""
+        noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
+        return output + self.sigma * noise
+
+    def curvature(self, output):
+        """-d^2 log p(x|z) / d output^2 of every pixel, of the output's shape: the Gauss-Newton weights."""
+        return torch.full_like(output, 1 / self.sigma**2)
+
+    def check(self, x):
+        """Any real x has a density."""
+
+
+class Bernoulli:
+    """p(x|z) of binary pixels, -1 or 1; the output is the logit of a 1. Log-probabilities in nats, never above 0."""
+
+    name = "bernoulli"
+    activation = nn.Identity
+    label = "Bernoulli p(x|z), binarized pixels"
+
+    def log_prob(self, x, output):
+        """log p(x|z), (..., B), of x (B, *image) under logits (..., B, *image)."""
+        return F.logsigmoid(x * output).flatten(output.dim() - x.dim() + 1).sum(-1)
+
+    def mean(self, output):
+        """E[x|z], of the output's shape."""
+        return torch.tanh(0.5 * output)
+
+    def sample(self, output, generator):
+        """A draw of x, of the output's shape."""
+        uniform = torch.rand(output.shape, generator=generator, dtype=output.dtype, device=output.device)
+        return torch.where(uniform < output.sigmoid(), 1.0, -1.0).to(output.dtype)
+
+    def curvature(self, output):
+        """-d^2 log p(x|z) / d output^2 of every pixel, of the output's shape: the Gauss-Newton weights."""
+        return output.sigmoid() * (-output).sigmoid()
+
+    def check(self, x):
+        """Raises ValueError if a pixel is neither -1 nor 1."""
+        if not (x.abs() == 1).all():
+            raise ValueError("a Bernoulli likelihood needs pixels that are -1 or 1: binarize the images first")
+
+
+def make_likelihood(config):
+    """The likelihood of a TrainConfig."""
+    return Bernoulli() if config.likelihood == Bernoulli.name else Gaussian(config.sigma_p)
+
+
+class LatentVariableModel(nn.Module):
+    """p(x, z) = N(z; 0, I) p(x|z), where a decoder maps z to the parameters of the likelihood.
+
+    precision: number format in which the networks run, "float32" (the format of their inputs) or "bfloat16"; what
+    they return has the type of their input either way.
+    """
+
+    def __init__(self, decoder, likelihood, *, latent_dim, precision="float32"):
+        super().__init__()
+        self.decoder, self.likelihood, self.latent_dim, self.precision = decoder, likelihood, latent_dim, precision
+
+    def in_precision(self, precision):
+        """The same model, weights shared, whose networks run in `precision`."""
+        view = copy.copy(self)
+        view.precision = precision
+        return view
+
+    def decode(self, z):
+        """The parameters of p(x|z), (..., *image), for z (..., D): a Gaussian's mean, a Bernoulli's logits."""
+        with autocast(self.precision, z.device):
+            output = self.decoder(z)
+        return output.to(z.dtype)
+
+    def mean(self, z):
+        """E[x|z], the picture, (..., *image), for z (..., D)."""
+        return self.likelihood.mean(self.decode(z))
+
+    def log_likelihood(self, x, z):
+        """log p(x|z), (..., B), for x (B, *image) and z (..., B, D)."""
+        return self.likelihood.log_prob(x, self.decode(z))
+
+    def log_joint(self, x, z):
+        """log p(x, z) = log p(x|z) + log N(z; 0, I), (..., B), for x (B, *image) and z (..., B, D)."""
+        log_prior = -0.5 * z.square().sum(-1) - 0.5 * self.latent_dim * math.log(2 * math.pi)
+        return self.log_likelihood(x, z) + log_prior
+
+    @torch.no_grad()
+    def sample(self, count, generator):
+        """(x, z) from p(x, z): x (count, *image) with the noise of p(x|z), and z (count, D)."""
+        like = next(self.parameters())
+        z = torch.randn(count, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device)
+        return self.likelihood.sample(self.decode(z), generator), z
+
+
+class ConvVAE(LatentVariableModel):
+    """A LatentVariableModel with an encoder (Kingma & Welling 2014): `encode` gives q(z|x)."""
+
+    def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), seed=None, precision="float32"):
+        """With a seed, the weights are a function of it, the decoder's those of `decoder_model` with that seed."""
+        likelihood = likelihood or Gaussian()
+        with seeded_weights(seed):
+            decoder = Decoder(latent_dim, image_shape=image_shape, activation=likelihood.activation)
+            super().__init__(decoder, likelihood, latent_dim=latent_dim, precision=precision)
+            self.encoder = Encoder(latent_dim, image_shape=image_shape)
+
+    def encode(self, x):
+        """q(z|x) of x (B, *image): a diagonal Normal (B, D)."""
+        with autocast(self.precision, x.device):
+            output = self.encoder(x)
+        mean, log_var = output.to(x.dtype).chunk(2, dim=-1)
+        return Normal(mean, torch.exp(0.5 * log_var), validate_args=False)
+
+
+def decoder_model(latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), seed=None, precision="float32"):
+    """A LatentVariableModel without an encoder, its decoder that of a ConvVAE with the same arguments."""
+    likelihood = likelihood or Gaussian()
+    with seeded_weights(seed):
+        decoder = Decoder(latent_dim, image_shape=image_shape, activation=likelihood.activation)
+    return LatentVariableModel(decoder, likelihood, latent_dim=latent_dim, precision=precision)
 
 
 class Encoder(nn.Module):
-    """x (B, 1, 28, 28) in [-1, 1] -> mean and log-variance of q(z|x), (B, D) each."""
+    """x (B, C, H, W) -> mean and log-variance of q(z|x), side by side, (B, 2D). H and W are multiples of four."""
 
-    def __init__(self, latent_dim=LATENT_DIM, hidden=512):
+    def __init__(self, latent_dim, *, image_shape=(1, 28, 28), hidden=512):
         super().__init__()
+        channels, height, width = _quartered(image_shape)
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, 14, 14)
+            nn.Conv2d(channels, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, H/2, W/2)
             nn.SiLU(),
-            nn.Conv2d(32, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, 7, 7)
+            nn.Conv2d(32, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, H/4, W/4)
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(32 * 7 * 7, hidden),
+            nn.Linear(32 * height * width, hidden),
             nn.LayerNorm(hidden),
             nn.SiLU(),
             nn.Linear(hidden, 2 * latent_dim),
@@ -32,68 +174,56 @@ class Encoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x):
-        # The bound is computed in the type of x, whatever the network runs in.
-        return self.layers(x).to(x.dtype).chunk(2, dim=-1)
+        return self.layers(x)
 
 
 class Decoder(nn.Module):
-    """z (..., D) -> mean of p(x|z), (..., 1, 28, 28) in [-1, 1]."""
+    """z (..., D) -> the parameters of p(x|z), (..., C, H, W). H and W are multiples of four."""
 
-    def __init__(self, latent_dim=LATENT_DIM, hidden=512):
+    def __init__(self, latent_dim, *, image_shape=(1, 28, 28), hidden=512, activation=nn.Tanh):
         super().__init__()
-        self.latent_dim = latent_dim
-        self.layers = nn.Sequential(
+        self.image_shape = tuple(image_shape)
+        channels, height, width = _quartered(image_shape)
+        layers = [
             nn.Linear(latent_dim, hidden),
             nn.LayerNorm(hidden),
             nn.SiLU(),
-            nn.Linear(hidden, 32 * 7 * 7),
+            nn.Linear(hidden, 32 * height * width),
             nn.SiLU(),
-            nn.Unflatten(1, (32, 7, 7)),
-            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, 14, 14)
+            nn.Unflatten(1, (32, height, width)),
+            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, H/2, W/2)
             nn.SiLU(),
-            # A sub-pixel convolution (Shi et al. 2016): to one channel, a transposed one takes three times as long.
-            nn.Conv2d(32, 4, 3, padding=1),
-            nn.PixelShuffle(2),  # (B, 1, 28, 28)
-            nn.Tanh(),
-        )
+        ]
+        # A sub-pixel convolution (Shi et al. 2016): to one channel, a transposed one takes three times as long.
+        to_pixels = nn.Conv2d(32, 4 * channels, 3, padding=1)
         # As a transposed convolution's would begin; at PyTorch's third of it the first epochs go into growing them.
-        nn.init.uniform_(self.layers[8].weight, -0.25, 0.25)
+        nn.init.uniform_(to_pixels.weight, -0.25, 0.25)
+        self.layers = nn.Sequential(*layers, to_pixels, nn.PixelShuffle(2), activation())
         self.to(memory_format=torch.channels_last)
 
     def forward(self, z):
-        x_mean = self.layers(z.reshape(-1, self.latent_dim)).to(z.dtype)
-        return x_mean.reshape(*z.shape[:-1], 1, 28, 28)
+        output = self.layers(z.reshape(-1, z.shape[-1]))
+        return output.reshape(*z.shape[:-1], *self.image_shape)
 
 
-class ConvVAE(nn.Module):
-    """The amortized VAE (Kingma & Welling 2014): `encode` gives q(z|x), `decode` the mean of p(x|z)."""
-
-    def __init__(self, latent_dim=LATENT_DIM, *, seed=None):
-        """With a seed, the weights are a function of it alone, the decoder's those of `seeded_decoder`."""
-        super().__init__()
-        with _seeded(seed):
-            self.decoder = Decoder(latent_dim)
-            self.encoder = Encoder(latent_dim)
-
-    def encode(self, x):
-        """q(z|x) of x (B, 1, 28, 28): a diagonal Normal (B, D)."""
-        mean, log_var = self.encoder(x)
-        return Normal(mean, torch.exp(0.5 * log_var), validate_args=False)
-
-    def decode(self, z):
-        """The mean of p(x|z), (..., 1, 28, 28), for z (..., D)."""
-        return self.decoder(z)
+def _quartered(image_shape):
+    """Channels, and a quarter of height and width. Raises ValueError if these are not whole."""
+    channels, height, width = image_shape
+    if height % 4 or width % 4:
+        raise ValueError(f"images of {height} x {width} pixels: the networks need multiples of four")
+    return channels, height // 4, width // 4
 
 
-def seeded_decoder(latent_dim=LATENT_DIM, *, seed):
-    """A Decoder with the weights that ConvVAE's has under the same seed."""
-    with _seeded(seed):
-        return Decoder(latent_dim)
+def autocast(precision, device):
+    """The context in which networks run in `precision`."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 @contextlib.contextmanager
-def _seeded(seed):
-    """Seeds the global generator, which initializes weights, and gives it back as it was."""
+def seeded_weights(seed):
+    """Seeds the global generator, which initializes weights, and restores it afterwards; None changes nothing."""
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.random.default_generator.manual_seed(seed)
@@ -101,28 +231,29 @@ def _seeded(seed):
 
 
 class Classifier(nn.Module):
-    """x (B, 1, 28, 28) -> logits of the ten digits, (B, 10); `features` gives what the last layer sees, (B, 128)."""
+    """x (B, C, H, W) -> logits of the classes; `features` gives what the last layer gets, (B, 128)."""
 
-    def __init__(self, *, seed=None):
+    def __init__(self, num_classes=10, *, image_shape=(1, 28, 28), seed=None):
         super().__init__()
-        with _seeded(seed):
+        channels, height, width = _quartered(image_shape)
+        with seeded_weights(seed):
             # The convolutions have no bias: batch normalization would subtract it again.
             self.features = nn.Sequential(
-                nn.Conv2d(1, 32, 5, stride=2, padding=2, bias=False),  # (B, 32, 14, 14)
+                nn.Conv2d(channels, 32, 5, stride=2, padding=2, bias=False),  # (B, 32, H/2, W/2)
                 nn.BatchNorm2d(32),
                 nn.ReLU(),
                 nn.Conv2d(32, 32, 3, padding=1, bias=False),
                 nn.BatchNorm2d(32),
                 nn.ReLU(),
-                nn.MaxPool2d(2),  # (B, 32, 7, 7)
-                nn.Conv2d(32, 64, 3, padding=1, bias=False),  # (B, 64, 7, 7)
+                nn.MaxPool2d(2),  # (B, 32, H/4, W/4)
+                nn.Conv2d(32, 64, 3, padding=1, bias=False),
                 nn.BatchNorm2d(64),
                 nn.ReLU(),
                 nn.Flatten(),
-                nn.Linear(64 * 7 * 7, 128),
+                nn.Linear(64 * height * width, 128),
                 nn.ReLU(),
             )
-            self.logits = nn.Linear(128, 10)
+            self.logits = nn.Linear(128, num_classes)
 
     def forward(self, x):
         return self.logits(self.features(x)).to(x.dtype)

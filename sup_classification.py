@@ -1,119 +1,217 @@
 """Trains the supervised baseline, a small convolutional classifier, on the same stratified images."""
 
+import contextlib
+import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 
-import figures
-from baseline import BATCH_SIZE, EPOCHS, PREFIX, predict, train_baseline
-from cli import (
-    Parser,
-    add_experiment_flags,
-    add_run_flags,
-    memory_for,
-    prepare,
-    run,
-)
-from data import DIGITS, TRAIN_SIZE
-from files import hold_directories, save_figure, save_json
-from intervals import accuracy
-from progress import standing
-from runs import find_run, finish_run
+from data import load_data
+from evaluation import figures, stats
+from model import Classifier, autocast
+from runtime.checkpoint import InputError, directory_lock, find_run, finish_run, save_figure, save_json
+from runtime.cli import Parser, add_flags, make_config, prepare_run, run_script
+from runtime.config import ClassifierConfig, RunConfig, stamp, versions
+from runtime.progress import resume_hint
+from training import Learner, misfit, read_checkpoint, train
+
+ROTATION, SHIFT, SCALE = 12.0, 2.0, 0.1  # of the augmentation, at most: degrees, pixels, share
 
 
-def parse_arguments(arguments=None):
-    """The flags, each with its range."""
-    parser = Parser(prog="sup_classification.py", description=__doc__)
-    # Batch normalization needs more than one image.
-    add_experiment_flags(parser, epochs=EPOCHS, train_size=TRAIN_SIZE, batch_size=BATCH_SIZE, smallest_batch=2)
-    add_run_flags(parser)
-    return parser.parse_args(arguments)
+class Score(NamedTuple):
+    """What is known of each image, (M,) each."""
+
+    loss: torch.Tensor  # nats
+    error: torch.Tensor  # 0 or 1
+
+
+class ClassifierTraining(Learner):
+    """The classifier's training: Adam with one cycle of the learning rate (Smith & Topin 2019)."""
+
+    name = prefix = "classifier"
+    metrics = Score._fields
+
+    def __init__(self, config, data):
+        super().__init__(config, data)
+        self.data = data
+        model = Classifier(data.train.num_classes, image_shape=data.image_shape, seed=config.seed)
+        self.model = model.to(data.device, memory_format=torch.channels_last)
+        adam = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
+        steps = config.epochs * math.ceil(len(self.images) / config.batch_size)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(adam, config.learning_rate, total_steps=steps + 1)
+        self.optimizers = [adam]
+
+    def draw_noise(self, count, generator):
+        """Uniform in [-1, 1], (4, count): what `augment` makes of each image."""
+        return 2 * torch.rand(4, count, generator=generator, device=generator.device) - 1
+
+    def train_step(self, rows, noise):
+        """One step on the augmented training images at `rows` (B,). Returns loss and errors summed over them, (2,)."""
+        (adam,) = self.optimizers
+        adam.zero_grad()
+        labels = self.data.train.labels[rows]
+        with autocast(self.config.precision, self.images.device):
+            logits = self.model(augment(self.images[rows], noise))
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        adam.step()
+        self.schedule.step()
+        return torch.stack((loss.detach() * len(rows), (logits.argmax(-1) != labels).sum()))
+
+    def validate(self, epoch):
+        """The Score of the validation images."""
+        split = self.data.validation
+        log_prob = predict(self.model, split.images)
+        loss = F.nll_loss(log_prob, split.labels, reduction="none")
+        return Score(loss, (log_prob.argmax(-1) != split.labels).float())
+
+    def state_dict(self):
+        """All that the next epoch depends on, but for the data."""
+        return {**super().state_dict(), "schedule": self.schedule.state_dict()}
+
+    def load_state_dict(self, state):
+        """Takes over what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.schedule.load_state_dict(state["schedule"])
+
+    def checkpoint_name(self, epoch):
+        """The one checkpoint, after the last epoch."""
+        return "classifier.pt" if epoch == self.config.epochs else None
+
+    def describe(self, row):
+        """A row of the history in words."""
+        return f"error {row['train_error']:.2%} train, {row['validation_error']:.2%} validation"
+
+
+def augment(x, noise):
+    """Every image (B, C, H, W) rotated, shifted and scaled by `noise` (4, B) times ROTATION, SHIFT and SCALE."""
+    angle, right, down, scale = noise.unbind()
+    angle = angle * math.radians(ROTATION)
+    scale = 1 + SCALE * scale
+    pixel = 2 / x.shape[-1]  # affine_grid's coordinates run from -1 to 1
+    rows = (
+        torch.stack((scale * angle.cos(), -scale * angle.sin(), SHIFT * pixel * right), dim=-1),
+        torch.stack((scale * angle.sin(), scale * angle.cos(), SHIFT * pixel * down), dim=-1),
+    )
+    grid = F.affine_grid(torch.stack(rows, dim=1), x.shape, align_corners=False)
+    # What comes in from outside is 0 to grid_sample, but the background is -1.
+    return F.grid_sample(x + 1, grid, align_corners=False) - 1
+
+
+@torch.no_grad()
+def predict(model, images, *, batch_size=100):
+    """Log-probabilities of the classes, (N, classes), with the model in evaluation mode."""
+    training = model.training
+    model.eval()
+    log_prob = torch.cat([model(batch).log_softmax(-1) for batch in images.split(batch_size)])
+    model.train(training)
+    return log_prob
+
+
+def load_classifier(path, *, num_classes=10, device="cpu", train_index=None):
+    """The Classifier of a checkpoint `classifier.pt`, on the device, frozen. Raises InputError for any other file.
+
+    train_index: if given, the rows in the data set that it must have been trained on, (N,); others raise InputError.
+    """
+    checkpoint = read_checkpoint(path, ClassifierTraining.name, config_class=ClassifierConfig, device=device)
+    with misfit(path):
+        model = Classifier(num_classes, image_shape=checkpoint["image_shape"])
+        model = model.to(device, memory_format=torch.channels_last)
+        model.load_state_dict(checkpoint["weights"])
+    if train_index is not None and not torch.equal(checkpoint["train_index"].cpu(), train_index.cpu()):
+        raise InputError(f"{path}: trained on other images")
+    model.config = checkpoint["config"]
+    return model.eval().requires_grad_(False)
+
+
+def find_classifier(data, config, *, checkpoint_dir):
+    """The Classifier of these training images and this ClassifierConfig: loaded if it is there, else trained.
+
+    Any other checkpoint is replaced: the same call then gives the same classifier, whatever the directory held.
+    """
+    path = Path(checkpoint_dir) / "classifier.pt"
+    known = {"num_classes": data.train.num_classes, "device": data.device, "train_index": data.train.index}
+    with contextlib.suppress(InputError):  # nothing there, or nothing of use
+        classifier = load_classifier(path, **known)
+        if classifier.config == config:
+            return classifier
+    train(ClassifierTraining(config, data), checkpoint_dir=checkpoint_dir)
+    return load_classifier(path, **known)
 
 
 def main():
-    """Everything that can be refused; then, in directories of its own, the experiment."""
+    """Everything that can be refused; then, in locked directories, training, the figure and the table."""
     started = time.perf_counter()
-    arguments = parse_arguments()
-    train, _, test, flags = prepare(arguments)
-    with hold_directories(arguments.checkpoint_dir, arguments.results_dir):
-        continued = find_run(
-            resume=arguments.resume,
-            flags=flags,
-            prefixes=[PREFIX],
-            checkpoint_dir=arguments.checkpoint_dir,
-            summary=Path(arguments.results_dir) / "classification.json",
+    parser = Parser(prog="sup_classification.py", description=__doc__)
+    add_flags(parser, ClassifierConfig, "experiment")
+    add_flags(parser, RunConfig, "run", skip=("cuda_graph",))
+    given = parser.parse_args()
+    run_config, config = make_config(RunConfig, given), make_config(ClassifierConfig, given)
+    device, config = prepare_run(run_config, config)
+    data = load_data(config, data_dir=run_config.data_dir, device=device)
+    checkpoint_dir, results_dir = run_config.checkpoint_dir, Path(run_config.results_dir)
+    with directory_lock(checkpoint_dir, results_dir):
+        run = find_run(
+            resume=run_config.resume,
+            settings={**stamp(config), "device": str(device)},
+            prefixes=[ClassifierTraining.prefix],
+            checkpoint_dir=checkpoint_dir,
+            summary=results_dir / "classification.json",
         )
-        if continued:
-            place = f"on {flags['device']}, network in {flags['precision']}"
-            print(f"{len(train.images):,} training images {place}", flush=True)
-            experiment(arguments=arguments, train=train, test=test, run=continued, started=started)
+        if run is None:
+            return
+        earlier = sum(row["seconds"] for state in run.states.values() for row in state["history"])
+        print(f"{len(data.train.labels):,} training images on {device}, network in {config.precision}", flush=True)
+        learner = ClassifierTraining(config, data)
+        history = train(learner, checkpoint_dir=checkpoint_dir, run=run)
+        with resume_hint(lambda: "after all training"):
+            report(learner.model, data.test, history, run.settings, results_dir, started - earlier)
+            finish_run(prefixes=[ClassifierTraining.prefix], checkpoint_dir=checkpoint_dir)
 
 
-def experiment(*, arguments, train, test, run, started):
-    """Training, the figure and the table.
-
-    train, test: Splits; run: a Run; started: by time.perf_counter.
-    """
-    checkpoint_dir = Path(arguments.checkpoint_dir)
-    earlier = sum(row["seconds"] for state in run.states.values() for row in state["history"])
-    settings = {name: run.flags[name] for name in ("epochs", "batch_size", "seed", "precision")}
-    with memory_for(f"--batch-size ({arguments.batch_size:,})"):
-        model, history = train_baseline(train=train, test=test, run=run, checkpoint_dir=checkpoint_dir, **settings)
-    with standing(lambda: "after all training"):
-        report(
-            model=model,
-            history=history,
-            results_dir=Path(arguments.results_dir),
-            test=test,
-            run=run,
-            started=started - earlier,
-        )
-        finish_run(prefixes=[PREFIX], checkpoint_dir=checkpoint_dir)
-
-
-def report(*, model, history, results_dir, test, run, started):
+def report(model, test, history, settings, results_dir, started):
     """Writes the figure and the numbers, the numbers last; prints the table."""
-    log_prob = predict(model=model, images=test.images)
+    count, names = test.num_classes, test.classes
+    log_prob = predict(model, test.images)
     predicted = log_prob.argmax(-1)
     correct = predicted == test.labels
-    per_digit = [accuracy(correct[test.labels == digit]) for digit in range(DIGITS)]
-    confusion = torch.bincount(test.labels * DIGITS + predicted, minlength=DIGITS**2).reshape(DIGITS, DIGITS)
-    config = {name: run.flags[name] for name in ("epochs", "batch_size", "seed", "train_size", "precision")}
-    overall = accuracy(correct)
-
-    save_figure(
-        results_dir / "classification.png",
-        figures.classification(
-            history=history,
-            per_digit=per_digit,
-            confusion=confusion.cpu().numpy(),
-            wrong=most_confidently_wrong(log_prob=log_prob, test=test, count=10),
-        ),
+    per_class = [stats.accuracy(correct[test.labels == label]) for label in range(count)]
+    confusion = torch.bincount(test.labels * count + predicted, minlength=count**2).reshape(count, count)
+    overall = stats.accuracy(correct)
+    figure = figures.classification(
+        history=history,
+        per_class=per_class,
+        confusion=confusion.cpu().numpy(),
+        wrong=most_confidently_wrong(log_prob, test, count=10),
+        classes=names,
     )
+    save_figure(results_dir / "classification.png", figure)
     save_json(
         results_dir / "classification.json",
         {
-            "config": {**config, "device": run.flags["device"], "torch": torch.__version__, "numpy": np.__version__},
+            "settings": settings,
+            "versions": versions(),
             "test": overall,
-            "digits": per_digit,
+            "classes": dict(zip(names, per_class, strict=True)),
             "confusion": confusion.tolist(),
             "history": history,
             "seconds": time.perf_counter() - started,
         },
     )
-    print(f"{'digit':>8}{'accuracy':>10}{'95% interval':>18}{'images':>8}")
-    for name, score in (*enumerate(per_digit), ("all", overall)):
+    print(f"{'class':>8}{'accuracy':>10}{'95% interval':>18}{'images':>8}")
+    for name, score in (*zip(names, per_class, strict=True), ("all", overall)):
         low, high = score["interval_95"]
         print(f"{name:>8}{score['accuracy']:>10.2%}{f'{low:.2%} to {high:.2%}':>18}{score['images']:>8,}")
     print(f"{time.perf_counter() - started:.0f} seconds")
 
 
-def most_confidently_wrong(*, log_prob, test, count):
-    """The wrongly classified test images with the highest probability of what they were taken for, most first.
+def most_confidently_wrong(log_prob, test, *, count):
+    """The wrongly classified test images with the highest probability of the wrong class, highest first.
 
-    A list of at most `count` tuples (image (1, 28, 28), label, prediction, its probability).
+    A list of at most `count` tuples (image (C, H, W), label, prediction, its probability).
     """
     confidence, predicted = log_prob.exp().max(-1)
     wrong = torch.nonzero(predicted != test.labels).flatten()
@@ -122,4 +220,4 @@ def most_confidently_wrong(*, log_prob, test, count):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -1,16 +1,4 @@
-"""The one training loop, for any source of q, and the checkpoints that it writes.
-
-A regime is an object with
-    name, prefix            what it is called, and how its files begin
-    decoder                 maps z (B, D), D its latent_dim, to the mean of p(x|z)
-    posterior(x, index)     q(z), a diagonal Normal, for the training images x at rows `index`
-    optimizers              each with step and zero_grad; every one of them steps on every batch
-                            (on CUDA without reading a value, and in place: a step is recorded, see captured.py)
-    held_out(epoch)         a Bound of held-out images under the present weights
-    weights()               what a checkpoint holds of it, a dict of tensors
-    state_dict()            all that the next epoch depends on, but for the training set: tensors and plain values
-    load_state_dict(state)  takes that over
-"""
+"""The Method contract, the one epoch loop, which trains the classifier as well, and the checkpoints that it writes."""
 
 import contextlib
 import math
@@ -18,17 +6,106 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from captured import captured
-from files import RunError, save_checkpoint
-from progress import Stage, standing
-from runs import restore, save_state
-from vae_utils import SIGMA_P, elbo, mean_and_error, random_generator
+from model import LatentVariableModel
+from runtime.checkpoint import InputError, RunError, load_checkpoint, restore, save_checkpoint, save_state
+from runtime.config import TrainConfig, differences, stamp
+from runtime.cuda_graph import CUDAGraphStep
+from runtime.progress import ProgressBar, check_interrupt, resume_hint
+from vae_utils import Bound, elbo, mean_and_error, random_generator
 
-EPOCHS = 30
-BATCH_SIZE = 64
 SAVED_EPOCHS = (1, 5, 10, 20, 30)
 TIMES = ("training_seconds", "seconds")  # the columns of the history in which two equal runs differ
+
+
+class Learner:
+    """What the epoch loop trains: a Method, or the classifier of sup_classification.py.
+
+    A subclass sets the attributes below and defines draw_noise, train_step, validate and describe.
+    """
+
+    name = prefix = None  # in tables and histories; of its files
+    metrics = ()  # what train_step and validate return; the first one tells whether training diverges
+    model: nn.Module
+    optimizers: list
+
+    def __init__(self, config, data):
+        """config: a TrainConfig or ClassifierConfig; data: a Data, on whose device everything lies."""
+        self.config, self.images, self.train_index = config, data.train.images, data.train.index
+
+    def weights(self):
+        """What a checkpoint holds, a dict of tensors."""
+        return self.model.state_dict()
+
+    def load_weights(self, weights):
+        """Takes over what `weights` gave."""
+        self.model.load_state_dict(weights)
+
+    def state_dict(self):
+        """All that the next epoch depends on, but for the data."""
+        return {"model": self.model.state_dict(), "optimizers": [each.state_dict() for each in self.optimizers]}
+
+    def load_state_dict(self, state):
+        """Takes over what `state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+    def checkpoint_name(self, epoch):
+        """The name of the checkpoint after that epoch, or None."""
+        return f"{self.prefix}_epoch_{epoch}.pt" if epoch in saved_epochs(self.config.epochs) else None
+
+
+class Method(Learner):
+    """A source of q with a model: all that the evaluation and the figures know of a method.
+
+    A new method derives from it, names itself, sets `model` and `optimizers`, and defines `posterior`, `infer` and
+    `validate`; then it needs one entry in main_vae.METHODS, where it is built as Method(config, data).
+    """
+
+    label = color = reconstruction_prefix = None  # in figures and tables; of the names of its reconstructions
+    metrics = Bound._fields
+    shared_inference = True  # whether every image's gradient shapes the q of all others
+    model: LatentVariableModel
+
+    def posterior(self, x, rows):
+        """q of the training images x (B, *image) at `rows` (B,): a diagonal Normal (B, D)."""
+        raise NotImplementedError
+
+    def infer(self, x, *, generator, fit_steps=200):
+        """q of images x (B, *image) that it never saw, as a Fit: by a forward pass, or by an optimization."""
+        raise NotImplementedError
+
+    def validate(self, epoch):
+        """The Bound of validation images under the present weights, (M,) each."""
+        raise NotImplementedError
+
+    def draw_noise(self, count, generator):
+        """What is random in a step on `count` images: standard normal, (count, D)."""
+        return torch.randn(count, self.model.latent_dim, generator=generator, device=generator.device)
+
+    def train_step(self, rows, noise, *, beta=None):
+        """One step of every optimizer on the training images at `rows` (B,) with the noise (B, D).
+
+        beta weighs the KL in the loss alone; None takes the configuration's, which is 1 by default. Returns ELBO,
+        log-likelihood and KL summed over the images, (3,), before the step. The loss is a sum over images, not a mean:
+        Adam does not see the scale, a last short batch then counts by its images, and the gradients of a row of latents
+        stay far from eps.
+        """
+        beta = self.config.beta if beta is None else beta
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()  # here and not at the end: what an interrupted step has left goes, too
+        x = self.images[rows]
+        bound = elbo(self.model, x, self.posterior(x, rows), noise)
+        (beta * bound.kl - bound.log_likelihood).sum().backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return torch.stack([part.detach().sum() for part in bound])
+
+    def describe(self, row):
+        """A row of the history in words."""
+        return f"ELBO {row['train_elbo']:.2f} train, {row['validation_elbo']:.2f} validation"
 
 
 def saved_epochs(epochs):
@@ -36,165 +113,179 @@ def saved_epochs(epochs):
     return sorted({epoch for epoch in SAVED_EPOCHS if epoch < epochs} | {epochs})
 
 
-def choose_precision(precision, device):
-    """ "float32" or "bfloat16"; "auto" takes bfloat16 only where the processor computes in it."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        native = torch.cpu._is_avx512_bf16_supported()
-    else:
-        native = False
-    return "bfloat16" if native else "float32"
+def train_epoch(learner, epoch, *, bar=None, train_step=None):
+    """One pass over the learner's training images in an order that depends on (seed, epoch) alone.
 
-
-def autocast(precision, device):
-    """The context in which networks run in `precision`; what they return is float32 either way."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-def take_step(index, noise, *, regime, images, sigma_p=SIGMA_P, precision="float32"):
-    """One step on the images at rows `index` (B,) with the noise (B, D).
-
-    Returns ELBO, log-likelihood and KL summed over the images, (3,), as they were before it. The loss is a sum over
-    images, not a mean: Adam does not see the scale, a last short batch then weighs what it holds, and the gradients
-    of a row of latents stay far from eps.
+    train_step: the learner's, or one that stands for it. Returns what it returned, (steps, metrics).
     """
-    for optimizer in regime.optimizers:
-        optimizer.zero_grad()  # here and not at the end: what a step that was broken off has left goes, too
-    x = images[index]
-    with autocast(precision, images.device):
-        q = regime.posterior(x, index)
-        bound = elbo(q=q, x=x, decode=regime.decoder, noise=noise, sigma_p=sigma_p)
-    (-bound.elbo.sum()).backward()
-    for optimizer in regime.optimizers:
-        optimizer.step()
-    return torch.stack([part.detach().sum() for part in bound])
-
-
-def train_epoch(
-    *,
-    regime,
-    images,
-    epoch,
-    seed,
-    sigma_p=SIGMA_P,
-    batch_size=BATCH_SIZE,
-    precision="float32",
-    stage=None,
-    step=take_step,
-):
-    """One pass over `images` (N, 1, 28, 28) in an order that depends on (seed, epoch) alone.
-
-    step: `take_step`, or this captured. Returns what it returned, (steps, 3).
-    """
-    order = torch.randperm(len(images), generator=random_generator(seed, epoch, "order")).to(images.device)
-    noise_generator = random_generator(seed, epoch, "noise", device=images.device)
+    train_step = train_step or learner.train_step
+    device, seed = learner.images.device, learner.config.seed
+    order = torch.randperm(len(learner.images), generator=random_generator(seed, epoch, "order")).to(device)
+    generator = random_generator(seed, epoch, "noise", device=device)
     sums = []
-    for index in order.split(batch_size):
-        noise = torch.randn(len(index), regime.decoder.latent_dim, generator=noise_generator, device=images.device)
-        sums.append(step(index, noise, regime=regime, images=images, sigma_p=sigma_p, precision=precision))
-        if stage:
-            stage.advance(len(index))
+    for rows in order.split(learner.config.batch_size):
+        sums.append(train_step(rows, learner.draw_noise(len(rows), generator)))
+        check_interrupt()
+        if bar:
+            bar.advance(len(rows))
     return torch.stack(sums)
 
 
-def train(
-    *,
-    regime,
-    images,
-    image_index,
-    config,
-    checkpoint_dir,
-    seed,
-    epochs=EPOCHS,
-    batch_size=BATCH_SIZE,
-    sigma_p=SIGMA_P,
-    precision="float32",
-    run=None,
-):
-    """Trains `regime` on `images` and writes `{prefix}_epoch_{N}.pt` at the saved epochs.
+def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
+    """Trains for as many epochs as configured and writes checkpoints. Returns the history, one dict per epoch.
 
-    image_index: (N,), the images' rows in MNIST; config: a dict of plain values; both go into the checkpoints.
-    With a Run it begins where that stands, and leaves a state file after every epoch. Returns the history, one
-    dict per epoch. Raises RunError if the loss is not finite or a file cannot be written.
+    learner: a Learner. With a Run it begins where that stands, and leaves a state file after
+    every epoch. Raises RunError if the loss is not finite or a file cannot be written.
     """
-    history = restore(run=run, prefix=regime.prefix, load_state_dict=regime.load_state_dict) if run else []
-
-    place = {"regime": regime, "config": config, "checkpoint_dir": checkpoint_dir, "image_index": image_index}
-    if history and len(history) in saved_epochs(epochs):
+    config = learner.config
+    history = restore(run=run, prefix=learner.prefix, load_state_dict=learner.load_state_dict) if run else []
+    if history:
         # The run may have been killed after its state was written and before its checkpoint was.
-        _save_epoch(row=history[-1], **place)
-    done = len(history) * len(images)
+        _save_epoch(learner, checkpoint_dir, history[-1])
+    count, device = len(learner.images), learner.images.device
+    step = learner.train_step
+    if cuda_graph:
+        step = CUDAGraphStep(step, device=device)
+        for optimizer in learner.optimizers:
+            for group in getattr(optimizer, "param_groups", ()):
+                group["capturable"] = True
     with (
-        standing(lambda: f"after epoch {len(history)} of {epochs}, {regime.name}" if history else None),
-        Stage(regime.name, total=epochs * len(images), unit="img", done=done) as stage,
+        resume_hint(lambda: f"after epoch {len(history)} of {config.epochs}, {learner.name}" if history else None),
+        ProgressBar(learner.name, total=config.epochs * count, unit="img", done=len(history) * count) as bar,
     ):
-        step = captured(take_step, device=images.device, name=regime.name, say=stage.note)
-        for epoch in range(len(history) + 1, epochs + 1):
+        for epoch in range(len(history) + 1, config.epochs + 1):
             started = time.perf_counter()
-            sums = train_epoch(
-                regime=regime,
-                images=images,
-                epoch=epoch,
-                seed=seed,
-                sigma_p=sigma_p,
-                batch_size=batch_size,
-                precision=precision,
-                stage=stage,
-                step=step,
-            )
-            elbos = sums[:, 0].tolist()  # the one synchronisation of an epoch
-            if bad := [step for step, value in enumerate(elbos, 1) if not math.isfinite(value)]:
-                raise RunError(f"{regime.name}: the loss is not finite at epoch {epoch}, step {bad[0]}")
+            sums = train_epoch(learner, epoch, bar=bar, train_step=step)
+            values = sums[:, 0].tolist()  # the one synchronization of an epoch
+            if bad := [number for number, value in enumerate(values, 1) if not math.isfinite(value)]:
+                raise RunError(f"{learner.name}: the loss is not finite at epoch {epoch}, step {bad[0]}")
             trained = time.perf_counter() - started
-            row = {"regime": regime.name, "epoch": epoch, "train_images": len(images)}
-            for name, value in zip(("elbo", "log_likelihood", "kl"), (sums.sum(0) / len(images)).tolist(), strict=True):
-                row[f"train_{name}"] = value
-            with autocast(precision, images.device):
-                held_out = regime.held_out(epoch)
-            for name, values in held_out._asdict().items():
-                score = mean_and_error(values)
-                row["held_out_images"] = score["images"]
-                row[f"held_out_{name}"] = score["mean"]
-                row[f"held_out_{name}_standard_error"] = score["standard_error"]
-            if not math.isfinite(row["held_out_elbo"]):
-                raise RunError(f"{regime.name}: the held-out loss is not finite after epoch {epoch}, step {len(elbos)}")
+            row = {"method": learner.name, "epoch": epoch, "train_images": count}
+            means = (sums.sum(0) / count).tolist()
+            row |= {f"train_{name}": mean for name, mean in zip(learner.metrics, means, strict=True)}
+            for name, of_images in learner.validate(epoch)._asdict().items():
+                score = mean_and_error(of_images)
+                row["validation_images"] = score["images"]
+                row[f"validation_{name}"] = score["mean"]
+                row[f"validation_{name}_standard_error"] = score["standard_error"]
+            if not math.isfinite(row[f"validation_{learner.metrics[0]}"]):
+                steps = f"after epoch {epoch}, step {len(values)}"
+                raise RunError(f"{learner.name}: the validation loss is not finite {steps}")
             row["training_seconds"] = trained
             row["seconds"] = time.perf_counter() - started
             if run:
                 # Before the checkpoint: an earlier run that can still be continued keeps its own until then.
-                save_state(
-                    run=run,
-                    prefix=regime.prefix,
-                    checkpoint_dir=checkpoint_dir,
-                    history=[*history, row],
-                    state=regime.state_dict(),
-                )
+                state = {"history": [*history, row], "state": learner.state_dict()}
+                save_state(state, run=run, prefix=learner.prefix, checkpoint_dir=checkpoint_dir)
             history.append(row)
-            if epoch in saved_epochs(epochs):
-                _save_epoch(row=row, **place)
-            values = f"ELBO {row['train_elbo']:.2f} train, {row['held_out_elbo']:.2f} held out"
-            stage.line(
-                f"epoch {epoch}/{epochs}, {values}, nats on {row['held_out_images']:,} images, {row['seconds']:.1f} s",
-                short=f"{epoch}/{epochs}, ELBO {row['train_elbo']:.1f}, test {row['held_out_elbo']:.1f}",
-            )
+            _save_epoch(learner, checkpoint_dir, row)
+            short = f"{epoch}/{config.epochs}, {learner.describe(row)}"
+            bar.line(f"epoch {short} ({row['validation_images']:,} images), {row['seconds']:.1f} s", short=short)
     return history
 
 
-def _save_epoch(*, regime, config, checkpoint_dir, image_index, row):
-    """Writes a checkpoint, without the times: two runs with the same seed write it alike to the bit."""
-    save_checkpoint(
-        Path(checkpoint_dir) / f"{regime.prefix}_epoch_{row['epoch']}.pt",
-        {
-            "regime": regime.name,
-            "config": config,
-            "epoch": row["epoch"],
-            "weights": regime.weights(),
-            "train_index": image_index.cpu(),
-            "metrics": {name: value for name, value in row.items() if name not in TIMES},
-        },
-    )
+def _save_epoch(learner, checkpoint_dir, row):
+    """Writes the epoch's checkpoint if it has one, without the times: two runs with the same seed hold the same."""
+    if name := learner.checkpoint_name(row["epoch"]):
+        save_checkpoint(
+            Path(checkpoint_dir) / name,
+            {
+                "method": learner.name,
+                "config": stamp(learner.config),
+                "epoch": row["epoch"],
+                "weights": learner.weights(),
+                "image_shape": list(learner.images.shape[1:]),
+                "train_index": learner.train_index.cpu(),
+                "metrics": {key: value for key, value in row.items() if key not in TIMES},
+            },
+        )
+
+
+def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
+    """The dict of a checkpoint of the learner called `name`, its "config" a config_class. Else raises InputError."""
+    checkpoint = load_checkpoint(path, device=device)
+    if checkpoint.get("method") != name:
+        raise InputError(f"{path}: not a checkpoint of {name}")
+    with misfit(path):
+        config = config_class(**checkpoint["config"])
+        if checkpoint["train_index"].shape != (config.train_size,) or len(checkpoint["image_shape"]) != 3:
+            raise ValueError
+    return {**checkpoint, "config": config}
+
+
+def load_model(path, name, build, *, device="cpu"):
+    """The model that build(checkpoint) makes of a method's checkpoint, on the device, in evaluation mode.
+
+    It knows its likelihood, and gets the attributes config (a TrainConfig), epoch, and train_index (N,), the training
+    images' rows in the data set. Raises InputError for a file of anything else.
+    """
+    checkpoint = read_checkpoint(path, name, device=device)
+    with misfit(path):
+        model = build(checkpoint).to(device)
+    model.config, model.epoch, model.train_index = (checkpoint[key] for key in ("config", "epoch", "train_index"))
+    return model.eval()
+
+
+@contextlib.contextmanager
+def misfit(path):
+    """Turns what damaged or foreign contents of a checkpoint raise into an InputError."""
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        raise InputError(f"{path}: its contents do not fit this program") from None
+
+
+class Checkpoints:
+    """The checkpoints that one training of several methods has left in a directory."""
+
+    def __init__(self, methods, directory, config, epochs, train_index):
+        """methods: the classes; epochs: those of which every method's checkpoint is there, rising."""
+        self.methods, self.directory, self.config = methods, Path(directory), config
+        self.epochs, self.train_index = epochs, train_index
+
+    def load(self, epoch, data):
+        """Every method as it was after the epoch, its networks in float32. Raises InputError for a bad file."""
+        loaded = []
+        for method_class in self.methods:
+            path = self.directory / f"{method_class.prefix}_epoch_{epoch}.pt"
+            checkpoint = read_checkpoint(path, method_class.name, device=data.device)
+            with misfit(path):
+                method = method_class(checkpoint["config"], data)
+                method.load_weights(checkpoint["weights"])
+            method.model.precision = "float32"
+            loaded.append(method)
+        return loaded
+
+
+def find_checkpoints(methods, directory):
+    """The Checkpoints of these methods in the directory.
+
+    Raises InputError if there is no epoch of which every method's checkpoint is there, if one of those cannot be read,
+    or if they are not all of one training.
+    """
+    directory = Path(directory)
+    epochs = sorted(set.intersection(*(_epochs(directory, method.prefix) for method in methods)))
+    names = [f"{method.prefix}_epoch_N.pt" for method in methods]
+    if not epochs:
+        raise InputError(f"{directory}: no checkpoints {' and '.join(names)} of the same epoch")
+    first = None
+    for epoch in reversed(epochs):
+        for method in methods:
+            path = directory / f"{method.prefix}_epoch_{epoch}.pt"
+            checkpoint = read_checkpoint(path, method.name)
+            if checkpoint["epoch"] != epoch:
+                raise InputError(f"{path}: of epoch {checkpoint['epoch']}")
+            if first is None:
+                first, config, index = path, checkpoint["config"], checkpoint["train_index"]
+            elif others := differences(stamp(checkpoint["config"]), stamp(config)):
+                others = others.replace(" here", f" in {first.name}")
+                raise InputError(f"{path}: of another training than {first.name}: {others}")
+            elif not torch.equal(checkpoint["train_index"], index):
+                raise InputError(f"{path}: of another training than {first.name}: its training images are others")
+    return Checkpoints(methods, directory, config, epochs, index)
+
+
+def _epochs(directory, prefix):
+    """The epochs of which a method's checkpoint is there, a set."""
+    ends = (path.stem.removeprefix(f"{prefix}_epoch_") for path in directory.glob(f"{prefix}_epoch_*.pt"))
+    return {int(end) for end in ends if end.isdecimal()}

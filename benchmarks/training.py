@@ -1,18 +1,22 @@
 """Seconds of one training epoch: this project's against the textbook's and pythae's, and as a share of the machine.
 
-    python benchmarks/training.py
+    python benchmarks/training.py [--profile | --state]
 
-Amortized: an epoch over 20,000 images in batches of 64, then the bound of 10,000 others, the same network for all.
-Latent optimization: the epoch alone. "Share of the machine": floating-point operations of the training steps (not of
-Adam, and not of validation) over their time, over the same of a large matrix product in the same precision.
-Everything runs on the CPU.
+Amortized: an epoch over 20,000 images in batches of 64, then the bound of the validation images, the same network for
+all. Latent optimization: the epoch alone. "Share of the machine": floating-point operations per second of the training
+steps, over those of a large matrix product in the same precision. --profile: the processor's time in each kind of
+operation, without those that it calls, by PyTorch's profiler; the last row is the step's time without a profiler.
+--state: what it costs to write the state that continues a run. Everything runs on the CPU.
 """
 
 import argparse
 import importlib.util
 import itertools
+import statistics
 import sys
+import tempfile
 import time
+import timeit
 from functools import partial
 from pathlib import Path
 
@@ -21,114 +25,100 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from torch import optim  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-import amortized_vae  # noqa: E402
-import latent_optimization  # noqa: E402
-import latent_table  # noqa: E402
 from amortized_vae import AmortizedVAE  # noqa: E402
 from benchmarks import textbook  # noqa: E402
-from benchmarks.contest import REPEATS, contest, print_table, ratios, seconds, spread  # noqa: E402
-from data import TRAIN_SIZE, Split, load_mnist, stratified_subset  # noqa: E402
+from benchmarks.harness import REPEATS, median_and_range, print_table, ratios, take_turns  # noqa: E402
+from data import load_data  # noqa: E402
 from latent_optimization import LatentOptimization  # noqa: E402
-from model import ConvVAE, seeded_decoder  # noqa: E402
-from training import BATCH_SIZE, autocast, choose_precision, train_epoch  # noqa: E402
-from vae_utils import SIGMA_P  # noqa: E402
+from latent_table import INITIAL_LOG_VAR  # noqa: E402
+from model import ConvVAE, decoder_model  # noqa: E402
+from runtime.checkpoint import save_checkpoint  # noqa: E402
+from runtime.config import TrainConfig, choose_precision  # noqa: E402
+from training import train_epoch  # noqa: E402
 
-TEST_SIZE = 10_000
-
-
-def splits(*, train_size, test_size):
-    """The training images and the first test images, as Splits."""
-    mnist_train, test = load_mnist(data_dir=ROOT / "data")
-    return stratified_subset(mnist_train, size=train_size), Split(*(column[:test_size] for column in test))
-
-
-def ours(*, precision, train_size, test_size):
-    """The amortized VAE as main_vae.py trains it. A turn returns its training steps' seconds and operations."""
-    train, test = splits(train_size=train_size, test_size=test_size)
-    regime = AmortizedVAE(test_images=test.images)
-    return epochs(regime=regime, images=train.images, precision=precision, validation=True)
-
-
-def our_latents(*, precision, train_size, epochs_at_most):
-    """Latent optimization as main_vae.py trains it, without its validation."""
-    train, test = splits(train_size=train_size, test_size=TEST_SIZE)
-    steps = -(-train_size // BATCH_SIZE)
-    # One epoch more than is raced, for the step whose operations are counted.
-    regime = LatentOptimization(train_size=train_size, test=test, max_steps=steps * (epochs_at_most + 1))
-    return epochs(regime=regime, images=train.images, precision=precision, validation=False)
+DATA, AMORTIZED = ROOT / "data", "amortized"
+METHODS = {AMORTIZED: AmortizedVAE, "latent optimization": LatentOptimization}
+# The default one and float32: the same where the processor does not compute in bfloat16.
+PRECISIONS = tuple(dict.fromkeys([choose_precision("auto", torch.device("cpu")), "float32"]))
+# Kinds of work: how the profiler's names of their operations begin, and what FlopCounterMode calls those.
+KINDS = {
+    "convolutions, backward": (("aten::convolution_backward",), ("convolution_backward",)),
+    "convolutions, forward": (("aten::mkldnn_convolution", "aten::_convolution"), ("convolution",)),
+    "products of the linear layers": (("aten::mm", "aten::addmm"), ("mm", "addmm")),
+    "Adam": (("aten::_fused_adam_", "Optimizer."), ()),
+    "conversion of number formats, copies": (("aten::copy_", "aten::_to_copy"), ()),
+    "nonlinearities": (("aten::silu", "aten::tanh"), ()),
+}
+OTHER = "everything else"
 
 
-def epochs(*, regime, images, precision, validation):
-    """A turn of a regime: one epoch, with or without validation."""
-    precision = choose_precision(precision, images.device)
-    keywords = {"regime": regime, "seed": 0, "precision": precision}
-    batch = images[:BATCH_SIZE]
+def make_learner(method, config):
+    """A method as main_vae.py builds it."""
+    return METHODS[method](config, load_data(config, data_dir=DATA))
+
+
+def stepping(learner):
+    """A function that takes a step, always on the same images."""
+    size = learner.config.batch_size
+    return partial(learner.train_step, torch.arange(size), learner.draw_noise(size, torch.Generator().manual_seed(0)))
+
+
+def operations(step):
+    """{kind: floating-point operations of a step}."""
     with FlopCounterMode(display=False) as counter:
-        train_epoch(images=batch, epoch=0, **keywords)
-    operations = counter.get_total_flops() * len(images) / len(batch)
+        step()
+    counts = {str(name).removeprefix("aten."): count for name, count in counter.get_flop_counts()["Global"].items()}
+    return {kind: sum(counts.get(name, 0) for name in names) for kind, (_, names) in KINDS.items()}
+
+
+def our_epochs(method, config):
+    """A turn is an epoch as main_vae.py trains it; it returns the floating-point operations per second of its steps."""
+    learner = make_learner(method, config)
+    count = sum(operations(stepping(learner)).values()) * config.train_size / config.batch_size
     numbers = itertools.count(1)
 
     def turn():
-        epoch = next(numbers)
-        started = time.perf_counter()
-        train_epoch(images=images, epoch=epoch, **keywords)
-        trained = time.perf_counter() - started
-        if validation:
-            with autocast(precision, images.device):
-                regime.held_out(epoch)
-        return trained, operations
+        epoch, started = next(numbers), time.perf_counter()
+        train_epoch(learner, epoch)
+        rate = count / (time.perf_counter() - started)
+        if method == AMORTIZED:
+            learner.validate(epoch)
+        return rate
 
     return turn
 
 
-def textbook_loop(*, train_size, test_size):
-    """The same network in the textbook's loop."""
-    train, test = splits(train_size=train_size, test_size=test_size)
-    loader, test_loader = (
-        textbook.mnist_loader(data_dir=ROOT / "data", rows=split.index.tolist(), train=split is train, batch_size=size)
-        for split, size in ((train, BATCH_SIZE), (test, 1000))
-    )
-    model = textbook.in_default_layout(ConvVAE(seed=0))
-    optimizer = optim.Adam(model.parameters(), lr=amortized_vae.LEARNING_RATE)
+def textbook_epochs(method, config):
+    """A turn is an epoch of the same network in the textbook's loop."""
+    data, loader = load_data(config, data_dir=DATA), partial(textbook.mnist_loader, data_dir=DATA)
+    train = loader(rows=data.train.index, batch_size=config.batch_size)
+    validation = loader(rows=data.validation.index, batch_size=1000, shuffle=False)
+    if method == AMORTIZED:
+        model = textbook.in_default_layout(ConvVAE(seed=0))
+        groups, posterior = model.parameters(), lambda x, rows: model.encode(x)
+    else:
+        model, size = textbook.in_default_layout(decoder_model(seed=0)), config.train_size
+        latents = textbook.Latents(size=size, initial_log_var=INITIAL_LOG_VAR, latent_dim=config.latent_dim)
+        table = {"params": latents.parameters(), "lr": config.latent_learning_rate}
+        groups, posterior = [table, {"params": model.parameters()}], lambda x, rows: latents(rows)
+    optimizer = optim.Adam(groups, lr=config.learning_rate)
 
     def turn():
-        textbook.train_epoch(model=model, loader=loader, optimizer=optimizer)
-        textbook.validate(model=model, loader=test_loader)
+        textbook.train_epoch(posterior, model.decode, train, optimizer)
+        if method == AMORTIZED:
+            textbook.validate(posterior, model.decode, validation)
 
     return turn
 
 
-def textbook_latents(*, train_size):
-    """The same decoder and a table of the same size in the textbook's loop."""
-    train, _ = splits(train_size=train_size, test_size=TEST_SIZE)
-    rows = train.index.tolist()
-    loader = textbook.mnist_loader(data_dir=ROOT / "data", rows=rows, train=True, numbered=True)
-    decoder = textbook.in_default_layout(seeded_decoder(seed=0))
-    latents = textbook.Latents(size=train_size, initial_log_var=latent_table.INITIAL_LOG_VAR)
-    optimizer = textbook.latent_optimizer(
-        decoder=decoder,
-        latents=latents,
-        decoder_rate=latent_optimization.LEARNING_RATE,
-        table_rate=latent_table.LEARNING_RATE,
-    )
-    return partial(textbook.train_latent_epoch, decoder=decoder, latents=latents, loader=loader, optimizer=optimizer)
+def pythae_epochs(config):
+    """A turn is an epoch of the same network in pythae's training pipeline."""
+    from benchmarks import pythae_loop
 
-
-def pythae_loop(*, train_size, test_size):
-    """The same network in pythae's training pipeline."""
-    from benchmarks import pythae_contestant
-
-    train, test = splits(train_size=train_size, test_size=test_size)
-    trainer = pythae_contestant.trainer(
-        vae=textbook.in_default_layout(ConvVAE(seed=0)),
-        sigma_p=SIGMA_P,
-        train=train,
-        test=test,
-        batch_size=BATCH_SIZE,
-        learning_rate=amortized_vae.LEARNING_RATE,
-    )
+    trainer = pythae_loop.make_trainer(ConvVAE(seed=0), load_data(config, data_dir=DATA), config)
     numbers = itertools.count(1)
 
     def turn():
@@ -140,73 +130,113 @@ def pythae_loop(*, train_size, test_size):
 
 
 def matrix_product(*, precision, size, count=3):
-    """Products of square matrices. A turn returns its seconds and operations."""
-    precision = choose_precision(precision, torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    one, other = (torch.randn(size, size, generator=generator).to(getattr(torch, precision)) for _ in range(2))
-
-    def turn():
-        started = time.perf_counter()
-        for _ in range(count):
-            one @ other
-        return time.perf_counter() - started, 2 * size**3 * count
-
-    return turn
+    """A turn is products of square matrices; it returns their floating-point operations per second."""
+    matrices = torch.randn(2, size, size, generator=torch.Generator().manual_seed(0))
+    one, other = matrices.to(getattr(torch, precision))
+    return lambda: 2 * size**3 * count / timeit.timeit(lambda: one @ other, number=count)
 
 
-def rates(turns):
-    """Floating-point operations per second of turns that return their seconds and operations."""
-    return [turn.result[1] / turn.result[0] for turn in turns]
+def compare_epochs(*, train_size, repeats, product_size):
+    """Prints the table of epochs."""
+    default, candidates, products = f"ours, {PRECISIONS[0]}", {}, {}
+    for method in METHODS:
+        for precision in PRECISIONS:
+            # An epoch to warm up, and the steps of another for the one whose operations are counted.
+            config = TrainConfig(train_size=train_size, epochs=repeats + 2, precision=precision)
+            candidates[method, f"ours, {precision}"] = partial(our_epochs, method, config)
+            products["product", f"ours, {precision}"] = partial(matrix_product, precision=precision, size=product_size)
+        candidates[method, "textbook"] = partial(textbook_epochs, method, config)
+        if method == AMORTIZED and importlib.util.find_spec("pythae"):
+            candidates[method, "pythae"] = partial(pythae_epochs, config)
+    turns = take_turns(candidates | products, repeats=repeats)
+    times = {name: [turn.seconds for turn in turns[name]] for name in turns}
+    rates = {name: [turn.result for turn in turns[name]] for name in turns}
+    rows = []
+    for method, name in candidates:
+        row = [f"{method}, {name}", median_and_range(times[method, name])]
+        for base in (default, "ours, float32"):
+            row.append(median_and_range(ratios(times[method, name], times[method, base])))
+        share = ratios(rates[method, name], rates["product", name]) if name.startswith("ours") else None
+        rows.append([*row, median_and_range(share, ".1%") if share else ""])
+    header = [f"epoch of {train_size:,} images", "seconds", f"over {default}", "over ours, float32"]
+    print_table([*header, "share of the machine"], rows)
+    for precision in PRECISIONS:
+        rate = median_and_range([rate / 1e9 for rate in rates["product", f"ours, {precision}"]], ".0f")
+        print(f"matrix product, {precision}: {rate} GFLOP/s")
+    if not importlib.util.find_spec("pythae"):
+        print("pythae is left out: pip install -r benchmarks/requirements.txt")
+
+
+def seconds_by_kind(step, *, steps):
+    """{kind: seconds of a step}, by the profiler."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        timeit.timeit(step, number=steps)
+    times = dict.fromkeys([*KINDS, OTHER], 0.0)
+    for event in profiler.key_averages():
+        kind = next((kind for kind, (beginnings, _) in KINDS.items() if event.key.startswith(beginnings)), OTHER)
+        times[kind] += event.self_cpu_time_total / 1e6 / steps
+    return times
+
+
+def profile_steps(*, train_size, repeats, steps=60):
+    """Prints a table of kinds of work in a step of the amortized VAE, by precision and number of threads."""
+    columns = list(itertools.product(PRECISIONS, dict.fromkeys([torch.get_num_threads(), 1])))
+    configs = {precision: TrainConfig(train_size=train_size, precision=precision) for precision in PRECISIONS}
+    step = {precision: stepping(make_learner(AMORTIZED, config)) for precision, config in configs.items()}
+    counted = {precision: operations(step[precision]) for precision in PRECISIONS}
+    profiled, whole = ({column: [] for column in columns} for _ in range(2))
+    for _ in range(repeats):
+        for precision, threads in columns:
+            torch.set_num_threads(threads)
+            timeit.timeit(step[precision], number=10)  # until the threads are there
+            whole[precision, threads].append(timeit.timeit(step[precision], number=steps) / steps)
+            profiled[precision, threads].append(seconds_by_kind(step[precision], steps=steps))
+    rows = [[kind] for kind in (*KINDS, OTHER)]
+    for row, (precision, threads) in itertools.product(rows, columns):
+        samples = profiled[precision, threads]
+        second = statistics.median(times[row[0]] for times in samples)
+        share = statistics.median(times[row[0]] / sum(times.values()) for times in samples)
+        count = counted[precision].get(row[0])
+        row.append(f"{1000 * second:.1f} ms, {share:.0%}" + (f", {count / second / 1e9:.0f} GFLOP/s" if count else ""))
+    rows.append(["a step"] + [f"{1000 * statistics.median(whole[column]):.1f} ms" for column in columns])
+    print_table(["", *(f"{precision}, threads: {threads}" for precision, threads in columns)], rows)
+
+
+def cost_of_state(method, *, train_size, repeats):
+    """(seconds of an epoch with its validation, seconds of a write, bytes): medians of epochs and writes in turns."""
+    config = TrainConfig(train_size=train_size, epochs=repeats + 1, precision=PRECISIONS[0])
+    learner, epochs, writes = make_learner(method, config), [], []
+    with tempfile.TemporaryDirectory(dir=ROOT / "checkpoints") as folder:
+        path = Path(folder) / "state.pt"
+        for epoch in range(1, repeats + 2):
+            started = time.perf_counter()
+            train_epoch(learner, epoch)
+            learner.validate(epoch)
+            trained = time.perf_counter()
+            save_checkpoint(path, learner.state_dict())
+            epochs.append(trained - started)
+            writes.append(time.perf_counter() - trained)
+        size = path.stat().st_size
+    return statistics.median(epochs[1:]), statistics.median(writes[1:]), size  # the first of each sets everything up
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="rounds that count (5)")
-    parser.add_argument("--train-size", type=int, default=TRAIN_SIZE, help="images of an epoch (20000)")
-    parser.add_argument("--test-size", type=int, default=TEST_SIZE, help="images of validation (10000)")
+    parser.add_argument("--profile", action="store_true", help="what a step's time is spent on")
+    parser.add_argument("--state", action="store_true", help="what it costs to write the state that continues a run")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help=f"rounds that count ({REPEATS})")
+    parser.add_argument("--train-size", type=int, default=20_000, help="images of an epoch (20000)")
     parser.add_argument("--product-size", type=int, default=4096, help="rows of the matrix product (4096)")
     arguments = parser.parse_args()
-    sizes = {"train_size": arguments.train_size, "test_size": arguments.test_size}
-    precisions = {f"ours, {choose_precision('auto', torch.device('cpu'))}": "auto", "ours, float32": "float32"}
-    if len(precisions) == 1:
-        print("ours in its default precision is float32 on this processor: one row for both")
-
-    contestants = {}
-    for name, precision in precisions.items():
-        contestants[f"amortized, {name}"] = partial(ours, precision=precision, **sizes)
-    contestants["amortized, textbook"] = partial(textbook_loop, **sizes)
-    if importlib.util.find_spec("pythae"):
-        contestants["amortized, pythae"] = partial(pythae_loop, **sizes)
+    sizes = {"train_size": arguments.train_size, "repeats": arguments.repeats}
+    if arguments.profile:
+        profile_steps(**sizes)
+    elif arguments.state:
+        for method in METHODS:
+            epoch, write, size = cost_of_state(method, **sizes)
+            print(f"{method}: {size / 1e6:.0f} MB in {write:.3f} s, {write / epoch:.1%} of an epoch of {epoch:.2f} s")
     else:
-        print("pythae is left out: pip install -r benchmarks/requirements.txt")
-    for name, precision in precisions.items():
-        contestants[f"latent optimization, {name}"] = partial(
-            our_latents,
-            precision=precision,
-            train_size=arguments.train_size,
-            epochs_at_most=arguments.repeats + 1,
-        )
-    contestants["latent optimization, textbook"] = partial(textbook_latents, train_size=arguments.train_size)
-    default = next(iter(precisions))
-    products = {name: f"matrix product, {name.removeprefix('ours, ')}" for name in precisions}
-    for name, precision in precisions.items():
-        contestants[products[name]] = partial(matrix_product, precision=precision, size=arguments.product_size)
-    turns = contest(contestants=contestants, repeats=arguments.repeats)
-
-    rows = []
-    for name in contestants:
-        if name in products.values():
-            continue
-        regime, variant = name.split(", ", 1)
-        row = [name, spread(seconds(turns[name]))]
-        for base in (default, "ours, float32"):
-            row.append(spread(ratios(seconds(turns[name]), seconds(turns[f"{regime}, {base}"]))))
-        share = ratios(rates(turns[name]), rates(turns[products[variant]])) if variant in products else None
-        rows.append([*row, spread(share, ".1%") if share else ""])
-    header = [f"epoch of {arguments.train_size:,} images", "seconds", f"over {default}", "over ours, float32"]
-    print_table([*header, "share of the machine"], rows)
-    for product in products.values():
-        print(f"{product}: {spread([rate / 1e9 for rate in rates(turns[product])], '.0f')} GFLOP/s")
+        compare_epochs(product_size=arguments.product_size, **sizes)
 
 
 if __name__ == "__main__":

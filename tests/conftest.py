@@ -1,15 +1,20 @@
-"""Models with known answers, shared by the tests."""
+"""Models with known answers and a small data set, shared by the tests. Their settings differ from every default."""
 
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from torch import distributions, nn
 from torch.distributions import MultivariateNormal, Normal
 
+from data import Data, Split, load_mnist
+from model import Bernoulli, Gaussian, LatentVariableModel
+from runtime.config import TrainConfig
+
 ROOT = Path(__file__).resolve().parent.parent
+SIGMA = 0.7
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Files of tests run side by side, a core each: threads that wait for each other would cost more than they give.
@@ -19,68 +24,170 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no core waits for them at the end."""
-    longest = ("test_scripts.py", "test_resume.py", "test_documents.py")
+    longest = ("test_main_vae.py", "test_resume.py", "test_documents.py")
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
-class LinearGaussian(NamedTuple):
-    """x = W z + b + sigma_p * noise, z ~ N(0, I), in float64: everything about it has a closed form."""
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
-    weight: torch.Tensor  # (P, D)
-    bias: torch.Tensor  # (P,)
-    sigma_p: float
 
-    def decode(self, z):
-        return z @ self.weight.T + self.bias
+class LinearGaussian(LatentVariableModel):
+    """x = W z + b + sigma * noise, z ~ N(0, I), in float64: everything about it has a closed form."""
+
+    def __init__(self, weight, bias, sigma):
+        pixels, latent_dim = weight.shape
+        super().__init__(nn.Linear(latent_dim, pixels, dtype=torch.float64), Gaussian(sigma), latent_dim=latent_dim)
+        self.decoder.load_state_dict({"weight": weight, "bias": bias})
+        self.weight, self.bias, self.sigma = weight, bias, sigma  # (P, D), (P,)
 
     def log_prob(self, x):
-        """log p(x) = log N(x; b, W W' + sigma_p^2 I), (B,)."""
-        covariance = self.weight @ self.weight.T + self.sigma_p**2 * torch.eye(len(self.bias), dtype=x.dtype)
+        """log p(x) = log N(x; b, W W' + sigma^2 I), (B,)."""
+        covariance = self.weight @ self.weight.T + self.sigma**2 * torch.eye(len(self.bias), dtype=x.dtype)
         return MultivariateNormal(self.bias, covariance).log_prob(x)
 
     def posterior(self, x):
-        """Mean (B, D) and precision (D, D) of p(z|x)."""
-        precision = torch.eye(self.weight.shape[1], dtype=x.dtype) + self.weight.T @ self.weight / self.sigma_p**2
-        mean = torch.linalg.solve(precision, self.weight.T @ (x - self.bias).T / self.sigma_p**2).T
-        return mean, precision
+        """p(z|x), a MultivariateNormal (B, D)."""
+        precision = torch.eye(self.latent_dim, dtype=x.dtype) + self.weight.T @ self.weight / self.sigma**2
+        mean = torch.linalg.solve(precision, self.weight.T @ (x - self.bias).T / self.sigma**2).T
+        return MultivariateNormal(mean, precision_matrix=precision)
 
     def best_diagonal(self, x):
         """The diagonal Normal nearest to p(z|x) in KL(q || p), (B, D), and its bound (B,)."""
-        mean, precision = self.posterior(x)
-        variance = 1 / precision.diagonal()
-        gap = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision))
-        return Normal(mean, variance.sqrt().expand_as(mean)), self.log_prob(x) - gap
+        posterior = self.posterior(x)
+        diagonal = posterior.precision_matrix.diagonal(dim1=-2, dim2=-1)  # (B, D)
+        gap = 0.5 * (diagonal.log().sum(-1) - torch.logdet(posterior.precision_matrix))
+        return Normal(posterior.mean, diagonal.rsqrt()), self.log_prob(x) - gap
 
     def elbo(self, q, x):
         """The bound of a diagonal Normal q, (B,): E_q log p(x|z) is quadratic in z."""
-        residual = (x - self.decode(q.mean)).square().sum(-1) + q.variance @ self.weight.square().sum(0)
-        constant = 0.5 * x.shape[1] * math.log(2 * math.pi * self.sigma_p**2)
+        decoded = q.mean @ self.weight.T + self.bias
+        residual = (x - decoded).square().sum(-1) + q.variance @ self.weight.square().sum(0)
+        constant = 0.5 * x.shape[1] * math.log(2 * math.pi * self.sigma**2)
         divergence = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log()).sum(-1)
-        return -residual / (2 * self.sigma_p**2) - constant - divergence
+        return -residual / (2 * self.sigma**2) - constant - divergence
 
-    def sample(self, count, generator):
-        z = torch.randn(count, self.weight.shape[1], generator=generator, dtype=torch.float64)
-        noise = torch.randn(count, len(self.bias), generator=generator, dtype=torch.float64)
-        return self.decode(z) + self.sigma_p * noise
+    def poor(self, x):
+        """A q that is off on purpose: the best diagonal one moved by half its own width, and a third too wide."""
+        best, _ = self.best_diagonal(x)
+        return Normal(best.mean + 0.5 * best.stddev, 1.3 * best.stddev)
 
 
-def linear_gaussian(*, pixels, latent_dim, sigma_p=0.4, orthogonal=False, nearly_singular=False, seed=0):
+def linear_gaussian(*, pixels=12, latent_dim=3, orthogonal=False, nearly_singular=False):
     """A LinearGaussian; with orthogonal columns of W its posterior is diagonal.
 
     nearly_singular: two columns of W are all but equal, so that along their difference the posterior is the prior and
     along their sum it is far narrower.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(5)
     weight = torch.randn(pixels, latent_dim, generator=generator, dtype=torch.float64) / math.sqrt(latent_dim)
     if orthogonal:
         weight = torch.linalg.qr(weight)[0] * torch.linspace(0.3, 2, latent_dim, dtype=torch.float64)
     if nearly_singular:
         weight[:, 1] = weight[:, 0] + 1e-3 * weight[:, 1]
-    return LinearGaussian(weight, torch.randn(pixels, generator=generator, dtype=torch.float64), sigma_p)
+    return LinearGaussian(weight, torch.randn(pixels, generator=generator, dtype=torch.float64), SIGMA)
+
+
+class NonlinearModel(LatentVariableModel):
+    """A decoder with one hidden layer, in float64: log p(x) by quadrature, written with PyTorch's distributions."""
+
+    def __init__(self, likelihood, latent_dim, *, pixels=6, hidden=8):
+        generator = seeded(2)
+        layers = nn.Linear(latent_dim, hidden), nn.Tanh(), nn.Linear(hidden, pixels)
+        super().__init__(nn.Sequential(*layers).double(), likelihood, latent_dim=latent_dim)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, generator=generator)
+
+    def _log_likelihood(self, x, z):
+        output = self.decoder(z)
+        if self.likelihood.name == "bernoulli":
+            return distributions.Bernoulli(logits=output).log_prob((x + 1) / 2).sum(-1)
+        return Normal(output, SIGMA).log_prob(x).sum(-1)
+
+    def _grid(self, points):
+        """Points of [-9, 9]^D, (M, 1, D), and the log-probabilities of N(0, I) in the cells around them, (M, 1)."""
+        axis = torch.linspace(-9, 9, points, dtype=torch.float64)
+        grid = torch.cartesian_prod(*[axis] * self.latent_dim).reshape(-1, 1, self.latent_dim)
+        return grid, Normal(0.0, 1.0).log_prob(grid).sum(-1) + self.latent_dim * math.log(18 / (points - 1))
+
+    @torch.no_grad()
+    def log_prob(self, x, points=161):
+        """log p(x), (B,), by the trapezoidal rule, which for a smooth integrand converges exponentially."""
+        z, log_prior = self._grid(points)
+        return (self._log_likelihood(x, z) + log_prior).logsumexp(0)
+
+    @torch.no_grad()
+    def elbo(self, q, x, points=161):
+        """The bound of a diagonal Normal q, (B,): E_q log p(x|z) by the same rule."""
+        noise, log_weight = self._grid(points)
+        divergence = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log()).sum(-1)
+        return (log_weight.exp() * self._log_likelihood(x, q.mean + q.stddev * noise)).sum(0) - divergence
+
+    def poor(self, x):
+        """A q that is off on purpose: the prior."""
+        return Normal(torch.zeros(len(x), self.latent_dim, dtype=x.dtype), 1.0)
+
+
+NONLINEAR = {
+    f"{likelihood.name}, latent dimension {latent_dim}": NonlinearModel(likelihood, latent_dim)
+    for likelihood in (Gaussian(SIGMA), Bernoulli())
+    for latent_dim in (1, 2)
+}
+LINEAR = {
+    "linear": linear_gaussian(),
+    "linear, latent dimension 200": linear_gaussian(pixels=60, latent_dim=200),
+    "linear, nearly singular": linear_gaussian(pixels=20, latent_dim=5, nearly_singular=True),
+}
+
+
+@pytest.fixture(params=NONLINEAR.values(), ids=NONLINEAR.keys())
+def nonlinear(request):
+    return request.param
+
+
+@pytest.fixture(params=LINEAR.values(), ids=LINEAR.keys())
+def linear(request):
+    return request.param
+
+
+@pytest.fixture(params=[*LINEAR.values(), *NONLINEAR.values()], ids=[*LINEAR, *NONLINEAR])
+def model(request):
+    """A model with known `log_prob` and `elbo`, and `poor`, a q to improve on."""
+    return request.param
 
 
 @pytest.fixture(scope="session")
 def mnist():
-    from data import load_mnist
-
     return load_mnist(data_dir=ROOT / "data")
+
+
+def toy_data(*, device="cpu", binary=False):
+    """A Data of made-up images, two channels of 12 x 16 pixels; each of the five classes is a pattern with noise."""
+    generator = seeded(7)
+    patterns = torch.rand(5, 2, 12, 16, generator=generator) * 2 - 1
+
+    def split(count, first):
+        labels, index = torch.arange(count) % 5, torch.arange(first, first + count)
+        noise = torch.randn(count, 2, 12, 16, generator=generator)
+        images = (patterns[labels] + 0.2 * noise).clamp(-1, 1)
+        images = images.sign() if binary else images
+        return Split(images.to(device), labels.to(device), index.to(device), ("a", "b", "c", "d", "e"))
+
+    return Data(train=split(150, 40), validation=split(40, 0), rest=split(40, 0), test=split(35, 0))
+
+
+def toy_config(**changes):
+    """A TrainConfig for toy_data."""
+    settings = {
+        "epochs": 2,
+        "train_size": 150,
+        "batch_size": 32,
+        "seed": 3,
+        "latent_dim": 5,
+        "sigma_p": SIGMA,
+        "beta": 0.9,
+        "learning_rate": 0.002,
+        "latent_learning_rate": 0.02,
+        "precision": "float32",
+    }
+    return TrainConfig(**{**settings, **changes})

@@ -1,20 +1,20 @@
-"""The scripts as real processes in folders of their own, shared by the tests of what befalls a run."""
+"""The scripts as real processes in folders of their own, shared by the tests of runs that are stopped or fail."""
 
 import os
 import time
 
-from benchmarks import soak
+from benchmarks import stress
 
-MAIN, CLASSIFIER = soak.SCRIPTS
-
-
-def arguments(script, *more):
-    return [*soak.SCRIPTS[script].split(), "--data-dir", "../data", *more]
+MAIN, CLASSIFIER = stress.SCRIPTS
 
 
-def run(script, folder, *more, **limits):
-    """Runs a script to its end. Returns (exit status, stdout, lines of stderr). limits: of soak.start."""
-    process = soak.start(script, arguments(script, *more), folder, **limits)
+def arguments(script, *flags):
+    return [*stress.SCRIPTS[script].split(), "--data-dir", "../data", *flags]
+
+
+def run(script, folder, *flags, **limits):
+    """Runs a script to its end. Returns (exit status, stdout, lines of stderr). limits: of stress.start."""
+    process = stress.start(script, arguments(script, *flags), folder, **limits)
     process.join()
     return process.exitcode, (folder / "out").read_text(), (folder / "err").read_text().splitlines()
 
@@ -28,9 +28,9 @@ def wait_for(event, process, folder):
     assert process.is_alive(), (folder / "err").read_text()
 
 
-def stop(script, folder, *, after, number, more=()):
+def stop(script, folder, *, after, number, flags=()):
     """Runs a script and sends the signal `number` once `after` has happened. Returns (exit status, stderr)."""
-    process = soak.start(script, arguments(script, *more), folder)
+    process = stress.start(script, arguments(script, *flags), folder)
     wait_for(after, process, folder)
     os.kill(process.pid, number)
     process.join()

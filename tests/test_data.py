@@ -1,4 +1,4 @@
-"""MNIST and the subset."""
+"""MNIST, its splits, and data of other shapes."""
 
 import gzip
 import os
@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, toy_config, toy_data
 from PIL import Image
 
-from data import load_images, load_mnist, remaining, rows_per_digit, stratified_subset
-from files import InputError
+from data import binarized, load_data, load_images, load_mnist, remaining, rows_per_class, stratified_subset
+from runtime.checkpoint import InputError
 
 
 def test_mnist_is_whole_and_scaled(mnist):
@@ -23,10 +23,11 @@ def test_mnist_is_whole_and_scaled(mnist):
         assert np.array_equal(np.round((split.images.numpy() + 1) * 127.5), raw)
         raw = gzip.decompress(archive.with_name(f"{name}-labels-idx1-ubyte.gz").read_bytes())
         assert split.labels.tolist() == list(raw[8:])
+        assert split.classes == tuple("0123456789")
 
 
 @pytest.mark.parametrize("size", [10, 1000, 20_000, 60_000])
-def test_subset_has_every_digit_in_its_share(mnist, size):
+def test_a_subset_has_every_class_in_its_share(mnist, size):
     subset = stratified_subset(mnist[0], size=size, seed=3)
     assert len(set(subset.index.tolist())) == size
     assert torch.equal(subset.images, mnist[0].images[subset.index])
@@ -34,25 +35,60 @@ def test_subset_has_every_digit_in_its_share(mnist, size):
     assert ((torch.bincount(subset.labels, minlength=10) - share).abs() <= 1).all()
 
 
-def test_subset_depends_on_the_seed_alone(mnist):
-    first, again, other = (stratified_subset(mnist[0], size=500, seed=seed).index for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+def test_a_subset_of_other_images_and_classes():
+    train = toy_data().train
+    part = stratified_subset(train, size=10, seed=1)
+    assert part.labels.bincount().tolist() == [2] * 5
+    assert part.classes == ("a", "b", "c", "d", "e")
+    assert torch.equal(part.images, train.images[part.index - 40])
 
 
-@pytest.mark.parametrize("size", [0, 9, 60_001])
-def test_an_impossible_subset_is_refused(mnist, size):
-    with pytest.raises(InputError, match=str(size)):
-        stratified_subset(mnist[0], size=size)
+@pytest.mark.parametrize("size", [0, 4, 151])
+def test_an_impossible_subset_is_refused(size):
+    with pytest.raises(InputError, match=f"{size} images is impossible: 5 to 150"):
+        stratified_subset(toy_data().train, size=size)
 
 
-def test_rows_per_digit(mnist):
-    labels = mnist[1].labels
-    rows = rows_per_digit(labels, 3)
-    assert (labels[rows] == torch.arange(10).unsqueeze(1)).all()
-    assert rows[:, 0].tolist() == [labels.tolist().index(digit) for digit in range(10)]
-    with pytest.raises(InputError, match="only 892"):
-        rows_per_digit(labels, 893)
+def test_rows_per_class():
+    train = toy_data().train
+    rows = rows_per_class(train, 3)
+    assert rows.tolist() == [[label, label + 5, label + 10] for label in range(5)]
+    with pytest.raises(InputError, match="only 30"):
+        rows_per_class(train, 31)
+
+
+def test_the_remaining_images_are_those_that_were_not_drawn(mnist):
+    part = stratified_subset(mnist[1], size=3000, seed=1)
+    rest = remaining(mnist[1], part)
+    assert torch.equal(torch.cat((part.index, rest.index)).sort().values, torch.arange(10_000))
+    assert torch.equal(rest.images, mnist[1].images[rest.index])
+    assert torch.equal(rest.labels, mnist[1].labels[rest.index])
+
+
+def test_the_data_of_an_experiment_do_not_overlap(mnist, monkeypatch):
+    monkeypatch.setattr("data.load_mnist", lambda **_: mnist)
+    data = load_data(toy_config(train_size=30_000, seed=2))
+    train, validation, rest = (set(split.index.tolist()) for split in data[:3])
+    assert (len(train), len(validation), len(rest)) == (30_000, 5000, 30_000)
+    assert not train & rest
+    assert validation < rest
+    assert data.test is mnist[1]
+    assert torch.equal(load_data(toy_config(), train_index=data.train.index).train.images, data.train.images)
+    assert not torch.equal(load_data(toy_config(train_size=30_000, seed=3)).train.index, data.train.index)
+    assert load_data(toy_config(train_size=60_000)).validation is mnist[1]  # where no others are left
+    with pytest.raises(InputError, match="only 60,000"):
+        load_data(toy_config(), train_index=torch.tensor([3, 60_000]))
+
+
+def test_binarized_pixels_are_ones_as_often_as_they_are_bright():
+    grey = torch.tensor([0, 60, 200, 255], dtype=torch.uint8).expand(20_000, 4)
+    ones = binarized(grey, "train")
+    assert ones.unique().tolist() == [-1, 1]
+    share = ((ones + 1) / 2).mean(0)
+    assert share[[0, 3]].tolist() == [0, 1]
+    torch.testing.assert_close(share, grey[0] / 255, atol=0.02, rtol=0)
+    assert torch.equal(ones, binarized(grey, "train"))
+    assert not torch.equal(ones, binarized(grey, "test"))
 
 
 def test_a_damaged_archive_is_one_clear_line(tmp_path):
@@ -75,11 +111,3 @@ def test_own_images_are_scaled_as_mnist_is(mnist, tmp_path):
     for name, reason in (("wide", "30 x 28 pixels"), ("text", "not an image"), ("none", "No such file")):
         with pytest.raises(InputError, match=reason):
             load_images([tmp_path / f"{name}.png"])
-
-
-def test_the_remaining_images_are_those_that_were_not_drawn(mnist):
-    part = stratified_subset(mnist[1], size=3000)
-    rest = remaining(mnist[1], part)
-    assert torch.equal(torch.cat((part.index, rest.index)).sort().values, torch.arange(10_000))
-    assert torch.equal(rest.images, mnist[1].images[rest.index])
-    assert torch.equal(rest.labels, mnist[1].labels[rest.index])

@@ -1,0 +1,89 @@
+"""What inference costs in nats: the approximation gap and the amortization gap (Cremer et al. 2018).
+
+With q* the best diagonal Normal of an image, fitted from q to convergence,
+
+    log p(x) - ELBO(q*)    approximation gap: no diagonal Normal comes nearer
+    ELBO(q*) - ELBO(q)     amortization gap: what a better q would gain; of a row of the latent table, how far its
+                           visits are from convergence
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from evaluation.ais import annealed_importance_sampling, gauss_newton_posterior
+from latent_optimization import fit_posterior
+from vae_utils import importance_sampling, mean_and_error, select
+
+
+class Gaps(NamedTuple):
+    """Three estimates of log p(x) and two bounds for each image, (B,) each; nats but for sizes and shares."""
+
+    log_prob: torch.Tensor  # importance sampling from q
+    elbo: torch.Tensor  # ELBO(q)
+    effective_sample_size: torch.Tensor
+    fitted_log_prob: torch.Tensor  # importance sampling from q*
+    fitted_elbo: torch.Tensor  # ELBO(q*)
+    fitted_effective_sample_size: torch.Tensor
+    ais_log_prob: torch.Tensor  # annealed importance sampling from q* with a full covariance
+    ais_standard_error: torch.Tensor  # over its chains
+    ais_log_weight_std: torch.Tensor  # over its chains
+    ais_acceptance: torch.Tensor
+
+
+def measure(
+    model,
+    x,
+    q,
+    *,
+    generator,
+    precision="float32",
+    num_samples=1000,
+    chains=4,
+    temperatures=140,
+    fit_steps=200,
+    fitted=False,
+    batch_size=50,
+    on_batch=None,
+):
+    """Gaps of images x (B, *image) under any model and any diagonal Normal q (B, D).
+
+    The bounds are means over `num_samples` fresh draws from q and from q*, the same that importance sampling weighs.
+    fitted: q is q* already, as of unseen images under latent optimization; then nothing is fitted, and both have the
+    same numbers. precision: of the networks in the gradients of annealing; all values are in float32. on_batch, if
+    given, is called with the number of images after each batch.
+    """
+    fast, parts = model.in_precision(precision), []
+    for rows in torch.arange(len(x), device=x.device).split(batch_size):
+        images, own = x[rows], select(q, rows)
+        best = own
+        if not fitted:
+            best = fit_posterior(model, images, own, generator=generator, fit_steps=fit_steps).q
+        start = gauss_newton_posterior(fast, images, best, generator=generator)
+        ais = annealed_importance_sampling(
+            fast, images, start, generator=generator, chains=chains, temperatures=temperatures
+        )
+        of_own = importance_sampling(model, images, own, generator=generator, num_samples=num_samples)
+        of_best = of_own
+        if not fitted:
+            of_best = importance_sampling(model, images, best, generator=generator, num_samples=num_samples)
+        parts.append(Gaps(*of_own, *of_best, *ais[:4]))
+        if on_batch:
+            on_batch(len(images))
+    return Gaps(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def summarize(gaps):
+    """{"elbo", "fitted_elbo", "log_prob", "approximation_gap", "amortization_gap"}, as `mean_and_error` gives them.
+
+    The gaps are paired differences on the same images, whose standard errors are smaller than those of their parts.
+    gaps: Gaps; log_prob is the annealed one.
+    """
+    values = {
+        "elbo": gaps.elbo,
+        "fitted_elbo": gaps.fitted_elbo,
+        "log_prob": gaps.ais_log_prob,
+        "approximation_gap": gaps.ais_log_prob - gaps.fitted_elbo,
+        "amortization_gap": gaps.fitted_elbo - gaps.elbo,
+    }
+    return {name: mean_and_error(value) for name, value in values.items()}

@@ -1,0 +1,215 @@
+"""The evaluation of trained methods: every number, table and figure, in the order in which they are made."""
+
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from data import SPLITS, rows_per_class
+from evaluation import figures, gaps, latents, samples, scores, style
+from runtime.checkpoint import save_array, save_csv, save_figure
+from runtime.progress import ProgressBar
+from vae_utils import random_generator
+
+PRIOR_SAMPLES = 64
+
+
+def evaluate(checkpoints, data, classifier, config, *, results_dir, training_seconds):
+    """Every number and every figure but the training curves; returns the summary's numbers.
+
+    checkpoints: a training.Checkpoints, of whose last epoch all is scored; data: a Data; classifier: the supervised
+    baseline; config: an EvalConfig; training_seconds: {method's name: seconds}, as far as they are known.
+    """
+    results_dir = Path(results_dir)
+    with ProgressBar("figures", total=len(checkpoints.epochs), unit="epoch") as bar:
+        for epoch in checkpoints.epochs:
+            draw_epoch(epoch, checkpoints.load(epoch, data), data, config, results_dir)
+            bar.advance()
+
+    methods = checkpoints.load(checkpoints.epochs[-1], data)
+    likelihood, classes = methods[0].model.likelihood.label, data.test.classes
+
+    def save(name, draw, **values):
+        save_figure(results_dir / f"{name}.png", draw(methods=methods, likelihood=likelihood, **values))
+
+    sample = scores.infer_sample(methods, data, config)
+    train_q = {method.name: scores.posterior_of_train(method, data) for method in methods}
+    bounds = scores.final_bounds(methods, data, sample, train_q, config)
+
+    records = scores.log_probabilities(methods, data, config)
+    values = scores.as_array(records, (len(methods), len(SPLITS), len(classes), config.images_per_digit))
+    save_csv(results_dir / "log_probabilities.csv", records)
+    save_array(results_dir / "log_probabilities.npy", values)
+    shown = {"images": data.test.images[rows_per_class(data.test, 1).flatten()], "example_values": values[:, 1, :, 0]}
+    counts = {"num_samples": config.num_samples, "classes": classes}
+    save("log_probabilities", figures.log_probabilities, values=values, **shown, **counts)
+
+    rows = scores.gaps_over_epochs(checkpoints, data, config)
+    last, per_class = ({method.name: {} for method in methods} for _ in range(2))
+    for method, split in product(methods, SPLITS):
+        own = {"method": method.name, "split": split}
+        last[method.name][split] = gaps.summarize(scores.annealed_gaps(records, **own))
+        rows.append({"epoch": checkpoints.epochs[-1], **own, "scores": last[method.name][split]})
+        of_classes = [scores.annealed_gaps(records, **own, **{"class": name}) for name in classes]
+        per_class[method.name][split] = [gaps.summarize(found) for found in of_classes]
+    save_csv(results_dir / "gaps.csv", [_flat(row) for row in rows])
+    save("gaps_over_epochs", figures.gaps_over_epochs, rows=rows, saved_epochs=checkpoints.epochs)
+    save("gaps_per_digit", figures.gaps_per_class, per_class=per_class, classes=classes)
+
+    bdmc = {}
+    with ProgressBar("bidirectional bounds", total=len(methods), unit="model") as bar:
+        for method in methods:
+            bdmc[method.name] = scores.bdmc_gap(method, config, device=data.device)
+            bar.advance()
+
+    used = latents.analyse(
+        methods,
+        train_q=train_q,
+        sample=sample.split,
+        sample_q={name: fit.q for name, fit in sample.fits.items()},
+        data=data,
+        classifier=classifier,
+        config=config,
+        results_dir=results_dir,
+    )
+    quality = samples.assess(methods, classifier=classifier, data=data, config=config, results_dir=results_dir)
+    parts = {
+        "bounds": bounds,
+        "log_prob": scores.summarize_log_prob(records, methods, classes),
+        "gaps": last,
+        "bdmc": bdmc,
+        "latents": used["methods"],
+        "cost": scores.compute_cost(methods, checkpoints, sample, training_seconds),
+    }
+    return {
+        "likelihood": likelihood,
+        "methods": {
+            method.name: {"label": method.label, **{name: part[method.name] for name, part in parts.items()}}
+            for method in methods
+        },
+        "probes": used["probes"],
+        "samples": quality,
+    }
+
+
+def _flat(row):
+    """A row of gaps as gaps.csv has it."""
+    flat = {name: row[name] for name in ("epoch", "method", "split")}
+    for name, score in row["scores"].items():
+        flat["images"] = score["images"]
+        flat[name], flat[f"{name}_standard_error"] = score["mean"], score["standard_error"]
+    return flat
+
+
+def draw_epoch(epoch, methods, data, config, results_dir):
+    """Draws the reconstructions of each method, the prior samples and the comparison after one epoch."""
+    likelihood = methods[0].model.likelihood.label
+    train_rows = rows_per_class(data.train, 1).flatten()
+    first, second = rows_per_class(data.test, 2).T  # the first for the reconstructions, the second to compare
+    seen, unseen = data.train.images[train_rows], data.test.images[torch.cat((first, second))]
+    drawn, sheets = {}, {}
+    for method in methods:
+        q, _ = scores.own_posterior(method, data, "test", torch.cat((first, second)), config)
+        # The same generator for every method: where they have the same number of dimensions, the same z.
+        generator = random_generator(config.seed, "prior samples", device=data.device)
+        z = torch.randn(PRIOR_SAMPLES, method.model.latent_dim, generator=generator, device=data.device)
+        with torch.no_grad():
+            of_seen = method.model.mean(method.posterior(seen, train_rows).mean)
+            drawn[method.label] = method.model.mean(q.mean)
+            sheets[method.label] = method.model.mean(z)
+        figure = style.image_rows(
+            rows=[
+                ("training image", seen),
+                ("reconstruction", of_seen),
+                ("test image", unseen[: len(first)]),
+                ("reconstruction", drawn[method.label][: len(first)]),
+            ],
+            title=f"{method.label}, epoch {epoch}: reconstructions at the mean of q(z)",
+            likelihood=likelihood,
+        )
+        save_figure(results_dir / f"{method.reconstruction_prefix}_epoch_{epoch}.png", figure)
+    figure = style.sample_sheets(
+        sheets=sheets,
+        title=f"Prior samples, epoch {epoch}: the mean of p(x|z) at the same {PRIOR_SAMPLES} draws of z",
+        likelihood=likelihood,
+    )
+    save_figure(results_dir / f"samples_epoch_{epoch}.png", figure)
+    original = unseen[len(first) :]
+    compared = {label: images[len(first) :] for label, images in drawn.items()}
+    errors = {
+        label: [f"{error:.1f}" for error in (original - images).square().flatten(1).sum(1).tolist()]
+        for label, images in compared.items()
+    }
+    figure = style.image_rows(
+        rows=[("test image", original), *compared.items()],
+        captions=errors,
+        title=f"Unseen test images, epoch {epoch}; below each reconstruction its squared error "
+        r"$\|x-\hat x\|^2$ (pixels in [-1, 1])",
+        likelihood=likelihood,
+    )
+    save_figure(results_dir / f"comparison_epoch_{epoch}.png", figure)
+
+
+def table(summary):
+    """The final table, at most 100 columns wide."""
+
+    def number(score):
+        error = score["standard_error"]
+        return f"{score['mean']:8.2f} ± {error:.2f}" if error is not None else f"{score['mean']:8.2f}"
+
+    def line(label, of_splits):
+        return f"{label:44}" + "".join(f"{number(score):>16}{score['images']:>8,}" for score in of_splits)
+
+    def effective(of_splits):
+        sizes = [score["effective_sample_size_median"] for score in of_splits]
+        warning = " too low" if min(sizes) < scores.FEW else ""
+        return f"{'    rests on (median effective samples)':44}{sizes[0]:>16.1f}{'':8}{sizes[1]:>16.1f}{warning:>8}"
+
+    rule = "-" * 92
+    lines = [summary["likelihood"]]
+    lines += [f"{'nats per image (± standard error)':44}{'train':>16}{'images':>8}{'test':>16}{'images':>8}", rule]
+    for method in summary["methods"].values():
+        lines.append(method["label"])
+        for part, name in (("elbo", "ELBO"), ("log_likelihood", "E_q log p(x|z)"), ("kl", "KL(q || p)")):
+            lines.append(line(f"  {name}", [method["bounds"][split][part] for split in SPLITS]))
+        of_splits = [method["log_prob"][split] for split in SPLITS]
+        overall = [each["overall"] for each in of_splits]
+        fitted, annealed = (
+            [each["three_estimates"][name] for each in of_splits] for name in ("importance_sampling_fitted", "annealed")
+        )
+        lines += [line("  log p(x), importance sampling from q", overall), effective(overall)]
+        lines += [line("  log p(x), importance sampling from q*", fitted), effective(fitted)]
+        lines.append(line("  log p(x), annealed from q*", annealed))
+        errors = [f"± {score['monte_carlo_error']:.2f}" for score in annealed]
+        lines.append(f"{'    of that, error of the estimate itself':44}{errors[0]:>16}{'':8}{errors[1]:>16}")
+        for name, difference in (("approximation", "log p(x) - ELBO(q*)"), ("amortization", "ELBO(q*) - ELBO(q)")):
+            of_gap = [method["gaps"][split][f"{name}_gap"] for split in SPLITS]
+            lines.append(line(f"  {name} gap, {difference}", of_gap))
+        gap = method["bdmc"]["gap"]
+        lines.append(
+            f"  log p(x) of {gap['images']} simulated images lies between bounds {number(gap).strip()} nats apart"
+        )
+        lines.append(rule)
+    return "\n".join(lines)
+
+
+COSTS = {
+    "decoder_updates": ("updates of the decoder", ",.0f"),
+    "training_gradients": ("training, all images: gradients of q", ",.0f"),
+    "training_gradients_per_q": ("training, one image: gradients that shape its q", ",.0f"),
+    "training_seconds": ("training: seconds, the decoder's included", ",.0f"),
+    "unseen_image_gradients": ("one unseen image: gradients of q", ",.0f"),
+    "unseen_image_seconds": ("one unseen image: seconds, several at a time", ".5f"),
+}
+
+
+def cost_table(summary):
+    """What training and inference took, as a table; a gradient is explained in scores.compute_cost."""
+    methods = summary["methods"].values()
+    lines = [f"{'computation':50}" + "".join(f"{method['label']:>21}" for method in methods)]
+    lines.append("-" * len(lines[0]))
+    for name, (label, form) in COSTS.items():
+        values = [method["cost"][name] for method in methods]
+        texts = ["not known" if value is None else format(value, form) for value in values]
+        lines.append(f"{label:50}" + "".join(f"{text:>21}" for text in texts))
+    return "\n".join([*lines, "-" * len(lines[0])])

@@ -1,0 +1,143 @@
+"""What the models' samples are worth, seen by the supervised classifier.
+
+A sample is the mean of p(x|z) at z ~ N(0, I), without the noise of p(x|z), which would look the same on all of them.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from evaluation import figures
+from evaluation.stats import bootstrap_counts, wilson_interval
+from runtime.checkpoint import save_figure
+from vae_utils import mean_and_error, random_generator
+
+EXAMPLES = 12  # of every kind, in the figure
+
+
+class Moments(NamedTuple):
+    """Mean and covariance of features, float64."""
+
+    mean: torch.Tensor  # (F,)
+    covariance: torch.Tensor  # (F, F)
+
+
+class Classified(NamedTuple):
+    """What a classifier makes of images, on the CPU."""
+
+    features: torch.Tensor  # (N, F), float64
+    label: torch.Tensor  # (N,), the most probable class
+    confidence: torch.Tensor  # (N,), its probability
+
+
+@torch.no_grad()
+def classify(classifier, images, *, batch_size=100):
+    """The Classified of images (N, C, H, W); the classifier must be in evaluation mode."""
+    features = torch.cat([classifier.features(x) for x in images.split(batch_size)])
+    confidence, label = classifier.logits(features).softmax(-1).max(-1)
+    return Classified(features.cpu().double(), label.cpu(), confidence.cpu())
+
+
+def moments(features, counts=None):
+    """The Moments of features (N, F), every row taken as often as `counts` (N,) says, or once."""
+    features = features.double()
+    if counts is not None:
+        features = features.repeat_interleave(counts.long(), dim=0)
+    return Moments(features.mean(0), torch.cov(features.T).reshape(features.shape[1], -1))
+
+
+def frechet_distance(one, two):
+    """The squared Fréchet distance of the Gaussians with these Moments (Heusel et al. 2017, Eq. 6).
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in squared units of the features. The trace of the root is the sum of
+    the roots of the eigenvalues of C1 C2, none of which is negative but by rounding.
+    """
+    cross = torch.linalg.eigvals(one.covariance @ two.covariance).real.clamp(min=0).sqrt().sum()
+    between = (one.mean - two.mean).square().sum()
+    return max(0.0, float(between + one.covariance.trace() + two.covariance.trace() - 2 * cross))
+
+
+def sample_pixel_gaussian(images, count, *, generator):
+    """Draws of a Gaussian with the mean and the full covariance of the pixels of images (N, *image): (count, *image).
+
+    They are not clamped: that would change the moments. In float64 on the CPU, where the generator must be; returned
+    like the images.
+    """
+    mean, covariance = moments(images.flatten(1).cpu())
+    values, vectors = torch.linalg.eigh(covariance)
+    noise = torch.randn(count, len(values), generator=generator, dtype=torch.float64)
+    # Not by Cholesky's decomposition, which the pixels that never change forbid.
+    drawn = mean + (noise * values.clamp(min=0).sqrt()) @ vectors.T
+    return drawn.reshape(count, *images.shape[1:]).to(images)
+
+
+def describe(classified, num_classes):
+    """Class histogram and confidence of a Classified: shares with Wilson's intervals, a mean with its error."""
+    count = len(classified.label)
+    found = torch.bincount(classified.label, minlength=num_classes).tolist()
+    return {
+        "classes": [{"share": correct / count, "interval_95": wilson_interval(correct, count)} for correct in found],
+        "confidence": mean_and_error(classified.confidence),
+    }
+
+
+def frechet_distances(features, reference, *, seed, resamples):
+    """{name: {"value", "standard_error", "images"}} of the Fréchet distance from the reference.
+
+    features: {name: (N, F)}; reference: (M, F). The error is the standard deviation over bootstrap resamples of both
+    sets, those of the reference the same for all names. It does not hold the bias: finite sets of the same kind are
+    never at distance 0, and the fewer they are the farther; only distances of equally many images compare.
+    """
+
+    def resampled(values, name):
+        generator = random_generator(seed, "bootstrap", name)
+        return [moments(values, row) for row in bootstrap_counts(len(values), resamples=resamples, generator=generator)]
+
+    target, targets = moments(reference), resampled(reference, "reference")
+    found = {}
+    for name, values in features.items():
+        drawn = [frechet_distance(*pair) for pair in zip(resampled(values, name), targets, strict=True)]
+        value, error = frechet_distance(moments(values), target), float(torch.tensor(drawn, dtype=torch.float64).std())
+        found[name] = {"value": value, "standard_error": error, "images": len(values)}
+    return found
+
+
+@torch.no_grad()
+def assess(methods, *, classifier, data, config, results_dir, resamples=20):
+    """Writes sample_quality.png to `results_dir`; returns the summary's numbers, one dict per kind of samples.
+
+    classifier: trained on data.train, in evaluation mode; config: an EvalConfig. Kinds, config.classified_samples of
+    each: "real_images", training images that are not in data.train, which say how near to the test images one can
+    come, left out where there are too few; every method's name, at the same z; and "pixel_gaussian", which says how
+    near one comes by two moments alone. "test" describes the test images.
+    """
+    seed, count, device, num_classes = config.seed, config.classified_samples, data.device, data.test.num_classes
+    kinds = {}
+    if len(data.rest.images) >= count:
+        order = torch.randperm(len(data.rest.images), generator=random_generator(seed, "real images"))
+        kinds["real_images"] = data.rest.images[order[:count].to(device)]
+    for method in methods:
+        # The same generator for each: where the models have the same number of dimensions, the same z.
+        generator = random_generator(seed, "classified samples", device=device)
+        z = torch.randn(count, method.model.latent_dim, generator=generator, device=device)
+        kinds[method.name] = torch.cat([method.model.mean(part) for part in z.split(1000)])
+    generator = random_generator(seed, "pixel Gaussian")
+    kinds["pixel_gaussian"] = sample_pixel_gaussian(data.train.images, count, generator=generator)
+    classified = {name: classify(classifier, images) for name, images in kinds.items()}
+    reference = classify(classifier, data.test.images)
+    features = {name: each.features for name, each in classified.items()}
+    measured = frechet_distances(features, reference.features, seed=seed, resamples=resamples)
+    scores = {
+        name: {"frechet_distance": measured[name], **describe(each, num_classes)} for name, each in classified.items()
+    }
+    scores["test"] = describe(reference, num_classes)
+    figure = figures.sample_quality(
+        scores=scores,
+        examples={name: images[:EXAMPLES] for name, images in kinds.items()},
+        methods=methods,
+        classes=data.test.classes,
+        likelihood=methods[0].model.likelihood.label,
+    )
+    save_figure(Path(results_dir) / "sample_quality.png", figure)
+    return scores

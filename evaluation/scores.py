@@ -1,0 +1,285 @@
+"""The numbers of trained methods: bounds over whole splits, log p(x) class by class, gaps, bounds' distance, costs."""
+
+import math
+import time
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from data import SPLITS, Split, rows_per_class, stratified_subset
+from evaluation import gaps
+from evaluation.ais import bidirectional_bounds, gauss_newton_posterior
+from latent_optimization import fit_posterior, initial_posterior
+from runtime.progress import ProgressBar
+from vae_utils import (
+    ISEstimate,
+    concatenate,
+    evaluate_bound,
+    importance_sampling,
+    mean_and_error,
+    random_generator,
+    select,
+)
+
+FEW = 10  # effective samples; below, importance sampling is low by more than its weights can tell
+EARLIER_NUM_SAMPLES = 100  # importance samples at the epochs before the last
+
+
+class InferredSample(NamedTuple):
+    """Test images, the same for all methods, with every method's q."""
+
+    split: Split
+    fits: dict  # {method's name: Fit of the M images}
+    seconds: dict  # {method's name: per image, many images at a time}
+
+
+def infer_sample(methods, data, config):
+    """An InferredSample of config.fitted_images stratified test images."""
+    size = min(config.fitted_images, len(data.test.labels))
+    sample = stratified_subset(data.test, size=size, seed=config.seed)
+    fits, seconds = {}, {}
+    with ProgressBar("inference", total=len(methods) * size, unit="img") as bar:
+        for method in methods:
+            started = time.perf_counter()
+            fits[method.name] = _infer(method, sample.images, config, "sample")
+            fits[method.name].q.mean.cpu()  # waits for the device
+            seconds[method.name] = (time.perf_counter() - started) / size
+            bar.advance(size)
+    return InferredSample(sample, fits, seconds)
+
+
+def _infer(method, images, config, *purpose):
+    """The Fit of images that the method never saw."""
+    generator = random_generator(config.seed, "inference", method.name, *purpose, device=images.device)
+    return method.infer(images, generator=generator, fit_steps=config.fit_steps)
+
+
+@torch.no_grad()
+def posterior_of_train(method, data, batch_size=1000):
+    """q of every training image, a diagonal Normal (N, D)."""
+    rows = torch.arange(len(data.train.labels), device=data.device).split(batch_size)
+    return concatenate([method.posterior(data.train.images[part], part) for part in rows])
+
+
+def final_bounds(methods, data, sample, train_q, config):
+    """{name: {split: {"elbo", "log_likelihood", "kl"}}}, each as `mean_and_error` gives it.
+
+    Training images have the q that training left. Where inference is a forward pass, every test image is scored; where
+    it is a fit, those of the InferredSample, and "fit_converged" says whether it has converged. train_q: {name: q}.
+    """
+    bounds = {}
+    for method in methods:
+        fit, of_test = sample.fits[method.name], sample.split
+        if not fit.gradients:
+            of_test, fit = data.test, _infer(method, data.test.images, config, "test")
+        bounds[method.name] = {}
+        for split, images, q in (("train", data.train.images, train_q[method.name]), ("test", of_test.images, fit.q)):
+            generator = random_generator(config.seed, "final bound", method.name, split, device=data.device)
+            bound = evaluate_bound(method.model, images, lambda x, rows, q=q: select(q, rows), generator=generator)
+            bounds[method.name][split] = {part: mean_and_error(value) for part, value in bound._asdict().items()}
+        bounds[method.name]["test"]["fit_converged"] = fit.converged
+    return bounds
+
+
+def own_posterior(method, data, split, rows, config):
+    """(q, fitted): the method's q of the images at `rows` (B,) of the split; fitted: q is fitted to each image."""
+    images = getattr(data, split).images[rows]
+    if split == "train":
+        with torch.no_grad():
+            return method.posterior(images, rows), False
+    fit = _infer(method, images, config, split)
+    return fit.q, fit.gradients > 0
+
+
+def log_probabilities(methods, data, config):
+    """log p(x) of the first images of each class by importance sampling from each method's own q.
+
+    Of these the first `annealed_per_digit` of each class are also scored by importance sampling from the best diagonal
+    q and by annealing. Returns one dict per image, method by method, split by split, class by class: what Gaps holds,
+    None where it was not measured.
+    """
+    total = len(methods) * len(SPLITS) * data.test.num_classes * config.images_per_digit
+    records = []
+    with ProgressBar("log p(x)", total=total, unit="img") as bar:
+        for method, name in product(methods, SPLITS):
+            split = getattr(data, name)
+            rows = rows_per_class(split, config.images_per_digit)  # (classes, n)
+            annealed = (torch.arange(rows.shape[1], device=rows.device) < config.annealed_per_digit).expand_as(rows)
+            rows, annealed = rows.flatten(), annealed.flatten()
+            q, fitted = own_posterior(method, data, name, rows, config)
+            columns = {field: np.full(len(rows), None) for field in gaps.Gaps._fields}
+            for chosen, measure in ((annealed, _gaps), (~annealed, _importance_sampling)):
+                if chosen.any():
+                    generator = random_generator(config.seed, measure.__name__, method.name, name, device=data.device)
+                    x, own = split.images[rows[chosen]], select(q, chosen)
+                    found = measure(method.model, x, own, generator=generator, fitted=fitted, config=config, bar=bar)
+                    for field, values in found._asdict().items():
+                        columns[field][chosen.cpu().numpy()] = values.tolist()
+            part = split.at(rows)
+            for number, (label, index) in enumerate(zip(part.labels.tolist(), part.index.tolist(), strict=True)):
+                identity = {"method": method.name, "split": name, "class": split.classes[label], "index": index}
+                records.append({**identity, **{field: values[number] for field, values in columns.items()}})
+    return records
+
+
+def _gaps(model, x, q, *, generator, fitted, config, bar, coarser=1, num_samples=None):
+    """gaps.measure by an EvalConfig; coarser: by what chains and temperatures are divided."""
+    return gaps.measure(
+        model,
+        x,
+        q,
+        generator=generator,
+        precision=config.precision,
+        num_samples=num_samples or config.num_samples,
+        chains=max(2, config.chains // coarser),
+        temperatures=max(1, config.temperatures // coarser),
+        fit_steps=config.fit_steps,
+        fitted=fitted,
+        on_batch=bar.advance,
+    )
+
+
+def _importance_sampling(model, x, q, *, generator, fitted, config, bar, batch_size=100):
+    """The ISEstimate of all images, some at a time; fitted does not matter."""
+    parts = []
+    for rows in torch.arange(len(x), device=x.device).split(batch_size):
+        own = select(q, rows)
+        parts.append(importance_sampling(model, x[rows], own, generator=generator, num_samples=config.num_samples))
+        bar.advance(len(rows))
+    return ISEstimate(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def gaps_over_epochs(checkpoints, data, config):
+    """One dict per earlier epoch, method and split: what gaps.summarize says of the first images of each class.
+
+    checkpoints: a training.Checkpoints; the images are the same at every epoch. Half as many chains pass half as many
+    temperatures as at the last epoch: so few images differ among themselves by far more than annealing is off.
+    """
+    rows, epochs = [], checkpoints.epochs[:-1]
+    count = config.gap_images_per_digit * data.test.num_classes
+    total = len(epochs) * len(checkpoints.methods) * len(SPLITS) * count
+    with ProgressBar("gaps", total=total, unit="img") as bar:
+        for epoch in epochs:
+            for method, name in product(checkpoints.load(epoch, data), SPLITS):
+                split = getattr(data, name)
+                chosen = rows_per_class(split, config.gap_images_per_digit).flatten()
+                q, fitted = own_posterior(method, data, name, chosen, config)
+                found = _gaps(
+                    method.model,
+                    split.images[chosen],
+                    q,
+                    generator=random_generator(config.seed, "gaps", epoch, method.name, name, device=data.device),
+                    fitted=fitted,
+                    config=config,
+                    bar=bar,
+                    coarser=2,
+                    num_samples=EARLIER_NUM_SAMPLES,
+                )
+                rows.append({"epoch": epoch, "method": method.name, "split": name, "scores": gaps.summarize(found)})
+    return rows
+
+
+def bdmc_gap(method, config, *, device="cpu"):
+    """{"lower", "upper", "gap"} of log p(x) of images simulated from the model (Grosse et al. 2015).
+
+    Each as `mean_and_error` gives it. The gap bounds, in the mean, by how much annealing with the same chains and
+    temperatures is off in either direction on images such as these.
+    """
+    model = method.model
+    generator = random_generator(config.seed, "simulated images", method.name, device=device)
+    x, z = model.sample(config.simulated_images, generator)
+    start = initial_posterior(len(x), model.latent_dim, device=device)
+    fit = fit_posterior(model, x, start, generator=generator, fit_steps=config.fit_steps)
+    fast = model.in_precision(config.precision)
+    q = gauss_newton_posterior(fast, x, fit.q, generator=generator)
+    bounds = bidirectional_bounds(
+        fast, x, z, q, generator=generator, chains=config.chains, temperatures=config.temperatures
+    )
+    values = {**bounds._asdict(), "gap": bounds.upper - bounds.lower}
+    return {name: mean_and_error(value) for name, value in values.items()}
+
+
+def annealed_gaps(records, **conditions):
+    """The annealed records that meet conditions such as method="amortized", split="test", as Gaps, (B,) each."""
+    chosen = [
+        record
+        for record in records
+        if record["ais_log_prob"] is not None and all(record[name] == value for name, value in conditions.items())
+    ]
+    return gaps.Gaps(*(torch.tensor([record[name] for record in chosen]) for name in gaps.Gaps._fields))
+
+
+def as_array(records, shape):
+    """log p(x) of the records as float64 of that shape: (methods, splits, classes, images per class)."""
+    return np.array([record["log_prob"] for record in records], dtype=np.float64).reshape(shape)
+
+
+def summarize_log_prob(records, methods, classes):
+    """{method's name: {split: {"overall": score, "classes": [scores], "three_estimates": {...}}}}.
+
+    Scores have their standard errors over images. "three_estimates" are importance sampling from q, the same from q*,
+    and annealing, on the images that have all three.
+    """
+
+    def score(chosen):
+        sizes = [record["effective_sample_size"] for record in chosen]
+        return {
+            **mean_and_error(torch.tensor([record["log_prob"] for record in chosen])),
+            "effective_sample_size_median": float(np.median(sizes)),
+        }
+
+    summary = {}
+    for method, split in product(methods, SPLITS):
+        own = [record for record in records if (record["method"], record["split"]) == (method.name, split)]
+        summary.setdefault(method.name, {})[split] = {
+            "overall": score(own),
+            "classes": [score([record for record in own if record["class"] == name]) for name in classes],
+            "three_estimates": three_estimates(annealed_gaps(own)),
+        }
+    return summary
+
+
+def three_estimates(found):
+    """{"importance_sampling", "importance_sampling_fitted", "annealed"} of Gaps, each with its errors.
+
+    "monte_carlo_error" is what another seed of the estimator would change in the mean over these images;
+    "standard_error" is what other images would.
+    """
+    scores = {}
+    for name, values, sizes in (
+        ("importance_sampling", found.log_prob, found.effective_sample_size),
+        ("importance_sampling_fitted", found.fitted_log_prob, found.fitted_effective_sample_size),
+    ):
+        scores[name] = {**mean_and_error(values), "effective_sample_size_median": float(sizes.median())}
+    count = len(found.ais_log_prob)
+    scores["annealed"] = {
+        **mean_and_error(found.ais_log_prob),
+        "monte_carlo_error": float(found.ais_standard_error.double().square().sum().sqrt() / count),
+        "log_weight_std_median": float(found.ais_log_weight_std.median()),
+        "acceptance": float(found.ais_acceptance.mean()),
+    }
+    return scores
+
+
+def compute_cost(methods, checkpoints, sample, training_seconds):
+    """{method's name: what its training and its inference took}, plain values.
+
+    checkpoints: a training.Checkpoints; sample: an InferredSample; training_seconds: {name: seconds}, as far as they
+    are known. A gradient is one backward pass of one image's bound, at one sample of z, to the parameters of its q: the
+    encoder's weights, which all images share, or that image's own mean and log-variance.
+    """
+    config, epochs = checkpoints.config, checkpoints.epochs[-1]
+    gradients = epochs * config.train_size
+    return {
+        method.name: {
+            "decoder_updates": epochs * math.ceil(config.train_size / config.batch_size),
+            "training_gradients": gradients,
+            "training_gradients_per_q": gradients if method.shared_inference else epochs,
+            "training_seconds": training_seconds.get(method.name),
+            "unseen_image_gradients": sample.fits[method.name].gradients,
+            "unseen_image_seconds": sample.seconds[method.name],
+        }
+        for method in methods
+    }

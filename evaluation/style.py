@@ -1,0 +1,193 @@
+"""How every figure looks: colours, settings, and the parts that figures are made of. All return a matplotlib Figure."""
+
+import math
+from functools import wraps
+from itertools import product
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from torchvision.utils import make_grid
+
+from data import SPLITS
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the methods' colours are taken from it, too.
+BASELINE, TRIVIAL, INK = "#009E73", "#CC79A7", "#333333"
+# Tol's "muted" palette, likewise, and black.
+CLASS_COLORS = (
+    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000"
+)  # fmt: skip
+
+STYLE = {
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "figure.titlesize": 11,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 3,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+def looks(methods):
+    """{name: (label, colour)} of the methods and of what they are compared with."""
+    return {
+        "baseline_features": ("Supervised baseline's features (made from all labels)", BASELINE),
+        "real_images": ("Real images", BASELINE),
+        **{method.name: (method.label, method.color) for method in methods},
+        "pixels": ("Raw pixels", TRIVIAL),
+        "pixel_gaussian": ("Gaussian of pixels", TRIVIAL),
+        "test": ("Test images", INK),
+    }
+
+
+def class_colors(count):
+    """A colour for each of `count` classes."""
+    return CLASS_COLORS[:count] if count <= len(CLASS_COLORS) else mpl.colormaps["turbo"](np.linspace(0, 1, count))
+
+
+def styled(draw):
+    """Draws in this style without a change to matplotlib's settings outside.
+
+    The function gets one more keyword, likelihood: the label of p(x|z), which is printed small at the lower right.
+    """
+
+    @wraps(draw)
+    def styled_draw(*args, likelihood=None, **keywords):
+        with mpl.rc_context(STYLE):
+            figure = draw(*args, **keywords)
+            if likelihood:
+                figure.supxlabel(likelihood, x=0.995, ha="right", fontsize=7, color=INK)
+            return figure
+
+    return styled_draw
+
+
+def show_images(axes, images, *, label="", captions=(), columns=None, size=8, gap=3):
+    """Images (M, C, H, W) in [-1, 1] in one axes, which draws much faster than an axes for each.
+
+    Those with neither one nor three channels are shown by the mean of their channels. label: left of the images;
+    captions: lines below them, triples (its name, M strings, colour), in points of `size`; columns: images in a row,
+    all by default; gap: pixels between two of them.
+    """
+    images = images.detach().cpu().float()
+    if images.shape[1] not in (1, 3):
+        images = images.mean(1, keepdim=True)
+    count, width = len(images), images.shape[-1]
+    sheet = make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns or count, padding=gap, pad_value=1)
+    axes.imshow(sheet.permute(1, 2, 0).numpy())
+    axes.set(xticks=[], yticks=[])
+    axes.set_yticks([(sheet.shape[1] - 1) / 2], [label], fontsize=size + 2)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    axes.set_anchor("N")  # free room is below, for the captions
+    edge = gap if count > 1 else 0  # make_grid leaves a single image as it is
+    for line, (name, texts, color) in enumerate(captions):
+        style = {"textcoords": "offset points", "va": "top", "fontsize": size, "color": color}
+        below = -1 - 1.35 * size * line
+        for position, text in enumerate(texts):
+            x = edge + (width - 1) / 2 + (width + gap) * position
+            axes.annotate(text, (x, 0), (0, below), ("data", "axes fraction"), ha="center", **style)
+        axes.annotate(name, (0, 0), (-4, below), "axes fraction", ha="right", **style)
+
+
+def show_rows(parent, rows, captions=None):
+    """A row of images for each pair (label, (M, C, H, W)) in a Figure or SubFigure; captions: see `image_rows`."""
+    for axes, (label, images) in zip(parent.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
+        show_images(axes, images, label=label, captions=[("", (captions or {}).get(label, ()), INK)])
+
+
+@styled
+def image_rows(*, rows, title, captions=None):
+    """A row of images for each pair (label, (M, C, H, W)) of `rows`; captions: {label: M strings to stand below}.
+
+    rows may also be {heading: a list of pairs}: they are then drawn in columns, side by side.
+    """
+    columns, captions = rows if isinstance(rows, dict) else {"": rows}, captions or {}
+    rows = max(columns.values(), key=len)
+    most, (height, width) = max(len(images) for _, images in rows), rows[0][1].shape[-2:]
+    row_heights = sum(0.82 * height / width + 0.2 * (label in captions) for label, _ in rows)
+    size = max(9, (0.82 * most + 1.6) * len(columns)), row_heights + 0.8 + 0.25 * (len(columns) + title.count("\n"))
+    figure = Figure(figsize=size, layout="compressed")
+    parts = figure.subfigures(1, len(columns), squeeze=False)[0] if len(columns) > 1 else [figure]
+    for part, (heading, rows) in zip(parts, columns.items(), strict=True):
+        part.suptitle(heading)
+        show_rows(part, rows, captions)
+    figure.suptitle(title)
+    return figure
+
+
+@styled
+def sample_sheets(*, sheets, title):
+    """One square sheet of images for each entry of `sheets`, {label: (M, C, H, W)}, side by side."""
+    height, width = next(iter(sheets.values())).shape[-2:]
+    figure = Figure(figsize=(4.2 * len(sheets), 4.2 * height / width + 0.6))
+    for axes, (label, images) in zip(figure.subplots(1, len(sheets), squeeze=False)[0], sheets.items(), strict=True):
+        show_images(axes, images, columns=math.isqrt(len(images)), gap=1)
+        axes.set_title(label)
+    figure.suptitle(title)
+    return figure
+
+
+def method_row(parent, methods, **sharing):
+    """Pairs (method, axes), side by side in a Figure or SubFigure, titled by the methods' labels."""
+    row = parent.subplots(1, len(methods), squeeze=False, **sharing)[0]
+    for method, axes in zip(methods, row, strict=True):
+        axes.set_title(method.label)
+    return list(zip(methods, row, strict=True))
+
+
+def method_grid(methods):
+    """A Figure with a row for each method and a column for each split, and triples (method, split, axes)."""
+    figure = Figure(figsize=(12, 3.1 * len(methods) + 0.6))
+    grid = figure.subplots(len(methods), len(SPLITS), sharex=True, sharey=True, squeeze=False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("nats per image")
+    return figure, [(*pair, axes) for pair, axes in zip(product(methods, SPLITS), grid.flat, strict=True)]
+
+
+def plot_band(axes, x, mean, half, *, color, line="-", marker=None, **style):
+    """A line through `mean` (N,) with a band of `half` (N,) to either side."""
+    marker = marker or ("o" if len(mean) == 1 else None)  # a line of one point does not show
+    axes.plot(x, mean, line, marker=marker, color=color, **style)
+    axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+
+
+def plot_shares(axes, x, scores, *, name="accuracy", **style):
+    """Shares in percent with their intervals; scores: dicts with "interval_95" and the share itself at `name`."""
+    share = np.array([100 * score[name] for score in scores])
+    ends = np.array([[100 * end for end in score["interval_95"]] for score in scores])
+    # Not a difference with sign: rounding may put a share of exactly one a hair outside its interval.
+    axes.errorbar(x, share, yerr=np.abs(ends.T - share), **style)
+
+
+def class_axis(axes, classes, *, which="x", label="class"):
+    """Names the classes along an axis; long names are turned."""
+    turned = {"rotation": 45, "ha": "right"} if which == "x" and max(map(len, classes)) > 2 else {}
+    axes.set(**{f"{which}label": label})
+    getattr(axes, f"set_{which}ticks")(range(len(classes)), classes, **turned)
+
+
+def log_axis(axes, *, sign=1):
+    """A logarithmic y-axis, if all its values are positive; all its numbers are written out, times `sign`."""
+    linked = axes.get_shared_y_axes().get_siblings(axes)
+    if min(each.dataLim.y0 for each in linked) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5, 7)))
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{sign * value:g}")
+    for each in linked:
+        each.tick_params(axis="y", which="minor", labelsize=7)

@@ -1,0 +1,181 @@
+"""The command line: flags made from the fields of a config, one-line errors, exit statuses."""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from runtime.checkpoint import InputError, RunError
+from runtime.config import choose_device, choose_precision, flag
+from runtime.progress import Interrupted, install_signal_handlers
+
+# In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED|could not create a (primitive$|memory)")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser without abbreviations, whose errors are one line on stderr and exit status 2."""
+
+    def __init__(self, **keywords):
+        super().__init__(
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34),
+            allow_abbrev=False,
+            **keywords,
+        )
+
+    def parse_args(self, args=None, namespace=None):
+        """Parses like its base class; its error for an unknown flag names the flag that resembles it most."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [option[2:] for option in self._option_string_actions if option.startswith("--")]
+            given = [text[2:].split("=")[0] for text in unknown if text.startswith("--")]
+            near = [f"--{match}" for name in given for match in difflib.get_close_matches(name, known, n=1)]
+            hint = f" (did you mean {', '.join(near)}?)" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+
+def add_flags(parser, config_class, title, *, skip=()):
+    """Adds one flag for each field of a dataclass of config.py, in a group of flags with this title.
+
+    A field is left out if `skip` names it or if the parser has its flag already. The parsed namespace holds only the
+    flags that the user gave; `make_config` supplies the defaults.
+    """
+    known = {action.dest for action in parser._actions}
+    entries = [entry for entry in fields(config_class) if entry.name not in known and entry.name not in skip]
+    scaled = any(entry.metadata["least"] is not None for entry in entries)
+    group = parser.add_argument_group(title, "(*) smaller in proportion after a shorter training" if scaled else None)
+    for entry in entries:
+        low, high, choices, least = (entry.metadata[name] for name in ("low", "high", "choices", "least"))
+        if entry.type is bool:
+            keywords = {"action": "store_true"}
+        elif choices:
+            keywords = {"choices": choices}
+        elif entry.type is str:
+            keywords = {"type": _name, "metavar": "DIR" if entry.name.endswith("_dir") else "NAME"}
+        else:
+            keywords = {"type": _number(entry.type, low, high), "metavar": "N" if entry.type is int else "X"}
+        text = entry.metadata["help"].replace("%", "%%") + (" (*)" if least is not None else "")
+        text += "" if entry.type is bool else f" (default: {entry.default})"
+        group.add_argument(flag(entry.name), help=text, default=argparse.SUPPRESS, **keywords)
+
+
+def make_config(config_class, namespace):
+    """Returns the config with the given flags and defaults for the rest. Raises InputError for impossible values."""
+    with input_errors():
+        return config_class(**{e.name: getattr(namespace, e.name) for e in fields(config_class) if e.name in namespace})
+
+
+@contextmanager
+def input_errors():
+    """Turns a ValueError of config.py into an InputError."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def writable_directory(path, name):
+    """Raises InputError if nothing can be written at `path`, as far as can be seen; makes and changes nothing.
+
+    name: of the field of the configuration that has the path.
+    """
+    path = Path(path)
+    try:
+        existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        if not existing.is_dir():
+            reason = f"{existing} is not a directory"
+        else:
+            reason = None if os.access(existing, os.W_OK | os.X_OK) else f"no right to write to {existing}"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise InputError(f"{flag(name)} {path}: cannot be written to ({reason})")
+
+
+def prepare_run(run_config, config):
+    """What a script refuses before it reads data. Returns (the device, `config` with its precision chosen).
+
+    Sets PyTorch so that on CUDA float32 is float32 and a resumed run ends like one that was not interrupted. Raises
+    InputError for a device that is not there or a directory that cannot be written to.
+    """
+    with input_errors():
+        device = choose_device(run_config.device)
+    for name in ("checkpoint_dir", "results_dir"):
+        writable_directory(getattr(run_config, name), name)
+    if run_config.cuda_graph and device.type != "cuda":
+        raise InputError(f"--cuda-graph: needs a CUDA device, not {device}")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+    return device, replace(config, precision=choose_precision(config.precision, device))
+
+
+@contextmanager
+def out_of_memory_hint(flags):
+    """Turns the errors of a device without enough memory into a RunError that names the `flags` to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise RunError(f"out of memory; lower {flags}") from None
+
+
+def one_line(text):
+    """Returns the text without line breaks, which names of files may contain."""
+    return " ".join(str(text).splitlines())
+
+
+def run_script(main):
+    """Calls the function `main` of a script; expected errors become one line on stderr and an exit status.
+
+    0: done; 1: a RunError, or nobody reads the output; 2: an InputError; 130 and 143: stopped by SIGINT, by SIGTERM.
+    """
+    name = Path(sys.argv[0]).name
+    install_signal_handlers()
+    try:
+        with out_of_memory_hint("--batch-size or --train-size"):
+            main()
+    except InputError as error:
+        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, RunError) else 2)
+    except Interrupted as interrupted:
+        print(f"{name}: {interrupted}", file=sys.stderr)
+        sys.exit(128 + interrupted.number)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too
+        sys.exit(1)
+
+
+def _number(kind, low, high):
+    """Returns an argparse type: an int or float from low to high, both included."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:  # NaN fails here, too
+            name = "a whole number" if kind is int else "a number"
+            bounds = " to ".join(f"{bound:,}".removesuffix(".0") for bound in (low, high))
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name} from {bounds}")
+        return value
+
+    return parse
+
+
+def _name(text):
+    """An argparse type: a name that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text

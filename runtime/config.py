@@ -1,0 +1,184 @@
+"""What an experiment is: frozen dataclasses whose fields become flags, and with which results are stamped."""
+
+import dataclasses
+import platform
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+
+
+def setting(default, meaning, *, low=None, high=None, choices=None, least=None):
+    """A field with its help text and its range, both ends included.
+
+    least: a field that is smaller in proportion after a training that is shorter than the default one, but not smaller
+    than this; see `EvalConfig.for_training`.
+    """
+    metadata = {"help": meaning, "low": low, "high": high, "choices": choices, "least": least}
+    return field(default=default, metadata=metadata)
+
+
+def flag(name):
+    """The flag of the command line that sets the field called `name`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_ranges(config):
+    """Raises ValueError for the first field whose value is out of its range."""
+    for entry in fields(config):
+        value, bounds = getattr(config, entry.name), entry.metadata
+        if bounds["choices"] and value not in bounds["choices"]:
+            raise ValueError(f"{flag(entry.name)} {value!r}: not one of {', '.join(bounds['choices'])}")
+        if bounds["low"] is not None and not bounds["low"] <= value <= bounds["high"]:  # NaN fails here, too
+            raise ValueError(f"{flag(entry.name)} {value!r}: not from {bounds['low']:,} to {bounds['high']:,}")
+
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+MANY = 10**9  # no limit of ours; the data and the memory have theirs
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that the trained weights depend on, but for the data and the device."""
+
+    epochs: int = setting(30, "passes over the training images", low=1, high=100_000)
+    train_size: int = setting(20_000, "training images, stratified", low=1, high=MANY)
+    batch_size: int = setting(64, "images per step", low=1, high=MANY)
+    seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
+    latent_dim: int = setting(200, "dimensions of z", low=1, high=10_000)
+    likelihood: str = setting("gaussian", "p(x|z): a density, or bernoulli", choices=("gaussian", "bernoulli"))
+    sigma_p: float = setting(0.4, "standard deviation of a gaussian p(x|z), pixels in [-1, 1]", low=1e-3, high=1e3)
+    binarize: bool = setting(False, "binarize the pixels once, by a fixed seed; bernoulli implies it")
+    beta: float = setting(1.0, "weight of the KL in the training loss", low=0.0, high=1e6)
+    learning_rate: float = setting(0.001, "Adam's, of encoder and decoder", low=0.0, high=1e3)
+    latent_learning_rate: float = setting(0.01, "Adam's, of the latent table", low=0.0, high=1e3)
+    precision: str = setting(
+        "auto", "number format of the networks; auto takes bfloat16 where the processor has it", choices=PRECISIONS
+    )
+
+    def __post_init__(self):
+        check_ranges(self)
+        if self.likelihood == "bernoulli":
+            object.__setattr__(self, "binarize", True)
+
+    @property
+    def steps(self):
+        """Steps of the whole training."""
+        return self.epochs * -(-self.train_size // self.batch_size)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How much is scored, and how exactly."""
+
+    seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
+    precision: str = setting("auto", "number format of the networks in gradients of annealing", choices=PRECISIONS)
+    num_samples: int = setting(1000, "importance samples per image", low=1, high=MANY, least=100)
+    images_per_digit: int = setting(10, "images of each class and split for log p(x)", low=1, high=MANY)
+    annealed_per_digit: int = setting(5, "of these, how many are annealed", low=1, high=MANY, least=1)
+    chains: int = setting(4, "annealed chains per image", low=2, high=MANY)
+    temperatures: int = setting(140, "temperatures of a chain", low=1, high=MANY, least=20)
+    gap_images_per_digit: int = setting(1, "images of each class at the earlier epochs", low=1, high=MANY)
+    simulated_images: int = setting(20, "simulated images for the bidirectional bounds", low=2, high=MANY, least=4)
+    fit_steps: int = setting(200, "steps of one cycle of a fit", low=1, high=MANY)
+    fitted_images: int = setting(500, "test images on which the methods are compared", low=20, high=MANY, least=50)
+    classified_samples: int = setting(10_000, "samples of each decoder to classify", low=200, high=MANY, least=1000)
+
+    def __post_init__(self):
+        check_ranges(self)
+        if self.annealed_per_digit > self.images_per_digit:
+            whole = f"--images-per-digit {self.images_per_digit}, of which they are taken"
+            raise ValueError(f"--annealed-per-digit {self.annealed_per_digit}: more than {whole}")
+
+    @classmethod
+    def for_training(cls, training, given):
+        """The counts that suit the TrainConfig `training`; given: {name: value} of those that the user chose."""
+        default = TrainConfig()
+        share = min(1.0, training.epochs * training.train_size / (default.epochs * default.train_size))
+        values = {
+            entry.name: max(entry.metadata["least"], round(share * entry.default))
+            for entry in fields(cls)
+            if entry.metadata["least"] is not None
+        }
+        given = {entry.name: given[entry.name] for entry in fields(cls) if entry.name in given}
+        if "annealed_per_digit" not in given and "images_per_digit" in given:
+            values["annealed_per_digit"] = min(values["annealed_per_digit"], given["images_per_digit"])
+        return cls(**{**values, **given})
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """All that the supervised baseline's weights depend on, but for the data and the device."""
+
+    epochs: int = setting(8, "passes over the training images", low=1, high=100_000)
+    train_size: int = setting(20_000, "training images, stratified", low=1, high=MANY)
+    batch_size: int = setting(128, "images per step", low=2, high=MANY)  # batch normalization needs two
+    seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
+    learning_rate: float = setting(0.006, "the peak of Adam's", low=0.0, high=1e3)
+    binarize: bool = setting(False, "binarize the pixels once, by a fixed seed")
+    precision: str = setting(
+        "auto", "number format of the network; auto takes bfloat16 where the processor has it", choices=PRECISIONS
+    )
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how a run works; none of it decides a result."""
+
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS, then the CPU")
+    data_dir: str = setting("data", "directory that holds MNIST/raw")
+    checkpoint_dir: str = setting("checkpoints", "directory of the checkpoints")
+    results_dir: str = setting("results", "directory of figures and tables")
+    resume: bool = setting(False, "continue the interrupted run in the checkpoint directory")
+    cuda_graph: bool = setting(False, "on CUDA, record a training step once and repeat it as a graph")
+
+
+def stamp(config):
+    """The fields as a dict of plain values, for checkpoints and summaries."""
+    return dataclasses.asdict(config)
+
+
+def differences(there, here):
+    """In words, the settings that two dicts have both but not alike; empty if there is none."""
+    return "; ".join(
+        f"{flag(name)} {there[name]} there, {value} here"
+        for name, value in here.items()
+        if name in there and there[name] != value
+    )
+
+
+def choose_device(name):
+    """The torch.device of `--device`. Raises ValueError if this machine does not have it."""
+    counts = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
+    if name == "auto":
+        name = next(kind for kind, count in counts.items() if count)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: not a device; say auto, cpu, cuda, cuda:1, mps, ...") from None
+    if (device.index or 0) >= (count := counts.get(device.type, 0)):
+        raise ValueError(f"--device {name}: this machine or this PyTorch has {count} of this kind")
+    return device
+
+
+def choose_precision(precision, device):
+    """ "float32" or "bfloat16"; "auto" takes bfloat16 only where the processor computes in it."""
+    if precision != "auto":
+        return precision
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # A private function, and not in every version: without it, float32.
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bfloat16" if native else "float32"
+
+
+def versions():
+    """The versions that results depend on, as plain values."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}

@@ -1,0 +1,64 @@
+"""A training step as one CUDA graph: Python launches it as a whole, not kernel by kernel."""
+
+import warnings
+
+import torch
+
+from runtime.checkpoint import RunError
+
+WARM_UP = 3  # calls before the recording, in which libraries and optimizers allocate what they keep
+
+
+class CUDAGraphStep:
+    """Records one call of `function(*inputs)` as a graph, and replays it with the inputs of later calls.
+
+    It has never run on a GPU: no machine with one was available. The tests compare graph and function where there is
+    one. inputs: tensors; the function returns one tensor. It may change tensors in place and keep no other state; it
+    draws no random numbers and reads no value of a tensor. Calls whose inputs have other shapes than the first call's
+    just call the function. Raises RunError if the recording fails.
+    """
+
+    def __init__(self, function, *, device):
+        self.function, self.stream = function, torch.cuda.Stream(device)
+        self.shapes = None  # of the inputs that are recorded
+        self.calls = 0  # with these shapes, before the recording
+        self.graph = self.inputs = self.output = None  # the recording, the tensors that it reads and writes
+        # Optimizers with capturable=True warn when they are called outside of a recording, as in the warm-up.
+        warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
+
+    def __call__(self, *inputs):
+        shapes = [values.shape for values in inputs]
+        self.shapes = self.shapes or shapes
+        if shapes != self.shapes:
+            return self.function(*inputs)
+        if self.calls < WARM_UP:
+            self.calls += 1
+            return self._warm_up(*inputs)
+        if self.graph is None:
+            self._record(*inputs)
+        for recorded, values in zip(self.inputs, inputs, strict=True):
+            recorded.copy_(values)
+        self.graph.replay()
+        return self.output.clone()
+
+    def _warm_up(self, *inputs):
+        """Calls the function on the stream that is recorded later: libraries keep one workspace per stream."""
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            output = self.function(*inputs)
+        current.wait_stream(self.stream)
+        return output
+
+    def _record(self, *inputs):
+        """Records a call without executing it."""
+        self.graph = torch.cuda.CUDAGraph()
+        self.inputs = [values.clone() for values in inputs]
+        try:
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.output = self.function(*self.inputs)
+        except RuntimeError as error:
+            reason = str(error.__context__ or error).splitlines()[
+                0
+            ]  # the end of a failed recording hides why it failed
+            raise RunError(f"--cuda-graph: the step cannot be recorded ({reason}); run without it") from None

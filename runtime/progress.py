@@ -1,0 +1,110 @@
+"""Progress of long work, and the signals that stop it."""
+
+import os
+import signal
+import sys
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_received = None  # the number of the first signal
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived. Its text is one line: after what the run stopped, and how to continue it.
+
+    number: of the signal; where: such as "after epoch 2 of 3", None if nothing was saved; advice: how to continue.
+    """
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number, self.where, self.advice = number, None, None
+
+    def __str__(self):
+        name = signal.Signals(self.number).name
+        if self.where is None:
+            return f"stopped by {name} before an epoch of its own was over; give the same command again"
+        return f"stopped by {name} {self.where}; {self.advice}"
+
+
+def install_signal_handlers():
+    """Makes the first SIGINT or SIGTERM set a flag for `check_interrupt`; a second one raises Interrupted at once."""
+    global _received
+    _received = None
+    for number in SIGNALS:
+        signal.signal(number, _receive)
+
+
+def _receive(number, frame):
+    global _received
+    if _received is not None:
+        raise Interrupted(number)
+    _received = number
+    if sys.stderr.isatty():
+        text = "\nthe run stops at the next step; a second signal stops it at once\n"
+        os.write(sys.stderr.fileno(), text.encode())  # print fails if the signal arrives within another print
+
+
+def check_interrupt():
+    """Raises Interrupted if a signal has arrived."""
+    if _received is not None:
+        raise Interrupted(_received)
+
+
+@contextmanager
+def resume_hint(where, *, advice="the same command with --resume continues"):
+    """Adds to an Interrupted what `where()` returns and the advice, unless an inner `resume_hint` did.
+
+    where: returns a text such as "after epoch 2 of 3", or None if the run has saved nothing yet.
+    """
+    try:
+        yield
+    except Interrupted as interrupted:
+        if interrupted.where is None:
+            interrupted.where, interrupted.advice = where(), advice
+        raise
+
+
+class ProgressBar:
+    """Shows the progress of `total` units of work, of which `done` are done already.
+
+    On a terminal it shows one bar with rate and remaining time; elsewhere, only the lines given to `line` and `note`.
+    """
+
+    def __init__(self, name, *, total, unit, done=0):
+        self.name = name
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            desc=name,
+            unit=unit,
+            unit_scale=True,
+            disable=not self.terminal,
+            dynamic_ncols=True,
+            bar_format="{desc} |{bar:10}| {percentage:3.0f}%, {remaining} left, {rate_fmt}{postfix}",
+            mininterval=0.5,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+
+    def advance(self, units=1):
+        """Counts `units` as done. Raises Interrupted if a signal has arrived."""
+        self.bar.update(units)
+        check_interrupt()
+
+    def note(self, text):
+        """Prints a line of its own without breaking the bar."""
+        tqdm.write(text)
+
+    def line(self, text, *, short):
+        """Shows `short` in the bar on a terminal; elsewhere prints a line with the name and `text`."""
+        if self.terminal:
+            self.bar.set_postfix_str(short, refresh=False)
+        else:
+            print(f"{self.name}: {text}", flush=True)

@@ -1,0 +1,167 @@
+"""Annealed importance sampling, its bounds and the Gauss-Newton posterior, on models whose log p(x) is known."""
+
+import math
+
+import torch
+from conftest import LINEAR, SIGMA, linear_gaussian, seeded
+from torch.distributions import Normal
+
+from evaluation.ais import (
+    AISTarget,
+    ChainState,
+    annealed_importance_sampling,
+    bidirectional_bounds,
+    gauss_newton_posterior,
+    hmc_step,
+)
+from model import Bernoulli, Gaussian, LatentVariableModel, decoder_model
+from vae_utils import reparameterize
+
+WIDE = LINEAR["linear, latent dimension 200"]
+
+
+def draw(model, *, count=6, seed=1):
+    """(x, z, generator): images that the model has made."""
+    generator = seeded(seed)
+    return *model.sample(count, generator), generator
+
+
+def test_annealing_from_a_poor_q_gives_log_prob(model):
+    """Every image within four standard errors; all together, within three of theirs."""
+    x, _, generator = draw(model)
+    estimate = annealed_importance_sampling(
+        model, x, model.poor(x), generator=generator, chains=32, temperatures=300, leapfrog_steps=4
+    )
+    error = estimate.log_prob - model.log_prob(x)
+    assert (error.abs() < 4 * estimate.standard_error + 1e-9).all()
+    # The logarithm of a mean of K chains lies a little below the mean's: half the variance of that mean.
+    pooled = error.mean() + 0.5 * estimate.standard_error.square().mean()
+    assert pooled.abs() < 3 * estimate.standard_error.square().sum().sqrt() / len(x)
+    assert estimate.standard_error.max() < 0.6
+
+
+def test_the_bounds_enclose_log_prob(model):
+    """Each bounds in expectation only, so that the mean over the images may be past it by three standard errors."""
+    x, z, generator = draw(model, count=12, seed=2)
+    bounds = bidirectional_bounds(
+        model, x, z, model.poor(x), generator=generator, chains=16, temperatures=200, leapfrog_steps=4
+    )
+    exact = model.log_prob(x)
+    for side in (exact - bounds.lower, bounds.upper - exact):
+        assert side.mean() > -3 * side.std() / math.sqrt(len(x))
+        assert side.mean() < 1
+
+
+def test_short_annealing_is_low_and_backwards_high():
+    """With three temperatures neither is near, and the sides show: swapped or without their signs they would fail."""
+    x, z, generator = draw(WIDE)
+    bounds = bidirectional_bounds(WIDE, x, z, WIDE.poor(x), generator=generator, chains=3, temperatures=3)
+    assert (bounds.lower < WIDE.log_prob(x) - 1).all()
+    assert (bounds.upper > WIDE.log_prob(x) + 1).all()
+
+
+def test_p_and_its_inverse_are_met_in_the_mean_however_few_the_temperatures():
+    """The mean of exp(w) is p(x), that of exp(-w) backwards 1 / p(x): a wrong way to combine chains would miss."""
+    model = linear_gaussian()
+    x, z, generator = draw(model, count=400)
+    bounds = bidirectional_bounds(model, x, z, model.poor(x), generator=generator, chains=3, temperatures=3)
+    exact = model.log_prob(x)
+    for ratio in ((bounds.lower - exact).exp(), (exact - bounds.upper).exp()):
+        assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(len(x))
+        assert ratio.std() > 0.1
+
+
+def test_a_transition_leaves_the_posterior_as_it_is():
+    """At steps so long that a third is refused: without the refusals the density would drift."""
+    model, count = linear_gaussian(), 20_000
+    x, _, generator = draw(model, count=1)
+    posterior, q = model.posterior(x), model.poor(x)
+    z = reparameterize(posterior, torch.randn(count, 1, 3, generator=generator, dtype=torch.float64))
+    target, noise = AISTarget(model, x, q), (z - q.mean) / q.stddev
+    state = ChainState(noise, *target.value_and_gradient(noise))
+    before = posterior.log_prob(z)
+    for _ in range(5):
+        step_size = torch.tensor([1.2], dtype=torch.float64)
+        state, acceptance = hmc_step(
+            state, beta=1.0, step_size=step_size, target=target, leapfrog_steps=3, generator=generator
+        )
+        assert 0.3 < acceptance.mean() < 0.9
+    after = posterior.log_prob(reparameterize(q, state.noise))
+    error = math.sqrt((before.var() + after.var()) / count)
+    assert abs(float((after - before).mean())) < 4 * error
+    torch.testing.assert_close(state.log_weight, target.value(state.noise))
+
+
+def test_the_number_of_chains_at_once_does_not_matter():
+    model = linear_gaussian()
+    x, _, generator = draw(model)
+    settings = {"generator": generator, "chains": 64, "temperatures": 50}
+    whole, parts = (
+        annealed_importance_sampling(model, x, model.poor(x), chunk=chunk, **settings) for chunk in (1000, 24)
+    )
+    assert whole.log_weights.shape == parts.log_weights.shape == (64, 6)
+    error = (whole.standard_error.square() + parts.standard_error.square()).sqrt()
+    assert ((whole.log_prob - parts.log_prob).abs() < 4 * error).all()
+
+
+def test_a_full_covariance_leaves_annealing_little_to_do():
+    """From the exact posterior, where a diagonal q would need far more temperatures."""
+    x, z, generator = draw(WIDE)
+    diagonal, _ = WIDE.best_diagonal(x)
+    full = gauss_newton_posterior(WIDE, x, diagonal, generator=generator)
+    settings = {"generator": generator, "chains": 16, "temperatures": 20}
+    rough, exact = (annealed_importance_sampling(WIDE, x, q, **settings) for q in (diagonal, full))
+    assert exact.log_weight_std.median() < 0.05 < rough.log_weight_std.median()
+    assert (exact.log_prob - WIDE.log_prob(x)).abs().max() < 0.1
+    bounds = bidirectional_bounds(WIDE, x, z, full, **settings)
+    assert (bounds.upper - bounds.lower).abs().max() < 0.2
+
+
+def test_the_gauss_newton_posterior_of_a_linear_gaussian_model_is_exact(linear):
+    x, _, generator = draw(linear)
+    q = linear.poor(x)
+    found = gauss_newton_posterior(linear, x, q, generator=generator, draws=3, images=4)
+    torch.testing.assert_close(found.mean, q.mean)
+    torch.testing.assert_close(found.precision_matrix, linear.posterior(x).precision_matrix)
+
+
+def test_the_gauss_newton_posterior_of_a_linear_bernoulli_model():
+    """I + W' diag(p (1 - p)) W, p (1 - p) averaged over the same draws of q."""
+    linear = linear_gaussian()
+    model = LatentVariableModel(linear.decoder, Bernoulli(), latent_dim=3)
+    x, z, _ = draw(model)
+    q = Normal(z, 0.8)
+    found = gauss_newton_posterior(model, x, q, generator=seeded(0), draws=3, images=4)
+    draws = z + 0.8 * torch.randn(3, 6, 3, generator=seeded(0), dtype=torch.float64)
+    p = 1 / (1 + (-(draws @ linear.weight.T + linear.bias)).exp())
+    expected = torch.eye(3) + linear.weight.T @ torch.diag_embed((p * (1 - p)).mean(0)) @ linear.weight
+    torch.testing.assert_close(found.precision_matrix, expected)
+
+
+def low_precision():
+    """A decoder in bfloat16 with images of its own, and a q of theirs."""
+    model = decoder_model(6, Gaussian(SIGMA), image_shape=(2, 12, 16), seed=1, precision="bfloat16")
+    x, z = model.sample(3, seeded(0))
+    return model, x, Normal(z, 0.3)
+
+
+def test_a_jacobian_in_low_precision_gives_nearly_the_same_gaussian():
+    model, x, q = low_precision()
+    rough, exact = (
+        gauss_newton_posterior(each, x, q, generator=seeded(1)).precision_matrix
+        for each in (model, model.in_precision("float32"))
+    )
+    assert rough.dtype == torch.float32
+    error = (rough - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    assert ((error > 0) & (error < 0.02)).all()
+
+
+def test_values_are_in_float32_while_gradients_are_in_low_precision():
+    model, x, q = low_precision()
+    target, noise = AISTarget(model, x, q), torch.randn(4, 3, 6, generator=seeded(2))
+    value, gradient = target.value_and_gradient(noise)
+    exact, exact_gradient = AISTarget(model.in_precision("float32"), x, q).value_and_gradient(noise)
+    assert torch.equal(value, exact)
+    assert torch.equal(target.value(noise), exact)
+    assert not torch.equal(target.gradient(noise)[0], exact)
+    assert 0 < (gradient - exact_gradient).norm() / exact_gradient.norm() < 0.05

@@ -1,0 +1,40 @@
+"""The gaps of models whose log p(x) and best bounds are known."""
+
+import pytest
+import torch
+from conftest import linear_gaussian, seeded
+
+from evaluation import gaps
+
+SETTINGS = {"num_samples": 4000, "chains": 16, "temperatures": 50, "fit_steps": 150, "batch_size": 4}
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted, monkeypatch):
+    if fitted:
+        monkeypatch.setattr(gaps, "fit_posterior", None)  # then nothing is fitted
+    model = linear_gaussian()
+    x, _ = model.sample(6, seeded(1))
+    best, bound = model.best_diagonal(x)
+    q = best if fitted else model.poor(x)
+    found = gaps.measure(model, x, q, generator=seeded(2), fitted=fitted, **SETTINGS)
+    exact, own = model.log_prob(x), model.elbo(q, x)
+    torch.testing.assert_close(found.elbo, own, atol=0.15, rtol=0)
+    torch.testing.assert_close(found.fitted_elbo, bound, atol=0.15, rtol=0)
+    torch.testing.assert_close(found.ais_log_prob, exact, atol=0.05, rtol=0)
+    scores = gaps.summarize(found)
+    assert scores["approximation_gap"]["mean"] == pytest.approx((exact - bound).mean().item(), abs=0.1)
+    assert scores["amortization_gap"]["mean"] == pytest.approx((bound - own).mean().item(), abs=0.1)
+    if fitted:
+        assert torch.equal(found.elbo, found.fitted_elbo)
+        assert scores["amortization_gap"]["mean"] == 0
+
+
+def test_every_estimate_of_log_prob_is_the_quadratures(nonlinear):
+    x, _ = nonlinear.sample(6, seeded(1))
+    counts = []
+    found = gaps.measure(nonlinear, x, nonlinear.poor(x), generator=seeded(2), on_batch=counts.append, **SETTINGS)
+    for estimate in (found.log_prob, found.fitted_log_prob, found.ais_log_prob):
+        torch.testing.assert_close(estimate, nonlinear.log_prob(x), atol=0.2, rtol=0)
+    assert found.elbo.mean() < found.fitted_elbo.mean() < found.ais_log_prob.mean()
+    assert counts == [4, 2]

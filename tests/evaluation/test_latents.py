@@ -1,0 +1,186 @@
+"""What the latents hold, on latents made up so that the answer is known."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import toy_data
+from sklearn.decomposition import PCA
+from test_samples import toy_methods
+
+from data import Data, Split, stratified_subset
+from evaluation import latents
+from evaluation.stats import bootstrap_counts
+from model import Classifier
+from runtime.config import EvalConfig
+from vae_utils import diagonal_normal, kl_per_dimension, random_generator
+
+
+def made_up_q(variances, images=400):
+    """A q whose means vary over the images by exactly these variances, one per dimension."""
+    signs = torch.tensor([1.0, -1.0]).repeat(images // 2)[:, None]
+    mean = 5 + signs * (torch.tensor(variances) * (images - 1) / images).sqrt()
+    return diagonal_normal(mean, torch.randn(mean.shape, generator=random_generator(0)))
+
+
+def blobs(*, images, width, deviation, seed, shuffled=False):
+    """Features that say the class, or with shuffled labels nothing, and the Split that they are of."""
+    generator = random_generator(seed, "blobs")
+    labels = torch.arange(images) % 7
+    centers = 3 * torch.randn(7, width, generator=random_generator("centers"))
+    features = centers[labels] + deviation * torch.randn(images, width, generator=generator)
+    if shuffled:
+        labels = labels[torch.randperm(images, generator=generator)]
+    return features, Split(torch.zeros(images, 1, 8, 8), labels, torch.arange(images) + 1000, tuple("abcdefg"))
+
+
+def test_active_units_are_those_whose_means_vary():
+    q = made_up_q([0.0, 0.0099, 0.0101, 1.0, 0.005])
+    assert latents.active_units(q.mean).tolist() == [False, False, True, True, False]
+    # What q's own standard deviations are, and where the means lie, does not matter.
+    assert latents.active_units(q.mean + 100).sum() == 2
+
+
+def test_the_interval_of_active_units_is_that_of_resampled_images():
+    mean = torch.randn(12, 60, generator=random_generator(1)) * torch.linspace(0.05, 0.15, 60) + 7
+    counts = bootstrap_counts(12, resamples=latents.RESAMPLES, generator=random_generator(2))
+    resampled = [mean.double()[torch.arange(12).repeat_interleave(row.long())] for row in counts]
+    active = np.sort([int((values.var(0) > 0.01).sum()) for values in resampled])
+    low, high = latents.active_units_interval(mean, generator=random_generator(2))
+    assert (type(low), type(high)) == (int, int)
+    assert low < high
+    assert [low, high] == [active[4], active[195]]  # 2.5% of 200 are five at either end
+
+
+def test_usage_gives_means_and_errors_over_images():
+    q = made_up_q([0.02, 1.0])
+    rows, units = latents.usage(q, generator=random_generator(0))
+    values = kl_per_dimension(q).numpy()
+    assert [row["dimension"] for row in rows] == [0, 1]
+    assert [row["kl"] for row in rows] == pytest.approx(values.mean(0), rel=1e-5)
+    assert [row["kl_standard_error"] for row in rows] == pytest.approx(values.std(0, ddof=1) / 20, rel=1e-5)
+    assert [row["variance_of_mean"] for row in rows] == pytest.approx([0.02, 1], rel=1e-4)
+    assert units == {"active_units": 2, "interval_95": [2, 2], "images": 400}
+
+
+def test_a_probe_reads_what_is_there_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(latents, "PROBE_LABELS", (50, 500, 20_000))
+    known, train = blobs(images=500, width=8, deviation=0.1, seed=1)
+    asked, sample = blobs(images=200, width=8, deviation=0.1, seed=2)
+    noise = torch.randn(700, 8, generator=random_generator(3)).split([500, 200])
+    scores = latents.probe_scores({"blobs": (known, asked), "noise": noise}, train=train, sample=sample, seed=6)
+    assert [row["labels"] for row in scores["blobs"]] == [50, 500]  # there are no others
+    assert [row["draws"] for row in scores["blobs"]] == [latents.PROBE_DRAWS, 1]
+    for row in scores["blobs"]:
+        assert row["accuracy"] > 0.99
+        assert row["converged"]
+    for row in scores["noise"]:
+        assert row["interval_95"][0] < row["accuracy"] < row["interval_95"][1]
+        assert 0.06 < row["accuracy"] < 0.24
+        assert row["images"] == 200
+
+
+def test_a_probe_that_does_not_converge_says_so(monkeypatch):
+    features, train = blobs(images=200, width=8, deviation=3, seed=1, shuffled=True)
+    assert latents.probe(features, train.labels)[1]
+    monkeypatch.setattr(latents, "PROBE_ITERATIONS", 3)
+    assert not latents.probe(features, train.labels)[1]
+
+
+def test_traversals_and_lines_go_where_they_say():
+    start, end = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, -1.0])
+    directions = torch.tensor([[0.0, 1.0, 0.0], [0.6, 0.0, 0.8]])
+    values = torch.tensor([-3.0, 0.0, 3.0])
+    z = latents.traversal(start, directions, values)
+    assert z.shape == (2, 3, 3)
+    torch.testing.assert_close(z[0], torch.tensor([[1.0, -3, 3], [1, 0, 3], [1, 3, 3]]))
+    torch.testing.assert_close(z[1] @ directions[1], values)
+    torch.testing.assert_close(z[1] @ torch.tensor([0.8, 0, -0.6]), (0.8 - 1.8) * torch.ones(3))
+    line = latents.line(start, end, steps=5)
+    torch.testing.assert_close(line[[0, 2, 4]], torch.stack((start, (start + end) / 2, end)))
+
+
+def test_principal_directions_are_those_of_the_covariance():
+    mean = torch.randn(100, 5, generator=random_generator(0)) * torch.tensor([1.0, 4, 2, 0.1, 3]) + 2
+    directions, variances = latents.principal_directions(mean, 3)
+    values, vectors = np.linalg.eigh(np.cov(mean.numpy().T))
+    assert variances.numpy() == pytest.approx(values[:-4:-1], rel=1e-4)
+    assert np.abs((directions.numpy() * vectors.T[:-4:-1]).sum(1)) == pytest.approx(np.ones(3), rel=1e-4)
+    assert np.abs((directions.numpy() * PCA(3).fit(mean.numpy()).components_).sum(1)) == pytest.approx(np.ones(3))
+    assert (directions.gather(1, directions.abs().argmax(1, keepdim=True)) > 0).all()
+    assert [part.shape for part in latents.principal_directions(mean[:, :1], 3)] == [(1, 1), (1,)]
+
+
+@pytest.mark.parametrize("width", [1, 2, 6])
+def test_the_map_is_the_same_on_every_call(width):
+    features, split = blobs(images=56, width=width, deviation=0.1, seed=1)
+    one, two = (latents.map_2d(features, seed=0) for _ in range(2))
+    assert one.shape == (56, 2)
+    assert torch.equal(one, two)
+    if width == 6:
+        assert latents.nearest_agree(one, split.labels).all()
+    assert latents.nearest_agree(torch.tensor([[0.0], [1], [5]]), torch.tensor([3, 3, 3])).all()
+    assert latents.nearest_agree(torch.tensor([[0.0], [1], [5]]), torch.tensor([3, 4, 4])).tolist() == [0, 0, 1]
+
+
+def random_q(methods, count):
+    """{name: q} whose first dimension does not vary."""
+    found = {}
+    for method in methods:
+        noise = torch.randn(2, count, method.model.latent_dim, generator=random_generator(method.name, count))
+        noise[:, :, 0] *= 0.01
+        found[method.name] = diagonal_normal(*noise)
+    return found
+
+
+def test_the_analysis_writes_its_files_and_says_the_same_twice(mnist, tmp_path, monkeypatch):
+    train, test, sample = (stratified_subset(mnist[part], size=size) for part, size in ((0, 200), (1, 100), (1, 60)))
+    methods = toy_methods((3, 1), (1, 28, 28))
+    settings = {
+        "train_q": random_q(methods, 200),
+        "sample": sample,
+        "sample_q": random_q(methods, 60),
+        "data": Data(train, train, train, test),
+        "classifier": Classifier(seed=0).eval(),
+        "results_dir": tmp_path,
+    }
+    first = latents.analyse(methods, config=EvalConfig(seed=4), **settings)
+    table = (tmp_path / "latent_usage.csv").read_bytes()
+    names = {"latent_usage.csv", "latent_usage.png", "latent_probes.png", "latent_map.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"traversals.png", "interpolation.png"}
+    with open(tmp_path / "latent_usage.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == 6 * ["method_0"] + 2 * ["method_1"]
+    units = first["methods"]["method_0"]["active_units"]
+    assert [units[split]["images"] for split in ("train", "test")] == [200, 60]
+    assert units["train"]["active_units"] == 2
+    # Of method_1 no dimension is active.
+    features = {"method_0", "method_0_active", "method_1", "pixels", "baseline_features", "baseline_itself"}
+    assert set(first["probes"]) == features
+    assert [row["labels"] for row in first["probes"]["pixels"]] == [100, 200]
+
+    monkeypatch.setattr(latents, "save_figure", lambda path, figure: None)  # drawing takes the time
+    assert latents.analyse(methods, config=EvalConfig(seed=4), **settings) == first
+    assert (tmp_path / "latent_usage.csv").read_bytes() == table
+    assert latents.analyse(methods, config=EvalConfig(seed=5), **settings) != first
+
+
+def test_any_number_of_methods_and_classes_can_be_analysed(tmp_path):
+    data = toy_data()
+    sample = replace(data.test, classes=("T-shirt", "Dress", "Coat", "Shirt", "Bag"))
+    methods = toy_methods((2, 5, 3), data.image_shape)
+    found = latents.analyse(
+        methods,
+        train_q=random_q(methods, len(data.train.labels)),
+        sample=sample,
+        sample_q=random_q(methods, len(sample.labels)),
+        data=data,
+        classifier=Classifier(5, image_shape=data.image_shape, seed=1).eval(),
+        config=EvalConfig(seed=2),
+        results_dir=tmp_path,
+    )
+    assert list(found["methods"]) == ["method_0", "method_1", "method_2"]
+    assert {"method_0_active", "method_1_active", "method_2_active"} <= set(found["probes"])
+    assert len(list(tmp_path.iterdir())) == 6

@@ -1,0 +1,111 @@
+"""The latent table against torch.optim.Adam on all of it."""
+
+import pytest
+import torch
+from conftest import seeded
+
+from latent_table import LatentTable, deferred_step_sums
+
+ROWS, LATENT_DIM, BATCH, STEPS = 120, 3, 10, 500
+SETTINGS = {"learning_rate": 0.02, "betas": (0.8, 0.99)}
+
+
+def visits(steps=STEPS):
+    """The rows and the noise of every step."""
+    generator = seeded(0)
+    for _ in range(steps):
+        yield torch.randperm(ROWS, generator=generator)[:BATCH], torch.randn(BATCH, 2 * LATENT_DIM, generator=generator)
+
+
+def follow(optimizer, *, scale, settings=SETTINGS):
+    """Dense Adam or SparseAdam through the visits: the table before and after them.
+
+    The gradients, of the given scale, are functions of the row's present value, so that an error would feed back.
+    """
+    start = torch.cat(LatentTable(size=ROWS, latent_dim=LATENT_DIM, max_steps=1).parameters(), dim=1).double()
+    value = start.clone().requires_grad_()
+    adam = optimizer([value], lr=settings["learning_rate"], betas=settings["betas"])
+    goal = 3 * torch.randn(ROWS, 2 * LATENT_DIM, generator=seeded(9))
+    for rows, noise in visits():
+        gradient = scale * (value.detach()[rows] - goal[rows] + noise)
+        value.grad = torch.sparse_coo_tensor(rows.unsqueeze(0), gradient, value.shape, check_invariants=True)
+        if optimizer is torch.optim.Adam:
+            value.grad = value.grad.to_dense()
+        adam.step()
+    return start, value.detach()
+
+
+def follow_with_table(*, scale, settings=SETTINGS):
+    """The same with a LatentTable: the table after the visits."""
+    table = LatentTable(size=ROWS, latent_dim=LATENT_DIM, max_steps=STEPS, **settings)
+    goal = 3 * torch.randn(ROWS, 2 * LATENT_DIM, generator=seeded(9))
+    for rows, noise in visits():
+        q = table.posterior(rows)
+        value = torch.cat((q.mean, 2 * q.stddev.log()), dim=1)
+        (scale * (0.5 * (value - goal[rows]).square() + noise * value)).sum().backward()
+        table.step()
+    return torch.cat(table.parameters(), dim=1).double()
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, {"learning_rate": 0.01, "betas": (0.9, 0.999)}])
+@pytest.mark.parametrize(
+    ("scale", "tolerance"),
+    [(10, 1e-4), (0.1, 1e-4), (0.001, 1e-4), (1e-5, 1e-3)],  # the last is within three powers of ten of eps
+)
+def test_the_table_follows_dense_adam(scale, tolerance, settings):
+    start, dense = follow(torch.optim.Adam, scale=scale, settings=settings)
+    moved = (dense - start).abs().max()
+    assert moved > 0.5
+    assert (follow_with_table(scale=scale, settings=settings) - dense).abs().max() / moved < tolerance
+
+
+def test_sparse_adam_would_not_pass():
+    """The comparison can tell the two algorithms apart: without its deferred steps a row is far off."""
+    start, dense = follow(torch.optim.Adam, scale=1)
+    _, sparse = follow(torch.optim.SparseAdam, scale=1)
+    assert (sparse - dense).abs().max() / (dense - start).abs().max() > 0.1
+
+
+def test_deferred_step_sums_are_the_sums_that_they_stand_for():
+    sums = deferred_step_sums(max_steps=50, betas=(0.8, 0.99))
+    c = 0.8 / 0.99**0.5
+    for n in (0, 1, 7, 50):
+        terms = [c**j * (1 - 0.99 ** (n + j)) ** 0.5 / (1 - 0.8 ** (n + j)) for j in range(1, 600)]
+        assert sums[n].item() == pytest.approx(sum(terms), rel=1e-12)
+
+
+def short_table(*, reads=0):
+    """A LatentTable after 50 steps, read by others in between."""
+    table = LatentTable(size=ROWS, latent_dim=LATENT_DIM, max_steps=50, **SETTINGS)
+    for rows, _ in visits(50):
+        for _ in range(reads):
+            table.parameters()
+        q = table.posterior(rows)
+        (q.mean.square() + q.mean + q.stddev).sum().backward()
+        table.step()
+    return table
+
+
+def test_reading_the_table_changes_nothing():
+    """Whether and how often it is read, the path is the same to the bit."""
+    assert all(map(torch.equal, short_table().parameters(), short_table(reads=2).parameters()))
+
+
+def test_rows_are_given_out_in_the_order_of_asking():
+    table = LatentTable(size=ROWS, latent_dim=LATENT_DIM, max_steps=1)
+    mean, log_var = short_table().parameters()
+    table.load_parameters(mean, log_var)
+    q = table.posterior(torch.tensor([7, 110, 3]))
+    assert torch.equal(q.mean, mean[[7, 110, 3]])
+    torch.testing.assert_close(2 * q.stddev.log(), log_var[[7, 110, 3]])
+
+
+def test_rows_never_visited_stay_where_they_began():
+    table = LatentTable(size=4, latent_dim=2, max_steps=20, **SETTINGS)
+    before = table.rows[:, 0].clone()
+    for _ in range(20):
+        (table.posterior(torch.tensor([1, 2])).mean - 1).square().sum().backward()
+        table.step()
+    after = torch.cat(table.parameters(), dim=1)
+    assert torch.equal(after[[0, 3]], before[[0, 3]])
+    assert (after[[1, 2], :2] > 0.1).all()

@@ -1,0 +1,248 @@
+"""main_vae.py as a user runs it, on a small part of MNIST: the tour, Bernoulli, and a third method."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import main_vae
+from amortized_vae import AmortizedVAE
+from benchmarks import stress
+from latent_optimization import LatentOptimization
+from model import LatentVariableModel, decoder_model, make_likelihood
+from runtime.checkpoint import load_checkpoint
+from training import Method
+from vae_utils import Fit, diagonal_normal, evaluate_bound, random_generator
+
+FILES = {
+    "recon_epoch_1.png",
+    "latent_opt_recon_epoch_1.png",
+    "samples_epoch_1.png",
+    "comparison_epoch_1.png",
+    "training_curves.png",
+    "log_probabilities.npy",
+    "log_probabilities.csv",
+    "log_probabilities.png",
+    "gaps.csv",
+    "gaps_over_epochs.png",
+    "gaps_per_digit.png",
+    "latent_usage.csv",
+    "latent_usage.png",
+    "latent_probes.png",
+    "latent_map.png",
+    "traversals.png",
+    "interpolation.png",
+    "sample_quality.png",
+    "history.csv",
+    "summary.json",
+}
+CHECKPOINTS = {"vae_epoch_1.pt", "latent_opt_epoch_1.pt", "classifier.pt"}
+TOUR = ("--epochs", "1", "--train-size", "1000")
+COUNTS = (
+    "--num-samples 20 --images-per-digit 2 --annealed-per-digit 1 --chains 2 --temperatures 4 --fit-steps 5 "
+    "--fitted-images 20 --simulated-images 2 --classified-samples 200"
+)
+SMALL = COUNTS.split()
+TOY = "--epochs 2 --train-size 200 --latent-dim 5 --sigma-p 0.7 --beta 0.5 --batch-size 50"
+
+
+def run(script, folder, *flags):
+    command = [sys.executable, script, *flags]
+    directories = ["--checkpoint-dir", str(folder / "checkpoints"), "--results-dir", str(folder / "results")]
+    return subprocess.run(command + directories, cwd=ROOT, capture_output=True, text=True)
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def names_in(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory):
+    """The one-minute tour of the README."""
+    folder = tmp_path_factory.mktemp("tour")
+    done = run("main_vae.py", folder, *TOUR)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def bernoulli_tour(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bernoulli")
+    done = run("main_vae.py", folder, *TOUR, "--likelihood", "bernoulli", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_the_tour_writes_every_file_that_is_promised(tour):
+    folder, _ = tour
+    assert names_in(folder / "results") == FILES
+    assert names_in(folder / "checkpoints") == CHECKPOINTS
+
+
+def test_the_tour_prints_a_line_per_epoch_and_a_table_that_fits(tour):
+    _, done = tour
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum("epoch 1/1" in line for line in lines) == 2
+    assert sum(line.startswith("  log p(x), annealed from q*") for line in lines) == 2
+    assert any("too low" in line for line in lines if "effective samples" in line)
+    assert "Gaussian p(x|z), sigma 0.4, pixels in [-1, 1]" in lines
+    assert done.stderr == ""
+
+
+def test_array_table_and_summary_agree(tour):
+    results = tour[0] / "results"
+    array = np.load(results / "log_probabilities.npy", allow_pickle=False)
+    rows = read_csv(results / "log_probabilities.csv")
+    assert array.shape == (2, 2, 10, 10)
+    assert array.dtype == np.float64
+    assert array.flatten().tolist() == [float(row["log_prob"]) for row in rows]
+    assert (array < -392 * math.log(2 * math.pi * 0.4**2)).all()
+    for row in rows:
+        assert float(row["elbo"]) <= float(row["log_prob"])
+        assert 1 <= float(row["effective_sample_size"]) <= 1000
+        if row["ais_log_prob"]:
+            assert float(row["fitted_elbo"]) <= float(row["fitted_log_prob"])
+            assert float(row["ais_log_prob"]) > float(row["fitted_elbo"])
+    annealed = [row["class"] for row in rows if row["ais_log_prob"]]
+    assert annealed == [str(digit) for _ in range(4) for digit in range(10)]
+    summary = json.loads((results / "summary.json").read_text())
+    for name, values in zip(("amortized", "latent_optimization"), array, strict=True):
+        method = summary["methods"][name]
+        for split, of_split in zip(("train", "test"), values, strict=True):
+            overall = method["log_prob"][split]["overall"]
+            assert overall["images"] == 100
+            assert overall["mean"] == pytest.approx(of_split.mean())
+            assert overall["standard_error"] == pytest.approx(of_split.std(ddof=1) / 10)
+            of_classes = method["log_prob"][split]["classes"]
+            assert [score["mean"] for score in of_classes] == pytest.approx(of_split.mean(-1).tolist())
+            bound = method["bounds"][split]
+            assert bound["elbo"]["mean"] == pytest.approx(
+                bound["log_likelihood"]["mean"] - bound["kl"]["mean"], rel=1e-4
+            )
+            gap = method["gaps"][split]
+            parts = gap["approximation_gap"]["mean"] + gap["amortization_gap"]["mean"]
+            assert parts == pytest.approx(gap["log_prob"]["mean"] - gap["elbo"]["mean"], rel=1e-4)
+    bounds = [method["bounds"]["test"]["elbo"]["images"] for method in summary["methods"].values()]
+    assert bounds == [10_000, summary["eval_config"]["fitted_images"]]
+    assert summary["train_config"]["train_size"] == 1000
+    assert set(summary["seconds"]["training"]) == {"amortized", "latent_optimization"}
+
+
+def test_the_rows_of_the_csv_are_images_of_their_class(tour, mnist):
+    rows = read_csv(tour[0] / "results/log_probabilities.csv")
+    train_index = load_checkpoint(tour[0] / "checkpoints/vae_epoch_1.pt")["train_index"].tolist()
+    for row in rows:
+        part = mnist[row["split"] == "test"]
+        assert str(int(part.labels[int(row["index"])])) == row["class"]
+        assert row["split"] == "test" or int(row["index"]) in train_index
+
+
+def test_history_has_a_row_per_method_and_epoch(tour):
+    rows = read_csv(tour[0] / "results/history.csv")
+    assert [(row["method"], row["epoch"]) for row in rows] == [("amortized", "1"), ("latent_optimization", "1")]
+    for row in rows:
+        parts = float(row["validation_log_likelihood"]) - float(row["validation_kl"])
+        assert float(row["validation_elbo"]) == pytest.approx(parts, rel=1e-4)
+        assert float(row["seconds"]) > 0
+    assert [row["validation_images"] for row in rows] == ["5000", "100"]
+
+
+def test_bernoulli_writes_every_file_and_no_number_above_zero(bernoulli_tour):
+    folder, done = bernoulli_tour
+    assert names_in(folder / "results") == FILES
+    assert names_in(folder / "checkpoints") == CHECKPOINTS
+    assert "Bernoulli p(x|z), binarized pixels" in done.stdout
+    rows = read_csv(folder / "results/log_probabilities.csv")
+    values = [float(row[name]) for row in rows for name in ("log_prob", "elbo", "ais_log_prob") if row[name]]
+    assert len(values) == 2 * 80 + 40
+    assert max(values) < 0
+    summary = json.loads((folder / "results/summary.json").read_text())
+    assert summary["train_config"]["binarize"] is True
+    for method in summary["methods"].values():
+        assert method["bounds"]["test"]["log_likelihood"]["mean"] < 0
+        assert method["log_prob"]["test"]["three_estimates"]["annealed"]["mean"] < 0
+
+
+def test_bernoulli_checkpoints_are_scored_again(bernoulli_tour, tmp_path):
+    folder, _ = bernoulli_tour
+    flags = ["--checkpoint-dir", str(folder / "checkpoints"), "--results-dir", str(tmp_path)]
+    command = [sys.executable, "main_vae.py", "--evaluate-only", *SMALL, *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    arrays = [np.load(path / "log_probabilities.npy", allow_pickle=False) for path in (folder / "results", tmp_path)]
+    assert np.array_equal(*arrays)
+
+
+class LinearEncoder(Method):
+    """A toy method: q from one linear layer."""
+
+    name, label, color = "linear", "Linear encoder", "#CC79A7"
+    prefix, reconstruction_prefix = "linear", "linear_recon"
+
+    def __init__(self, config, data):
+        super().__init__(config, data)
+        likelihood = make_likelihood(config)
+        decoder = decoder_model(config.latent_dim, likelihood, image_shape=data.image_shape, seed=config.seed).decoder
+        self.model = LatentVariableModel(decoder, likelihood, latent_dim=config.latent_dim)
+        self.model.encoder = torch.nn.Linear(math.prod(data.image_shape), config.latent_dim)
+        self.optimizers = [torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)]
+        self.validation_images = data.validation.images
+
+    def posterior(self, x, rows):
+        mean = self.model.encoder(x.flatten(1))
+        return diagonal_normal(mean, torch.full_like(mean, -2.0))
+
+    def infer(self, x, *, generator, fit_steps=200):
+        with torch.no_grad():
+            return Fit(self.posterior(x, None), torch.empty(0, len(x)), converged=True, gradients=0)
+
+    def validate(self, epoch):
+        generator = random_generator(self.config.seed, epoch, "validation")
+        return evaluate_bound(self.model, self.validation_images, self.posterior, generator=generator)
+
+
+@pytest.mark.parametrize("methods", [(AmortizedVAE, LinearEncoder, LatentOptimization), (LinearEncoder,)])
+def test_a_new_method_is_one_class_and_one_entry_of_the_list(tmp_path, monkeypatch, capsys, methods):
+    stress.small_mnist(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main_vae, "METHODS", methods)
+    monkeypatch.setattr("sys.argv", ["main_vae.py", *TOY.split(), *SMALL])
+    main_vae.main()
+    results = tmp_path / "results"
+    expected = [method.name for method in methods]
+    assert np.load(results / "log_probabilities.npy", allow_pickle=False).shape == (len(methods), 2, 10, 2)
+    for name in ("log_probabilities.csv", "gaps.csv", "latent_usage.csv", "history.csv"):
+        assert list(dict.fromkeys(row["method"] for row in read_csv(results / name))) == expected
+    assert list(json.loads((results / "summary.json").read_text())["methods"]) == expected
+    out = capsys.readouterr().out
+    assert all(method.label in out for method in methods)
+    for method in methods:
+        assert (results / f"{method.reconstruction_prefix}_epoch_2.png").exists()
+        assert (tmp_path / "checkpoints" / f"{method.prefix}_epoch_1.pt").exists()
+
+
+def test_the_supervised_baseline(tmp_path):
+    """Small, so that it only has to be far better than chance."""
+    done = run("sup_classification.py", tmp_path, "--epochs", "2", "--train-size", "1500")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "results/classification.json").read_text())
+    confusion = np.array(result["confusion"])
+    assert confusion.sum() == 10_000
+    assert result["test"]["accuracy"] == confusion.trace() / 10_000 > 0.8
+    low, high = result["test"]["interval_95"]
+    assert low < result["test"]["accuracy"] < high
+    assert [score["images"] for score in result["classes"].values()] == confusion.sum(1).tolist()
+    assert names_in(tmp_path / "results") == {"classification.png", "classification.json"}
+    assert names_in(tmp_path / "checkpoints") == {"classifier.pt"}

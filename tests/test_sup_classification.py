@@ -1,0 +1,126 @@
+"""The classifier through the common loop; its checkpoint: loaded as trained, trained anew where it is another."""
+
+import pytest
+import torch
+
+import sup_classification
+from data import Data, Split, stratified_subset
+from runtime.checkpoint import InputError, load_checkpoint, save_checkpoint
+from runtime.config import ClassifierConfig
+from sup_classification import ClassifierTraining, augment, find_classifier, load_classifier, predict
+from training import train
+from vae_utils import random_generator
+
+CONFIG = ClassifierConfig(epochs=2, train_size=100, batch_size=30, seed=3, learning_rate=0.004, precision="float32")
+
+
+@pytest.fixture(scope="module")
+def data(mnist):
+    parts = [stratified_subset(mnist[part], size=size) for part, size in ((0, 100), (1, 60), (0, 90), (1, 50))]
+    return Data(*parts)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """The folder with classifier.pt, the trained model and its history."""
+    folder = tmp_path_factory.mktemp("classifier")
+    learner = ClassifierTraining(CONFIG, data)
+    history = train(learner, checkpoint_dir=folder)
+    return folder, learner.model.eval(), history
+
+
+def test_the_loop_trains_the_classifier(trained):
+    _, _, history = trained
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert history[1]["train_loss"] < history[0]["train_loss"]
+    assert {row["validation_images"] for row in history} == {60}
+    assert all(0 <= row[f"{split}_error"] <= 1 for row in history for split in ("train", "validation"))
+
+
+def test_a_loaded_classifier_is_the_trained_one(trained, data):
+    folder, model, _ = trained
+    loaded = load_classifier(folder / "classifier.pt", train_index=data.train.index)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert loaded.features(data.test.images).shape == (50, 128)
+    assert torch.equal(*(predict(each, data.test.images) for each in (model, loaded)))
+    assert loaded.config == CONFIG
+
+
+def test_predictions_are_those_of_one_batch_and_the_mode_stays(trained, data):
+    _, model, _ = trained
+    model.train()
+    some = predict(model, data.test.images, batch_size=7)
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(some, model(data.test.images).log_softmax(-1), rtol=1e-3, atol=1e-4)
+
+
+def test_other_files_are_refused(trained, data, tmp_path):
+    folder, _, _ = trained
+    with pytest.raises(InputError, match="trained on other images"):
+        load_classifier(folder / "classifier.pt", train_index=data.train.index + 1)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        load_classifier(tmp_path / "classifier.pt")
+    checkpoint = load_checkpoint(folder / "classifier.pt")
+    for change, message in (
+        ({"method": "amortized"}, "not a checkpoint of classifier"),
+        ({"weights": {}}, "do not fit this program"),
+        ({"weights": None}, "do not fit this program"),
+        ({"train_index": None}, "do not fit this program"),
+        ({"config": {"epochs": 0}}, "do not fit this program"),
+    ):
+        save_checkpoint(tmp_path / "classifier.pt", {**checkpoint, **change})
+        with pytest.raises(InputError, match=message):
+            load_classifier(tmp_path / "classifier.pt", train_index=data.train.index)
+
+
+def test_a_classifier_is_trained_only_where_it_is_not_there(trained, data, tmp_path):
+    folder, model, _ = trained
+    path = folder / "classifier.pt"
+    before = path.stat().st_mtime_ns
+    found = find_classifier(data, CONFIG, checkpoint_dir=folder)
+    assert path.stat().st_mtime_ns == before
+    anew = find_classifier(data, CONFIG, checkpoint_dir=tmp_path)
+    for classifier in (found, anew):
+        assert all(map(torch.equal, classifier.parameters(), model.parameters()))
+    other = ClassifierConfig(**{**vars(CONFIG), "seed": 4})
+    replaced = find_classifier(data, other, checkpoint_dir=tmp_path)
+    assert load_classifier(tmp_path / "classifier.pt").config == replaced.config == other
+
+
+def test_another_number_of_classes_and_size_of_images():
+    generator = random_generator(0)
+    images = torch.rand(20, 3, 8, 12, generator=generator) * 2 - 1
+    split = Split(images, torch.arange(20) % 3, torch.arange(20), ("a", "b", "c"))
+    config = ClassifierConfig(epochs=1, train_size=20, batch_size=6, precision="float32")
+    learner = ClassifierTraining(config, Data(split, split, split, split))
+    learner.train_step(torch.arange(6), learner.draw_noise(6, generator))
+    assert predict(learner.model, images).shape == (20, 3)
+
+
+def test_augmentation_moves_but_does_not_invent(mnist):
+    images = mnist[1].images[:200]
+    noise = 2 * torch.rand(4, 200, generator=random_generator(0)) - 1
+    changed = augment(images, noise)
+    assert changed.shape == images.shape
+    assert changed.min() >= -1.0001
+    assert changed.max() <= 1.0001
+    ink, ink_before = ((part + 1).sum((1, 2, 3)) for part in (changed, images))
+    assert ((ink / ink_before) > 0.7).all()
+    assert ((ink / ink_before) < 1.35).all()
+    assert not torch.equal(changed[0], images[0])
+    torch.testing.assert_close(augment(images, torch.zeros(4, 200)), images, atol=1e-4, rtol=0)
+
+
+def test_the_most_confident_mistakes_come_first(mnist):
+    split = stratified_subset(mnist[1], size=20)
+    log_prob = torch.full((20, 10), -10.0)
+    log_prob[torch.arange(20), split.labels] = -0.1
+    for row, value in ((3, -0.01), (7, -0.5)):
+        log_prob[row] = -10.0
+        log_prob[row, (split.labels[row] + 1) % 10] = value
+    found = sup_classification.most_confidently_wrong(log_prob, split, count=5)
+    assert [label for _, label, _, _ in found] == [int(split.labels[3]), int(split.labels[7])]
+    assert [prediction for _, _, prediction, _ in found] == [int(split.labels[row] + 1) % 10 for row in (3, 7)]

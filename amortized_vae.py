@@ -7,12 +7,6 @@ from model import ConvVAE, make_likelihood
 from vae_utils import Fit, evaluate_bound, random_generator
 
 
-def build_model(config, image_shape, *, seed=None):
-    """The untrained ConvVAE of a TrainConfig, for images of that shape (C, H, W)."""
-    likelihood = make_likelihood(config)
-    return ConvVAE(config.latent_dim, likelihood, image_shape=image_shape, seed=seed)
-
-
 class AmortizedVAE(training.Method):
     """The method whose q comes from an encoder."""
 
@@ -21,8 +15,8 @@ class AmortizedVAE(training.Method):
 
     def __init__(self, config, data):
         super().__init__(config, data)
-        self.model = build_model(config, data.image_shape, seed=config.seed).to(data.device)
-        self.model.precision = config.precision
+        options = {"image_shape": data.image_shape, "seed": config.seed, "precision": config.precision}
+        self.model = ConvVAE(config.latent_dim, make_likelihood(config), **options).to(data.device)
         self.validation_images = data.validation.images
         self.optimizers = [torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)]
 
@@ -46,7 +40,8 @@ def load_model(path, *, device="cpu"):
     """The ConvVAE of a checkpoint `vae_epoch_{N}.pt`, in evaluation mode; see training.load_model."""
 
     def build(checkpoint):
-        model = build_model(checkpoint["config"], checkpoint["image_shape"])
+        config = checkpoint["config"]
+        model = ConvVAE(config.latent_dim, make_likelihood(config), image_shape=checkpoint["image_shape"])
         model.load_state_dict(checkpoint["weights"])
         return model
 

@@ -8,7 +8,7 @@ from torch.distributions import Normal
 import training
 from data import stratified_subset
 from latent_table import INITIAL_LOG_VAR, LatentTable
-from model import LatentVariableModel, decoder_model, make_likelihood
+from model import ConvModel, make_likelihood
 from vae_utils import Fit, check_inputs, concatenate, diagonal_normal, elbo, random_generator
 
 VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
@@ -93,8 +93,10 @@ def fit_posterior(model, x, q, *, generator, learning_rate=0.1, fit_steps=200, t
     )
 
 
-class LatentModel(LatentVariableModel):
-    """A trained decoder with the q of every training image, mean and log_var (N, D)."""
+class LatentModel(ConvModel):
+    """A trained decoder with the q of every training image, its mean and log_var (N, D)."""
+
+    mean_of_q = log_var_of_q = None
 
     def posterior(self, rows):
         """q of the training images at `rows` (B,), a diagonal Normal (B, D)."""
@@ -110,14 +112,8 @@ class LatentOptimization(training.Method):
 
     def __init__(self, config, data):
         super().__init__(config, data)
-        likelihood = make_likelihood(config)
-        self.model = decoder_model(
-            config.latent_dim,
-            likelihood,
-            image_shape=data.image_shape,
-            seed=config.seed,
-            precision=config.precision,
-        ).to(data.device)
+        options = {"image_shape": data.image_shape, "seed": config.seed, "precision": config.precision}
+        self.model = ConvModel(config.latent_dim, make_likelihood(config), **options).to(data.device)
         self.table = LatentTable(
             size=len(self.images),
             latent_dim=config.latent_dim,
@@ -185,9 +181,7 @@ def load_model(path, *, device="cpu"):
 
     def build(checkpoint):
         config, weights = checkpoint["config"], checkpoint["weights"]
-        likelihood = make_likelihood(config)
-        untrained = decoder_model(config.latent_dim, likelihood, image_shape=checkpoint["image_shape"])
-        model = LatentModel(untrained.decoder, likelihood, latent_dim=config.latent_dim)
+        model = LatentModel(config.latent_dim, make_likelihood(config), image_shape=checkpoint["image_shape"])
         model.decoder.load_state_dict(weights["decoder"])
         model.mean_of_q, model.log_var_of_q = weights["mean"], weights["log_var"]
         return model

@@ -127,15 +127,26 @@ class LatentVariableModel(nn.Module):
         return self.likelihood.sample(self.decode(z), generator), z
 
 
-class ConvVAE(LatentVariableModel):
-    """A LatentVariableModel with an encoder (Kingma & Welling 2014): `encode` gives q(z|x)."""
+class ConvModel(LatentVariableModel):
+    """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W)."""
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), seed=None, precision="float32"):
-        """With a seed, the weights are a function of it, the decoder's those of `decoder_model` with that seed."""
+        """likelihood: by default a Gaussian. With a seed, the initial weights are a function of it."""
         likelihood = likelihood or Gaussian()
         with seeded_weights(seed):
             decoder = Decoder(latent_dim, image_shape=image_shape, activation=likelihood.activation)
-            super().__init__(decoder, likelihood, latent_dim=latent_dim, precision=precision)
+        super().__init__(decoder, likelihood, latent_dim=latent_dim, precision=precision)
+
+
+class ConvVAE(ConvModel):
+    """A ConvModel with an encoder (Kingma & Welling 2014): `encode` gives q(z|x).
+
+    Its decoder begins with the same weights as that of a ConvModel with the same arguments.
+    """
+
+    def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), seed=None, precision="float32"):
+        with seeded_weights(seed):
+            super().__init__(latent_dim, likelihood, image_shape=image_shape, precision=precision)
             self.encoder = Encoder(latent_dim, image_shape=image_shape)
 
     def encode(self, x):
@@ -144,14 +155,6 @@ class ConvVAE(LatentVariableModel):
             output = self.encoder(x)
         mean, log_var = output.to(x.dtype).chunk(2, dim=-1)
         return Normal(mean, torch.exp(0.5 * log_var), validate_args=False)
-
-
-def decoder_model(latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), seed=None, precision="float32"):
-    """A LatentVariableModel without an encoder, its decoder that of a ConvVAE with the same arguments."""
-    likelihood = likelihood or Gaussian()
-    with seeded_weights(seed):
-        decoder = Decoder(latent_dim, image_shape=image_shape, activation=likelihood.activation)
-    return LatentVariableModel(decoder, likelihood, latent_dim=latent_dim, precision=precision)
 
 
 class Encoder(nn.Module):

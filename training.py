@@ -3,7 +3,9 @@
 import contextlib
 import math
 import time
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -235,19 +237,20 @@ def misfit(path):
         raise InputError(f"{path}: its contents do not fit this program") from None
 
 
-class Checkpoints:
+class Checkpoints(NamedTuple):
     """The checkpoints that one training of several methods has left in a directory."""
 
-    def __init__(self, methods, directory, config, epochs, train_index):
-        """methods: the classes; epochs: those of which every method's checkpoint is there, rising."""
-        self.methods, self.directory, self.config = methods, Path(directory), config
-        self.epochs, self.train_index = epochs, train_index
+    methods: tuple  # their classes
+    directory: str
+    config: TrainConfig
+    epochs: list  # those of which every method's checkpoint is there, rising
+    train_index: torch.Tensor  # (N,), the training images' rows in the data set
 
     def load(self, epoch, data):
         """Every method as it was after the epoch, its networks in float32. Raises InputError for a bad file."""
         loaded = []
         for method_class in self.methods:
-            path = self.directory / f"{method_class.prefix}_epoch_{epoch}.pt"
+            path = Path(self.directory) / f"{method_class.prefix}_epoch_{epoch}.pt"
             checkpoint = read_checkpoint(path, method_class.name, device=data.device)
             with misfit(path):
                 method = method_class(checkpoint["config"], data)
@@ -263,29 +266,24 @@ def find_checkpoints(methods, directory):
     Raises InputError if there is no epoch of which every method's checkpoint is there, if one of those cannot be read,
     or if they are not all of one training.
     """
-    directory = Path(directory)
-    epochs = sorted(set.intersection(*(_epochs(directory, method.prefix) for method in methods)))
-    names = [f"{method.prefix}_epoch_N.pt" for method in methods]
+    found = []
+    for method in methods:
+        ends = (path.stem.rpartition("_")[2] for path in Path(directory).glob(f"{method.prefix}_epoch_*.pt"))
+        found.append({int(end) for end in ends if end.isdecimal()})
+    epochs, first = sorted(set.intersection(*found)), None
     if not epochs:
-        raise InputError(f"{directory}: no checkpoints {' and '.join(names)} of the same epoch")
-    first = None
-    for epoch in reversed(epochs):
-        for method in methods:
-            path = directory / f"{method.prefix}_epoch_{epoch}.pt"
-            checkpoint = read_checkpoint(path, method.name)
-            if checkpoint["epoch"] != epoch:
-                raise InputError(f"{path}: of epoch {checkpoint['epoch']}")
-            if first is None:
-                first, config, index = path, checkpoint["config"], checkpoint["train_index"]
-            elif others := differences(stamp(checkpoint["config"]), stamp(config)):
-                others = others.replace(" here", f" in {first.name}")
-                raise InputError(f"{path}: of another training than {first.name}: {others}")
-            elif not torch.equal(checkpoint["train_index"], index):
-                raise InputError(f"{path}: of another training than {first.name}: its training images are others")
+        names = " and ".join(f"{method.prefix}_epoch_N.pt" for method in methods)
+        raise InputError(f"{directory}: no checkpoints {names} of the same epoch")
+    for epoch, method in product(reversed(epochs), methods):
+        path = Path(directory) / f"{method.prefix}_epoch_{epoch}.pt"
+        checkpoint = read_checkpoint(path, method.name)
+        if checkpoint["epoch"] != epoch:
+            raise InputError(f"{path}: of epoch {checkpoint['epoch']}")
+        if first is None:
+            first, config, index = path.name, checkpoint["config"], checkpoint["train_index"]
+        others = differences(stamp(checkpoint["config"]), stamp(config)).replace(" here", f" in {first}")
+        if not (others or torch.equal(checkpoint["train_index"], index)):
+            others = "its training images are others"
+        if others:
+            raise InputError(f"{path}: of another training than {first}: {others}")
     return Checkpoints(methods, directory, config, epochs, index)
-
-
-def _epochs(directory, prefix):
-    """The epochs of which a method's checkpoint is there, a set."""
-    ends = (path.stem.removeprefix(f"{prefix}_epoch_") for path in directory.glob(f"{prefix}_epoch_*.pt"))
-    return {int(end) for end in ends if end.isdecimal()}

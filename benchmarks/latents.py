@@ -27,7 +27,7 @@ from benchmarks.harness import REPEATS, median_and_range, peak_memory, print_tab
 from benchmarks.textbook import Latents  # noqa: E402
 from data import load_data  # noqa: E402
 from latent_table import INITIAL_LOG_VAR, LatentTable  # noqa: E402
-from model import decoder_model  # noqa: E402
+from model import ConvModel  # noqa: E402
 from runtime.config import TrainConfig  # noqa: E402
 from training import Method, train_epoch  # noqa: E402
 from vae_utils import diagonal_normal, evaluate_bound, random_generator  # noqa: E402
@@ -72,7 +72,7 @@ class TableMethod(Method):
 
     def __init__(self, images, name):
         self.config, self.images, self.table = CONFIG, images, TABLES[name][0](len(images))
-        self.model = decoder_model(LATENT_DIM, seed=0)
+        self.model = ConvModel(LATENT_DIM, seed=0)
         self.optimizers = [optim.Adam(self.model.parameters(), lr=CONFIG.learning_rate, fused=True), self.table]
 
     def posterior(self, x, rows):

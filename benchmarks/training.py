@@ -34,7 +34,7 @@ from benchmarks.harness import REPEATS, median_and_range, print_table, ratios, t
 from data import load_data  # noqa: E402
 from latent_optimization import LatentOptimization  # noqa: E402
 from latent_table import INITIAL_LOG_VAR  # noqa: E402
-from model import ConvVAE, decoder_model  # noqa: E402
+from model import ConvModel, ConvVAE  # noqa: E402
 from runtime.checkpoint import save_checkpoint  # noqa: E402
 from runtime.config import TrainConfig, choose_precision  # noqa: E402
 from training import train_epoch  # noqa: E402
@@ -100,7 +100,7 @@ def textbook_epochs(method, config):
         model = textbook.in_default_layout(ConvVAE(seed=0))
         groups, posterior = model.parameters(), lambda x, rows: model.encode(x)
     else:
-        model, size = textbook.in_default_layout(decoder_model(seed=0)), config.train_size
+        model, size = textbook.in_default_layout(ConvModel(seed=0)), config.train_size
         latents = textbook.Latents(size=size, initial_log_var=INITIAL_LOG_VAR, latent_dim=config.latent_dim)
         table = {"params": latents.parameters(), "lr": config.latent_learning_rate}
         groups, posterior = [table, {"params": model.parameters()}], lambda x, rows: latents(rows)

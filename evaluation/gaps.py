@@ -31,42 +31,26 @@ class Gaps(NamedTuple):
     ais_acceptance: torch.Tensor
 
 
-def measure(
-    model,
-    x,
-    q,
-    *,
-    generator,
-    precision="float32",
-    num_samples=1000,
-    chains=4,
-    temperatures=140,
-    fit_steps=200,
-    fitted=False,
-    batch_size=50,
-    on_batch=None,
-):
+def measure(model, x, q, config, *, generator, fitted=False, batch_size=50, on_batch=None):
     """Gaps of images x (B, *image) under any model and any diagonal Normal q (B, D).
 
-    The bounds are means over `num_samples` fresh draws from q and from q*, the same that importance sampling weighs.
-    fitted: q is q* already, as of unseen images under latent optimization; then nothing is fitted, and both have the
-    same numbers. precision: of the networks in the gradients of annealing; all values are in float32. on_batch, if
-    given, is called with the number of images after each batch.
+    config: an EvalConfig, whose num_samples, chains, temperatures and fit_steps say how much is computed, and whose
+    precision is that of the networks in the gradients of annealing; all values are in float32. The bounds are means
+    over fresh draws from q and from q*, the same that importance sampling weighs. fitted: q is q* already, as of unseen
+    images under latent optimization; then nothing is fitted, and both have the same numbers. on_batch, if given, is
+    called with the number of images after each batch.
     """
-    fast, parts = model.in_precision(precision), []
+    fast, parts = model.in_precision(config.precision), []
+    counts = {"chains": config.chains, "temperatures": config.temperatures}
     for rows in torch.arange(len(x), device=x.device).split(batch_size):
         images, own = x[rows], select(q, rows)
-        best = own
+        of_own = importance_sampling(model, images, own, generator=generator, num_samples=config.num_samples)
+        best, of_best = own, of_own
         if not fitted:
-            best = fit_posterior(model, images, own, generator=generator, fit_steps=fit_steps).q
+            best = fit_posterior(model, images, own, generator=generator, fit_steps=config.fit_steps).q
+            of_best = importance_sampling(model, images, best, generator=generator, num_samples=config.num_samples)
         start = gauss_newton_posterior(fast, images, best, generator=generator)
-        ais = annealed_importance_sampling(
-            fast, images, start, generator=generator, chains=chains, temperatures=temperatures
-        )
-        of_own = importance_sampling(model, images, own, generator=generator, num_samples=num_samples)
-        of_best = of_own
-        if not fitted:
-            of_best = importance_sampling(model, images, best, generator=generator, num_samples=num_samples)
+        ais = annealed_importance_sampling(fast, images, start, generator=generator, **counts)
         parts.append(Gaps(*of_own, *of_best, *ais[:4]))
         if on_batch:
             on_batch(len(images))
@@ -77,7 +61,7 @@ def summarize(gaps):
     """{"elbo", "fitted_elbo", "log_prob", "approximation_gap", "amortization_gap"}, as `mean_and_error` gives them.
 
     The gaps are paired differences on the same images, whose standard errors are smaller than those of their parts.
-    gaps: Gaps; log_prob is the annealed one.
+    gaps: Gaps of any shape; log_prob is the annealed one.
     """
     values = {
         "elbo": gaps.elbo,

@@ -3,6 +3,7 @@
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data import SPLITS, rows_per_class
@@ -36,9 +37,9 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
     train_q = {method.name: scores.posterior_of_train(method, data) for method in methods}
     bounds = scores.final_bounds(methods, data, sample, train_q, config)
 
-    records = scores.log_probabilities(methods, data, config)
-    values = scores.as_array(records, (len(methods), len(SPLITS), len(classes), config.images_per_digit))
-    save_csv(results_dir / "log_probabilities.csv", records)
+    found = scores.log_probabilities(methods, data, config)
+    values = np.stack([[found[method.name][split].log_prob for split in SPLITS] for method in methods])
+    save_csv(results_dir / "log_probabilities.csv", scores.records(found, data))
     save_array(results_dir / "log_probabilities.npy", values)
     shown = {"images": data.test.images[rows_per_class(data.test, 1).flatten()], "example_values": values[:, 1, :, 0]}
     counts = {"num_samples": config.num_samples, "classes": classes}
@@ -47,11 +48,10 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
     rows = scores.gaps_over_epochs(checkpoints, data, config)
     last, per_class = ({method.name: {} for method in methods} for _ in range(2))
     for method, split in product(methods, SPLITS):
-        own = {"method": method.name, "split": split}
-        last[method.name][split] = gaps.summarize(scores.annealed_gaps(records, **own))
-        rows.append({"epoch": checkpoints.epochs[-1], **own, "scores": last[method.name][split]})
-        of_classes = [scores.annealed_gaps(records, **own, **{"class": name}) for name in classes]
-        per_class[method.name][split] = [gaps.summarize(found) for found in of_classes]
+        annealed = scores.annealed(found[method.name][split])
+        last[method.name][split] = summary = gaps.summarize(annealed)
+        rows.append({"epoch": checkpoints.epochs[-1], "method": method.name, "split": split, "scores": summary})
+        per_class[method.name][split] = [gaps.summarize(gaps.Gaps(*fields)) for fields in zip(*annealed, strict=True)]
     save_csv(results_dir / "gaps.csv", [_flat(row) for row in rows])
     save("gaps_over_epochs", figures.gaps_over_epochs, rows=rows, saved_epochs=checkpoints.epochs)
     save("gaps_per_digit", figures.gaps_per_class, per_class=per_class, classes=classes)
@@ -75,7 +75,10 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
     quality = samples.assess(methods, classifier=classifier, data=data, config=config, results_dir=results_dir)
     parts = {
         "bounds": bounds,
-        "log_prob": scores.summarize_log_prob(records, methods, classes),
+        "log_prob": {
+            name: {split: scores.summarize_log_prob(values) for split, values in of_splits.items()}
+            for name, of_splits in found.items()
+        },
         "gaps": last,
         "bdmc": bdmc,
         "latents": used["methods"],

@@ -2,10 +2,10 @@
 
 import math
 import time
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from data import SPLITS, Split, rows_per_class, stratified_subset
@@ -13,15 +13,7 @@ from evaluation import gaps
 from evaluation.ais import bidirectional_bounds, gauss_newton_posterior
 from latent_optimization import fit_posterior, initial_posterior
 from runtime.progress import ProgressBar
-from vae_utils import (
-    ISEstimate,
-    concatenate,
-    evaluate_bound,
-    importance_sampling,
-    mean_and_error,
-    random_generator,
-    select,
-)
+from vae_utils import concatenate, evaluate_bound, importance_sampling, mean_and_error, random_generator, select
 
 FEW = 10  # effective samples; below, importance sampling is low by more than its weights can tell
 EARLIER_NUM_SAMPLES = 100  # importance samples at the epochs before the last
@@ -97,58 +89,53 @@ def log_probabilities(methods, data, config):
     """log p(x) of the first images of each class by importance sampling from each method's own q.
 
     Of these the first `annealed_per_digit` of each class are also scored by importance sampling from the best diagonal
-    q and by annealing. Returns one dict per image, method by method, split by split, class by class: what Gaps holds,
-    None where it was not measured.
+    q and by annealing. Returns {method's name: {split: Gaps}}, (classes, images per class) each, NaN where it was not
+    measured.
     """
     total = len(methods) * len(SPLITS) * data.test.num_classes * config.images_per_digit
-    records = []
+    found = {method.name: {} for method in methods}
     with ProgressBar("log p(x)", total=total, unit="img") as bar:
         for method, name in product(methods, SPLITS):
             split = getattr(data, name)
             rows = rows_per_class(split, config.images_per_digit)  # (classes, n)
             annealed = (torch.arange(rows.shape[1], device=rows.device) < config.annealed_per_digit).expand_as(rows)
-            rows, annealed = rows.flatten(), annealed.flatten()
-            q, fitted = own_posterior(method, data, name, rows, config)
-            columns = {field: np.full(len(rows), None) for field in gaps.Gaps._fields}
-            for chosen, measure in ((annealed, _gaps), (~annealed, _importance_sampling)):
-                if chosen.any():
-                    generator = random_generator(config.seed, measure.__name__, method.name, name, device=data.device)
-                    x, own = split.images[rows[chosen]], select(q, chosen)
-                    found = measure(method.model, x, own, generator=generator, fitted=fitted, config=config, bar=bar)
-                    for field, values in found._asdict().items():
-                        columns[field][chosen.cpu().numpy()] = values.tolist()
-            part = split.at(rows)
-            for number, (label, index) in enumerate(zip(part.labels.tolist(), part.index.tolist(), strict=True)):
-                identity = {"method": method.name, "split": name, "class": split.classes[label], "index": index}
-                records.append({**identity, **{field: values[number] for field, values in columns.items()}})
-    return records
+            q, fitted = own_posterior(method, data, name, rows.flatten(), config)
+            images = split.images[rows.flatten()]
+            generator = random_generator(config.seed, "log p(x)", method.name, name, device=data.device)
+            fields = torch.full((len(gaps.Gaps._fields), len(images)), torch.nan, device=data.device)
+            chosen, rest = (mask.flatten().nonzero().flatten() for mask in (annealed, ~annealed))
+            measured = gaps.measure(
+                method.model,
+                images[chosen],
+                select(q, chosen),
+                config,
+                generator=generator,
+                fitted=fitted,
+                on_batch=bar.advance,
+            )
+            fields[:, chosen] = torch.stack(measured)
+            for part in rest.split(100) if len(rest) else ():
+                own, count = select(q, part), config.num_samples
+                estimate = importance_sampling(method.model, images[part], own, generator=generator, num_samples=count)
+                fields[: len(estimate), part] = torch.stack(estimate)  # the first fields of Gaps
+                bar.advance(len(part))
+            found[method.name][name] = gaps.Gaps(*fields.cpu().double().reshape(-1, *rows.shape))
+    return found
 
 
-def _gaps(model, x, q, *, generator, fitted, config, bar, coarser=1, num_samples=None):
-    """gaps.measure by an EvalConfig; coarser: by what chains and temperatures are divided."""
-    return gaps.measure(
-        model,
-        x,
-        q,
-        generator=generator,
-        precision=config.precision,
-        num_samples=num_samples or config.num_samples,
-        chains=max(2, config.chains // coarser),
-        temperatures=max(1, config.temperatures // coarser),
-        fit_steps=config.fit_steps,
-        fitted=fitted,
-        on_batch=bar.advance,
-    )
-
-
-def _importance_sampling(model, x, q, *, generator, fitted, config, bar, batch_size=100):
-    """The ISEstimate of all images, some at a time; fitted does not matter."""
-    parts = []
-    for rows in torch.arange(len(x), device=x.device).split(batch_size):
-        own = select(q, rows)
-        parts.append(importance_sampling(model, x[rows], own, generator=generator, num_samples=config.num_samples))
-        bar.advance(len(rows))
-    return ISEstimate(*(torch.cat(part) for part in zip(*parts, strict=True)))
+def records(found, data):
+    """What `log_probabilities` found as one dict per image, None where it was not measured."""
+    rows = []
+    for name, of_splits in found.items():
+        for split, values in of_splits.items():
+            part = getattr(data, split)
+            part = part.at(rows_per_class(part, values.log_prob.shape[1]).flatten())
+            columns = zip(*(field.flatten().tolist() for field in values), strict=True)
+            for label, index, numbers in zip(part.labels.tolist(), part.index.tolist(), columns, strict=True):
+                numbers = (None if math.isnan(number) else number for number in numbers)
+                identity = {"method": name, "split": split, "class": part.classes[label], "index": index}
+                rows.append({**identity, **dict(zip(values._fields, numbers, strict=True))})
+    return rows
 
 
 def gaps_over_epochs(checkpoints, data, config):
@@ -157,26 +144,19 @@ def gaps_over_epochs(checkpoints, data, config):
     checkpoints: a training.Checkpoints; the images are the same at every epoch. Half as many chains pass half as many
     temperatures as at the last epoch: so few images differ among themselves by far more than annealing is off.
     """
-    rows, epochs = [], checkpoints.epochs[:-1]
-    count = config.gap_images_per_digit * data.test.num_classes
-    total = len(epochs) * len(checkpoints.methods) * len(SPLITS) * count
+    rows, epochs, count = [], checkpoints.epochs[:-1], config.gap_images_per_digit
+    total = len(epochs) * len(checkpoints.methods) * len(SPLITS) * data.test.num_classes * count
+    chains, temperatures = max(2, config.chains // 2), max(1, config.temperatures // 2)
+    coarse = replace(config, chains=chains, temperatures=temperatures, num_samples=EARLIER_NUM_SAMPLES)
     with ProgressBar("gaps", total=total, unit="img") as bar:
         for epoch in epochs:
             for method, name in product(checkpoints.load(epoch, data), SPLITS):
                 split = getattr(data, name)
-                chosen = rows_per_class(split, config.gap_images_per_digit).flatten()
+                chosen = rows_per_class(split, count).flatten()
                 q, fitted = own_posterior(method, data, name, chosen, config)
-                found = _gaps(
-                    method.model,
-                    split.images[chosen],
-                    q,
-                    generator=random_generator(config.seed, "gaps", epoch, method.name, name, device=data.device),
-                    fitted=fitted,
-                    config=config,
-                    bar=bar,
-                    coarser=2,
-                    num_samples=EARLIER_NUM_SAMPLES,
-                )
+                generator = random_generator(config.seed, "gaps", epoch, method.name, name, device=data.device)
+                options = {"generator": generator, "fitted": fitted, "on_batch": bar.advance}
+                found = gaps.measure(method.model, split.images[chosen], q, coarse, **options)
                 rows.append({"epoch": epoch, "method": method.name, "split": name, "scores": gaps.summarize(found)})
     return rows
 
@@ -201,66 +181,38 @@ def bdmc_gap(method, config, *, device="cpu"):
     return {name: mean_and_error(value) for name, value in values.items()}
 
 
-def annealed_gaps(records, **conditions):
-    """The annealed records that meet conditions such as method="amortized", split="test", as Gaps, (B,) each."""
-    chosen = [
-        record
-        for record in records
-        if record["ais_log_prob"] is not None and all(record[name] == value for name, value in conditions.items())
-    ]
-    return gaps.Gaps(*(torch.tensor([record[name] for record in chosen]) for name in gaps.Gaps._fields))
+def annealed(found):
+    """Of Gaps (classes, images per class), those of the images that were annealed, the first of each class."""
+    count = int((~found.ais_log_prob[0].isnan()).sum())
+    return gaps.Gaps(*(field[:, :count] for field in found))
 
 
-def as_array(records, shape):
-    """log p(x) of the records as float64 of that shape: (methods, splits, classes, images per class)."""
-    return np.array([record["log_prob"] for record in records], dtype=np.float64).reshape(shape)
-
-
-def summarize_log_prob(records, methods, classes):
-    """{method's name: {split: {"overall": score, "classes": [scores], "three_estimates": {...}}}}.
+def summarize_log_prob(found):
+    """{"overall": score, "classes": [scores], "three_estimates": {...}} of Gaps (classes, images per class).
 
     Scores have their standard errors over images. "three_estimates" are importance sampling from q, the same from q*,
-    and annealing, on the images that have all three.
+    and annealing, on the images that have all three. "monte_carlo_error" is what another seed of the estimator would
+    change in the mean over these images; "standard_error" is what other images would.
     """
 
-    def score(chosen):
-        sizes = [record["effective_sample_size"] for record in chosen]
-        return {
-            **mean_and_error(torch.tensor([record["log_prob"] for record in chosen])),
-            "effective_sample_size_median": float(np.median(sizes)),
-        }
+    def score(log_prob, sizes):
+        return {**mean_and_error(log_prob), "effective_sample_size_median": float(sizes.flatten().quantile(0.5))}
 
-    summary = {}
-    for method, split in product(methods, SPLITS):
-        own = [record for record in records if (record["method"], record["split"]) == (method.name, split)]
-        summary.setdefault(method.name, {})[split] = {
-            "overall": score(own),
-            "classes": [score([record for record in own if record["class"] == name]) for name in classes],
-            "three_estimates": three_estimates(annealed_gaps(own)),
-        }
-    return summary
-
-
-def three_estimates(found):
-    """{"importance_sampling", "importance_sampling_fitted", "annealed"} of Gaps, each with its errors.
-
-    "monte_carlo_error" is what another seed of the estimator would change in the mean over these images;
-    "standard_error" is what other images would.
-    """
-    scores = {}
-    for name, values, sizes in (
-        ("importance_sampling", found.log_prob, found.effective_sample_size),
-        ("importance_sampling_fitted", found.fitted_log_prob, found.fitted_effective_sample_size),
-    ):
-        scores[name] = {**mean_and_error(values), "effective_sample_size_median": float(sizes.median())}
-    count = len(found.ais_log_prob)
-    scores["annealed"] = {
-        **mean_and_error(found.ais_log_prob),
-        "monte_carlo_error": float(found.ais_standard_error.double().square().sum().sqrt() / count),
-        "log_weight_std_median": float(found.ais_log_weight_std.median()),
-        "acceptance": float(found.ais_acceptance.mean()),
+    both = annealed(found)
+    return {
+        "overall": score(found.log_prob, found.effective_sample_size),
+        "classes": [score(*pair) for pair in zip(found.log_prob, found.effective_sample_size, strict=True)],
+        "three_estimates": {
+            "importance_sampling": score(both.log_prob, both.effective_sample_size),
+            "importance_sampling_fitted": score(both.fitted_log_prob, both.fitted_effective_sample_size),
+            "annealed": {
+                **mean_and_error(both.ais_log_prob),
+                "monte_carlo_error": float(both.ais_standard_error.square().sum().sqrt() / both.ais_log_prob.numel()),
+                "log_weight_std_median": float(both.ais_log_weight_std.flatten().quantile(0.5)),
+                "acceptance": float(both.ais_acceptance.mean()),
+            },
+        },
     }
-    return scores
 
 
 def compute_cost(methods, checkpoints, sample, training_seconds):

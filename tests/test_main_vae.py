@@ -15,7 +15,7 @@ import main_vae
 from amortized_vae import AmortizedVAE
 from benchmarks import stress
 from latent_optimization import LatentOptimization
-from model import LatentVariableModel, decoder_model, make_likelihood
+from model import ConvModel, LatentVariableModel, make_likelihood
 from runtime.checkpoint import load_checkpoint
 from training import Method
 from vae_utils import Fit, diagonal_normal, evaluate_bound, random_generator
@@ -194,7 +194,7 @@ class LinearEncoder(Method):
     def __init__(self, config, data):
         super().__init__(config, data)
         likelihood = make_likelihood(config)
-        decoder = decoder_model(config.latent_dim, likelihood, image_shape=data.image_shape, seed=config.seed).decoder
+        decoder = ConvModel(config.latent_dim, likelihood, image_shape=data.image_shape, seed=config.seed).decoder
         self.model = LatentVariableModel(decoder, likelihood, latent_dim=config.latent_dim)
         self.model.encoder = torch.nn.Linear(math.prod(data.image_shape), config.latent_dim)
         self.optimizers = [torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)]

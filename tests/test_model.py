@@ -8,7 +8,7 @@ from conftest import SIGMA, linear_gaussian, seeded, toy_data
 from torch import distributions, nn
 from torch.distributions import Normal
 
-from model import Bernoulli, Classifier, ConvVAE, Decoder, Encoder, Gaussian, decoder_model
+from model import Bernoulli, Classifier, ConvModel, ConvVAE, Decoder, Encoder, Gaussian
 
 LIKELIHOODS = pytest.mark.parametrize("likelihood", [Gaussian(SIGMA), Bernoulli()], ids=lambda each: each.name)
 SHAPE = (2, 12, 16)
@@ -79,7 +79,7 @@ def test_samples_of_the_model_have_its_covariance():
 
 @LIKELIHOODS
 def test_the_mean_is_that_of_the_likelihood(likelihood):
-    model, z = decoder_model(3, likelihood, image_shape=SHAPE, seed=0), torch.randn(4, 2, 3)
+    model, z = ConvModel(3, likelihood, image_shape=SHAPE, seed=0), torch.randn(4, 2, 3)
     assert model.mean(z).shape == (4, 2, *SHAPE)
     torch.testing.assert_close(model.mean(z), likelihood.mean(model.decode(z)))
     assert model.mean(9 * z).abs().max() <= 1
@@ -99,7 +99,7 @@ def test_a_view_in_low_precision_shares_the_weights_and_changes_only_its_own_val
 
 
 def test_samples_that_lead_are_decoded_one_by_one():
-    model, z = decoder_model(3, image_shape=SHAPE, seed=0), torch.randn(5, 4, 3)
+    model, z = ConvModel(3, image_shape=SHAPE, seed=0), torch.randn(5, 4, 3)
     torch.testing.assert_close(model.decode(z), torch.stack([model.decode(each) for each in z]))
 
 
@@ -129,7 +129,7 @@ def test_only_the_decoders_last_convolution_begins_with_larger_weights():
 
 
 def test_a_decoder_of_its_own_has_the_weights_of_the_vaes():
-    vae, alone, other = ConvVAE(5, seed=4), decoder_model(5, seed=4), decoder_model(5, seed=5)
+    vae, alone, other = ConvVAE(5, seed=4), ConvModel(5, seed=4), ConvModel(5, seed=5)
     assert all(map(torch.equal, vae.decoder.parameters(), alone.decoder.parameters()))
     assert not all(map(torch.equal, vae.decoder.parameters(), other.decoder.parameters()))
 

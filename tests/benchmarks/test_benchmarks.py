@@ -13,7 +13,7 @@ from benchmarks import density, latents, stress, textbook
 from benchmarks import training as training_benchmark
 from data import stratified_subset
 from evaluation.ais import annealed_importance_sampling
-from model import ConvVAE, decoder_model
+from model import ConvModel, ConvVAE
 from runtime.config import TrainConfig
 from training import train_epoch
 from vae_utils import elbo, importance_sampling
@@ -49,7 +49,7 @@ def test_the_textbooks_loops_learn(mnist):
     validation = textbook.mnist_loader(data_dir=ROOT / "data", rows=torch.arange(50), batch_size=20, shuffle=False)
     assert -2000 < textbook.validate(encode, model.decode, validation) < 0
 
-    decoder, table = decoder_model(8, seed=0), textbook.Latents(size=100, initial_log_var=-2.0, latent_dim=8)
+    decoder, table = ConvModel(8, seed=0), textbook.Latents(size=100, initial_log_var=-2.0, latent_dim=8)
     optimizer = optim.Adam([*decoder.parameters(), *table.parameters()], lr=0.002)
     first, second = (
         textbook.train_epoch(lambda x, rows: table(rows), decoder.decode, loader, optimizer) for _ in range(2)

@@ -14,7 +14,7 @@ from evaluation.ais import (
     gauss_newton_posterior,
     hmc_step,
 )
-from model import Bernoulli, Gaussian, LatentVariableModel, decoder_model
+from model import Bernoulli, ConvModel, Gaussian, LatentVariableModel
 from vae_utils import reparameterize
 
 WIDE = LINEAR["linear, latent dimension 200"]
@@ -140,7 +140,7 @@ def test_the_gauss_newton_posterior_of_a_linear_bernoulli_model():
 
 def low_precision():
     """A decoder in bfloat16 with images of its own, and a q of theirs."""
-    model = decoder_model(6, Gaussian(SIGMA), image_shape=(2, 12, 16), seed=1, precision="bfloat16")
+    model = ConvModel(6, Gaussian(SIGMA), image_shape=(2, 12, 16), seed=1, precision="bfloat16")
     x, z = model.sample(3, seeded(0))
     return model, x, Normal(z, 0.3)
 

@@ -5,8 +5,9 @@ import torch
 from conftest import linear_gaussian, seeded
 
 from evaluation import gaps
+from runtime.config import EvalConfig
 
-SETTINGS = {"num_samples": 4000, "chains": 16, "temperatures": 50, "fit_steps": 150, "batch_size": 4}
+CONFIG = EvalConfig(num_samples=4000, chains=16, temperatures=50, fit_steps=150, precision="float32")
 
 
 @pytest.mark.parametrize("fitted", [False, True])
@@ -17,7 +18,7 @@ def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted, monkeypatch):
     x, _ = model.sample(6, seeded(1))
     best, bound = model.best_diagonal(x)
     q = best if fitted else model.poor(x)
-    found = gaps.measure(model, x, q, generator=seeded(2), fitted=fitted, **SETTINGS)
+    found = gaps.measure(model, x, q, CONFIG, generator=seeded(2), fitted=fitted, batch_size=4)
     exact, own = model.log_prob(x), model.elbo(q, x)
     torch.testing.assert_close(found.elbo, own, atol=0.15, rtol=0)
     torch.testing.assert_close(found.fitted_elbo, bound, atol=0.15, rtol=0)
@@ -33,7 +34,8 @@ def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted, monkeypatch):
 def test_every_estimate_of_log_prob_is_the_quadratures(nonlinear):
     x, _ = nonlinear.sample(6, seeded(1))
     counts = []
-    found = gaps.measure(nonlinear, x, nonlinear.poor(x), generator=seeded(2), on_batch=counts.append, **SETTINGS)
+    options = {"generator": seeded(2), "batch_size": 4, "on_batch": counts.append}
+    found = gaps.measure(nonlinear, x, nonlinear.poor(x), CONFIG, **options)
     for estimate in (found.log_prob, found.fitted_log_prob, found.ais_log_prob):
         torch.testing.assert_close(estimate, nonlinear.log_prob(x), atol=0.2, rtol=0)
     assert found.elbo.mean() < found.fitted_elbo.mean() < found.ais_log_prob.mean()

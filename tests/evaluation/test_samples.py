@@ -11,7 +11,7 @@ from scipy import linalg, stats
 from data import Data, stratified_subset
 from evaluation import samples
 from evaluation.samples import Classified, Moments, frechet_distance, frechet_distances, moments
-from model import Classifier, decoder_model
+from model import Classifier, ConvModel
 from runtime.config import EvalConfig
 from vae_utils import random_generator
 
@@ -28,7 +28,7 @@ def toy_methods(latent_dims, image_shape, seed=0):
             name=f"method_{number}",
             label=f"Method {number}",
             color="#0072B2",
-            model=decoder_model(latent_dim, image_shape=image_shape, seed=seed),
+            model=ConvModel(latent_dim, image_shape=image_shape, seed=seed),
         )
         for number, latent_dim in enumerate(latent_dims)
     ]

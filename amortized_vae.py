@@ -38,11 +38,4 @@ class AmortizedVAE(training.Method):
 
 def load_model(path, *, device="cpu"):
     """The ConvVAE of a checkpoint `vae_epoch_{N}.pt`, in evaluation mode; see training.load_model."""
-
-    def build(checkpoint):
-        config = checkpoint["config"]
-        model = ConvVAE(config.latent_dim, make_likelihood(config), image_shape=checkpoint["image_shape"])
-        model.load_state_dict(checkpoint["weights"])
-        return model
-
-    return training.load_model(path, AmortizedVAE.name, build, device=device)
+    return training.load_model(path, AmortizedVAE.name, ConvVAE, device=device)

@@ -58,17 +58,17 @@ class Data(NamedTuple):
 def load_data(config, *, data_dir="data", device="cpu", train_index=None):
     """The Data of a TrainConfig or ClassifierConfig.
 
-    train_index: rows (N,) of the data set to train on, in place of the stratified draw. Raises InputError if the images
-    cannot be read, or if there are too few.
+    train_index: rows (N,) of the data set to train on, instead of the stratified subset. Raises InputError if the
+    images cannot be read, or if there are too few.
     """
     whole, test = load_mnist(data_dir=data_dir, binarize=config.binarize, device=device)
     if train_index is None:
         train = stratified_subset(whole, size=config.train_size, seed=config.seed)
-    elif int(train_index.max()) < len(whole.labels):
+    elif int(train_index.max()) < (count := len(whole.labels)):
         train = whole.at(train_index)
     else:
-        count = f"{len(whole.labels):,} training images"
-        raise InputError(f"--data-dir {data_dir}: has only {count}, the checkpoints were trained on others")
+        reason = f"has only {count:,} training images, the checkpoints were trained on others"
+        raise InputError(f"--data-dir {data_dir}: {reason}")
     rest = remaining(whole, train)
     size = min(VALIDATION_SIZE, len(rest.labels))
     validation = stratified_subset(rest, size=size, seed=config.seed) if size >= 100 else test
@@ -78,8 +78,8 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None):
 def load_mnist(*, data_dir="data", binarize=False, device="cpu"):
     """The 60,000 training and the 10,000 test images, as two Splits.
 
-    torchvision checks the archives' MD5 sums and unpacks them on the first call; only if they are not there does
-    it download them. binarize: see `binarized`. Raises InputError if the data can be neither read nor had.
+    torchvision unpacks the archives on the first call, and downloads them only if they are missing. binarize: see
+    `binarized`. Raises InputError if the data cannot be read or downloaded.
     """
     raw = Path(data_dir) / "MNIST" / "raw"
     try:
@@ -90,15 +90,12 @@ def load_mnist(*, data_dir="data", binarize=False, device="cpu"):
             try:
                 parts = _read(data_dir)
             except Exception:
-                # A run that was killed while torchvision unpacked has left files of which only a part is there.
-                archives = [raw / name for name, _ in MNIST.resources]
-                unpacked = [
-                    path.with_suffix("") for path in archives if path.exists() and path.with_suffix("").exists()
-                ]
-                if not unpacked:
+                # A run that was killed while torchvision unpacked the archives has left incomplete files.
+                archives = [raw / name for name, _ in MNIST.resources if (raw / name).exists()]
+                if not archives:
                     raise
-                for path in unpacked:
-                    path.unlink()
+                for path in archives:
+                    path.with_suffix("").unlink(missing_ok=True)
                 parts = _read(data_dir)
     except Exception as error:  # torchvision raises whatever gzip, urllib and its own readers raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -119,10 +116,9 @@ def _read(data_dir):
 
 
 def binarized(grey, purpose):
-    """Pixels -1 or 1 from grey values 0 to 255 (N, *image), drawn once: a 1 has the probability grey / 255.
+    """Pixels -1 or 1 from grey values 0 to 255 (N, *image): a 1 has the probability grey / 255.
 
-    The draw depends on `purpose` alone, not on the experiment's seed: the data stay the same (Salakhutdinov & Murray
-    2008 binarize in this way).
+    The draw depends on `purpose` alone, not on the experiment's seed (as in Salakhutdinov & Murray 2008).
     """
     uniform = torch.rand(grey.shape, generator=random_generator(0, "binarize", purpose))
     return torch.where(uniform * 255 < grey, 1.0, -1.0)
@@ -131,13 +127,11 @@ def binarized(grey, purpose):
 def stratified_subset(split, *, size, seed=0):
     """The Split of `size` images in which every class has its share, drawn by scikit-learn; depends on the seed alone.
 
-    Raises InputError if there are not that many images, or fewer than there are classes.
+    Raises InputError if `size` is more than the number of images or less than that of classes.
     """
     if not split.num_classes <= size <= len(split.labels):
-        raise InputError(
-            f"a stratified subset of {size} images is impossible: {split.num_classes} to {len(split.labels)} can be "
-            "drawn"
-        )
+        limits = f"{split.num_classes} to {len(split.labels)} can be drawn"
+        raise InputError(f"a stratified subset of {size} images is impossible: {limits}")
     labels = split.labels.cpu().numpy()
     rows = resample(np.arange(len(labels)), replace=False, n_samples=size, stratify=labels, random_state=seed)
     return split.at(torch.from_numpy(np.sort(rows)))

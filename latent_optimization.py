@@ -14,7 +14,7 @@ from vae_utils import Fit, check_inputs, concatenate, diagonal_normal, elbo, ran
 VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
 VALIDATION_STEPS = 30
 VALIDATION_RATE = 0.03
-SCORED_AT_ONCE = 500  # samples of z, where the bound is taken after a cycle
+SCORED_AT_ONCE = 500  # samples of z in memory when the bound is measured after a cycle
 
 
 def initial_posterior(count, latent_dim, *, device="cpu", dtype=torch.float32):
@@ -24,7 +24,7 @@ def initial_posterior(count, latent_dim, *, device="cpu", dtype=torch.float32):
 
 
 class PosteriorFit:
-    """q of images that were never trained on, during its optimization: gradient ascent on the bound, decoder frozen."""
+    """q of images outside the training set, during its optimization: gradient ascent on the bound, decoder frozen."""
 
     def __init__(self, q, *, learning_rate):
         """q: where to start, diagonal Normal (B, D)."""
@@ -43,7 +43,7 @@ class PosteriorFit:
             q = self.q()
             noise = torch.randn(draws, *q.mean.shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
             loss = -elbo(model, x, q, noise).elbo.sum()
-            # torch.autograd.grad, unlike backward, spends nothing on the gradients of the decoder's weights.
+            # torch.autograd.grad, unlike backward, does not compute the gradients of the decoder's weights.
             (self.parameters.grad,) = torch.autograd.grad(loss, self.parameters)
             self.optimizer.step()
 
@@ -63,11 +63,10 @@ def fit_posterior(model, x, q, *, generator, learning_rate=0.1, fit_steps=200, t
 
     x: (B, *image); q: where to start, diagonal Normal (B, D), for example the encoder's q or `initial_posterior`. A
     cycle is `fit_steps` steps of Adam whose learning rate falls along a cosine to zero (Loshchilov & Hutter 2017), each
-    with `draws` samples of z per image. After each, the bound is taken with the same 16 draws of noise per image; the
-    fit has converged when a cycle has gained less than `tolerance` nats in the mean over images, and gives up, not
-    converged, after `max_cycles`. What it stays short of the best is the noise of its gradients: more draws and longer
-    cycles come nearer. Returns a Fit; score its q with fresh samples. Raises ValueError if x, q and the model do not
-    fit.
+    with `draws` samples of z per image. After each cycle the bound is measured with the same 16 samples per image; the
+    fit has converged when a cycle gains less than `tolerance` nats in the mean over images, and stops unconverged after
+    `max_cycles`. More draws and longer cycles reduce the noise of the gradients and come nearer to the optimum. Returns
+    a Fit; score its q with fresh samples. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, generator)
     fit = PosteriorFit(q, learning_rate=learning_rate)
@@ -94,9 +93,12 @@ def fit_posterior(model, x, q, *, generator, learning_rate=0.1, fit_steps=200, t
 
 
 class LatentModel(ConvModel):
-    """A trained decoder with the q of every training image, its mean and log_var (N, D)."""
+    """A trained decoder with the q of every training image."""
 
-    mean_of_q = log_var_of_q = None
+    def load_state_dict(self, weights):
+        """Takes over what `LatentOptimization.weights` gave: the decoder, and mean and log-variance (N, D) of q."""
+        self.decoder.load_state_dict(weights["decoder"])
+        self.mean_of_q, self.log_var_of_q = weights["mean"], weights["log_var"]
 
     def posterior(self, rows):
         """q of the training images at `rows` (B,), a diagonal Normal (B, D)."""
@@ -127,13 +129,14 @@ class LatentOptimization(training.Method):
         self.validation_images = stratified_subset(data.validation, size=count, seed=config.seed).images
         start = initial_posterior(count, config.latent_dim, device=data.device)
         self.validation_fit = PosteriorFit(start, learning_rate=VALIDATION_RATE)
+        self.also_resumed = [self.validation_fit]
 
     def posterior(self, x, rows):
         """The table's q of the training images at `rows`; x is ignored."""
         return self.table.posterior(rows)
 
     def infer(self, x, *, generator, fit_steps=200, batch_size=250):
-        """q of images that were never trained on, fitted from `initial_posterior`, `batch_size` at a time: a Fit."""
+        """q of images outside the training set, fitted from `initial_posterior`, `batch_size` at a time: a Fit."""
         fits = []
         for part in x.split(batch_size):
             start = initial_posterior(len(part), self.model.latent_dim, device=x.device, dtype=x.dtype)
@@ -146,11 +149,10 @@ class LatentOptimization(training.Method):
         )
 
     def validate(self, epoch):
-        """The Bound of a sample of validation images after some steps from where the epoch before left them."""
+        """The Bound of VALIDATION_IMAGES images, after VALIDATION_STEPS steps from their q of the epoch before."""
         x = self.validation_images
         generator = random_generator(self.config.seed, epoch, "validation", device=x.device)
-        rates = [VALIDATION_RATE] * VALIDATION_STEPS
-        self.validation_fit.run(self.model, x, generator=generator, learning_rates=rates)
+        self.validation_fit.run(self.model, x, generator=generator, learning_rates=[VALIDATION_RATE] * VALIDATION_STEPS)
         with torch.no_grad():
             q = self.validation_fit.q()
             noise = torch.randn(10, *q.mean.shape, generator=generator, device=q.mean.device)
@@ -166,24 +168,7 @@ class LatentOptimization(training.Method):
         self.model.decoder.load_state_dict(weights["decoder"])
         self.table.load_parameters(weights["mean"], weights["log_var"])
 
-    def state_dict(self):
-        """What a run needs to continue."""
-        return {**super().state_dict(), "validation_fit": self.validation_fit.state_dict()}
-
-    def load_state_dict(self, state):
-        """Takes over what `state_dict` gave."""
-        super().load_state_dict(state)
-        self.validation_fit.load_state_dict(state["validation_fit"])
-
 
 def load_model(path, *, device="cpu"):
     """The LatentModel of a checkpoint `latent_opt_epoch_{N}.pt`; see training.load_model."""
-
-    def build(checkpoint):
-        config, weights = checkpoint["config"], checkpoint["weights"]
-        model = LatentModel(config.latent_dim, make_likelihood(config), image_shape=checkpoint["image_shape"])
-        model.decoder.load_state_dict(weights["decoder"])
-        model.mean_of_q, model.log_var_of_q = weights["mean"], weights["log_var"]
-        return model
-
-    return training.load_model(path, LatentOptimization.name, build, device=device)
+    return training.load_model(path, LatentOptimization.name, LatentModel, device=device)

@@ -10,16 +10,15 @@ INITIAL_LOG_VAR = -2.0
 class LatentTable:
     """q_i(z) = N(mean_i, diag exp(log_var_i)) for every image i, with the Adam that learns it.
 
-    The trajectory is that of torch.optim.Adam on the whole table; the price of a step follows the batch. Adam
-    moves a row that is not in the batch, too, but with a zero gradient its path has a closed form: after a visit
-    at step s, the following k steps move it by
+    The trajectory is that of torch.optim.Adam on the whole table; the cost of a step is that of a batch. Adam also
+    changes a row that is not in the batch, but the gradient is then zero and its path has a closed form: after a visit
+    at step s, the following k steps change it by
 
         -lr * m_s / sqrt(v_s) * S(s, k),   S(s, k) = H(s) - c^k H(s + k),   c = beta1 / sqrt(beta2),
         H(n) = sum_{j>=1} c^j g(n + j),    g(n) = sqrt(1 - beta2^n) / (1 - beta1^n).
 
-    These deferred steps are applied when the row next comes up in a batch. The form holds for a constant learning rate.
-    What is neglected is the change of eps's share of the denominator between two visits. Gradients should not be
-    divided by the batch size, which would bring them nearer to eps.
+    These deferred steps are applied when the row is next in a batch. The form holds for a constant learning rate and
+    gradients far above eps (so do not divide them by the batch size): eps counts as constant between two visits.
     """
 
     def __init__(self, *, size, latent_dim, max_steps, learning_rate=0.01, betas=(0.9, 0.999), eps=1e-8, device="cpu"):
@@ -43,8 +42,7 @@ class LatentTable:
         if torch.is_grad_enabled():
             value.requires_grad_()
             self._visit = rows, value, first, second
-        mean, log_var = value.chunk(2, dim=-1)
-        return diagonal_normal(mean, log_var)
+        return diagonal_normal(*value.chunk(2, dim=-1))
 
     @torch.no_grad()
     def step(self):
@@ -63,7 +61,7 @@ class LatentTable:
         self._visit = None
 
     def zero_grad(self):
-        """Nothing to do, since `posterior` gives out fresh rows; here so that the loop treats all optimizers alike."""
+        """Does nothing: `posterior` gives out new rows each time. The training loop calls it on every optimizer."""
 
     @torch.no_grad()
     def parameters(self):
@@ -108,7 +106,7 @@ class LatentTable:
 def deferred_step_sums(*, max_steps, betas=(0.9, 0.999)):
     """H(0), ..., H(max_steps) of LatentTable, by H(n) = c (g(n + 1) + H(n + 1)) backwards in float64.
 
-    It starts so far beyond max_steps that what is cut off, at most c^n of the sum, is below float64's resolution.
+    It starts 400 steps beyond max_steps: the rest of the sum, at most c^400 of it, is below float64's resolution.
     """
     beta1, beta2 = betas
     c = beta1 / beta2**0.5

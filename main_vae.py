@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from amortized_vae import AmortizedVAE
@@ -10,19 +10,9 @@ from data import load_data, rows_per_class
 from evaluation import figures
 from evaluation.report import cost_table, evaluate, table
 from latent_optimization import LatentOptimization
-from model import make_likelihood
-from runtime.checkpoint import (
-    InputError,
-    directory_lock,
-    find_run,
-    finish_run,
-    load_json,
-    save_csv,
-    save_figure,
-    save_json,
-)
-from runtime.cli import Parser, add_flags, input_errors, make_config, out_of_memory_hint, prepare_run, run_script
-from runtime.config import ClassifierConfig, EvalConfig, RunConfig, TrainConfig, differences, stamp, versions
+from runtime.checkpoint import InputError, directory_lock, load_json, locked_run, save_csv, save_figure, save_json
+from runtime.cli import Parser, add_flags, make_config, out_of_memory_hint, prepare_run, run_script
+from runtime.config import ClassifierConfig, EvalConfig, RunConfig, TrainConfig, differences, versions
 from runtime.progress import resume_hint
 from sup_classification import find_classifier
 from training import Checkpoints, find_checkpoints, saved_epochs, train
@@ -31,27 +21,18 @@ METHODS = (AmortizedVAE, LatentOptimization)  # the one place where they are lis
 OF_EVALUATION = ("seed", "precision")  # with --evaluate-only these flags are the evaluation's, not the training's
 
 
-def parse_arguments(arguments=None):
-    """The flags that were given, each with its range."""
+def main():
+    """Training and evaluation, or with --evaluate-only the evaluation alone; then the tables."""
+    started = time.perf_counter()
     parser = Parser(prog="main_vae.py", description=__doc__)
     add_flags(parser, TrainConfig, "experiment")
     add_flags(parser, RunConfig, "run")
     add_flags(parser, EvalConfig, "evaluation")
-    parser.add_argument(
-        "--evaluate-only",
-        action="store_true",
-        help="score the checkpoints again, without training; --seed and --precision are then the evaluation's",
-    )
-    given = parser.parse_args(arguments)
+    meaning = "score the checkpoints again, without training; --seed and --precision are then the evaluation's"
+    parser.add_argument("--evaluate-only", action="store_true", help=meaning)
+    given = parser.parse_args()
     if given.evaluate_only and "resume" in given:
         parser.error("--resume: not together with --evaluate-only, which continues nothing")
-    return given
-
-
-def main():
-    """Training and evaluation, or with --evaluate-only the second alone; then the tables."""
-    started = time.perf_counter()
-    given = parse_arguments()
     work = evaluate_again if given.evaluate_only else experiment
     if summary := work(given, started):
         print(table(summary))
@@ -62,26 +43,19 @@ def main():
 
 
 def experiment(given, started):
-    """Everything that can be refused; then, in locked directories, training and evaluation.
+    """Checks all input; then, in locked directories, trains and evaluates.
 
-    started: by time.perf_counter. Returns the summary, None if the run that was to be resumed is finished.
+    started: by time.perf_counter. Returns the summary, or None if the run to be resumed is already finished.
     """
     run_config, config = make_config(RunConfig, given), make_config(TrainConfig, given)
     device, config = prepare_run(run_config, config)
-    with input_errors():
-        eval_config = replace(EvalConfig.for_training(config, vars(given)), precision=config.precision)
+    eval_config = replace(EvalConfig.for_training(config, vars(given)), precision=config.precision)
     data = load_data(config, data_dir=run_config.data_dir, device=device)
     check_counts(data, eval_config)
     checkpoint_dir, results_dir = run_config.checkpoint_dir, Path(run_config.results_dir)
-    prefixes, history = [method.prefix for method in METHODS], []
-    with directory_lock(checkpoint_dir, results_dir):
-        run = find_run(
-            resume=run_config.resume,
-            settings={**stamp(eval_config), **stamp(config), "device": str(device)},
-            prefixes=prefixes,
-            checkpoint_dir=checkpoint_dir,
-            summary=results_dir / "summary.json",
-        )
+    settings = {**asdict(eval_config), **asdict(config), "device": str(device)}
+    prefixes, history, seconds = [method.prefix for method in METHODS], [], {}
+    with locked_run(run_config, settings=settings, prefixes=prefixes, summary="summary.json") as run:
         if run is None:
             return None
         print(f"{len(data.train.labels):,} training images on {device}, networks in {config.precision}", flush=True)
@@ -92,38 +66,31 @@ def experiment(given, started):
         ):
             for method_class in METHODS:
                 method = method_class(config, data)
-                history += train(method, checkpoint_dir=checkpoint_dir, run=run, cuda_graph=run_config.cuda_graph)
+                rows = train(method, checkpoint_dir=checkpoint_dir, run=run, cuda_graph=run_config.cuda_graph)
+                seconds[method.name] = sum(row["seconds"] for row in rows)
+                history += rows
                 save_csv(results_dir / "history.csv", history)
-        epochs = saved_epochs(config.epochs)
-        likelihood = make_likelihood(config).label
+        epochs, likelihood = saved_epochs(config.epochs), method.model.likelihood.label
         figure = figures.training_curves(history=history, methods=METHODS, saved_epochs=epochs, likelihood=likelihood)
         save_figure(results_dir / "training_curves.png", figure)
         checkpoints = Checkpoints(METHODS, checkpoint_dir, config, epochs, data.train.index)
-        seconds = dict.fromkeys((method.name for method in METHODS), 0.0)
-        for row in history:
-            seconds[row["method"]] += row["seconds"]
         with resume_hint(lambda: "in the evaluation, after all training"):
-            summary = score(checkpoints, data, eval_config, run.settings, run_config, seconds, started)
-            finish_run(prefixes=prefixes, checkpoint_dir=checkpoint_dir)
-    return summary
+            return score(checkpoints, data, eval_config, settings, run_config, seconds, started)
 
 
 def evaluate_again(given, started):
-    """Everything that can be refused; then the evaluation of the checkpoints that are there. Returns the summary.
+    """Checks all input; then evaluates the checkpoints that are there. Returns the summary.
 
     The checkpoints say what was trained and are only read; history.csv and training_curves.png stay as they are.
-    started: by time.perf_counter.
     """
     run_config, seconds = make_config(RunConfig, given), {}
     with resume_hint(lambda: "in the evaluation", advice="give the same command again"):
         checkpoints = find_checkpoints(METHODS, run_config.checkpoint_dir)
         config = checkpoints.config
-        fixed = {name: value for name, value in stamp(config).items() if name not in OF_EVALUATION}
-        if others := differences(fixed, {name: value for name, value in vars(given).items() if name in fixed}):
+        fixed = {name: value for name, value in asdict(config).items() if name not in OF_EVALUATION}
+        if others := differences(fixed, vars(given)):
             raise InputError(f"{run_config.checkpoint_dir}: the checkpoints are of another training: {others}")
-        with input_errors():
-            eval_config = EvalConfig.for_training(config, vars(given))
-        device, eval_config = prepare_run(run_config, eval_config)
+        device, eval_config = prepare_run(run_config, EvalConfig.for_training(config, vars(given)))
         data = load_data(config, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
         check_counts(data, eval_config)
         for epoch in checkpoints.epochs:
@@ -135,27 +102,27 @@ def evaluate_again(given, started):
             print(f"evaluation with seed {eval_config.seed} on {device}, {precision}", flush=True)
             with contextlib.suppress(InputError):  # no summary, or none that can be read
                 earlier = load_json(Path(run_config.results_dir) / "summary.json")
-                seconds = earlier["seconds"]["training"] if earlier.get("train_config") == stamp(config) else {}
-            settings = {**stamp(eval_config), **stamp(config), "device": str(device)}
+                seconds = earlier["seconds"]["training"] if earlier.get("train_config") == asdict(config) else {}
+            settings = {**asdict(eval_config), **asdict(config), "device": str(device)}
             started -= sum(seconds.values())
             return score(checkpoints, data, eval_config, settings, run_config, seconds, started)
 
 
 def check_counts(data, eval_config):
-    """Raises InputError before any work for what could not be scored after it."""
+    """Raises InputError, before any work, if there are too few images for the evaluation."""
     for split in (data.train, data.test):
         rows_per_class(split, eval_config.images_per_digit)
     rows_per_class(data.test, 2)
 
 
 def score(checkpoints, data, eval_config, settings, run_config, seconds, started):
-    """The evaluation of the Checkpoints; writes summary.json and returns what it holds.
+    """Evaluates the Checkpoints, writes summary.json and returns its contents.
 
-    seconds: {method's name: of its training}; started: by time.perf_counter, moved back by what other processes took.
+    seconds: {name of a method: of its training}; started: by time.perf_counter, less the time of earlier processes.
     """
     before, config = time.perf_counter(), checkpoints.config
-    counts = f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim ({config.latent_dim:,})"
-    with out_of_memory_hint(counts):
+    flags = f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim ({config.latent_dim:,})"
+    with out_of_memory_hint(flags):
         # The classifier belongs to the training: it stays the same when the evaluation has another seed.
         classifier_config = ClassifierConfig(
             train_size=config.train_size, seed=config.seed, binarize=config.binarize, precision=config.precision
@@ -167,8 +134,8 @@ def score(checkpoints, data, eval_config, settings, run_config, seconds, started
     now = time.perf_counter()
     summary = {
         "settings": settings,
-        "train_config": stamp(config),
-        "eval_config": stamp(eval_config),
+        "train_config": asdict(config),
+        "eval_config": asdict(eval_config),
         "scored_epoch": checkpoints.epochs[-1],
         "versions": versions(),
         **numbers,

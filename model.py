@@ -1,8 +1,8 @@
 """The generative model p(x, z) with its likelihoods, the networks, and the classifier.
 
 Shapes: B images, K samples, D latent dimensions; samples lead, (K, B, D). An image is (C, H, W), pixels in [-1, 1].
-Only the last convolution of the VAE's networks has a bias: on a CPU its gradient takes almost as long as those of the
-weights and the input together, and the bound does not miss it. Weights lie channels last, as oneDNN wants them.
+Of the VAE's convolutions only the last has a bias: others gain no ELBO, and on a CPU the gradient of a bias is slow.
+Weights are stored channels last, the layout that oneDNN needs.
 """
 
 import contextlib
@@ -86,8 +86,8 @@ def make_likelihood(config):
 class LatentVariableModel(nn.Module):
     """p(x, z) = N(z; 0, I) p(x|z), where a decoder maps z to the parameters of the likelihood.
 
-    precision: number format in which the networks run, "float32" (the format of their inputs) or "bfloat16"; what
-    they return has the type of their input either way.
+    precision: number format of the networks, "float32" (the format of their inputs) or "bfloat16"; their results have
+    the type of their inputs in both cases.
     """
 
     def __init__(self, decoder, likelihood, *, latent_dim, precision="float32"):
@@ -197,9 +197,9 @@ class Decoder(nn.Module):
             nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, H/2, W/2)
             nn.SiLU(),
         ]
-        # A sub-pixel convolution (Shi et al. 2016): to one channel, a transposed one takes three times as long.
+        # A sub-pixel convolution (Shi et al. 2016): a transposed convolution to one channel takes three times as long.
         to_pixels = nn.Conv2d(32, 4 * channels, 3, padding=1)
-        # As a transposed convolution's would begin; at PyTorch's third of it the first epochs go into growing them.
+        # The initial range of a transposed convolution; PyTorch's for this one is a third of it, and slow to train.
         nn.init.uniform_(to_pixels.weight, -0.25, 0.25)
         self.layers = nn.Sequential(*layers, to_pixels, nn.PixelShuffle(2), activation())
         self.to(memory_format=torch.channels_last)
@@ -219,9 +219,7 @@ def _quartered(image_shape):
 
 def autocast(precision, device):
     """The context in which networks run in `precision`."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
 @contextlib.contextmanager
@@ -234,7 +232,7 @@ def seeded_weights(seed):
 
 
 class Classifier(nn.Module):
-    """x (B, C, H, W) -> logits of the classes; `features` gives what the last layer gets, (B, 128)."""
+    """x (B, C, H, W) -> logits of the classes; `features` gives the input of the last layer, (B, 128)."""
 
     def __init__(self, num_classes=10, *, image_shape=(1, 28, 28), seed=None):
         super().__init__()

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,17 +13,17 @@ import torch.nn.functional as F
 from data import load_data
 from evaluation import figures, stats
 from model import Classifier, autocast
-from runtime.checkpoint import InputError, directory_lock, find_run, finish_run, save_figure, save_json
+from runtime.checkpoint import InputError, locked_run, misfit, save_figure, save_json
 from runtime.cli import Parser, add_flags, make_config, prepare_run, run_script
-from runtime.config import ClassifierConfig, RunConfig, stamp, versions
+from runtime.config import ClassifierConfig, RunConfig, versions
 from runtime.progress import resume_hint
-from training import Learner, misfit, read_checkpoint, train
+from training import Learner, read_checkpoint, train
 
 ROTATION, SHIFT, SCALE = 12.0, 2.0, 0.1  # of the augmentation, at most: degrees, pixels, share
 
 
 class Score(NamedTuple):
-    """What is known of each image, (M,) each."""
+    """The classifier's loss and error on each image, (M,) each."""
 
     loss: torch.Tensor  # nats
     error: torch.Tensor  # 0 or 1
@@ -42,7 +43,7 @@ class ClassifierTraining(Learner):
         adam = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         steps = config.epochs * math.ceil(len(self.images) / config.batch_size)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(adam, config.learning_rate, total_steps=steps + 1)
-        self.optimizers = [adam]
+        self.optimizers, self.also_resumed = [adam], [self.schedule]
 
     def draw_noise(self, count, generator):
         """Uniform in [-1, 1], (4, count): what `augment` makes of each image."""
@@ -68,15 +69,6 @@ class ClassifierTraining(Learner):
         loss = F.nll_loss(log_prob, split.labels, reduction="none")
         return Score(loss, (log_prob.argmax(-1) != split.labels).float())
 
-    def state_dict(self):
-        """All that the next epoch depends on, but for the data."""
-        return {**super().state_dict(), "schedule": self.schedule.state_dict()}
-
-    def load_state_dict(self, state):
-        """Takes over what `state_dict` gave."""
-        super().load_state_dict(state)
-        self.schedule.load_state_dict(state["schedule"])
-
     def checkpoint_name(self, epoch):
         """The one checkpoint, after the last epoch."""
         return "classifier.pt" if epoch == self.config.epochs else None
@@ -97,7 +89,7 @@ def augment(x, noise):
         torch.stack((scale * angle.sin(), scale * angle.cos(), SHIFT * pixel * down), dim=-1),
     )
     grid = F.affine_grid(torch.stack(rows, dim=1), x.shape, align_corners=False)
-    # What comes in from outside is 0 to grid_sample, but the background is -1.
+    # grid_sample takes pixels outside the image as 0, but the background is -1.
     return F.grid_sample(x + 1, grid, align_corners=False) - 1
 
 
@@ -114,7 +106,7 @@ def predict(model, images, *, batch_size=100):
 def load_classifier(path, *, num_classes=10, device="cpu", train_index=None):
     """The Classifier of a checkpoint `classifier.pt`, on the device, frozen. Raises InputError for any other file.
 
-    train_index: if given, the rows in the data set that it must have been trained on, (N,); others raise InputError.
+    train_index: if given, the rows (N,) in the data set on which it must have been trained; else raises InputError.
     """
     checkpoint = read_checkpoint(path, ClassifierTraining.name, config_class=ClassifierConfig, device=device)
     with misfit(path):
@@ -130,7 +122,7 @@ def load_classifier(path, *, num_classes=10, device="cpu", train_index=None):
 def find_classifier(data, config, *, checkpoint_dir):
     """The Classifier of these training images and this ClassifierConfig: loaded if it is there, else trained.
 
-    Any other checkpoint is replaced: the same call then gives the same classifier, whatever the directory held.
+    A checkpoint of any other training is replaced, so the result does not depend on what the directory held.
     """
     path = Path(checkpoint_dir) / "classifier.pt"
     known = {"num_classes": data.train.num_classes, "device": data.device, "train_index": data.train.index}
@@ -143,7 +135,7 @@ def find_classifier(data, config, *, checkpoint_dir):
 
 
 def main():
-    """Everything that can be refused; then, in locked directories, training, the figure and the table."""
+    """Checks all input; then, in locked directories, trains, and writes the figure and the numbers."""
     started = time.perf_counter()
     parser = Parser(prog="sup_classification.py", description=__doc__)
     add_flags(parser, ClassifierConfig, "experiment")
@@ -152,24 +144,16 @@ def main():
     run_config, config = make_config(RunConfig, given), make_config(ClassifierConfig, given)
     device, config = prepare_run(run_config, config)
     data = load_data(config, data_dir=run_config.data_dir, device=device)
-    checkpoint_dir, results_dir = run_config.checkpoint_dir, Path(run_config.results_dir)
-    with directory_lock(checkpoint_dir, results_dir):
-        run = find_run(
-            resume=run_config.resume,
-            settings={**stamp(config), "device": str(device)},
-            prefixes=[ClassifierTraining.prefix],
-            checkpoint_dir=checkpoint_dir,
-            summary=results_dir / "classification.json",
-        )
+    settings, prefixes = {**asdict(config), "device": str(device)}, [ClassifierTraining.prefix]
+    with locked_run(run_config, settings=settings, prefixes=prefixes, summary="classification.json") as run:
         if run is None:
             return
-        earlier = sum(row["seconds"] for state in run.states.values() for row in state["history"])
+        started -= sum(row["seconds"] for state in run.states.values() for row in state["history"])
         print(f"{len(data.train.labels):,} training images on {device}, network in {config.precision}", flush=True)
         learner = ClassifierTraining(config, data)
-        history = train(learner, checkpoint_dir=checkpoint_dir, run=run)
+        history = train(learner, checkpoint_dir=run_config.checkpoint_dir, run=run)
         with resume_hint(lambda: "after all training"):
-            report(learner.model, data.test, history, run.settings, results_dir, started - earlier)
-            finish_run(prefixes=[ClassifierTraining.prefix], checkpoint_dir=checkpoint_dir)
+            report(learner.model, data.test, history, settings, Path(run_config.results_dir), started)
 
 
 def report(model, test, history, settings, results_dir, started):

@@ -1,8 +1,8 @@
 """The Method contract, the one epoch loop, which trains the classifier as well, and the checkpoints that it writes."""
 
-import contextlib
 import math
 import time
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from model import LatentVariableModel
-from runtime.checkpoint import InputError, RunError, load_checkpoint, restore, save_checkpoint, save_state
-from runtime.config import TrainConfig, differences, stamp
+from model import LatentVariableModel, make_likelihood
+from runtime.checkpoint import InputError, RunError, load_checkpoint, misfit, restore, save_checkpoint, save_state
+from runtime.config import TrainConfig, differences
 from runtime.cuda_graph import CUDAGraphStep
-from runtime.progress import ProgressBar, check_interrupt, resume_hint
+from runtime.progress import ProgressBar, resume_hint
 from vae_utils import Bound, elbo, mean_and_error, random_generator
 
 SAVED_EPOCHS = (1, 5, 10, 20, 30)
@@ -28,9 +28,10 @@ class Learner:
     """
 
     name = prefix = None  # in tables and histories; of its files
-    metrics = ()  # what train_step and validate return; the first one tells whether training diverges
+    metrics = ()  # names of what train_step and validate return; if the first is not finite, training stops
     model: nn.Module
     optimizers: list
+    also_resumed = ()  # what else has a state that the next epoch depends on, such as a schedule
 
     def __init__(self, config, data):
         """config: a TrainConfig or ClassifierConfig; data: a Data, on whose device everything lies."""
@@ -46,13 +47,14 @@ class Learner:
 
     def state_dict(self):
         """All that the next epoch depends on, but for the data."""
-        return {"model": self.model.state_dict(), "optimizers": [each.state_dict() for each in self.optimizers]}
+        others = [each.state_dict() for each in (*self.optimizers, *self.also_resumed)]
+        return {"model": self.model.state_dict(), "others": others}
 
     def load_state_dict(self, state):
         """Takes over what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for each, saved in zip((*self.optimizers, *self.also_resumed), state["others"], strict=True):
+            each.load_state_dict(saved)
 
     def checkpoint_name(self, epoch):
         """The name of the checkpoint after that epoch, or None."""
@@ -62,13 +64,13 @@ class Learner:
 class Method(Learner):
     """A source of q with a model: all that the evaluation and the figures know of a method.
 
-    A new method derives from it, names itself, sets `model` and `optimizers`, and defines `posterior`, `infer` and
-    `validate`; then it needs one entry in main_vae.METHODS, where it is built as Method(config, data).
+    A new method is a subclass with names, `model`, `optimizers`, `posterior`, `infer` and `validate`, and an entry in
+    main_vae.METHODS.
     """
 
     label = color = reconstruction_prefix = None  # in figures and tables; of the names of its reconstructions
     metrics = Bound._fields
-    shared_inference = True  # whether every image's gradient shapes the q of all others
+    shared_inference = True  # whether the gradient of one image changes the q of the others
     model: LatentVariableModel
 
     def posterior(self, x, rows):
@@ -76,7 +78,7 @@ class Method(Learner):
         raise NotImplementedError
 
     def infer(self, x, *, generator, fit_steps=200):
-        """q of images x (B, *image) that it never saw, as a Fit: by a forward pass, or by an optimization."""
+        """q of images x (B, *image) outside the training set, as a Fit: by a forward pass, or by an optimization."""
         raise NotImplementedError
 
     def validate(self, epoch):
@@ -90,14 +92,13 @@ class Method(Learner):
     def train_step(self, rows, noise, *, beta=None):
         """One step of every optimizer on the training images at `rows` (B,) with the noise (B, D).
 
-        beta weighs the KL in the loss alone; None takes the configuration's, which is 1 by default. Returns ELBO,
-        log-likelihood and KL summed over the images, (3,), before the step. The loss is a sum over images, not a mean:
-        Adam does not see the scale, a last short batch then counts by its images, and the gradients of a row of latents
-        stay far from eps.
+        beta weighs the KL in the loss alone; None: config.beta. Returns ELBO, log-likelihood and KL before the step,
+        each summed over the images, (3,). The loss is a sum over images, not a mean: Adam ignores the scale, a short
+        last batch counts by its images, and the gradients of the latent table stay far above Adam's eps.
         """
         beta = self.config.beta if beta is None else beta
         for optimizer in self.optimizers:
-            optimizer.zero_grad()  # here and not at the end: what an interrupted step has left goes, too
+            optimizer.zero_grad()  # first, so that an interrupted step leaves no gradients
         x = self.images[rows]
         bound = elbo(self.model, x, self.posterior(x, rows), noise)
         (beta * bound.kl - bound.log_likelihood).sum().backward()
@@ -116,9 +117,9 @@ def saved_epochs(epochs):
 
 
 def train_epoch(learner, epoch, *, bar=None, train_step=None):
-    """One pass over the learner's training images in an order that depends on (seed, epoch) alone.
+    """One pass over the training images in an order that depends on (seed, epoch) alone. Returns (steps, metrics).
 
-    train_step: the learner's, or one that stands for it. Returns what it returned, (steps, metrics).
+    train_step: called in place of the learner's own.
     """
     train_step = train_step or learner.train_step
     device, seed = learner.images.device, learner.config.seed
@@ -127,22 +128,20 @@ def train_epoch(learner, epoch, *, bar=None, train_step=None):
     sums = []
     for rows in order.split(learner.config.batch_size):
         sums.append(train_step(rows, learner.draw_noise(len(rows), generator)))
-        check_interrupt()
         if bar:
             bar.advance(len(rows))
     return torch.stack(sums)
 
 
 def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
-    """Trains for as many epochs as configured and writes checkpoints. Returns the history, one dict per epoch.
+    """Trains a Learner for the configured epochs and writes checkpoints. Returns the history, one dict per epoch.
 
-    learner: a Learner. With a Run it begins where that stands, and leaves a state file after
-    every epoch. Raises RunError if the loss is not finite or a file cannot be written.
+    With a Run it continues that run, and writes a state file after every epoch. Raises RunError if the loss is not
+    finite or a file cannot be written.
     """
     config = learner.config
     history = restore(run=run, prefix=learner.prefix, load_state_dict=learner.load_state_dict) if run else []
-    if history:
-        # The run may have been killed after its state was written and before its checkpoint was.
+    if history:  # the run may have been killed between the writes of its state and of its checkpoint
         _save_epoch(learner, checkpoint_dir, history[-1])
     count, device = len(learner.images), learner.images.device
     step = learner.train_step
@@ -171,12 +170,10 @@ def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
                 row[f"validation_{name}"] = score["mean"]
                 row[f"validation_{name}_standard_error"] = score["standard_error"]
             if not math.isfinite(row[f"validation_{learner.metrics[0]}"]):
-                steps = f"after epoch {epoch}, step {len(values)}"
-                raise RunError(f"{learner.name}: the validation loss is not finite {steps}")
-            row["training_seconds"] = trained
-            row["seconds"] = time.perf_counter() - started
+                raise RunError(f"{learner.name}: the validation loss is not finite after epoch {epoch}")
+            row |= {"training_seconds": trained, "seconds": time.perf_counter() - started}
             if run:
-                # Before the checkpoint: an earlier run that can still be continued keeps its own until then.
+                # Before the checkpoint: the checkpoints of an earlier run stay as long as its state.
                 state = {"history": [*history, row], "state": learner.state_dict()}
                 save_state(state, run=run, prefix=learner.prefix, checkpoint_dir=checkpoint_dir)
             history.append(row)
@@ -189,18 +186,16 @@ def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
 def _save_epoch(learner, checkpoint_dir, row):
     """Writes the epoch's checkpoint if it has one, without the times: two runs with the same seed hold the same."""
     if name := learner.checkpoint_name(row["epoch"]):
-        save_checkpoint(
-            Path(checkpoint_dir) / name,
-            {
-                "method": learner.name,
-                "config": stamp(learner.config),
-                "epoch": row["epoch"],
-                "weights": learner.weights(),
-                "image_shape": list(learner.images.shape[1:]),
-                "train_index": learner.train_index.cpu(),
-                "metrics": {key: value for key, value in row.items() if key not in TIMES},
-            },
-        )
+        checkpoint = {
+            "method": learner.name,
+            "config": asdict(learner.config),
+            "epoch": row["epoch"],
+            "weights": learner.weights(),
+            "image_shape": list(learner.images.shape[1:]),
+            "train_index": learner.train_index.cpu(),
+            "metrics": {key: value for key, value in row.items() if key not in TIMES},
+        }
+        save_checkpoint(Path(checkpoint_dir) / name, checkpoint)
 
 
 def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
@@ -215,26 +210,20 @@ def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
     return {**checkpoint, "config": config}
 
 
-def load_model(path, name, build, *, device="cpu"):
-    """The model that build(checkpoint) makes of a method's checkpoint, on the device, in evaluation mode.
+def load_model(path, name, model_class, *, device="cpu"):
+    """The trained model, a ConvModel, in a checkpoint of the method called `name`; on the device, in evaluation mode.
 
     It knows its likelihood, and gets the attributes config (a TrainConfig), epoch, and train_index (N,), the training
-    images' rows in the data set. Raises InputError for a file of anything else.
+    images' rows in the data set. Raises InputError for any other file.
     """
     checkpoint = read_checkpoint(path, name, device=device)
+    config = checkpoint["config"]
     with misfit(path):
-        model = build(checkpoint).to(device)
+        model = model_class(config.latent_dim, make_likelihood(config), image_shape=checkpoint["image_shape"])
+        model.load_state_dict(checkpoint["weights"])
+        model.to(device)
     model.config, model.epoch, model.train_index = (checkpoint[key] for key in ("config", "epoch", "train_index"))
     return model.eval()
-
-
-@contextlib.contextmanager
-def misfit(path):
-    """Turns what damaged or foreign contents of a checkpoint raise into an InputError."""
-    try:
-        yield
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        raise InputError(f"{path}: its contents do not fit this program") from None
 
 
 class Checkpoints(NamedTuple):
@@ -263,8 +252,7 @@ class Checkpoints(NamedTuple):
 def find_checkpoints(methods, directory):
     """The Checkpoints of these methods in the directory.
 
-    Raises InputError if there is no epoch of which every method's checkpoint is there, if one of those cannot be read,
-    or if they are not all of one training.
+    Raises InputError if no epoch has checkpoints of all methods, or if one is unreadable or of another training.
     """
     found = []
     for method in methods:
@@ -281,7 +269,7 @@ def find_checkpoints(methods, directory):
             raise InputError(f"{path}: of epoch {checkpoint['epoch']}")
         if first is None:
             first, config, index = path.name, checkpoint["config"], checkpoint["train_index"]
-        others = differences(stamp(checkpoint["config"]), stamp(config)).replace(" here", f" in {first}")
+        others = differences(asdict(checkpoint["config"]), asdict(config)).replace(" here", f" in {first}")
         if not (others or torch.equal(checkpoint["train_index"], index)):
             others = "its training images are others"
         if others:

@@ -21,7 +21,7 @@ class Bound(NamedTuple):
 
 
 class ISEstimate(NamedTuple):
-    """What importance sampling says of each image, (B,) each, in nats but for the sample size."""
+    """Estimates by importance sampling for each image, (B,) each, in nats except the sample size."""
 
     log_prob: torch.Tensor
     elbo: torch.Tensor
@@ -29,7 +29,7 @@ class ISEstimate(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A q of images, and what it took to find it."""
+    """A q of images, and the cost of finding it."""
 
     q: Normal  # diagonal, (B, D)
     trace: torch.Tensor  # (cycles + 1, B): the bound before the first cycle and after each, nats; empty if none
@@ -48,13 +48,8 @@ def diagonal_normal(mean, log_var):
     return Normal(mean, torch.exp(0.5 * log_var), validate_args=False)
 
 
-def kl(q):
-    """KL(q || N(0, I)) of a diagonal Normal, (B,), in closed form (Kingma & Welling 2014, Appendix B)."""
-    return kl_per_dimension(q).sum(-1)
-
-
 def kl_per_dimension(q):
-    """KL(q || N(0, I)) of a diagonal Normal, every image and dimension, (B, D)."""
+    """KL(q || N(0, I)) of a diagonal Normal in closed form, (B, D) (Kingma & Welling 2014, Appendix B)."""
     prior = Normal(torch.zeros_like(q.mean), torch.ones_like(q.mean), validate_args=False)
     return kl_divergence(q, prior)
 
@@ -82,17 +77,14 @@ def select(q, rows):
 
 def concatenate(qs):
     """One diagonal Normal (B, D) of several, in their order."""
-    mean, stddev = (torch.cat([getattr(q, name) for q in qs]) for name in ("mean", "stddev"))
-    return Normal(mean, stddev, validate_args=False)
+    return Normal(torch.cat([q.mean for q in qs]), torch.cat([q.stddev for q in qs]), validate_args=False)
 
 
 def check_inputs(model, x, q, generator):
-    """Raises ValueError for what would broadcast to nonsense, draw unseeded, or have no probability."""
+    """Raises ValueError for shapes that do not fit, a missing generator, or pixels without a probability."""
     if q.mean.shape != (len(x), model.latent_dim):
-        raise ValueError(
-            f"x {tuple(x.shape)} and q {tuple(q.mean.shape)} do not fit: q needs ({len(x)}, {model.latent_dim}), "
-            "a row for each image and a column for each latent dimension"
-        )
+        shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)} do not fit"
+        raise ValueError(f"{shapes}: q needs ({len(x)}, {model.latent_dim}), images by latent dimensions")
     if not isinstance(generator, torch.Generator):
         raise ValueError("generator: give a torch.Generator, such as random_generator(seed), not None")
     model.likelihood.check(x)
@@ -105,14 +97,13 @@ def elbo(model, x, q, noise):
     Returns a Bound of (B,) each, averaged over K; gradients flow to q and to the model.
     """
     if noise.shape[-2:] != q.mean.shape or len(x) != len(q.mean):
-        raise ValueError(
-            f"x {tuple(x.shape)}, q {tuple(q.mean.shape)} and noise {tuple(noise.shape)} are of different images"
-        )
+        shapes = f"x {tuple(x.shape)}, q {tuple(q.mean.shape)} and noise {tuple(noise.shape)}"
+        raise ValueError(f"{shapes} are of different images")
     log_likelihood = model.log_likelihood(x, reparameterize(q, noise))
     if noise.dim() > q.mean.dim():
         log_likelihood = log_likelihood.mean(0)
-    divergence = kl(q)
-    return Bound(log_likelihood - divergence, log_likelihood, divergence)
+    kl = kl_per_dimension(q).sum(-1)
+    return Bound(log_likelihood - kl, log_likelihood, kl)
 
 
 def log_weight(model, x, q, noise):
@@ -127,10 +118,9 @@ def log_weight(model, x, q, noise):
 def importance_sampling(model, x, q, *, generator, num_samples=1000, chunk=500):
     """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k), z_k ~ q, K = num_samples (Burda et al. 2016, Eq. 8).
 
-    x: (B, *image); q: (B, D). A lower bound in expectation. The effective sample size (sum w)^2 / sum w^2 lies between
-    1 and K; where it is below ten or so, log_prob is too low by an amount that the weights cannot tell. At most `chunk`
-    samples are held at once. Returns an ISEstimate; its elbo is the mean of the log-weights. Raises ValueError if x, q
-    and the model do not fit.
+    x: (B, *image); q: (B, D). A lower bound in expectation. The effective sample size (sum w)^2 / sum w^2 is from 1 to
+    K; below about ten, log_prob is too low by an unknown amount. At most `chunk` samples are in memory at once. Returns
+    an ISEstimate; its elbo is the mean of the log-weights. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, generator)
     total = torch.full_like(q.mean[:, 0], -math.inf)  # log sum w

@@ -1,16 +1,15 @@
 """log p(x) by annealed importance sampling (AIS), and bounds on it by bidirectional Monte Carlo (BDMC).
 
-The chains work in the whitened coordinates of q, e with z = mean + scale * e: there q is N(0, I), and with the
-log-weight l(e) = log p(x, z) - log q(z) the path from q to the posterior is
+The chains work in the whitened coordinates e of q, z = mean + scale * e: there q is N(0, I), and with the log-weight
+l(e) = log p(x, z) - log q(z) the path from q to the posterior is
 
     pi_beta(e) ~ N(e; 0, I) exp(beta l(e)),    beta from 0 to 1,
 
-so q's scale preconditions the Hamiltonian transitions. q may be diagonal, or have the full covariance that
-`gauss_newton_posterior` finds around a diagonal one: a posterior is correlated, and where its axes are q's own, few
-transitions and few temperatures are enough. Shapes: K chains, B images, D latent dimensions.
+so q's scale preconditions the Hamiltonian transitions. A posterior is correlated: with the full covariance of
+`gauss_newton_posterior`, few temperatures are enough. Shapes: K chains, B images, D latent dimensions.
 
-Gradients are computed in the model's precision, values in float32 or the type of x: a gradient of low precision costs
-acceptance, not correctness.
+Gradients are in the model's precision, values in float32 or the type of x: a gradient of low precision lowers the
+acceptance, but leaves the estimate correct.
 """
 
 import math
@@ -23,20 +22,18 @@ from torch.distributions import MultivariateNormal
 
 from vae_utils import check_inputs, log_weight, reparameterize, select, whiten
 
-LEAPFROG_STEPS = 5
 PILOT_CHAINS = 4
-PILOT_SHARE = 8  # as many temperatures in the weighted run as one in the pilot run
+PILOT_SHARE = 8  # temperatures of the weighted run for each one of the pilot run
 TARGET_ACCEPTANCE = 0.65
 LONGEST_PATH = math.pi / 2  # a quarter turn: on N(0, I) it ends at a draw that is independent of the start
-JITTER = 0.2  # the share by which the length of every path varies: a fixed length would be periodic in some directions
-CHUNK = 500
+JITTER = 0.2  # the share by which the length of a path varies: at a fixed length some directions would be periodic
 
 
 class AISEstimate(NamedTuple):
-    """What annealing says of each image, (B,) each; nats but for the acceptance, a share."""
+    """What annealing finds for each image, (B,) each, in nats; the acceptance is a share."""
 
     log_prob: torch.Tensor
-    standard_error: torch.Tensor  # of log_prob, over the chains, to first order; not a number for one chain
+    standard_error: torch.Tensor  # of log_prob, over the chains, to first order; NaN for one chain
     log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains
     acceptance: torch.Tensor  # mean over transitions and chains
     log_weights: torch.Tensor  # (K, B)
@@ -91,21 +88,16 @@ class AISTarget:
         return log_weight(self.full_precision, self.x, self.q, noise)
 
     def value_and_gradient(self, noise):
-        """The value in full precision, and the gradient."""
+        """(l(e) in full precision, its gradient): (K, B) and (K, B, D)."""
         values, gradient = self.gradient(noise)
-        return self._full_precision_values(noise, values), gradient
-
-    def _full_precision_values(self, noise, values):
-        """The values that came with a gradient, computed anew where the networks do not run in full precision."""
-        return values if self.model.precision == "float32" else self.value(noise)
+        return (values if self.model.precision == "float32" else self.value(noise)), gradient
 
 
 def hmc_step(state, target, beta, step_size, leapfrog_steps, *, generator):
     """One Hamiltonian transition that leaves pi_beta invariant (Neal 2011). Returns (ChainState, acceptance (K, B)).
 
-    The Gaussian part of pi_beta is followed exactly, by rotating (e, momentum) through the angle `step_size` (B,), and
-    only beta l(e) changes the momentum (Shahbaba et al. 2014). Both maps preserve volume and are reversible whatever
-    the gradients are.
+    The Gaussian part of pi_beta is followed exactly, by rotating (e, momentum) by the angle `step_size` (B,); beta l(e)
+    changes the momentum (Shahbaba et al. 2014). Both maps preserve volume and are reversible for any gradients.
     """
     noise, gradient = state.noise, state.gradient
     momentum = torch.randn(noise.shape, generator=generator, dtype=noise.dtype, device=noise.device)
@@ -119,18 +111,14 @@ def hmc_step(state, target, beta, step_size, leapfrog_steps, *, generator):
         last = step == leapfrog_steps
         values, gradient = target.value_and_gradient(noise) if last else target.gradient(noise)
         momentum = momentum + (0.5 * kick if last else kick) * gradient
-    # A path that has left the range of numbers is refused.
+    # A path whose values overflow is refused.
     log_ratio = (_log_density(noise, momentum, beta * values) - before).nan_to_num(nan=-math.inf)
     acceptance = log_ratio.clamp(max=0).exp()  # (K, B)
     uniform = torch.rand(acceptance.shape, generator=generator, dtype=acceptance.dtype, device=acceptance.device)
     accepted = uniform < acceptance
     wide = accepted.unsqueeze(-1)
-    after = ChainState(
-        noise=torch.where(wide, noise, state.noise),
-        log_weight=torch.where(accepted, values, state.log_weight),
-        gradient=torch.where(wide, gradient, state.gradient),
-    )
-    return after, acceptance
+    noise, gradient = torch.where(wide, noise, state.noise), torch.where(wide, gradient, state.gradient)
+    return ChainState(noise, torch.where(accepted, values, state.log_weight), gradient), acceptance
 
 
 def _log_density(noise, momentum, tempered):
@@ -142,10 +130,9 @@ def adapt_schedule(target, *, temperatures, leapfrog_steps, generator, chains=PI
     """The Schedule of a weighted run, from a pilot run whose chains are then thrown away.
 
     The pilot run passes fewer, evenly spaced temperatures and adapts the logarithm of every image's step size towards
-    an acceptance of TARGET_ACCEPTANCE. It measures how much l(e) varies over the chains, by which the temperatures of
-    the weighted run are spaced: where l varies most, they are closest. Nothing of the weighted run enters, so its
-    transitions are fixed before it begins and its estimate stays unbiased. Adapting within it would not do: a step size
-    that depends on the chain's past does not leave pi_beta invariant.
+    an acceptance of TARGET_ACCEPTANCE. Where l(e) varies most over its chains, the temperatures of the weighted run are
+    closest. That run's transitions are thus fixed before it begins, and its estimate stays unbiased: a step size that
+    depends on the chain's own past would not leave pi_beta invariant.
     """
     pilot = max(1, temperatures // PILOT_SHARE)
     noise = target.draw(chains, generator)
@@ -159,7 +146,7 @@ def adapt_schedule(target, *, temperatures, leapfrog_steps, generator, chains=PI
         state, acceptance = hmc_step(state, target, beta, step_size, leapfrog_steps, generator=generator)
         log_step = (log_step + 0.5 * (acceptance.mean(0) - TARGET_ACCEPTANCE)).clamp(max=longest)
         log_steps.append(log_step)
-    # The temperatures part the integral of that deviation over beta into equal shares.
+    # The temperatures divide the integral of that deviation over beta into equal parts.
     length = np.cumsum([0.0, *np.maximum(torch.stack(deviations).tolist(), 1e-6)])
     betas = np.interp(np.linspace(0, length[-1], temperatures + 1), length, np.linspace(0, 1, pilot + 1))
     nearest = np.ceil(betas * pilot).astype(int).clip(1) - 1
@@ -169,8 +156,8 @@ def adapt_schedule(target, *, temperatures, leapfrog_steps, generator, chains=PI
 def anneal(noise, *, schedule, target, generator, backwards=False):
     """Takes chains from e (K, B, D) along the schedule. Returns their log-weights (K, B) and acceptances (K, B).
 
-    Forwards from draws of q, where p(x) is the mean of exp(w) (Neal 2001), or backwards from draws of the posterior,
-    the same transitions in the opposite order, where 1 / p(x) is the mean of exp(-w) (Grosse et al. 2015).
+    Forwards they start at draws of q, and the mean of exp(w) is p(x) (Neal 2001). Backwards they start at draws of the
+    posterior, in the opposite order, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015).
     """
     betas = schedule.betas
     state = ChainState(noise, *target.value_and_gradient(noise))
@@ -190,10 +177,10 @@ def anneal(noise, *, schedule, target, generator, backwards=False):
 def gauss_newton_posterior(model, x, q, *, generator, draws=8, images=5):
     """The Gaussian around q's mean whose precision is I + E_q[J' C J], J the decoder's Jacobian at z.
 
-    C is the curvature of -log p(x|z) with respect to the decoder's output; a Gaussian's is 1 / sigma^2. It is the fixed
-    point of variational inference with a full covariance, the decoder's own curvature neglected (Khan & Rue 2023); of a
-    linear decoder with a Gaussian likelihood it is the posterior's own precision. q: diagonal Normal (B, D); the
-    expectation is taken over `draws` of z, for `images` at a time. Returns a MultivariateNormal (B, D).
+    C is the curvature of -log p(x|z) with respect to the decoder's output, 1 / sigma^2 of a Gaussian. This is the fixed
+    point of variational inference with a full covariance, without the decoder's own curvature (Khan & Rue 2023); it is
+    exact for a linear decoder with a Gaussian likelihood. q: diagonal Normal (B, D); the expectation is over `draws`
+    of z, for `images` at a time. Returns a MultivariateNormal (B, D).
     """
     check_inputs(model, x, q, generator)
 
@@ -205,7 +192,7 @@ def gauss_newton_posterior(model, x, q, *, generator, draws=8, images=5):
     precision = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)  # (B, D, D)
     noise = torch.randn((draws, *q.mean.shape), generator=generator, dtype=x.dtype, device=x.device)
     with warnings.catch_warnings():
-        # PyTorch warns of a part of its own that it uses when it first differentiates forwards.
+        # PyTorch's own code gives this warning at the first forward differentiation.
         warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
         for z in reparameterize(q, noise):
             for rows in torch.arange(len(x), device=x.device).split(images):
@@ -216,9 +203,9 @@ def gauss_newton_posterior(model, x, q, *, generator, draws=8, images=5):
 
 
 def _weighted_runs(model, x, q, exact, generator, chains, temperatures, leapfrog_steps, chunk):
-    """Log-weights of forward chains, of backward chains, and acceptances of the forward ones, (K, B) each.
+    """Log-weights of forward chains and of backward chains, and acceptances of the forward ones, (K, B) each.
 
-    exact: draws of the posterior (B, D), from which the backward chains start; None for no backward chains.
+    exact: draws of the posterior (B, D), at which the backward chains start; None for no backward chains.
     """
     check_inputs(model, x, q, generator)
     forwards, backwards, acceptance = (torch.empty(chains, len(x), dtype=x.dtype, device=x.device) for _ in range(3))
@@ -235,35 +222,26 @@ def _weighted_runs(model, x, q, exact, generator, chains, temperatures, leapfrog
     return forwards, backwards, acceptance
 
 
-def annealed_importance_sampling(
-    model, x, q, *, generator, chains=4, temperatures=140, leapfrog_steps=LEAPFROG_STEPS, chunk=CHUNK
-):
+def annealed_importance_sampling(model, x, q, *, generator, chains=4, temperatures=140, leapfrog_steps=5, chunk=500):
     """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017).
 
     x: (B, *image); q: diagonal Normal or MultivariateNormal (B, D). Each chain passes `temperatures` intervals, with a
-    transition of `leapfrog_steps` gradients between one and the next. At most `chunk` chains are held at once, whatever
-    B and `chains`. Returns an AISEstimate; its log_prob is a lower bound in expectation, and p(x) is exactly the mean
-    of exp(log_weights). Raises ValueError if x, q and the model do not fit.
+    transition of `leapfrog_steps` gradients between two of them. At most `chunk` chains are held at once. Returns an
+    AISEstimate; its log_prob is a lower bound in expectation, and p(x) is exactly the expectation of exp(log_weights).
+    Raises ValueError if x, q and the model do not fit.
     """
     log_w, _, acceptance = _weighted_runs(model, x, q, None, generator, chains, temperatures, leapfrog_steps, chunk)
     log_prob = log_w.logsumexp(0) - math.log(chains)
-    return AISEstimate(
-        log_prob=log_prob,
-        standard_error=(log_w - log_prob).exp().std(0) / math.sqrt(chains),
-        log_weight_std=log_w.std(0),
-        acceptance=acceptance.mean(0),
-        log_weights=log_w,
-    )
+    standard_error = (log_w - log_prob).exp().std(0) / math.sqrt(chains)
+    return AISEstimate(log_prob, standard_error, log_w.std(0), acceptance.mean(0), log_w)
 
 
-def bidirectional_bounds(
-    model, x, z, q, *, generator, chains=4, temperatures=140, leapfrog_steps=LEAPFROG_STEPS, chunk=CHUNK
-):
+def bidirectional_bounds(model, x, z, q, *, generator, chains=4, temperatures=140, leapfrog_steps=5, chunk=500):
     """Bounds on log p(x) of simulated images, by annealing forwards and backwards (Grosse et al. 2015).
 
     (x, z) must be draws of the model's own p(x, z), as model.sample gives them: then z (B, D) is a draw of the
-    posterior, from which the backward chains start. q, as in `annealed_importance_sampling`, may depend on x but not on
-    z. Returns Bounds; the distance between them bounds the error of `annealed_importance_sampling` in either direction.
+    posterior, at which the backward chains start. q may depend on x but not on z. Returns Bounds; the distance between
+    them bounds the error of `annealed_importance_sampling` in either direction.
     """
     if z.shape != q.mean.shape:
         raise ValueError(f"z {tuple(z.shape)} and q {tuple(q.mean.shape)} are of different images")

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from data import SPLITS
 from evaluation import style
-from evaluation.stats import column_intervals, intervals, mean_and_interval
+from evaluation.stats import column_intervals, intervals
 
 SPLIT_NAMES = {"train": "training images", "validation": "validation images", "test": "test images"}
 PARTS = {
@@ -61,30 +61,28 @@ def training_curves(*, history, methods, saved_epochs):
 
 
 @style.styled
-def log_probabilities(*, values, images, example_values, num_samples, methods, classes):
+def log_probabilities(*, scores, images, example_values, num_samples, methods, classes):
     """One image of each class with its log p(x), over the average per class, training images next to test images.
 
-    values: array (methods, splits, classes, n), nats; images: (classes, C, H, W) test images and example_values
-    (methods, classes) their log p(x).
+    scores: {method's name: {split: a scores.summarize_log_prob}}; images: (classes, C, H, W) test images and
+    example_values (methods, classes) their log p(x), nats.
     """
     figure = Figure(figsize=(1 + 5.5 * max(2, len(methods)), 6.4 + 0.15 * len(methods)))
     upper, lower = figure.subfigures(2, 1, height_ratios=(0.8 + 0.15 * len(methods), 2.3))
-    lines = [
-        (method.label, [f"{value:.1f}" for value in of_method], method.color)
-        for method, of_method in zip(methods, example_values, strict=True)
-    ]
-    style.show_images(upper.subplots(), images, captions=lines, size=9)
+    texts = [[f"{value:.1f}" for value in of_method] for of_method in example_values]
+    captions = [(method.label, line, method.color) for method, line in zip(methods, texts, strict=True)]
+    style.show_images(upper.subplots(), images, captions=captions, size=9)
     upper.suptitle("One test image of each class: log p(x), nats, estimated as below")
     panels = style.method_row(lower, methods, sharey=True)
-    for (method, axes), of_method in zip(panels, values, strict=True):
-        for split, of_split, shift, marker in zip(SPLITS, of_method, (-0.15, 0.15), "os", strict=True):
-            form = {"color": method.color, "mfc": method.color if split == "train" else "white"}
-            x = np.arange(len(classes)) + shift
-            axes.errorbar(x, *mean_and_interval(of_split), fmt=marker, label=SPLIT_NAMES[split], **form)
+    for method, axes in panels:
+        for split, shift, marker, inside in zip(SPLITS, (-0.15, 0.15), "os", (method.color, "white"), strict=True):
+            of_classes, x = scores[method.name][split]["classes"], np.arange(len(classes)) + shift
+            form = {"color": method.color, "mfc": inside, "label": SPLIT_NAMES[split]}
+            axes.errorbar(x, *intervals(of_classes), fmt=marker, **form)
         style.class_axis(axes, classes)
         axes.legend()
     panels[0][1].set_ylabel("log p(x), nats per image")
-    count = values.shape[-1]
+    count = of_classes[0]["images"]
     lower.suptitle(
         f"Mean over {count} image{'s' * (count > 1)} per class with its 95% interval; importance sampling, "
         f"{num_samples:,} samples from q: a lower bound"
@@ -94,11 +92,10 @@ def log_probabilities(*, values, images, example_values, num_samples, methods, c
 
 @style.styled
 def gaps_over_epochs(*, rows, methods, saved_epochs):
-    """log p(x) and the bounds at q* and q over epochs; rows: dicts of epoch, method, split and gaps.summarize."""
+    """log p(x) and the bounds at q* and q over epochs; rows: epoch, method, split and gaps.summarize, epochs rising."""
     figure, panels = style.method_grid(methods)
     for method, split, axes in panels:
         own = [row for row in rows if (row["method"], row["split"]) == (method.name, split)]
-        own.sort(key=lambda row: row["epoch"])
         scores = {name: [row["scores"][name] for row in own] for name in BOUNDS}
         for name, (label, line, marker) in BOUNDS.items():
             label += ", the same: q is fitted" * (name == "elbo" and scores["elbo"] == scores["fitted_elbo"])
@@ -141,15 +138,12 @@ def gaps_per_class(*, per_class, methods, classes):
 
 @style.styled
 def latent_usage(*, table, units, methods):
-    """KL per dimension, sorted, with the number of active units.
-
-    table: one dict per method, split and dimension, as latents.usage gives them; units: {method's name: {split: ...}}.
-    """
+    """KL per dimension, sorted, with the number of active units; table, units: as `latents.analyse` makes them."""
     figure = Figure(figsize=(1 + 5 * max(2, len(methods)), 4.4))
     panels = style.method_row(figure, methods, sharey=True)
     for (method, axes), (split, line) in product(panels, zip(SPLITS, ("-", "--"), strict=True)):
         rows = [row for row in table if (row["method"], row["split"]) == (method.name, split)]
-        rows.sort(key=lambda row: -row["kl"])
+        rows.sort(key=lambda row: row["kl"], reverse=True)
         count = units[method.name][split]
         low, high = count["interval_95"]
         label = f"{count['images']:,} {SPLIT_NAMES[split]}\n{count['active_units']} active units ({low} to {high})"
@@ -168,10 +162,7 @@ def latent_usage(*, table, units, methods):
 
 @style.styled
 def probes(*, scores, baseline, methods):
-    """Accuracy of linear probes over the number of labels.
-
-    scores: as latents.probe_scores returns them; baseline: the classifier's own accuracy on the same images.
-    """
+    """Accuracy of probes over the number of labels; scores: of latents.probe_scores; baseline: the classifier's own."""
     figure = Figure(figsize=(9.5, 5.6))
     axes, look = figure.subplots(), style.looks(methods)
     for number, (name, rows) in enumerate(scores.items()):
@@ -201,8 +192,7 @@ def probes(*, scores, baseline, methods):
 def latent_map(*, points, labels, agreement, methods, classes):
     """Two-dimensional maps of test latents, each image as the name of its class, or as a dot if names are long.
 
-    points: {method's name: (M, 2)}; labels: (M,); agreement: {method's name: the share whose nearest neighbor has the
-    same class, as stats.accuracy gives it}.
+    points: {method's name: (M, 2)}; labels: (M,); agreement: {method's name: stats.accuracy of latents.nearest_agree}.
     """
     figure, short = Figure(figsize=(6 * max(2, len(methods)), 6.4)), max(map(len, classes)) <= 2
     for method, axes in style.method_row(figure, methods):
@@ -227,8 +217,7 @@ def latent_map(*, points, labels, agreement, methods, classes):
 def sample_quality(*, scores, examples, methods, classes):
     """Samples of every kind over their Fréchet distance, class histogram and confidence.
 
-    scores: {kind: ...}, with "test" for the test images, as samples.assess returns them; examples:
-    {kind: (M, C, H, W)}.
+    scores: {kind: ...}, with "test" for the test images, of samples.assess; examples: {kind: (M, C, H, W)}.
     """
     look, (height, width) = style.looks(methods), examples["pixel_gaussian"].shape[-2:]
     upper_height = 0.8 * len(examples) * height / width + 0.3
@@ -276,8 +265,8 @@ def sample_quality(*, scores, examples, methods, classes):
 def classification(*, history, per_class, confusion, wrong, classes):
     """The supervised baseline: curves, accuracy per class, confusion matrix and the most confident mistakes.
 
-    history: of training.train; per_class: a dict of stats.accuracy for each class; confusion: (classes, classes)
-    counts, label by prediction; wrong: tuples (image, label, prediction, probability).
+    history: of training.train; per_class: stats.accuracy of each class; confusion: counts (classes, classes), label by
+    prediction; wrong: tuples (image, label, prediction, probability).
     """
     figure = Figure(figsize=(13, 7.4))
     upper, lower = figure.subfigures(2, 1, height_ratios=(2.2, 1))
@@ -299,14 +288,9 @@ def classification(*, history, per_class, confusion, wrong, classes):
     style.class_axis(matrix, classes, label="prediction")
     style.class_axis(matrix, classes, which="y", label="label")
     if wrong:
-        images, labels, predictions, probabilities = zip(*wrong, strict=True)
-        lines = (
-            [classes[label] for label in labels],
-            [f"as {classes[prediction]}" for prediction in predictions],
-            [f"p = {probability:.3f}" for probability in probabilities],
-        )
-        captions = [("", texts, style.INK) for texts in lines]
-        style.show_images(lower.subplots(), torch.stack(images), captions=captions)
+        texts = [(classes[label], f"as {classes[guess]}", f"p = {share:.3f}") for _, label, guess, share in wrong]
+        captions = [("", line, style.INK) for line in zip(*texts, strict=True)]
+        style.show_images(lower.subplots(), torch.stack([image for image, *_ in wrong]), captions=captions)
     lower.suptitle("The most confidently wrong test images: label as prediction, its probability")
     total = sum(score["images"] for score in per_class)
     figure.suptitle(f"Supervised baseline on all {total:,} test images")

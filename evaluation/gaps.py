@@ -3,8 +3,7 @@
 With q* the best diagonal Normal of an image, fitted from q to convergence,
 
     log p(x) - ELBO(q*)    approximation gap: no diagonal Normal comes nearer
-    ELBO(q*) - ELBO(q)     amortization gap: what a better q would gain; of a row of the latent table, how far its
-                           visits are from convergence
+    ELBO(q*) - ELBO(q)     amortization gap; of a row of the latent table, how far it is from convergence
 """
 
 from typing import NamedTuple
@@ -34,11 +33,9 @@ class Gaps(NamedTuple):
 def measure(model, x, q, config, *, generator, fitted=False, batch_size=50, on_batch=None):
     """Gaps of images x (B, *image) under any model and any diagonal Normal q (B, D).
 
-    config: an EvalConfig, whose num_samples, chains, temperatures and fit_steps say how much is computed, and whose
-    precision is that of the networks in the gradients of annealing; all values are in float32. The bounds are means
-    over fresh draws from q and from q*, the same that importance sampling weighs. fitted: q is q* already, as of unseen
-    images under latent optimization; then nothing is fitted, and both have the same numbers. on_batch, if given, is
-    called with the number of images after each batch.
+    config: an EvalConfig, whose precision is that of the networks in the gradients of annealing; all values are in
+    float32. The bounds are means over the draws of importance sampling. fitted: q is q* already, as of unseen images
+    under latent optimization; both then have the same numbers. on_batch: called with the number of images of a batch.
     """
     fast, parts = model.in_precision(config.precision), []
     counts = {"chains": config.chains, "temperatures": config.temperatures}
@@ -60,8 +57,7 @@ def measure(model, x, q, config, *, generator, fitted=False, batch_size=50, on_b
 def summarize(gaps):
     """{"elbo", "fitted_elbo", "log_prob", "approximation_gap", "amortization_gap"}, as `mean_and_error` gives them.
 
-    The gaps are paired differences on the same images, whose standard errors are smaller than those of their parts.
-    gaps: Gaps of any shape; log_prob is the annealed one.
+    gaps: Gaps of any shape; log_prob is the annealed one. The two gaps are paired differences on the same images.
     """
     values = {
         "elbo": gaps.elbo,

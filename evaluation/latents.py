@@ -1,4 +1,4 @@
-"""What the latents hold: which dimensions are used, what a linear probe reads from them, and what they draw."""
+"""What the latents represent: active dimensions, linear probes, maps, traversals and interpolations."""
 
 import warnings
 from dataclasses import replace
@@ -24,17 +24,14 @@ ACTIVE = 0.01  # variance over images of the mean of q above which a dimension i
 RESAMPLES = 200
 PROBE_LABELS = (100, 1000, 20_000)
 PROBE_DRAWS = 5  # of the labels, where not all are used
-# One C for every probe: accuracy is flat around it, within the interval of 500 test images, at 100 to 20,000 labels.
+# One C for every probe: around it accuracy changes by less than its interval on 500 test images, at all these labels.
 PROBE_C, PROBE_TOLERANCE, PROBE_ITERATIONS = 0.1, 1e-3, 500
 TRAVERSED_DIMENSIONS, TRAVERSED_DIRECTIONS = 4, 3
 TRAVERSED_CLASS, INTERPOLATED_CLASSES = 3, (2, 7)  # by their position, modulo the number of classes
 
 
 def active_units(mean):
-    """Which dimensions are active, (D,) bool: those whose mean of q, (B, D), varies over images by more than ACTIVE.
-
-    Burda et al. 2016, Appendix C: Cov_x(E_q[z]) > 0.01.
-    """
+    """Which dimensions are active, (D,) bool, by the means of q (B, D): Cov_x(E_q[z]) > ACTIVE (Burda et al. 2016)."""
     return mean.double().var(0) > ACTIVE
 
 
@@ -49,10 +46,7 @@ def active_units_interval(mean, *, generator):
 
 
 def usage(q, *, generator):
-    """The use of the dimensions: a table of one dict per dimension, and the number of active units with its interval.
-
-    q: diagonal Normal (B, D). Standard errors are over the B images.
-    """
+    """One dict per dimension of q, a diagonal Normal (B, D), and the number of active units with its interval."""
     images, divergence = len(q.mean), kl_per_dimension(q).double()
     columns = divergence.mean(0), divergence.std(0) / images**0.5, q.mean.double().var(0)
     rows = [
@@ -77,10 +71,9 @@ def probe_scores(features, *, train, sample, seed):
     """How well classes can be read from features, {name: one dict for each number of labels}.
 
     features: {name: (of the training images (N, F), of the test images (M, F))}; train, sample: the Splits of these
-    images. The numbers of labels are PROBE_LABELS, those above N as N. Where not all labels are used, the stratified
-    draw of them is repeated PROBE_DRAWS times, the same draws for all features. The accuracy is the mean over the
-    draws; the interval is Wilson's over the M test images, which leaves out the draw of the labels: that is the
-    standard deviation.
+    images. The numbers of labels are PROBE_LABELS, at most N. Fewer than N labels are drawn PROBE_DRAWS times,
+    stratified, the same draws for all features. The accuracy is the mean over the draws; the interval is Wilson's over
+    the M test images alone, and the standard deviation is that over the draws.
     """
     count, images, scores = len(train.labels), len(sample.labels), {name: [] for name in features}
     numbered = replace(train, index=torch.arange(count, device=train.labels.device))
@@ -123,10 +116,7 @@ def nearest_agree(features, labels):
 
 
 def principal_directions(mean, count):
-    """The unit vectors along which the means of q (B, D) vary most, (count, D), and the variance along each, (count,).
-
-    At most D of them. Their signs are such that the largest entry is positive.
-    """
+    """Principal directions of the means of q (B, D), (count, D), largest entry positive, and variances, (count,)."""
     pca = PCA(min(count, *mean.shape), svd_solver="full").fit(mean.cpu().double().numpy())
     directions = torch.from_numpy(pca.components_)
     signs = directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
@@ -140,20 +130,17 @@ def line(start, end, steps=9):
 
 
 def traversal(start, directions, values):
-    """z that takes the values (V,) along one direction at a time, and stays at start (D,) across it: (K, V, D).
-
-    directions: unit vectors (K, D), those of single dimensions or any others.
-    """
+    """z that takes the values (V,) along one unit vector (K, D) at a time, elsewhere those of start (D,): (K, V, D)."""
     rest = start - (directions @ start)[:, None] * directions  # (K, D)
     return rest[:, None] + values[:, None] * directions[:, None]
 
 
 @torch.no_grad()
-def analyse(methods, *, train_q, sample, sample_q, data, classifier, config, results_dir):
+def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, results_dir):
     """Writes latent_usage, _probes, _map, traversals and interpolation to `results_dir`; returns the summary's numbers.
 
-    train_q: {method's name: diagonal Normal (N, D)} of all training images; sample: a stratified Split of test images,
-    the same for all methods, and sample_q {method's name: diagonal Normal (M, D)} of these; config: an EvalConfig.
+    train_q, sample_q: {method's name: diagonal Normal (N, D)}, of all training images and of sample, a stratified Split
+    of test images; config: an EvalConfig.
     """
     results_dir, seed, train = Path(results_dir), config.seed, data.train
     likelihood = methods[0].model.likelihood.label
@@ -169,7 +156,7 @@ def analyse(methods, *, train_q, sample, sample_q, data, classifier, config, res
             rows, units[method.name][split] = usage(q, generator=generator)
             table += [{"method": method.name, "split": split, **row} for row in rows]
         seen[method.name] = tuple(q.mean for q in both)
-        # A q may say something about x in dimensions in which it is so near to p(z) that the decoder ignores them.
+        # A probe may read x from dimensions that the decoder ignores, because there q is very near to p(z).
         active = active_units(train_q[method.name].mean)
         if active.any() and not active.all():
             seen[f"{method.name}_active"] = tuple(mean[:, active] for mean in seen[method.name])
@@ -189,13 +176,10 @@ def analyse(methods, *, train_q, sample, sample_q, data, classifier, config, res
     save("latent_map", figures.latent_map, points=points, agreement=agreement, **shared)
     _draw_traversals(methods, train_q, sample_q, sample, save)
     _draw_interpolation(methods, sample_q, sample, classifier, save)
-    return {
-        "methods": {
-            name: {"active_units": units[name], "nearest_neighbor_has_the_same_class": agreement[name]}
-            for name in units
-        },
-        "probes": {**scores, "baseline_itself": {"labels": len(train.labels), **itself}},
-    }
+    numbers = {}
+    for name, share in agreement.items():
+        numbers[name] = {"active_units": units[name], "nearest_neighbor_has_the_same_class": share}
+    return {"methods": numbers, "probes": {**scores, "baseline_itself": {"labels": len(train.labels), **itself}}}
 
 
 def _draw_traversals(methods, train_q, sample_q, sample, save):

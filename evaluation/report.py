@@ -18,39 +18,42 @@ PRIOR_SAMPLES = 64
 def evaluate(checkpoints, data, classifier, config, *, results_dir, training_seconds):
     """Every number and every figure but the training curves; returns the summary's numbers.
 
-    checkpoints: a training.Checkpoints, of whose last epoch all is scored; data: a Data; classifier: the supervised
-    baseline; config: an EvalConfig; training_seconds: {method's name: seconds}, as far as they are known.
+    checkpoints: a training.Checkpoints, whose last epoch is scored; data: a Data; classifier: the supervised baseline;
+    config: an EvalConfig; training_seconds: {method's name: seconds}, where known.
     """
     results_dir = Path(results_dir)
     with ProgressBar("figures", total=len(checkpoints.epochs), unit="epoch") as bar:
-        for epoch in checkpoints.epochs:
-            draw_epoch(epoch, checkpoints.load(epoch, data), data, config, results_dir)
+        for epoch in checkpoints.epochs:  # rising: the methods of the last one are scored below
+            methods = checkpoints.load(epoch, data)
+            draw_epoch(epoch, methods, data, config, results_dir)
             bar.advance()
-
-    methods = checkpoints.load(checkpoints.epochs[-1], data)
     likelihood, classes = methods[0].model.likelihood.label, data.test.classes
 
     def save(name, draw, **values):
         save_figure(results_dir / f"{name}.png", draw(methods=methods, likelihood=likelihood, **values))
 
-    sample = scores.infer_sample(methods, data, config)
+    sample, fits, seconds = scores.infer_sample(methods, data, config)
     train_q = {method.name: scores.posterior_of_train(method, data) for method in methods}
-    bounds = scores.final_bounds(methods, data, sample, train_q, config)
+    bounds = scores.final_bounds(methods, data, sample, fits, train_q, config)
 
     found = scores.log_probabilities(methods, data, config)
+    log_prob = {
+        name: {split: scores.summarize_log_prob(values) for split, values in of_splits.items()}
+        for name, of_splits in found.items()
+    }
     values = np.stack([[found[method.name][split].log_prob for split in SPLITS] for method in methods])
     save_csv(results_dir / "log_probabilities.csv", scores.records(found, data))
     save_array(results_dir / "log_probabilities.npy", values)
     shown = {"images": data.test.images[rows_per_class(data.test, 1).flatten()], "example_values": values[:, 1, :, 0]}
     counts = {"num_samples": config.num_samples, "classes": classes}
-    save("log_probabilities", figures.log_probabilities, values=values, **shown, **counts)
+    save("log_probabilities", figures.log_probabilities, scores=log_prob, **shown, **counts)
 
     rows = scores.gaps_over_epochs(checkpoints, data, config)
     last, per_class = ({method.name: {} for method in methods} for _ in range(2))
     for method, split in product(methods, SPLITS):
         annealed = scores.annealed(found[method.name][split])
         last[method.name][split] = summary = gaps.summarize(annealed)
-        rows.append({"epoch": checkpoints.epochs[-1], "method": method.name, "split": split, "scores": summary})
+        rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": summary})
         per_class[method.name][split] = [gaps.summarize(gaps.Gaps(*fields)) for fields in zip(*annealed, strict=True)]
     save_csv(results_dir / "gaps.csv", [_flat(row) for row in rows])
     save("gaps_over_epochs", figures.gaps_over_epochs, rows=rows, saved_epochs=checkpoints.epochs)
@@ -62,27 +65,18 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
             bdmc[method.name] = scores.bdmc_gap(method, config, device=data.device)
             bar.advance()
 
+    sample_q = {name: fit.q for name, fit in fits.items()}
     used = latents.analyse(
-        methods,
-        train_q=train_q,
-        sample=sample.split,
-        sample_q={name: fit.q for name, fit in sample.fits.items()},
-        data=data,
-        classifier=classifier,
-        config=config,
-        results_dir=results_dir,
+        methods, train_q, data, classifier, config, sample=sample, sample_q=sample_q, results_dir=results_dir
     )
-    quality = samples.assess(methods, classifier=classifier, data=data, config=config, results_dir=results_dir)
+    quality = samples.assess(methods, data, classifier, config, results_dir=results_dir)
     parts = {
         "bounds": bounds,
-        "log_prob": {
-            name: {split: scores.summarize_log_prob(values) for split, values in of_splits.items()}
-            for name, of_splits in found.items()
-        },
+        "log_prob": log_prob,
         "gaps": last,
         "bdmc": bdmc,
         "latents": used["methods"],
-        "cost": scores.compute_cost(methods, checkpoints, sample, training_seconds),
+        "cost": scores.compute_cost(methods, checkpoints, fits, seconds, training_seconds),
     }
     return {
         "likelihood": likelihood,
@@ -108,25 +102,22 @@ def draw_epoch(epoch, methods, data, config, results_dir):
     """Draws the reconstructions of each method, the prior samples and the comparison after one epoch."""
     likelihood = methods[0].model.likelihood.label
     train_rows = rows_per_class(data.train, 1).flatten()
-    first, second = rows_per_class(data.test, 2).T  # the first for the reconstructions, the second to compare
-    seen, unseen = data.train.images[train_rows], data.test.images[torch.cat((first, second))]
-    drawn, sheets = {}, {}
+    test_rows = rows_per_class(data.test, 2).T.flatten()  # the first of each class to reconstruct, then the second
+    seen, (unseen, original) = data.train.images[train_rows], data.test.images[test_rows].chunk(2)
+    compared, sheets = {}, {}
     for method in methods:
-        q, _ = scores.own_posterior(method, data, "test", torch.cat((first, second)), config)
+        q = scores.infer(method, data.test.images[test_rows], config, "test").q
         # The same generator for every method: where they have the same number of dimensions, the same z.
         generator = random_generator(config.seed, "prior samples", device=data.device)
         z = torch.randn(PRIOR_SAMPLES, method.model.latent_dim, generator=generator, device=data.device)
         with torch.no_grad():
             of_seen = method.model.mean(method.posterior(seen, train_rows).mean)
-            drawn[method.label] = method.model.mean(q.mean)
+            of_unseen, compared[method.label] = method.model.mean(q.mean).chunk(2)
             sheets[method.label] = method.model.mean(z)
+        rows = [("training image", seen), ("reconstruction", of_seen)]
+        rows += [("test image", unseen), ("reconstruction", of_unseen)]
         figure = style.image_rows(
-            rows=[
-                ("training image", seen),
-                ("reconstruction", of_seen),
-                ("test image", unseen[: len(first)]),
-                ("reconstruction", drawn[method.label][: len(first)]),
-            ],
+            rows=rows,
             title=f"{method.label}, epoch {epoch}: reconstructions at the mean of q(z)",
             likelihood=likelihood,
         )
@@ -137,8 +128,6 @@ def draw_epoch(epoch, methods, data, config, results_dir):
         likelihood=likelihood,
     )
     save_figure(results_dir / f"samples_epoch_{epoch}.png", figure)
-    original = unseen[len(first) :]
-    compared = {label: images[len(first) :] for label, images in drawn.items()}
     errors = {
         label: [f"{error:.1f}" for error in (original - images).square().flatten(1).sum(1).tolist()]
         for label, images in compared.items()
@@ -156,43 +145,41 @@ def draw_epoch(epoch, methods, data, config, results_dir):
 def table(summary):
     """The final table, at most 100 columns wide."""
 
+    def row(label, *cells):
+        return f"{label:44}{''.join(f'{value:>16}{count:>8}' for value, count in cells)}".rstrip()
+
     def number(score):
         error = score["standard_error"]
-        return f"{score['mean']:8.2f} ± {error:.2f}" if error is not None else f"{score['mean']:8.2f}"
+        return f"{score['mean']:.2f}" if error is None else f"{score['mean']:.2f} ± {error:.2f}"
 
     def line(label, of_splits):
-        return f"{label:44}" + "".join(f"{number(score):>16}{score['images']:>8,}" for score in of_splits)
-
-    def effective(of_splits):
-        sizes = [score["effective_sample_size_median"] for score in of_splits]
-        warning = " too low" if min(sizes) < scores.FEW else ""
-        return f"{'    rests on (median effective samples)':44}{sizes[0]:>16.1f}{'':8}{sizes[1]:>16.1f}{warning:>8}"
+        return row(label, *((number(score), f"{score['images']:,}") for score in of_splits))
 
     rule = "-" * 92
-    lines = [summary["likelihood"]]
-    lines += [f"{'nats per image (± standard error)':44}{'train':>16}{'images':>8}{'test':>16}{'images':>8}", rule]
+    header = row("nats per image (± standard error)", ("train", "images"), ("test", "images"))
+    lines = [summary["likelihood"], header, rule]
     for method in summary["methods"].values():
         lines.append(method["label"])
         for part, name in (("elbo", "ELBO"), ("log_likelihood", "E_q log p(x|z)"), ("kl", "KL(q || p)")):
             lines.append(line(f"  {name}", [method["bounds"][split][part] for split in SPLITS]))
         of_splits = [method["log_prob"][split] for split in SPLITS]
-        overall = [each["overall"] for each in of_splits]
         fitted, annealed = (
             [each["three_estimates"][name] for each in of_splits] for name in ("importance_sampling_fitted", "annealed")
         )
-        lines += [line("  log p(x), importance sampling from q", overall), effective(overall)]
-        lines += [line("  log p(x), importance sampling from q*", fitted), effective(fitted)]
+        for q, estimates in (("q", [each["overall"] for each in of_splits]), ("q*", fitted)):
+            lines.append(line(f"  log p(x), importance sampling from {q}", estimates))
+            train, test = (score["effective_sample_size_median"] for score in estimates)
+            warning = "too low" if min(train, test) < scores.FEW else ""
+            lines.append(row("    rests on (median effective samples)", (f"{train:.1f}", ""), (f"{test:.1f}", warning)))
         lines.append(line("  log p(x), annealed from q*", annealed))
-        errors = [f"± {score['monte_carlo_error']:.2f}" for score in annealed]
-        lines.append(f"{'    of that, error of the estimate itself':44}{errors[0]:>16}{'':8}{errors[1]:>16}")
+        errors = [(f"± {score['monte_carlo_error']:.2f}", "") for score in annealed]
+        lines.append(row("    of that, error of the estimate itself", *errors))
         for name, difference in (("approximation", "log p(x) - ELBO(q*)"), ("amortization", "ELBO(q*) - ELBO(q)")):
             of_gap = [method["gaps"][split][f"{name}_gap"] for split in SPLITS]
             lines.append(line(f"  {name} gap, {difference}", of_gap))
         gap = method["bdmc"]["gap"]
-        lines.append(
-            f"  log p(x) of {gap['images']} simulated images lies between bounds {number(gap).strip()} nats apart"
-        )
-        lines.append(rule)
+        images = f"{gap['images']} simulated images"
+        lines += [f"  log p(x) of {images} lies between bounds {number(gap)} nats apart", rule]
     return "\n".join(lines)
 
 
@@ -209,10 +196,10 @@ COSTS = {
 def cost_table(summary):
     """What training and inference took, as a table; a gradient is explained in scores.compute_cost."""
     methods = summary["methods"].values()
-    lines = [f"{'computation':50}" + "".join(f"{method['label']:>21}" for method in methods)]
-    lines.append("-" * len(lines[0]))
+    header = f"{'computation':50}" + "".join(f"{method['label']:>21}" for method in methods)
+    lines = [header, "-" * len(header)]
     for name, (label, form) in COSTS.items():
         values = [method["cost"][name] for method in methods]
         texts = ["not known" if value is None else format(value, form) for value in values]
         lines.append(f"{label:50}" + "".join(f"{text:>21}" for text in texts))
-    return "\n".join([*lines, "-" * len(lines[0])])
+    return "\n".join([*lines, lines[1]])

@@ -1,6 +1,6 @@
-"""What the models' samples are worth, seen by the supervised classifier.
+"""The quality of the models' samples, measured with the supervised classifier's features and predictions.
 
-A sample is the mean of p(x|z) at z ~ N(0, I), without the noise of p(x|z), which would look the same on all of them.
+A sample is the mean of p(x|z) at z ~ N(0, I), without the noise of p(x|z), which would look the same for all models.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ class Moments(NamedTuple):
 
 
 class Classified(NamedTuple):
-    """What a classifier makes of images, on the CPU."""
+    """What a classifier finds in images, on the CPU."""
 
     features: torch.Tensor  # (N, F), float64
     label: torch.Tensor  # (N,), the most probable class
@@ -50,24 +50,20 @@ def moments(features, counts=None):
 def frechet_distance(one, two):
     """The squared Fréchet distance of the Gaussians with these Moments (Heusel et al. 2017, Eq. 6).
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in squared units of the features. The trace of the root is the sum of
-    the roots of the eigenvalues of C1 C2, none of which is negative but by rounding.
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in squared units of the features.
     """
+    # The root's trace: the sum of the roots of the eigenvalues of C1 C2, which only rounding can make negative.
     cross = torch.linalg.eigvals(one.covariance @ two.covariance).real.clamp(min=0).sqrt().sum()
     between = (one.mean - two.mean).square().sum()
     return max(0.0, float(between + one.covariance.trace() + two.covariance.trace() - 2 * cross))
 
 
 def sample_pixel_gaussian(images, count, *, generator):
-    """Draws of a Gaussian with the mean and the full covariance of the pixels of images (N, *image): (count, *image).
-
-    They are not clamped: that would change the moments. In float64 on the CPU, where the generator must be; returned
-    like the images.
-    """
+    """Draws (count, *image) of the Gaussian with the mean and covariance of images (N, *image), by a CPU generator."""
     mean, covariance = moments(images.flatten(1).cpu())
     values, vectors = torch.linalg.eigh(covariance)
     noise = torch.randn(count, len(values), generator=generator, dtype=torch.float64)
-    # Not by Cholesky's decomposition, which the pixels that never change forbid.
+    # Not Cholesky's decomposition, which fails for pixels that never change. Not clamped: the moments would change.
     drawn = mean + (noise * values.clamp(min=0).sqrt()) @ vectors.T
     return drawn.reshape(count, *images.shape[1:]).to(images)
 
@@ -86,8 +82,8 @@ def frechet_distances(features, reference, *, seed, resamples):
     """{name: {"value", "standard_error", "images"}} of the Fréchet distance from the reference.
 
     features: {name: (N, F)}; reference: (M, F). The error is the standard deviation over bootstrap resamples of both
-    sets, those of the reference the same for all names. It does not hold the bias: finite sets of the same kind are
-    never at distance 0, and the fewer they are the farther; only distances of equally many images compare.
+    sets. It leaves out the bias: the distance between two samples of one distribution is above 0, and larger for
+    smaller samples. Compare only distances of equally many images.
     """
 
     def resampled(values, name):
@@ -104,13 +100,12 @@ def frechet_distances(features, reference, *, seed, resamples):
 
 
 @torch.no_grad()
-def assess(methods, *, classifier, data, config, results_dir, resamples=20):
+def assess(methods, data, classifier, config, *, results_dir, resamples=20):
     """Writes sample_quality.png to `results_dir`; returns the summary's numbers, one dict per kind of samples.
 
     classifier: trained on data.train, in evaluation mode; config: an EvalConfig. Kinds, config.classified_samples of
-    each: "real_images", training images that are not in data.train, which say how near to the test images one can
-    come, left out where there are too few; every method's name, at the same z; and "pixel_gaussian", which says how
-    near one comes by two moments alone. "test" describes the test images.
+    each: "real_images", training images that are not in data.train, if there are enough: the best to be expected; every
+    method's name, at the same z; "pixel_gaussian", what two moments alone reach. "test" describes the test images.
     """
     seed, count, device, num_classes = config.seed, config.classified_samples, data.device, data.test.num_classes
     kinds = {}
@@ -127,17 +122,14 @@ def assess(methods, *, classifier, data, config, results_dir, resamples=20):
     classified = {name: classify(classifier, images) for name, images in kinds.items()}
     reference = classify(classifier, data.test.images)
     features = {name: each.features for name, each in classified.items()}
-    measured = frechet_distances(features, reference.features, seed=seed, resamples=resamples)
-    scores = {
-        name: {"frechet_distance": measured[name], **describe(each, num_classes)} for name, each in classified.items()
-    }
+    scores = {}
+    for name, distance in frechet_distances(features, reference.features, seed=seed, resamples=resamples).items():
+        scores[name] = {"frechet_distance": distance, **describe(classified[name], num_classes)}
     scores["test"] = describe(reference, num_classes)
+    examples = {name: images[:EXAMPLES] for name, images in kinds.items()}
+    classes, likelihood = data.test.classes, methods[0].model.likelihood.label
     figure = figures.sample_quality(
-        scores=scores,
-        examples={name: images[:EXAMPLES] for name, images in kinds.items()},
-        methods=methods,
-        classes=data.test.classes,
-        likelihood=methods[0].model.likelihood.label,
+        scores=scores, examples=examples, methods=methods, classes=classes, likelihood=likelihood
     )
     save_figure(Path(results_dir) / "sample_quality.png", figure)
     return scores

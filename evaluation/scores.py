@@ -1,48 +1,39 @@
-"""The numbers of trained methods: bounds over whole splits, log p(x) class by class, gaps, bounds' distance, costs."""
+"""The numbers of trained methods: bounds over whole splits, log p(x) per class, gaps, bidirectional bounds, costs."""
 
 import math
 import time
 from dataclasses import replace
 from itertools import product
-from typing import NamedTuple
 
 import torch
 
-from data import SPLITS, Split, rows_per_class, stratified_subset
+from data import SPLITS, rows_per_class, stratified_subset
 from evaluation import gaps
 from evaluation.ais import bidirectional_bounds, gauss_newton_posterior
 from latent_optimization import fit_posterior, initial_posterior
 from runtime.progress import ProgressBar
 from vae_utils import concatenate, evaluate_bound, importance_sampling, mean_and_error, random_generator, select
 
-FEW = 10  # effective samples; below, importance sampling is low by more than its weights can tell
+FEW = 10  # effective samples: below, log p(x) is too low by an amount that the weights cannot tell
 EARLIER_NUM_SAMPLES = 100  # importance samples at the epochs before the last
 
 
-class InferredSample(NamedTuple):
-    """Test images, the same for all methods, with every method's q."""
-
-    split: Split
-    fits: dict  # {method's name: Fit of the M images}
-    seconds: dict  # {method's name: per image, many images at a time}
-
-
 def infer_sample(methods, data, config):
-    """An InferredSample of config.fitted_images stratified test images."""
+    """(Split, fits, seconds): stratified test images, and per method name their Fit and the seconds per image."""
     size = min(config.fitted_images, len(data.test.labels))
     sample = stratified_subset(data.test, size=size, seed=config.seed)
     fits, seconds = {}, {}
     with ProgressBar("inference", total=len(methods) * size, unit="img") as bar:
         for method in methods:
             started = time.perf_counter()
-            fits[method.name] = _infer(method, sample.images, config, "sample")
+            fits[method.name] = infer(method, sample.images, config, "sample")
             fits[method.name].q.mean.cpu()  # waits for the device
             seconds[method.name] = (time.perf_counter() - started) / size
             bar.advance(size)
-    return InferredSample(sample, fits, seconds)
+    return sample, fits, seconds
 
 
-def _infer(method, images, config, *purpose):
+def infer(method, images, config, *purpose):
     """The Fit of images that the method never saw."""
     generator = random_generator(config.seed, "inference", method.name, *purpose, device=images.device)
     return method.infer(images, generator=generator, fit_steps=config.fit_steps)
@@ -55,17 +46,17 @@ def posterior_of_train(method, data, batch_size=1000):
     return concatenate([method.posterior(data.train.images[part], part) for part in rows])
 
 
-def final_bounds(methods, data, sample, train_q, config):
+def final_bounds(methods, data, sample, fits, train_q, config):
     """{name: {split: {"elbo", "log_likelihood", "kl"}}}, each as `mean_and_error` gives it.
 
-    Training images have the q that training left. Where inference is a forward pass, every test image is scored; where
-    it is a fit, those of the InferredSample, and "fit_converged" says whether it has converged. train_q: {name: q}.
+    train_q: {name: q}; sample, fits: of `infer_sample`. Where inference is a forward pass, every test image is scored;
+    where it is a fit, the sample alone, and "fit_converged" says whether it has converged.
     """
     bounds = {}
     for method in methods:
-        fit, of_test = sample.fits[method.name], sample.split
+        fit, of_test = fits[method.name], sample
         if not fit.gradients:
-            of_test, fit = data.test, _infer(method, data.test.images, config, "test")
+            of_test, fit = data.test, infer(method, data.test.images, config, "test")
         bounds[method.name] = {}
         for split, images, q in (("train", data.train.images, train_q[method.name]), ("test", of_test.images, fit.q)):
             generator = random_generator(config.seed, "final bound", method.name, split, device=data.device)
@@ -75,51 +66,43 @@ def final_bounds(methods, data, sample, train_q, config):
     return bounds
 
 
-def own_posterior(method, data, split, rows, config):
-    """(q, fitted): the method's q of the images at `rows` (B,) of the split; fitted: q is fitted to each image."""
-    images = getattr(data, split).images[rows]
-    if split == "train":
+def measure_first(method, data, name, config, *purpose, on_batch):
+    """Gaps (classes, images per class) of the first images of each class of the split `name`.
+
+    All have importance sampling from the method's own q; the first `annealed_per_digit` of each class also importance
+    sampling from the best diagonal q, and annealing. NaN where it was not measured. purpose: of the generator.
+    """
+    split = getattr(data, name)
+    rows = rows_per_class(split, config.images_per_digit)  # (classes, n)
+    images = split.images[rows.flatten()]
+    if name == "train":
         with torch.no_grad():
-            return method.posterior(images, rows), False
-    fit = _infer(method, images, config, split)
-    return fit.q, fit.gradients > 0
+            q, fitted = method.posterior(images, rows.flatten()), False
+    else:
+        fit = infer(method, images, config, name)
+        q, fitted = fit.q, fit.gradients > 0
+    generator = random_generator(config.seed, *purpose, method.name, name, device=data.device)
+    numbers = torch.arange(rows.numel(), device=data.device).reshape(rows.shape)
+    chosen, rest = (part.flatten() for part in numbers.tensor_split([config.annealed_per_digit], dim=1))
+    fields = torch.full((len(gaps.Gaps._fields), len(images)), torch.nan, device=data.device)
+    options = {"generator": generator, "fitted": fitted, "on_batch": on_batch}
+    fields[:, chosen] = torch.stack(gaps.measure(method.model, images[chosen], select(q, chosen), config, **options))
+    for part in rest.split(100) if len(rest) else ():
+        own, count = select(q, part), config.num_samples
+        estimate = importance_sampling(method.model, images[part], own, generator=generator, num_samples=count)
+        fields[: len(estimate), part] = torch.stack(estimate)  # the first fields of Gaps
+        on_batch(len(part))
+    return gaps.Gaps(*fields.reshape(-1, *rows.shape))
 
 
 def log_probabilities(methods, data, config):
-    """log p(x) of the first images of each class by importance sampling from each method's own q.
-
-    Of these the first `annealed_per_digit` of each class are also scored by importance sampling from the best diagonal
-    q and by annealing. Returns {method's name: {split: Gaps}}, (classes, images per class) each, NaN where it was not
-    measured.
-    """
+    """{method's name: {split: `measure_first`}} in float64 on the CPU."""
     total = len(methods) * len(SPLITS) * data.test.num_classes * config.images_per_digit
     found = {method.name: {} for method in methods}
     with ProgressBar("log p(x)", total=total, unit="img") as bar:
         for method, name in product(methods, SPLITS):
-            split = getattr(data, name)
-            rows = rows_per_class(split, config.images_per_digit)  # (classes, n)
-            annealed = (torch.arange(rows.shape[1], device=rows.device) < config.annealed_per_digit).expand_as(rows)
-            q, fitted = own_posterior(method, data, name, rows.flatten(), config)
-            images = split.images[rows.flatten()]
-            generator = random_generator(config.seed, "log p(x)", method.name, name, device=data.device)
-            fields = torch.full((len(gaps.Gaps._fields), len(images)), torch.nan, device=data.device)
-            chosen, rest = (mask.flatten().nonzero().flatten() for mask in (annealed, ~annealed))
-            measured = gaps.measure(
-                method.model,
-                images[chosen],
-                select(q, chosen),
-                config,
-                generator=generator,
-                fitted=fitted,
-                on_batch=bar.advance,
-            )
-            fields[:, chosen] = torch.stack(measured)
-            for part in rest.split(100) if len(rest) else ():
-                own, count = select(q, part), config.num_samples
-                estimate = importance_sampling(method.model, images[part], own, generator=generator, num_samples=count)
-                fields[: len(estimate), part] = torch.stack(estimate)  # the first fields of Gaps
-                bar.advance(len(part))
-            found[method.name][name] = gaps.Gaps(*fields.cpu().double().reshape(-1, *rows.shape))
+            measured = measure_first(method, data, name, config, "log p(x)", on_batch=bar.advance)
+            found[method.name][name] = gaps.Gaps(*(field.cpu().double() for field in measured))
     return found
 
 
@@ -139,33 +122,28 @@ def records(found, data):
 
 
 def gaps_over_epochs(checkpoints, data, config):
-    """One dict per earlier epoch, method and split: what gaps.summarize says of the first images of each class.
+    """One dict per earlier epoch, method and split: gaps.summarize of the first images of each class, always the same.
 
-    checkpoints: a training.Checkpoints; the images are the same at every epoch. Half as many chains pass half as many
-    temperatures as at the last epoch: so few images differ among themselves by far more than annealing is off.
+    checkpoints: a training.Checkpoints. Half the chains and half the temperatures of the last epoch are enough: the
+    error of annealing is far smaller than the differences between so few images.
     """
     rows, epochs, count = [], checkpoints.epochs[:-1], config.gap_images_per_digit
     total = len(epochs) * len(checkpoints.methods) * len(SPLITS) * data.test.num_classes * count
-    chains, temperatures = max(2, config.chains // 2), max(1, config.temperatures // 2)
-    coarse = replace(config, chains=chains, temperatures=temperatures, num_samples=EARLIER_NUM_SAMPLES)
+    coarse = replace(config, images_per_digit=count, annealed_per_digit=count, num_samples=EARLIER_NUM_SAMPLES)
+    coarse = replace(coarse, chains=max(2, config.chains // 2), temperatures=max(1, config.temperatures // 2))
     with ProgressBar("gaps", total=total, unit="img") as bar:
         for epoch in epochs:
             for method, name in product(checkpoints.load(epoch, data), SPLITS):
-                split = getattr(data, name)
-                chosen = rows_per_class(split, count).flatten()
-                q, fitted = own_posterior(method, data, name, chosen, config)
-                generator = random_generator(config.seed, "gaps", epoch, method.name, name, device=data.device)
-                options = {"generator": generator, "fitted": fitted, "on_batch": bar.advance}
-                found = gaps.measure(method.model, split.images[chosen], q, coarse, **options)
-                rows.append({"epoch": epoch, "method": method.name, "split": name, "scores": gaps.summarize(found)})
+                scores = gaps.summarize(measure_first(method, data, name, coarse, "gaps", epoch, on_batch=bar.advance))
+                rows.append({"epoch": epoch, "method": method.name, "split": name, "scores": scores})
     return rows
 
 
 def bdmc_gap(method, config, *, device="cpu"):
     """{"lower", "upper", "gap"} of log p(x) of images simulated from the model (Grosse et al. 2015).
 
-    Each as `mean_and_error` gives it. The gap bounds, in the mean, by how much annealing with the same chains and
-    temperatures is off in either direction on images such as these.
+    Each as `mean_and_error` gives it. The gap bounds the mean error of annealing with the same chains and temperatures,
+    in either direction, on such images.
     """
     model = method.model
     generator = random_generator(config.seed, "simulated images", method.name, device=device)
@@ -174,9 +152,8 @@ def bdmc_gap(method, config, *, device="cpu"):
     fit = fit_posterior(model, x, start, generator=generator, fit_steps=config.fit_steps)
     fast = model.in_precision(config.precision)
     q = gauss_newton_posterior(fast, x, fit.q, generator=generator)
-    bounds = bidirectional_bounds(
-        fast, x, z, q, generator=generator, chains=config.chains, temperatures=config.temperatures
-    )
+    chains, temperatures = config.chains, config.temperatures
+    bounds = bidirectional_bounds(fast, x, z, q, generator=generator, chains=chains, temperatures=temperatures)
     values = {**bounds._asdict(), "gap": bounds.upper - bounds.lower}
     return {name: mean_and_error(value) for name, value in values.items()}
 
@@ -190,9 +167,8 @@ def annealed(found):
 def summarize_log_prob(found):
     """{"overall": score, "classes": [scores], "three_estimates": {...}} of Gaps (classes, images per class).
 
-    Scores have their standard errors over images. "three_estimates" are importance sampling from q, the same from q*,
-    and annealing, on the images that have all three. "monte_carlo_error" is what another seed of the estimator would
-    change in the mean over these images; "standard_error" is what other images would.
+    "three_estimates" are importance sampling from q, the same from q*, and annealing, on the images that have all
+    three. Of their mean, "standard_error" is the error over images, "monte_carlo_error" that of the estimator.
     """
 
     def score(log_prob, sizes):
@@ -215,12 +191,11 @@ def summarize_log_prob(found):
     }
 
 
-def compute_cost(methods, checkpoints, sample, training_seconds):
-    """{method's name: what its training and its inference took}, plain values.
+def compute_cost(methods, checkpoints, fits, seconds, training_seconds):
+    """{method's name: what its training and its inference took}, plain values; fits, seconds: of `infer_sample`.
 
-    checkpoints: a training.Checkpoints; sample: an InferredSample; training_seconds: {name: seconds}, as far as they
-    are known. A gradient is one backward pass of one image's bound, at one sample of z, to the parameters of its q: the
-    encoder's weights, which all images share, or that image's own mean and log-variance.
+    A gradient is one backward pass of one image's bound, at one sample of z, to the parameters of its q: the encoder's
+    weights, which all images share, or that image's own mean and log-variance.
     """
     config, epochs = checkpoints.config, checkpoints.epochs[-1]
     gradients = epochs * config.train_size
@@ -230,8 +205,8 @@ def compute_cost(methods, checkpoints, sample, training_seconds):
             "training_gradients": gradients,
             "training_gradients_per_q": gradients if method.shared_inference else epochs,
             "training_seconds": training_seconds.get(method.name),
-            "unseen_image_gradients": sample.fits[method.name].gradients,
-            "unseen_image_seconds": sample.seconds[method.name],
+            "unseen_image_gradients": fits[method.name].gradients,
+            "unseen_image_seconds": seconds[method.name],
         }
         for method in methods
     }

@@ -1,34 +1,21 @@
-"""How far a number may be off: Student's t for means, Wilson's interval for shares, the bootstrap for all else."""
+"""95% intervals: Student's t for means, Wilson's for shares, the bootstrap for all else."""
 
 import math
 
 import numpy as np
 import torch
-from scipy.stats import sem, t
-
-
-def t_interval(standard_error, count):
-    """Half the width of the 95% interval of a mean over `count` values, by Student's t; 0 where it is not known.
-
-    standard_error: of the mean, a number, an array, or None for a single value.
-    """
-    return 0.0 if standard_error is None else t.ppf(0.975, count - 1) * standard_error
-
-
-def mean_and_interval(values):
-    """Mean over the last axis of an array, and half the width of its 95% interval; 0 where there is one value."""
-    count, mean = values.shape[-1], values.mean(-1)
-    return mean, t_interval(sem(values, axis=-1), count) if count > 1 else np.zeros_like(mean)
+from scipy.stats import t
 
 
 def intervals(scores):
-    """Means of scores, (n,), and half the widths of their 95% intervals, (n,)."""
-    halves = [t_interval(score["standard_error"], score["images"]) for score in scores]
+    """Means of `mean_and_error` dicts and half widths of their 95% t intervals, (n,) each; a half of one image is 0."""
+    errors = [(score["images"] - 1, score["standard_error"]) for score in scores]
+    halves = [0.0 if error is None else t.ppf(0.975, freedom) * error for freedom, error in errors]
     return np.array([score["mean"] for score in scores]), np.array(halves)
 
 
 def column_intervals(rows, name, images="images"):
-    """The same for a column of a table; `name`_standard_error may be another column, `images` is that of the counts."""
+    """The same for the column `name` of a table, the errors in `name`_standard_error if it is there; images: counts."""
     keys = {"mean": name, "standard_error": f"{name}_standard_error", "images": images}
     return intervals([{key: row.get(column) for key, column in keys.items()} for row in rows])
 
@@ -48,10 +35,7 @@ def accuracy(correct):
 
 
 def bootstrap_counts(count, *, resamples, generator):
-    """How often each of `count` images is in each resample, (resamples, count) float64, on the generator's device.
-
-    A resample is `count` draws with replacement (Efron 1979); every row sums to `count`.
-    """
+    """How often each of `count` images is in each bootstrap resample (Efron 1979): (resamples, count), float64."""
     drawn = torch.randint(count, (resamples, count), generator=generator, device=generator.device)
     counts = torch.zeros(resamples, count, dtype=torch.float64, device=generator.device)
     return counts.scatter_add_(1, drawn, torch.ones_like(counts))

@@ -21,9 +21,7 @@ CLASS_COLORS = (
 
 STYLE = {
     "figure.dpi": 150,
-    "savefig.dpi": 150,
     "figure.constrained_layout.use": True,
-    "font.size": 10,
     "axes.titlesize": 11,
     "figure.titlesize": 11,
     "axes.labelcolor": INK,
@@ -59,10 +57,7 @@ def class_colors(count):
 
 
 def styled(draw):
-    """Draws in this style without a change to matplotlib's settings outside.
-
-    The function gets one more keyword, likelihood: the label of p(x|z), which is printed small at the lower right.
-    """
+    """Draws in this style, with one more keyword, likelihood: the label of p(x|z), printed small at the lower right."""
 
     @wraps(draw)
     def styled_draw(*args, likelihood=None, **keywords):
@@ -78,9 +73,8 @@ def styled(draw):
 def show_images(axes, images, *, label="", captions=(), columns=None, size=8, gap=3):
     """Images (M, C, H, W) in [-1, 1] in one axes, which draws much faster than an axes for each.
 
-    Those with neither one nor three channels are shown by the mean of their channels. label: left of the images;
-    captions: lines below them, triples (its name, M strings, colour), in points of `size`; columns: images in a row,
-    all by default; gap: pixels between two of them.
+    Of images with neither one nor three channels, the mean of the channels is shown. label: left of the images;
+    captions: lines below them, (name, M strings, colour), `size` in points; columns: images in a row; gap: in pixels.
     """
     images = images.detach().cpu().float()
     if images.shape[1] not in (1, 3):
@@ -88,7 +82,7 @@ def show_images(axes, images, *, label="", captions=(), columns=None, size=8, ga
     count, width = len(images), images.shape[-1]
     sheet = make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns or count, padding=gap, pad_value=1)
     axes.imshow(sheet.permute(1, 2, 0).numpy())
-    axes.set(xticks=[], yticks=[])
+    axes.set_xticks([])
     axes.set_yticks([(sheet.shape[1] - 1) / 2], [label], fontsize=size + 2)
     axes.tick_params(axis="y", length=0)
     axes.spines[:].set_visible(False)

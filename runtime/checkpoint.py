@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from runtime.config import differences
+from runtime.config import InputError, differences
 
 try:
     import fcntl
@@ -22,20 +22,15 @@ except ImportError:  # Windows: nothing is locked there
 PARTIAL = ".vae-partial"  # ends the name of a file that is being written; only this program uses it
 
 
-class InputError(Exception):
-    """Something that the user can correct. Its text is the one line that a script prints."""
-
-
 class RunError(InputError):
-    """The same, but it happened after the work had begun."""
+    """An InputError that arises after the work has begun."""
 
 
 @contextmanager
 def atomic_write(path):
     """Yields `tmp_path`, a hidden file in the same directory, and renames it to `path` at the end.
 
-    After an exception the temporary file is removed and the old file at `path` is unchanged. Raises RunError if the
-    file cannot be written.
+    After an exception it is removed, and `path` is unchanged. Raises RunError if the file cannot be written.
     """
     path = Path(path)
     tmp_path = path.with_name(f".{path.name}{PARTIAL}")
@@ -178,6 +173,15 @@ def directory_lock(*directories):
         yield
 
 
+@contextmanager
+def misfit(path):
+    """Turns what damaged or foreign contents of a file raise into an InputError."""
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        raise InputError(f"{path}: its contents do not fit this program") from None
+
+
 class Run(NamedTuple):
     """One run of a script, however often it is interrupted and resumed."""
 
@@ -185,18 +189,29 @@ class Run(NamedTuple):
     states: dict  # {prefix: what `save_state` wrote last}; empty for a new run
 
 
+@contextmanager
+def locked_run(run_config, *, settings, prefixes, summary):
+    """Yields the Run of `find_run`, with the directories of the RunConfig locked; finishes it if all goes well.
+
+    summary: name of the file in the results directory.
+    """
+    directory, path = run_config.checkpoint_dir, Path(run_config.results_dir) / summary
+    with directory_lock(directory, run_config.results_dir):
+        known = {"settings": settings, "prefixes": prefixes, "checkpoint_dir": directory, "summary": path}
+        yield find_run(resume=run_config.resume, **known)
+        finish_run(prefixes=prefixes, checkpoint_dir=directory)
+
+
 def find_run(*, resume, settings, prefixes, checkpoint_dir, summary):
-    """Returns the Run to begin or, with `resume`, to continue; None if that one is finished.
+    """The Run to begin or, with `resume`, to continue; None if the latter is already finished.
 
-    prefixes: of the state files `{prefix}_state.pt`, in the order in which they are first written;
-    summary: path of the JSON file that a run writes last, with the settings under "settings".
-
-    A new run leaves the state of an earlier one alone until its own first epoch replaces it; a later state file of
-    other settings is ignored. Raises InputError if the settings differ from those of the run to be resumed, or if a
-    state cannot be read.
+    prefixes: of the state files `{prefix}_state.pt`, in the order in which they are first written; summary: path of the
+    JSON file that a run writes last, with its settings. A new run leaves an earlier run's state alone until its own
+    first epoch replaces it. Raises InputError if the settings are not those of the run to be resumed, or if a state
+    cannot be read.
     """
     paths = {prefix: state_path(checkpoint_dir, prefix) for prefix in prefixes}
-    first, new = paths[prefixes[0]], Run(settings=settings, states={})
+    first, new = paths[prefixes[0]], Run(settings, states={})
     if not resume:
         if first.exists():
             text = "of an interrupted run, which --resume would continue; this new run will replace it"
@@ -226,12 +241,12 @@ def finish_run(*, prefixes, checkpoint_dir):
 
 
 def state_path(checkpoint_dir, prefix):
-    """Returns the path of the state file with this prefix."""
+    """The path of the state file with this prefix."""
     return Path(checkpoint_dir) / f"{prefix}_state.pt"
 
 
 def save_state(state, *, run, prefix, checkpoint_dir):
-    """Writes what continues `run`, {"history", "state"} after its last epoch, over the state of the epoch before."""
+    """Writes what continues `run`, {"history", "state"} after its last epoch; replaces that of the epoch before."""
     save_checkpoint(state_path(checkpoint_dir, prefix), {"settings": run.settings, "prefix": prefix, **state})
 
 
@@ -240,13 +255,10 @@ def restore(*, run, prefix, load_state_dict):
 
     Raises InputError if `load_state_dict` cannot use the state.
     """
-    saved = run.states.pop(prefix, None)
-    if saved is None:
+    if (saved := run.states.pop(prefix, None)) is None:
         return []
-    try:
+    with misfit(f"{prefix}_state.pt"):
         load_state_dict(saved["state"])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        raise InputError(f"{prefix}_state.pt: its contents do not fit this program") from None
     print(f"{prefix}: resumed after epoch {len(saved['history'])}", flush=True)
     return saved["history"]
 

@@ -7,6 +7,7 @@ import re
 import sys
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,14 +24,11 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser without abbreviations, whose errors are one line on stderr and exit status 2."""
 
     def __init__(self, **keywords):
-        super().__init__(
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34),
-            allow_abbrev=False,
-            **keywords,
-        )
+        formatter = partial(argparse.HelpFormatter, max_help_position=34)
+        super().__init__(formatter_class=formatter, allow_abbrev=False, **keywords)
 
     def parse_args(self, args=None, namespace=None):
-        """Parses like its base class; its error for an unknown flag names the flag that resembles it most."""
+        """Parses like its base class; its error for an unknown flag names the most similar one."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             known = [option[2:] for option in self._option_string_actions if option.startswith("--")]
@@ -45,10 +43,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(parser, config_class, title, *, skip=()):
-    """Adds one flag for each field of a dataclass of config.py, in a group of flags with this title.
+    """Adds a flag for each field of a dataclass of config.py, unless `skip` names it or the parser has it already.
 
-    A field is left out if `skip` names it or if the parser has its flag already. The parsed namespace holds only the
-    flags that the user gave; `make_config` supplies the defaults.
+    title: of the group of flags. The parsed namespace holds only the flags that the user gave.
     """
     known = {action.dest for action in parser._actions}
     entries = [entry for entry in fields(config_class) if entry.name not in known and entry.name not in skip]
@@ -71,31 +68,18 @@ def add_flags(parser, config_class, title, *, skip=()):
 
 def make_config(config_class, namespace):
     """Returns the config with the given flags and defaults for the rest. Raises InputError for impossible values."""
-    with input_errors():
-        return config_class(**{e.name: getattr(namespace, e.name) for e in fields(config_class) if e.name in namespace})
-
-
-@contextmanager
-def input_errors():
-    """Turns a ValueError of config.py into an InputError."""
-    try:
-        yield
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    return config_class(**{e.name: getattr(namespace, e.name) for e in fields(config_class) if e.name in namespace})
 
 
 def writable_directory(path, name):
-    """Raises InputError if nothing can be written at `path`, as far as can be seen; makes and changes nothing.
-
-    name: of the field of the configuration that has the path.
-    """
-    path = Path(path)
+    """Raises InputError if `path`, the field `name` of a config, cannot be written to; makes and changes nothing."""
+    path, reason = Path(path), None
     try:
         existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
         if not existing.is_dir():
             reason = f"{existing} is not a directory"
-        else:
-            reason = None if os.access(existing, os.W_OK | os.X_OK) else f"no right to write to {existing}"
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            reason = f"no right to write to {existing}"
     except OSError as error:
         reason = error.strerror
     if reason:
@@ -103,13 +87,12 @@ def writable_directory(path, name):
 
 
 def prepare_run(run_config, config):
-    """What a script refuses before it reads data. Returns (the device, `config` with its precision chosen).
+    """Checks what can be checked before data are read. Returns (the device, `config` with its precision chosen).
 
     Sets PyTorch so that on CUDA float32 is float32 and a resumed run ends like one that was not interrupted. Raises
-    InputError for a device that is not there or a directory that cannot be written to.
+    InputError if this machine does not have the device, or if a directory cannot be written to.
     """
-    with input_errors():
-        device = choose_device(run_config.device)
+    device = choose_device(run_config.device)
     for name in ("checkpoint_dir", "results_dir"):
         writable_directory(getattr(run_config, name), name)
     if run_config.cuda_graph and device.type != "cuda":
@@ -132,14 +115,14 @@ def out_of_memory_hint(flags):
 
 
 def one_line(text):
-    """Returns the text without line breaks, which names of files may contain."""
+    """The text without line breaks, which names of files may contain."""
     return " ".join(str(text).splitlines())
 
 
 def run_script(main):
     """Calls the function `main` of a script; expected errors become one line on stderr and an exit status.
 
-    0: done; 1: a RunError, or nobody reads the output; 2: an InputError; 130 and 143: stopped by SIGINT, by SIGTERM.
+    0: done; 1: a RunError, or the output is a closed pipe; 2: an InputError; 130: SIGINT; 143: SIGTERM.
     """
     name = Path(sys.argv[0]).name
     install_signal_handlers()

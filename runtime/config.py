@@ -1,6 +1,5 @@
 """What an experiment is: frozen dataclasses whose fields become flags, and with which results are stamped."""
 
-import dataclasses
 import platform
 from dataclasses import dataclass, field, fields
 
@@ -8,11 +7,14 @@ import numpy as np
 import torch
 
 
+class InputError(ValueError):
+    """Something that the user can correct. Its text is the one line that a script prints."""
+
+
 def setting(default, meaning, *, low=None, high=None, choices=None, least=None):
     """A field with its help text and its range, both ends included.
 
-    least: a field that is smaller in proportion after a training that is shorter than the default one, but not smaller
-    than this; see `EvalConfig.for_training`.
+    least: marks a count that is smaller in proportion after a shorter training than the default one, but at least this.
     """
     metadata = {"help": meaning, "low": low, "high": high, "choices": choices, "least": least}
     return field(default=default, metadata=metadata)
@@ -24,13 +26,13 @@ def flag(name):
 
 
 def check_ranges(config):
-    """Raises ValueError for the first field whose value is out of its range."""
+    """Raises InputError for the first field whose value is out of its range."""
     for entry in fields(config):
         value, bounds = getattr(config, entry.name), entry.metadata
         if bounds["choices"] and value not in bounds["choices"]:
-            raise ValueError(f"{flag(entry.name)} {value!r}: not one of {', '.join(bounds['choices'])}")
+            raise InputError(f"{flag(entry.name)} {value!r}: not one of {', '.join(bounds['choices'])}")
         if bounds["low"] is not None and not bounds["low"] <= value <= bounds["high"]:  # NaN fails here, too
-            raise ValueError(f"{flag(entry.name)} {value!r}: not from {bounds['low']:,} to {bounds['high']:,}")
+            raise InputError(f"{flag(entry.name)} {value!r}: not from {bounds['low']:,} to {bounds['high']:,}")
 
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -52,9 +54,7 @@ class TrainConfig:
     beta: float = setting(1.0, "weight of the KL in the training loss", low=0.0, high=1e6)
     learning_rate: float = setting(0.001, "Adam's, of encoder and decoder", low=0.0, high=1e3)
     latent_learning_rate: float = setting(0.01, "Adam's, of the latent table", low=0.0, high=1e3)
-    precision: str = setting(
-        "auto", "number format of the networks; auto takes bfloat16 where the processor has it", choices=PRECISIONS
-    )
+    precision: str = setting("auto", "number format; auto takes bfloat16 where the hardware has it", choices=PRECISIONS)
 
     def __post_init__(self):
         check_ranges(self)
@@ -88,18 +88,15 @@ class EvalConfig:
         check_ranges(self)
         if self.annealed_per_digit > self.images_per_digit:
             whole = f"--images-per-digit {self.images_per_digit}, of which they are taken"
-            raise ValueError(f"--annealed-per-digit {self.annealed_per_digit}: more than {whole}")
+            raise InputError(f"--annealed-per-digit {self.annealed_per_digit}: more than {whole}")
 
     @classmethod
     def for_training(cls, training, given):
         """The counts that suit the TrainConfig `training`; given: {name: value} of those that the user chose."""
         default = TrainConfig()
         share = min(1.0, training.epochs * training.train_size / (default.epochs * default.train_size))
-        values = {
-            entry.name: max(entry.metadata["least"], round(share * entry.default))
-            for entry in fields(cls)
-            if entry.metadata["least"] is not None
-        }
+        scaled = [entry for entry in fields(cls) if entry.metadata["least"] is not None]
+        values = {entry.name: max(entry.metadata["least"], round(share * entry.default)) for entry in scaled}
         given = {entry.name: given[entry.name] for entry in fields(cls) if entry.name in given}
         if "annealed_per_digit" not in given and "images_per_digit" in given:
             values["annealed_per_digit"] = min(values["annealed_per_digit"], given["images_per_digit"])
@@ -116,9 +113,7 @@ class ClassifierConfig:
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
     learning_rate: float = setting(0.006, "the peak of Adam's", low=0.0, high=1e3)
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed")
-    precision: str = setting(
-        "auto", "number format of the network; auto takes bfloat16 where the processor has it", choices=PRECISIONS
-    )
+    precision: str = setting("auto", "number format; auto takes bfloat16 where the hardware has it", choices=PRECISIONS)
 
     def __post_init__(self):
         check_ranges(self)
@@ -136,13 +131,8 @@ class RunConfig:
     cuda_graph: bool = setting(False, "on CUDA, record a training step once and repeat it as a graph")
 
 
-def stamp(config):
-    """The fields as a dict of plain values, for checkpoints and summaries."""
-    return dataclasses.asdict(config)
-
-
 def differences(there, here):
-    """In words, the settings that two dicts have both but not alike; empty if there is none."""
+    """In words, the settings that both dicts have, but with other values; empty if there are none."""
     return "; ".join(
         f"{flag(name)} {there[name]} there, {value} here"
         for name, value in here.items()
@@ -151,20 +141,17 @@ def differences(there, here):
 
 
 def choose_device(name):
-    """The torch.device of `--device`. Raises ValueError if this machine does not have it."""
-    counts = {
-        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
-        "cpu": 1,
-    }
+    """The torch.device of `--device`. Raises InputError if this machine does not have it."""
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    counts = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
         name = next(kind for kind, count in counts.items() if count)
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device {name}: not a device; say auto, cpu, cuda, cuda:1, mps, ...") from None
+        raise InputError(f"--device {name}: not a device; say auto, cpu, cuda, cuda:1, mps, ...") from None
     if (device.index or 0) >= (count := counts.get(device.type, 0)):
-        raise ValueError(f"--device {name}: this machine or this PyTorch has {count} of this kind")
+        raise InputError(f"--device {name}: this machine or this PyTorch has {count} of this kind")
     return device
 
 

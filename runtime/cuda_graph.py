@@ -6,16 +6,15 @@ import torch
 
 from runtime.checkpoint import RunError
 
-WARM_UP = 3  # calls before the recording, in which libraries and optimizers allocate what they keep
+WARM_UP = 3  # calls before the recording, in which libraries and optimizers allocate their buffers
 
 
 class CUDAGraphStep:
     """Records one call of `function(*inputs)` as a graph, and replays it with the inputs of later calls.
 
-    It has never run on a GPU: no machine with one was available. The tests compare graph and function where there is
-    one. inputs: tensors; the function returns one tensor. It may change tensors in place and keep no other state; it
-    draws no random numbers and reads no value of a tensor. Calls whose inputs have other shapes than the first call's
-    just call the function. Raises RunError if the recording fails.
+    It has never run on a GPU: none was available. The inputs are tensors; the function returns one tensor, may change
+    tensors in place, has no other state, draws no random numbers and reads no value of a tensor. If the inputs do not
+    have the shapes of the first call, the function itself is called. Raises RunError if the recording fails.
     """
 
     def __init__(self, function, *, device):
@@ -58,7 +57,5 @@ class CUDAGraphStep:
             with torch.cuda.graph(self.graph, stream=self.stream):
                 self.output = self.function(*self.inputs)
         except RuntimeError as error:
-            reason = str(error.__context__ or error).splitlines()[
-                0
-            ]  # the end of a failed recording hides why it failed
+            reason, *_ = str(error.__context__ or error).splitlines()  # the context says why the recording failed
             raise RunError(f"--cuda-graph: the step cannot be recorded ({reason}); run without it") from None

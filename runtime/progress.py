@@ -12,14 +12,13 @@ _received = None  # the number of the first signal
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived. Its text is one line: after what the run stopped, and how to continue it.
+    """SIGINT or SIGTERM arrived. Its text is one line: where the run stopped, and how to continue it."""
 
-    number: of the signal; where: such as "after epoch 2 of 3", None if nothing was saved; advice: how to continue.
-    """
+    where = advice = None  # such as "after epoch 2 of 3", None if nothing was saved; how to continue
 
     def __init__(self, number):
         super().__init__(number)
-        self.number, self.where, self.advice = number, None, None
+        self.number = number  # of the signal
 
     def __str__(self):
         name = signal.Signals(self.number).name
@@ -69,12 +68,11 @@ def resume_hint(where, *, advice="the same command with --resume continues"):
 class ProgressBar:
     """Shows the progress of `total` units of work, of which `done` are done already.
 
-    On a terminal it shows one bar with rate and remaining time; elsewhere, only the lines given to `line` and `note`.
+    On a terminal it shows one bar with rate and remaining time; elsewhere, only the lines given to `line`.
     """
 
     def __init__(self, name, *, total, unit, done=0):
-        self.name = name
-        self.terminal = sys.stderr.isatty()
+        self.name, self.terminal = name, sys.stderr.isatty()
         self.bar = tqdm(
             total=total,
             initial=done,
@@ -97,10 +95,6 @@ class ProgressBar:
         """Counts `units` as done. Raises Interrupted if a signal has arrived."""
         self.bar.update(units)
         check_interrupt()
-
-    def note(self, text):
-        """Prints a line of its own without breaking the bar."""
-        tqdm.write(text)
 
     def line(self, text, *, short):
         """Shows `short` in the bar on a terminal; elsewhere prints a line with the name and `text`."""

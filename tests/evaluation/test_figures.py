@@ -118,19 +118,20 @@ def test_positive_log_densities_have_a_linear_axis():
 @pytest.mark.parametrize(("count", "classes"), [(1, 12), (3, 5)])
 def test_log_probabilities_show_every_method_and_class(count, classes):
     names = tuple(f"class {number}" for number in range(classes))
-    values = np.random.default_rng(0).normal(-80, 9, (count, 2, classes, 4))
+    values = np.random.default_rng(0).normal(-80, 9, (count, classes))
+    of_split = {"classes": [score(-80.0, images=4)] * classes}
     found = texts(
         figures.log_probabilities(
-            values=values,
+            scores={method.name: {"train": of_split, "test": of_split} for method in METHODS[:count]},
             images=torch.zeros(classes, 2, 8, 12),
-            example_values=values[:, 1, :, 0],
+            example_values=values,
             num_samples=1234,
             methods=METHODS[:count],
             classes=names,
             likelihood=LABEL,
         )
     )
-    assert {f"{value:.1f}" for value in values[:, 1, :, 0].flatten()} <= set(found)
+    assert {f"{value:.1f}" for value in values.flatten()} <= set(found)
     assert {method.label for method in METHODS[:count]} <= set(found)
     assert {*names, LABEL} <= set(found)
     assert any("Mean over 4 images per class with its 95% interval" in text and "1,234" in text for text in found)

@@ -10,7 +10,7 @@ import torch
 
 from runtime import cli, progress
 from runtime.checkpoint import InputError, RunError
-from runtime.cli import Parser, add_flags, input_errors, make_config, out_of_memory_hint, run_script, writable_directory
+from runtime.cli import Parser, add_flags, make_config, out_of_memory_hint, run_script, writable_directory
 from runtime.config import EvalConfig, RunConfig, TrainConfig, setting
 from runtime.progress import Interrupted
 
@@ -25,7 +25,7 @@ class Config:
 
     def __post_init__(self):
         if self.steps * self.step_size > 1000:
-            raise ValueError(f"--step-size {self.step_size}: too large for the steps")
+            raise InputError(f"--step-size {self.step_size}: too large for the steps")
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,6 @@ def test_an_impossible_config_is_an_input_error_with_names_of_flags():
     namespace = parser_of(Config).parse_args(["--steps", "9999"])
     with pytest.raises(InputError, match=r"^--step-size 0.5: too large for the steps$"):
         make_config(Config, namespace)
-
-
-def test_only_a_value_error_is_an_input_error():
-    with pytest.raises(InputError, match=r"^seed 3: bad seed$"), input_errors():
-        raise ValueError("seed 3: bad seed")
-    with pytest.raises(KeyError), input_errors():
-        raise KeyError("seed")
 
 
 def test_a_directory_that_cannot_be_written_to(tmp_path):

@@ -126,8 +126,7 @@ def test_elsewhere_a_bar_is_its_lines(capfd):
     with ProgressBar("work", total=2, unit="img") as bar:
         bar.advance(2)
         bar.line("epoch 1", short="1")
-        bar.note("a note")
-    assert capfd.readouterr() == (f"work: epoch 1{os.linesep}a note{os.linesep}", "")
+    assert capfd.readouterr() == (f"work: epoch 1{os.linesep}", "")
 
 
 def test_on_a_terminal_a_bar_shows_the_short_line(monkeypatch, capsys):

@@ -12,7 +12,7 @@ from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.functional import pil_to_tensor
 
-from runtime.checkpoint import InputError, lock_directory, new_directory
+from runtime.checkpoint import InputError, exclusive_lock, new_directory
 from vae_utils import random_generator
 
 VALIDATION_SIZE = 5_000
@@ -86,7 +86,7 @@ def load_mnist(*, data_dir="data", binarize=False, device="cpu"):
         for name, md5 in MNIST.resources:
             if (raw / name).exists() and not check_integrity(raw / name, md5):
                 raise InputError(f"{name} is damaged")
-        with new_directory(raw), lock_directory(raw, wait=True):
+        with new_directory(raw), exclusive_lock(raw, wait=True):
             try:
                 parts = _read(data_dir)
             except Exception:

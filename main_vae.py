@@ -1,4 +1,4 @@
-"""Trains the same decoder as an amortized VAE and by latent optimization on MNIST, and compares the two."""
+"""Trains the same decoder with every method, as an amortized VAE and by latent optimization, and compares them."""
 
 import contextlib
 import time
@@ -98,7 +98,7 @@ def evaluate_again(given, started):
         with directory_lock(run_config.checkpoint_dir, run_config.results_dir):
             trained = f"{config.train_size:,} training images, seed {config.seed}"
             print(f"{run_config.checkpoint_dir}: epoch {checkpoints.epochs[-1]} of {config.epochs}, {trained}")
-            precision = f"networks in {eval_config.precision}"
+            precision = f"gradients of annealing in {eval_config.precision}"
             print(f"evaluation with seed {eval_config.seed} on {device}, {precision}", flush=True)
             with contextlib.suppress(InputError):  # no summary, or none that can be read
                 earlier = load_json(Path(run_config.results_dir) / "summary.json")

@@ -79,8 +79,8 @@ class Bernoulli:
 
 
 def make_likelihood(config):
-    """The likelihood of a TrainConfig."""
-    return Bernoulli() if config.likelihood == Bernoulli.name else Gaussian(config.sigma_p)
+    """The likelihood of a TrainConfig, whose field `likelihood` lists the names."""
+    return {Gaussian.name: Gaussian(config.sigma_p), Bernoulli.name: Bernoulli()}[config.likelihood]
 
 
 class LatentVariableModel(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from data import load_data
 from evaluation import figures, stats
 from model import Classifier, autocast
-from runtime.checkpoint import InputError, locked_run, misfit, save_figure, save_json
+from runtime.checkpoint import InputError, invalid_contents, locked_run, save_figure, save_json
 from runtime.cli import Parser, add_flags, make_config, prepare_run, run_script
 from runtime.config import ClassifierConfig, RunConfig, versions
 from runtime.progress import resume_hint
@@ -109,7 +109,7 @@ def load_classifier(path, *, num_classes=10, device="cpu", train_index=None):
     train_index: if given, the rows (N,) in the data set on which it must have been trained; else raises InputError.
     """
     checkpoint = read_checkpoint(path, ClassifierTraining.name, config_class=ClassifierConfig, device=device)
-    with misfit(path):
+    with invalid_contents(path):
         model = Classifier(num_classes, image_shape=checkpoint["image_shape"])
         model = model.to(device, memory_format=torch.channels_last)
         model.load_state_dict(checkpoint["weights"])

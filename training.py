@@ -1,4 +1,4 @@
-"""The Method contract, the one epoch loop, which trains the classifier as well, and the checkpoints that it writes."""
+"""What a method is; the one epoch loop, which also trains the classifier; its checkpoints, written and read."""
 
 import math
 import time
@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 from model import LatentVariableModel, make_likelihood
-from runtime.checkpoint import InputError, RunError, load_checkpoint, misfit, restore, save_checkpoint, save_state
+from runtime.checkpoint import (
+    InputError,
+    RunError,
+    invalid_contents,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+    save_state,
+)
 from runtime.config import TrainConfig, differences
 from runtime.cuda_graph import CUDAGraphStep
 from runtime.progress import ProgressBar, resume_hint
@@ -27,7 +35,8 @@ class Learner:
     A subclass sets the attributes below and defines draw_noise, train_step, validate and describe.
     """
 
-    name = prefix = None  # in tables and histories; of its files
+    name = None  # in tables, histories and checkpoints
+    prefix = None  # the beginning of the names of its files
     metrics = ()  # names of what train_step and validate return; if the first is not finite, training stops
     model: nn.Module
     optimizers: list
@@ -68,7 +77,8 @@ class Method(Learner):
     main_vae.METHODS.
     """
 
-    label = color = reconstruction_prefix = None  # in figures and tables; of the names of its reconstructions
+    label = color = None  # in figures and tables
+    reconstruction_prefix = None  # the beginning of the names of its figures of reconstructions
     metrics = Bound._fields
     shared_inference = True  # whether the gradient of one image changes the q of the others
     model: LatentVariableModel
@@ -157,7 +167,7 @@ def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
         for epoch in range(len(history) + 1, config.epochs + 1):
             started = time.perf_counter()
             sums = train_epoch(learner, epoch, bar=bar, train_step=step)
-            values = sums[:, 0].tolist()  # the one synchronization of an epoch
+            values = sums[:, 0].tolist()  # the first wait for the device after the steps
             if bad := [number for number, value in enumerate(values, 1) if not math.isfinite(value)]:
                 raise RunError(f"{learner.name}: the loss is not finite at epoch {epoch}, step {bad[0]}")
             trained = time.perf_counter() - started
@@ -173,7 +183,7 @@ def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
                 raise RunError(f"{learner.name}: the validation loss is not finite after epoch {epoch}")
             row |= {"training_seconds": trained, "seconds": time.perf_counter() - started}
             if run:
-                # Before the checkpoint: the checkpoints of an earlier run stay as long as its state.
+                # State first, checkpoint second: an earlier run keeps its checkpoints as long as its state.
                 state = {"history": [*history, row], "state": learner.state_dict()}
                 save_state(state, run=run, prefix=learner.prefix, checkpoint_dir=checkpoint_dir)
             history.append(row)
@@ -203,7 +213,7 @@ def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
     checkpoint = load_checkpoint(path, device=device)
     if checkpoint.get("method") != name:
         raise InputError(f"{path}: not a checkpoint of {name}")
-    with misfit(path):
+    with invalid_contents(path):
         config = config_class(**checkpoint["config"])
         if checkpoint["train_index"].shape != (config.train_size,) or len(checkpoint["image_shape"]) != 3:
             raise ValueError
@@ -218,7 +228,7 @@ def load_model(path, name, model_class, *, device="cpu"):
     """
     checkpoint = read_checkpoint(path, name, device=device)
     config = checkpoint["config"]
-    with misfit(path):
+    with invalid_contents(path):
         model = model_class(config.latent_dim, make_likelihood(config), image_shape=checkpoint["image_shape"])
         model.load_state_dict(checkpoint["weights"])
         model.to(device)
@@ -241,7 +251,7 @@ class Checkpoints(NamedTuple):
         for method_class in self.methods:
             path = Path(self.directory) / f"{method_class.prefix}_epoch_{epoch}.pt"
             checkpoint = read_checkpoint(path, method_class.name, device=data.device)
-            with misfit(path):
+            with invalid_contents(path):
                 method = method_class(checkpoint["config"], data)
                 method.load_weights(checkpoint["weights"])
             method.model.precision = "float32"

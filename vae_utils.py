@@ -1,4 +1,4 @@
-"""The bound, importance sampling, and helpers of q: whatever holds for any q and any LatentVariableModel.
+"""The evidence lower bound (ELBO), importance-sampled log p(x), helpers of q: for any q and LatentVariableModel.
 
 q is a diagonal Normal (B, D) or a MultivariateNormal (B, D). Every value is in nats per image, and no constant is ever
 dropped. Shapes: B images, K samples, D latent dimensions; samples lead, (K, B, D).
@@ -119,25 +119,25 @@ def importance_sampling(model, x, q, *, generator, num_samples=1000, chunk=500):
     """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k), z_k ~ q, K = num_samples (Burda et al. 2016, Eq. 8).
 
     x: (B, *image); q: (B, D). A lower bound in expectation. The effective sample size (sum w)^2 / sum w^2 is from 1 to
-    K; below about ten, log_prob is too low by an unknown amount. At most `chunk` samples are in memory at once. Returns
-    an ISEstimate; its elbo is the mean of the log-weights. Raises ValueError if x, q and the model do not fit.
+    K; below about ten, log_prob is too low by an unknown amount. At most `chunk` samples are in memory at once, or
+    one of each image. Returns an ISEstimate; its elbo is the mean of the log-weights. Raises ValueError if x, q and the
+    model do not fit.
     """
     check_inputs(model, x, q, generator)
-    total = torch.full_like(q.mean[:, 0], -math.inf)  # log sum w
-    total_squares = total.clone()  # log sum w^2
-    log_sum = torch.zeros_like(total)
+    log_sum_w = torch.full_like(q.mean[:, 0], -math.inf)
+    log_sum_w2, sum_log_w = log_sum_w.clone(), torch.zeros_like(log_sum_w)
     step = max(1, chunk // len(x))
     for start in range(0, num_samples, step):
         shape = (min(step, num_samples - start), *q.mean.shape)
         noise = torch.randn(shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
         log_w = log_weight(model, x, q, noise)  # (K, B)
-        total = torch.logaddexp(total, log_w.logsumexp(0))
-        total_squares = torch.logaddexp(total_squares, (2 * log_w).logsumexp(0))
-        log_sum += log_w.sum(0)
+        log_sum_w = torch.logaddexp(log_sum_w, log_w.logsumexp(0))
+        log_sum_w2 = torch.logaddexp(log_sum_w2, (2 * log_w).logsumexp(0))
+        sum_log_w += log_w.sum(0)
     return ISEstimate(
-        log_prob=total - math.log(num_samples),
-        elbo=log_sum / num_samples,
-        effective_sample_size=torch.exp(2 * total - total_squares),
+        log_prob=log_sum_w - math.log(num_samples),
+        elbo=sum_log_w / num_samples,
+        effective_sample_size=torch.exp(2 * log_sum_w - log_sum_w2),
     )
 
 

@@ -18,10 +18,10 @@ from vae_utils import importance_sampling, mean_and_error, select
 class Gaps(NamedTuple):
     """Three estimates of log p(x) and two bounds for each image, (B,) each; nats but for sizes and shares."""
 
-    log_prob: torch.Tensor  # importance sampling from q
+    is_log_prob: torch.Tensor  # importance sampling from q
     elbo: torch.Tensor  # ELBO(q)
     effective_sample_size: torch.Tensor
-    fitted_log_prob: torch.Tensor  # importance sampling from q*
+    fitted_is_log_prob: torch.Tensor  # importance sampling from q*
     fitted_elbo: torch.Tensor  # ELBO(q*)
     fitted_effective_sample_size: torch.Tensor
     ais_log_prob: torch.Tensor  # annealed importance sampling from q* with a full covariance

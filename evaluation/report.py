@@ -41,10 +41,11 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         name: {split: scores.summarize_log_prob(values) for split, values in of_splits.items()}
         for name, of_splits in found.items()
     }
-    values = np.stack([[found[method.name][split].log_prob for split in SPLITS] for method in methods])
+    values = np.stack([[found[method.name][split].is_log_prob for split in SPLITS] for method in methods])
     save_csv(results_dir / "log_probabilities.csv", scores.records(found, data))
     save_array(results_dir / "log_probabilities.npy", values)
-    shown = {"images": data.test.images[rows_per_class(data.test, 1).flatten()], "example_values": values[:, 1, :, 0]}
+    first = data.test.images[rows_per_class(data.test, 1).flatten()]
+    shown = {"images": first, "example_values": values[:, SPLITS.index("test"), :, 0]}
     counts = {"num_samples": config.num_samples, "classes": classes}
     save("log_probabilities", figures.log_probabilities, scores=log_prob, **shown, **counts)
 

@@ -112,7 +112,7 @@ def records(found, data):
     for name, of_splits in found.items():
         for split, values in of_splits.items():
             part = getattr(data, split)
-            part = part.at(rows_per_class(part, values.log_prob.shape[1]).flatten())
+            part = part.at(rows_per_class(part, values.is_log_prob.shape[1]).flatten())
             columns = zip(*(field.flatten().tolist() for field in values), strict=True)
             for label, index, numbers in zip(part.labels.tolist(), part.index.tolist(), columns, strict=True):
                 numbers = (None if math.isnan(number) else number for number in numbers)
@@ -176,11 +176,11 @@ def summarize_log_prob(found):
 
     both = annealed(found)
     return {
-        "overall": score(found.log_prob, found.effective_sample_size),
-        "classes": [score(*pair) for pair in zip(found.log_prob, found.effective_sample_size, strict=True)],
+        "overall": score(found.is_log_prob, found.effective_sample_size),
+        "classes": [score(*pair) for pair in zip(found.is_log_prob, found.effective_sample_size, strict=True)],
         "three_estimates": {
-            "importance_sampling": score(both.log_prob, both.effective_sample_size),
-            "importance_sampling_fitted": score(both.fitted_log_prob, both.fitted_effective_sample_size),
+            "importance_sampling": score(both.is_log_prob, both.effective_sample_size),
+            "importance_sampling_fitted": score(both.fitted_is_log_prob, both.fitted_effective_sample_size),
             "annealed": {
                 **mean_and_error(both.ais_log_prob),
                 "monte_carlo_error": float(both.ais_standard_error.square().sum().sqrt() / both.ais_log_prob.numel()),

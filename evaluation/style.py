@@ -1,4 +1,4 @@
-"""How every figure looks: colours, settings, and the parts that figures are made of. All return a matplotlib Figure."""
+"""How every figure looks: colours, settings, and the parts that figures are made of."""
 
 import math
 from functools import wraps

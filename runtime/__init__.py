@@ -1,1 +1,1 @@
-"""What keeps a run alive: its flags, its files, its progress, its signals. Knows nothing of the models."""
+"""What keeps a run alive: its flags, its files, its progress, its signals. It imports nothing from outside."""

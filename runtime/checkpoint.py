@@ -136,7 +136,7 @@ def new_directory(path):
 
 
 @contextmanager
-def lock_directory(directory, *, wait=False):
+def exclusive_lock(directory, *, wait=False):
     """Locks an existing directory for this process; the operating system frees it when the process ends in any way.
 
     wait: until no other process has it; else raises BlockingIOError if one has.
@@ -162,7 +162,7 @@ def directory_lock(*directories):
         for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in directories):
             try:
                 stack.enter_context(new_directory(directory))
-                stack.enter_context(lock_directory(directory))
+                stack.enter_context(exclusive_lock(directory))
             except BlockingIOError:
                 raise InputError(f"{directory}: in use by another run") from None
             except OSError as error:
@@ -174,7 +174,7 @@ def directory_lock(*directories):
 
 
 @contextmanager
-def misfit(path):
+def invalid_contents(path):
     """Turns what damaged or foreign contents of a file raise into an InputError."""
     try:
         yield
@@ -257,7 +257,7 @@ def restore(*, run, prefix, load_state_dict):
     """
     if (saved := run.states.pop(prefix, None)) is None:
         return []
-    with misfit(f"{prefix}_state.pt"):
+    with invalid_contents(f"{prefix}_state.pt"):
         load_state_dict(saved["state"])
     print(f"{prefix}: resumed after epoch {len(saved['history'])}", flush=True)
     return saved["history"]

@@ -1,4 +1,4 @@
-"""What an experiment is: frozen dataclasses whose fields become flags, and with which results are stamped."""
+"""What an experiment is: frozen dataclasses, whose fields become flags and are saved with every result."""
 
 import platform
 from dataclasses import dataclass, field, fields
@@ -121,7 +121,7 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and how a run works; none of it decides a result."""
+    """Where a run reads and writes, and how it works."""
 
     device: str = setting("auto", "cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS, then the CPU")
     data_dir: str = setting("data", "directory that holds MNIST/raw")

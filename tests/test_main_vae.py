@@ -107,13 +107,13 @@ def test_array_table_and_summary_agree(tour):
     rows = read_csv(results / "log_probabilities.csv")
     assert array.shape == (2, 2, 10, 10)
     assert array.dtype == np.float64
-    assert array.flatten().tolist() == [float(row["log_prob"]) for row in rows]
+    assert array.flatten().tolist() == [float(row["is_log_prob"]) for row in rows]
     assert (array < -392 * math.log(2 * math.pi * 0.4**2)).all()
     for row in rows:
-        assert float(row["elbo"]) <= float(row["log_prob"])
+        assert float(row["elbo"]) <= float(row["is_log_prob"])
         assert 1 <= float(row["effective_sample_size"]) <= 1000
         if row["ais_log_prob"]:
-            assert float(row["fitted_elbo"]) <= float(row["fitted_log_prob"])
+            assert float(row["fitted_elbo"]) <= float(row["fitted_is_log_prob"])
             assert float(row["ais_log_prob"]) > float(row["fitted_elbo"])
     annealed = [row["class"] for row in rows if row["ais_log_prob"]]
     assert annealed == [str(digit) for _ in range(4) for digit in range(10)]
@@ -165,7 +165,7 @@ def test_bernoulli_writes_every_file_and_no_number_above_zero(bernoulli_tour):
     assert names_in(folder / "checkpoints") == CHECKPOINTS
     assert "Bernoulli p(x|z), binarized pixels" in done.stdout
     rows = read_csv(folder / "results/log_probabilities.csv")
-    values = [float(row[name]) for row in rows for name in ("log_prob", "elbo", "ais_log_prob") if row[name]]
+    values = [float(row[name]) for row in rows for name in ("is_log_prob", "elbo", "ais_log_prob") if row[name]]
     assert len(values) == 2 * 80 + 40
     assert max(values) < 0
     summary = json.loads((folder / "results/summary.json").read_text())

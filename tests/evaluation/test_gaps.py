@@ -36,7 +36,7 @@ def test_every_estimate_of_log_prob_is_the_quadratures(nonlinear):
     counts = []
     options = {"generator": seeded(2), "batch_size": 4, "on_batch": counts.append}
     found = gaps.measure(nonlinear, x, nonlinear.poor(x), CONFIG, **options)
-    for estimate in (found.log_prob, found.fitted_log_prob, found.ais_log_prob):
+    for estimate in (found.is_log_prob, found.fitted_is_log_prob, found.ais_log_prob):
         torch.testing.assert_close(estimate, nonlinear.log_prob(x), atol=0.2, rtol=0)
     assert found.elbo.mean() < found.fitted_elbo.mean() < found.ais_log_prob.mean()
     assert counts == [4, 2]

@@ -16,11 +16,11 @@ from runtime.checkpoint import (
     RunError,
     atomic_write,
     directory_lock,
+    exclusive_lock,
     find_run,
     finish_run,
     load_checkpoint,
     load_json,
-    lock_directory,
     new_directory,
     restore,
     save_array,
@@ -216,9 +216,9 @@ def test_a_killed_run_frees_its_directory(tmp_path):
 
 @posix
 def test_a_waiting_lock_leaves_nothing_behind(tmp_path):
-    with lock_directory(tmp_path, wait=True):
+    with exclusive_lock(tmp_path, wait=True):
         assert not os.listdir(tmp_path)
-    with lock_directory(tmp_path, wait=True):
+    with exclusive_lock(tmp_path, wait=True):
         pass
 
 

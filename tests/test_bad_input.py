@@ -105,7 +105,7 @@ def state_of(folder):
     return contents(folder.parent), [path.stat().st_mtime_ns for path in files]
 
 
-@pytest.mark.parametrize(("script", "flags", "message"), CASES, ids=[f"{case[0]} {case[1][:60]!r}" for case in CASES])
+@pytest.mark.parametrize(("script", "flags", "message"), CASES, ids=[f"{row[0]} {row[1][:60]!r}" for row in CASES])
 def test_bad_input_is_refused_before_any_work(folder, monkeypatch, capsys, script, flags, message):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", [script, *arguments(script, *shlex.split(flags))])

@@ -153,6 +153,12 @@ def rows_per_class(split, count):
     return torch.stack(rows)
 
 
+def random_rows_per_class(split, count, *, seed):
+    """The same for random images of each class; a larger count keeps the images of a smaller one, first in its row."""
+    order = torch.randperm(len(split.labels), generator=random_generator(seed, "scored images")).to(split.labels.device)
+    return order[rows_per_class(split.at(order), count)]
+
+
 def load_images(paths):
     """Image files of 28 x 28 pixels, light strokes on a dark ground as in MNIST: (N, 1, 28, 28) in [-1, 1].
 

@@ -3,18 +3,28 @@
 import math
 
 import torch
-from torch.distributions import Normal
 
 import training
 from data import stratified_subset
 from latent_table import INITIAL_LOG_VAR, LatentTable
 from model import ConvModel, make_likelihood
-from vae_utils import Fit, check_inputs, concatenate, diagonal_normal, elbo, random_generator
+from vae_utils import (
+    Fit,
+    check_inputs,
+    concatenate,
+    diagonal_normal,
+    draw,
+    elbo,
+    generators_of,
+    random_generator,
+    select,
+)
 
 VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
 VALIDATION_STEPS = 30
 VALIDATION_RATE = 0.03
-SCORED_AT_ONCE = 500  # samples of z in memory when the bound is measured after a cycle
+SCORED_PAIRS = 8  # antithetic pairs of samples for which two q are compared
+SCORED_AT_ONCE = 500  # samples of z in memory meanwhile
 
 
 def initial_posterior(count, latent_dim, *, device="cpu", dtype=torch.float32):
@@ -26,26 +36,31 @@ def initial_posterior(count, latent_dim, *, device="cpu", dtype=torch.float32):
 class PosteriorFit:
     """q of images outside the training set, during its optimization: gradient ascent on the bound, decoder frozen."""
 
-    def __init__(self, q, *, learning_rate):
+    def __init__(self, q):
         """q: where to start, diagonal Normal (B, D)."""
         self.parameters = torch.cat((q.mean, 2 * q.stddev.log()), dim=-1).detach().requires_grad_()
-        self.optimizer = torch.optim.Adam([self.parameters], lr=learning_rate)
+        self.optimizer = torch.optim.Adam([self.parameters])
 
     def q(self):
         """The diagonal Normal as it is now, (B, D)."""
         return diagonal_normal(*self.parameters.chunk(2, dim=-1))
 
     @torch.enable_grad()
-    def run(self, model, x, *, generator, learning_rates, draws=1):
-        """One step of Adam for each of the learning rates, each with `draws` fresh samples of z per image."""
-        for learning_rate in learning_rates:
+    def run(self, model, x, *, noise, learning_rates, rows=slice(None)):
+        """One step of Adam for each learning rate, with noise (B, D) of its own; x, noise: of the images at `rows`.
+
+        Returns the mean of the parameters over the steps, (B, 2D).
+        """
+        total = torch.zeros_like(self.parameters)
+        for learning_rate, e in zip(learning_rates, noise, strict=True):
             self.optimizer.param_groups[0]["lr"] = learning_rate
-            q = self.q()
-            noise = torch.randn(draws, *q.mean.shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
-            loss = -elbo(model, x, q, noise).elbo.sum()
+            q = diagonal_normal(*self.parameters[rows].chunk(2, dim=-1))
+            loss = -elbo(model, x, q, e).elbo.sum()
             # torch.autograd.grad, unlike backward, does not compute the gradients of the decoder's weights.
             (self.parameters.grad,) = torch.autograd.grad(loss, self.parameters)
             self.optimizer.step()
+            total += self.parameters.detach()
+        return (total / len(learning_rates))[rows]
 
     def state_dict(self):
         """What `run` needs to continue."""
@@ -58,38 +73,75 @@ class PosteriorFit:
         self.optimizer.load_state_dict(state["adam"])
 
 
-def fit_posterior(model, x, q, *, generator, learning_rate=0.1, fit_steps=200, tolerance=0.5, max_cycles=20, draws=1):
+def balanced_noise(count, q, *, generator):
+    """Standard normal noise (count, B, D), count > D, whose mean is 0 and whose second moment is I for every image.
+
+    Moments are matched by a linear map (Barraquand 1995); if count = D + 1, the draws are the corners of a regular
+    simplex. The mean over them of a function that is quadratic in z, hence of the gradient of a quadratic log p(x, z),
+    is exact. All images share the draws, but for their order and the signs of the dimensions.
+    """
+    images, latent_dim = q.mean.shape
+    drawn = torch.randn(count, latent_dim, generator=random_generator(0, "balanced noise"), dtype=torch.float64)
+    drawn = math.sqrt(count) * torch.linalg.qr(drawn - drawn.mean(0)).Q
+    order = draw(torch.rand, generator, (count, images), like=q.mean).argsort(0)
+    signs = (draw(torch.rand, generator, (1, images, latent_dim), like=q.mean) - 0.5).sign()
+    return drawn.to(q.mean)[order] * signs
+
+
+@torch.no_grad()
+def fit_posterior(
+    model, x, q, *, generator, learning_rate=0.1, averaged_rate=0.02, fit_steps=300, tolerance=0.4, max_cycles=20
+):
     """The diagonal Normal q*(z) that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018).
 
-    x: (B, *image); q: where to start, diagonal Normal (B, D), for example the encoder's q or `initial_posterior`. A
-    cycle is `fit_steps` steps of Adam whose learning rate falls along a cosine to zero (Loshchilov & Hutter 2017), each
-    with `draws` samples of z per image. After each cycle the bound is measured with the same 16 samples per image; the
-    fit has converged when a cycle gains less than `tolerance` nats in the mean over images, and stops unconverged after
-    `max_cycles`. More draws and longer cycles reduce the noise of the gradients and come nearer to the optimum. Returns
-    a Fit; score its q with fresh samples. Raises ValueError if x, q and the model do not fit.
+    x: (B, *image); q: where to start, diagonal Normal (B, D), for example the encoder's q or `initial_posterior`;
+    generator: one, or one for each image. Adam takes `fit_steps` steps whose rate falls from `learning_rate` to
+    `averaged_rate` along a cosine. Cycles at that rate follow, whose iterates are averaged (Polyak & Juditsky 1992):
+    each passes once over a set of `balanced_noise`, so that most of the noise of the gradients cancels in the average.
+    After every cycle the average over the last two is compared with the best q so far, on fresh noise that both share;
+    each image keeps the better one. An image has converged when a cycle changes its bound by less than `tolerance` nats
+    in that comparison: then it stops. Returns a Fit; score its q with fresh samples. Raises ValueError if x, q and the
+    model do not fit.
     """
     check_inputs(model, x, q, generator)
-    fit = PosteriorFit(q, learning_rate=learning_rate)
-    rates = [learning_rate * (0.5 + 0.5 * math.cos(math.pi * step / fit_steps)) for step in range(fit_steps)]
-    noise = torch.randn(16, *q.mean.shape, generator=generator, dtype=x.dtype, device=x.device)
+    images, latent_dim = q.mean.shape
+    cycle = max(2 * fit_steps // 3, latent_dim + 1)
+    falling = [0.5 + 0.5 * math.cos(math.pi * step / fit_steps) for step in range(fit_steps)]
+    rates = [averaged_rate + (learning_rate - averaged_rate) * share for share in falling]
+    fit, rows = PosteriorFit(q), torch.arange(images, device=x.device)  # of the images that have not converged
+    best = fit.parameters.detach().clone()
+    noise = balanced_noise(max(fit_steps, latent_dim + 1), q, generator=generator)[:fit_steps]
+    previous = fit.run(model, x, noise=noise, learning_rates=rates)
+    trace = [_bounds(model, x, (best,), generator)[0]]
+    gradients = torch.full((images,), fit_steps, device=x.device)
+    converged = torch.zeros(images, dtype=torch.bool, device=x.device)
+    for number in range(max_cycles):
+        own = generators_of(generator, rows)
+        noise = balanced_noise(cycle, select(q, rows), generator=own)
+        average = fit.run(model, x[rows], noise=noise, learning_rates=[averaged_rate] * cycle, rows=rows)
+        candidate = (average + previous[rows]) / 2 if number else average
+        previous[rows] = average
+        before, after = _bounds(model, x[rows], (best[rows], candidate), own)
+        gain = after - before
+        best[rows] = torch.where((gain > 0).unsqueeze(-1), candidate, best[rows])
+        trace.append(trace[-1].index_add(0, rows, gain.clamp(min=0)))
+        gradients[rows] += cycle
+        if number:
+            converged[rows] = gain.abs() < tolerance
+            rows = rows[gain.abs() >= tolerance]
+        if not len(rows):
+            break
+    return Fit(diagonal_normal(*best.chunk(2, dim=-1)), torch.stack(trace), converged, gradients)
 
-    @torch.no_grad()
-    def score():
-        parts = noise.split(max(1, SCORED_AT_ONCE // len(x)))
-        return torch.stack([len(part) * elbo(model, x, fit.q(), part).elbo for part in parts]).sum(0) / len(noise)
 
-    trace, converged = [score()], False
-    while not converged and len(trace) <= max_cycles:
-        fit.run(model, x, generator=generator, learning_rates=rates, draws=draws)
-        trace.append(score())
-        converged = bool((trace[-1] - trace[-2]).mean() < tolerance)
-    q = fit.q()
-    return Fit(
-        q=Normal(q.mean.detach(), q.stddev.detach(), validate_args=False),
-        trace=torch.stack(trace),
-        converged=converged,
-        gradients=draws * fit_steps * (len(trace) - 1),
-    )
+def _bounds(model, x, candidates, generator):
+    """The bound of each candidate, parameters (B, 2D), at the same antithetic noise: (candidates, B)."""
+    found = torch.zeros(len(candidates), len(x), dtype=x.dtype, device=x.device)
+    noise = draw(torch.randn, generator, (SCORED_PAIRS, len(x), candidates[0].shape[1] // 2), like=x)
+    for part in torch.cat((noise, -noise)).split(max(1, SCORED_AT_ONCE // len(x))):
+        for number, parameters in enumerate(candidates):
+            found[number] += len(part) * elbo(model, x, diagonal_normal(*parameters.chunk(2, dim=-1)), part).elbo
+    return found / (2 * SCORED_PAIRS)
 
 
 class LatentModel(ConvModel):
@@ -128,35 +180,33 @@ class LatentOptimization(training.Method):
         count = min(VALIDATION_IMAGES, len(data.validation.labels))
         self.validation_images = stratified_subset(data.validation, size=count, seed=config.seed).images
         start = initial_posterior(count, config.latent_dim, device=data.device)
-        self.validation_fit = PosteriorFit(start, learning_rate=VALIDATION_RATE)
+        self.validation_fit = PosteriorFit(start)
         self.also_resumed = [self.validation_fit]
 
     def posterior(self, x, rows):
         """The table's q of the training images at `rows`; x is ignored."""
         return self.table.posterior(rows)
 
-    def infer(self, x, *, generator, fit_steps=200, batch_size=250):
+    def infer(self, x, *, generator, fit_steps=300, batch_size=100):
         """q of images outside the training set, fitted from `initial_posterior`, `batch_size` at a time: a Fit."""
         fits = []
-        for part in x.split(batch_size):
-            start = initial_posterior(len(part), self.model.latent_dim, device=x.device, dtype=x.dtype)
-            fits.append(fit_posterior(self.model, part, start, generator=generator, fit_steps=fit_steps))
-        return Fit(
-            q=concatenate([fit.q for fit in fits]),
-            trace=torch.empty(0, len(x)),
-            converged=all(fit.converged for fit in fits),
-            gradients=round(sum(fit.gradients * len(fit.q.mean) for fit in fits) / len(x)),
-        )
+        for rows in torch.arange(len(x), device=x.device).split(batch_size):
+            start = initial_posterior(len(rows), self.model.latent_dim, device=x.device, dtype=x.dtype)
+            own = generators_of(generator, rows)
+            fits.append(fit_posterior(self.model, x[rows], start, generator=own, fit_steps=fit_steps))
+        q, empty = concatenate([fit.q for fit in fits]), torch.empty(0, len(x))
+        return Fit(q, empty, *(torch.cat([fit[field] for fit in fits]) for field in (2, 3)))
 
     def validate(self, epoch):
         """The Bound of VALIDATION_IMAGES images, after VALIDATION_STEPS steps from their q of the epoch before."""
         x = self.validation_images
         generator = random_generator(self.config.seed, epoch, "validation", device=x.device)
-        self.validation_fit.run(self.model, x, generator=generator, learning_rates=[VALIDATION_RATE] * VALIDATION_STEPS)
+        shape = self.validation_fit.q().mean.shape
+        noise = torch.randn(VALIDATION_STEPS, *shape, generator=generator, device=x.device)
+        self.validation_fit.run(self.model, x, noise=noise, learning_rates=[VALIDATION_RATE] * VALIDATION_STEPS)
+        noise = torch.randn(10, *shape, generator=generator, device=x.device)
         with torch.no_grad():
-            q = self.validation_fit.q()
-            noise = torch.randn(10, *q.mean.shape, generator=generator, device=q.mean.device)
-            return elbo(self.model, x, q, noise)
+            return elbo(self.model, x, self.validation_fit.q(), noise)
 
     def weights(self):
         """The decoder, and mean and log-variance of every row, brought up to date."""

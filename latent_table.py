@@ -23,7 +23,7 @@ class LatentTable:
 
     def __init__(self, *, size, latent_dim, max_steps, learning_rate=0.01, betas=(0.9, 0.999), eps=1e-8, device="cpu"):
         """`size` images, `latent_dim` dimensions; `max_steps` bounds the number of calls of `step`."""
-        self.learning_rate, self.betas, self.eps = learning_rate, betas, eps
+        self._learning_rate, self.betas, self.eps = learning_rate, betas, eps
         # Value, first and second moment side by side, so that a batch is one gather and one scatter.
         self.rows = torch.zeros(size, 3, 2 * latent_dim, device=device)  # (N, 3, 2D)
         self.rows[:, 0, latent_dim:] = INITIAL_LOG_VAR
@@ -32,6 +32,11 @@ class LatentTable:
         self.exact = torch.float32 if torch.device(device).type == "mps" else torch.float64  # MPS has no float64
         # (max_steps + 1,): H
         self.deferred_sums = deferred_step_sums(max_steps=max_steps, betas=betas).to(self.exact).to(device)
+
+    @property
+    def learning_rate(self):
+        """Read-only: another one would also rescale the deferred steps of rows that were visited under this one."""
+        return self._learning_rate
 
     def posterior(self, rows):
         """q of the images at `rows` (B,), a diagonal Normal (B, D). With gradients on, the next `step` learns them.

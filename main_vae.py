@@ -7,11 +7,11 @@ from pathlib import Path
 
 from amortized_vae import AmortizedVAE
 from data import load_data, rows_per_class
-from evaluation import figures
+from evaluation import figures, seeds
 from evaluation.report import cost_table, evaluate, table
 from latent_optimization import LatentOptimization
-from runtime.checkpoint import InputError, directory_lock, load_json, locked_run, save_csv, save_figure, save_json
-from runtime.cli import Parser, add_flags, make_config, out_of_memory_hint, prepare_run, run_script
+from runtime.checkpoint import InputError, find_run, finish_run, load_json, save_csv, save_figure, save_json
+from runtime.cli import Parser, add_flags, lock_directories, make_config, out_of_memory_hint, prepare_run, run_script
 from runtime.config import ClassifierConfig, EvalConfig, RunConfig, TrainConfig, differences, versions
 from runtime.progress import resume_hint
 from sup_classification import find_classifier
@@ -30,11 +30,20 @@ def main():
     add_flags(parser, EvalConfig, "evaluation")
     meaning = "score the checkpoints again, without training; --seed and --precision are then the evaluation's"
     parser.add_argument("--evaluate-only", action="store_true", help=meaning)
+    seeds.add_seeds_flag(parser)
     given = parser.parse_args()
     if given.evaluate_only and "resume" in given:
         parser.error("--resume: not together with --evaluate-only, which continues nothing")
     work = evaluate_again if given.evaluate_only else experiment
-    if summary := work(given, started):
+    if "seeds" in given:
+        seeds.run_all(work, given, print_tables)
+    else:
+        print_tables(work(given, started))
+
+
+def print_tables(summary):
+    """Prints what a run has found; summary: None if it was finished already."""
+    if summary:
         print(table(summary))
         print(cost_table(summary))
         seconds = summary["seconds"]
@@ -42,10 +51,11 @@ def main():
         print("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in times.items()))
 
 
-def experiment(given, started):
+def experiment(given, started, *, check_only=False):
     """Checks all input; then, in locked directories, trains and evaluates.
 
-    started: by time.perf_counter. Returns the summary, or None if the run to be resumed is already finished.
+    started: by time.perf_counter. Returns the summary; None if the run to be resumed is already finished, or after a
+    check.
     """
     run_config, config = make_config(RunConfig, given), make_config(TrainConfig, given)
     device, config = prepare_run(run_config, config)
@@ -55,8 +65,10 @@ def experiment(given, started):
     checkpoint_dir, results_dir = run_config.checkpoint_dir, Path(run_config.results_dir)
     settings = {**asdict(eval_config), **asdict(config), "device": str(device)}
     prefixes, history, seconds = [method.prefix for method in METHODS], [], {}
-    with locked_run(run_config, settings=settings, prefixes=prefixes, summary="summary.json") as run:
-        if run is None:
+    known = {"prefixes": prefixes, "checkpoint_dir": checkpoint_dir}
+    with lock_directories(run_config, check_only=check_only):
+        run = find_run(resume=run_config.resume, settings=settings, summary=results_dir / "summary.json", **known)
+        if run is None or check_only:
             return None
         print(f"{len(data.train.labels):,} training images on {device}, networks in {config.precision}", flush=True)
         started -= sum(row["seconds"] for state in run.states.values() for row in state["history"])
@@ -75,11 +87,13 @@ def experiment(given, started):
         save_figure(results_dir / "training_curves.png", figure)
         checkpoints = Checkpoints(METHODS, checkpoint_dir, config, epochs, data.train.index)
         with resume_hint(lambda: "in the evaluation, after all training"):
-            return score(checkpoints, data, eval_config, settings, run_config, seconds, started)
+            summary = score(checkpoints, data, eval_config, settings, run_config, seconds, started)
+        finish_run(**known)
+        return summary
 
 
-def evaluate_again(given, started):
-    """Checks all input; then evaluates the checkpoints that are there. Returns the summary.
+def evaluate_again(given, started, *, check_only=False):
+    """Checks all input; then evaluates the checkpoints that are there. Returns the summary, or None after a check.
 
     The checkpoints say what was trained and are only read; history.csv and training_curves.png stay as they are.
     """
@@ -87,7 +101,9 @@ def evaluate_again(given, started):
     with resume_hint(lambda: "in the evaluation", advice="give the same command again"):
         checkpoints = find_checkpoints(METHODS, run_config.checkpoint_dir)
         config = checkpoints.config
-        fixed = {name: value for name, value in asdict(config).items() if name not in OF_EVALUATION}
+        # Of several seeds each has its own checkpoints, whose training must have had that seed.
+        free = OF_EVALUATION if "seeds" not in given else ("precision",)
+        fixed = {name: value for name, value in asdict(config).items() if name not in free}
         if others := differences(fixed, vars(given)):
             raise InputError(f"{run_config.checkpoint_dir}: the checkpoints are of another training: {others}")
         device, eval_config = prepare_run(run_config, EvalConfig.for_training(config, vars(given)))
@@ -95,7 +111,9 @@ def evaluate_again(given, started):
         check_counts(data, eval_config)
         for epoch in checkpoints.epochs:
             checkpoints.load(epoch, data)  # refuses a bad file before any work
-        with directory_lock(run_config.checkpoint_dir, run_config.results_dir):
+        with lock_directories(run_config, check_only=check_only):
+            if check_only:
+                return None
             trained = f"{config.train_size:,} training images, seed {config.seed}"
             print(f"{run_config.checkpoint_dir}: epoch {checkpoints.epochs[-1]} of {config.epochs}, {trained}")
             precision = f"gradients of annealing in {eval_config.precision}"

@@ -87,8 +87,11 @@ class Method(Learner):
         """q of the training images x (B, *image) at `rows` (B,): a diagonal Normal (B, D)."""
         raise NotImplementedError
 
-    def infer(self, x, *, generator, fit_steps=200):
-        """q of images x (B, *image) outside the training set, as a Fit: by a forward pass, or by an optimization."""
+    def infer(self, x, *, generator, fit_steps=300):
+        """q of images x (B, *image) outside the training set, as a Fit: by a forward pass, or by an optimization.
+
+        generator: one, or a list of one for each image.
+        """
         raise NotImplementedError
 
     def validate(self, epoch):

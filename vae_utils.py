@@ -32,15 +32,44 @@ class Fit(NamedTuple):
     """A q of images, and the cost of finding it."""
 
     q: Normal  # diagonal, (B, D)
-    trace: torch.Tensor  # (cycles + 1, B): the bound before the first cycle and after each, nats; empty if none
-    converged: bool
-    gradients: int  # of the bound, evaluated for each image
+    trace: torch.Tensor  # (cycles + 1, B): the bound of the q that was kept after each cycle, nats; empty if none
+    converged: torch.Tensor  # (B,) bool
+    gradients: torch.Tensor  # (B,): of the bound, evaluated for each image
+
+
+def forward_pass(q):
+    """The Fit of a q that an encoder gave: nothing was optimized."""
+    none = torch.zeros(len(q.mean), dtype=torch.int64, device=q.mean.device)
+    return Fit(q, trace=torch.empty(0, len(none)), converged=none == 0, gradients=none)
 
 
 def random_generator(seed, *purpose, device="cpu"):
     """A generator that is a function of (seed, purpose) alone: a resumed run draws what an uninterrupted one draws."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def image_generators(seed, *purpose, index, device="cpu"):
+    """A generator for each image: what is random about one is a function of (seed, purpose, index), its own.
+
+    index: (B,), the images' rows in the data set. Every function here that takes `generator` takes such a list, too:
+    then what it finds for an image does not depend on the other images in the batch.
+    """
+    return [random_generator(seed, *purpose, row, device=device) for row in index.tolist()]
+
+
+def draw(distribution, generator, shape, *, like):
+    """Draws of torch.randn or torch.rand, (K, B, ...), of one generator or of a list of one for each image."""
+    options = {"dtype": like.dtype, "device": like.device}
+    if isinstance(generator, torch.Generator):
+        return distribution(shape, generator=generator, **options)
+    of_one = (shape[0], *shape[2:])
+    return torch.stack([distribution(of_one, generator=own, **options) for own in generator], dim=1)
+
+
+def generators_of(generator, rows):
+    """What `draw` needs for the images at `rows` (M,) alone."""
+    return generator if isinstance(generator, torch.Generator) else [generator[row] for row in rows.tolist()]
 
 
 def diagonal_normal(mean, log_var):
@@ -85,8 +114,8 @@ def check_inputs(model, x, q, generator):
     if q.mean.shape != (len(x), model.latent_dim):
         shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)} do not fit"
         raise ValueError(f"{shapes}: q needs ({len(x)}, {model.latent_dim}), images by latent dimensions")
-    if not isinstance(generator, torch.Generator):
-        raise ValueError("generator: give a torch.Generator, such as random_generator(seed), not None")
+    if not isinstance(generator, torch.Generator) and (generator is None or len(generator) != len(x)):
+        raise ValueError("generator: give a torch.Generator, such as random_generator(seed), or a list, one per image")
     model.likelihood.check(x)
 
 
@@ -119,26 +148,27 @@ def importance_sampling(model, x, q, *, generator, num_samples=1000, chunk=500):
     """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k), z_k ~ q, K = num_samples (Burda et al. 2016, Eq. 8).
 
     x: (B, *image); q: (B, D). A lower bound in expectation. The effective sample size (sum w)^2 / sum w^2 is from 1 to
-    K; below about ten, log_prob is too low by an unknown amount. At most `chunk` samples are in memory at once, or
-    one of each image. Returns an ISEstimate; its elbo is the mean of the log-weights. Raises ValueError if x, q and the
-    model do not fit.
+    K; below about ten, log_prob is too low by an unknown amount. At most `chunk` samples are in memory at once. The
+    weights are added in float64 where the device has it. Returns an ISEstimate; its elbo is the mean of the
+    log-weights. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, generator)
-    log_sum_w = torch.full_like(q.mean[:, 0], -math.inf)
-    log_sum_w2, sum_log_w = log_sum_w.clone(), torch.zeros_like(log_sum_w)
-    step = max(1, chunk // len(x))
-    for start in range(0, num_samples, step):
-        shape = (min(step, num_samples - start), *q.mean.shape)
-        noise = torch.randn(shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
-        log_w = log_weight(model, x, q, noise)  # (K, B)
-        log_sum_w = torch.logaddexp(log_sum_w, log_w.logsumexp(0))
-        log_sum_w2 = torch.logaddexp(log_sum_w2, (2 * log_w).logsumexp(0))
-        sum_log_w += log_w.sum(0)
-    return ISEstimate(
-        log_prob=log_sum_w - math.log(num_samples),
-        elbo=sum_log_w / num_samples,
-        effective_sample_size=torch.exp(2 * log_sum_w - log_sum_w2),
-    )
+    exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+    parts = []
+    for rows in torch.arange(len(x), device=x.device).split(chunk):
+        own, own_q = generators_of(generator, rows), select(q, rows)
+        log_sum_w = torch.full((len(rows),), -math.inf, dtype=exact, device=x.device)
+        log_sum_w2, sum_log_w = log_sum_w.clone(), torch.zeros_like(log_sum_w)
+        step = max(1, chunk // len(rows))
+        for start in range(0, num_samples, step):
+            noise = draw(torch.randn, own, (min(step, num_samples - start), *own_q.mean.shape), like=q.mean)
+            log_w = log_weight(model, x[rows], own_q, noise).to(exact)  # (K, B)
+            log_sum_w = torch.logaddexp(log_sum_w, log_w.logsumexp(0))
+            log_sum_w2 = torch.logaddexp(log_sum_w2, (2 * log_w).logsumexp(0))
+            sum_log_w += log_w.sum(0)
+        effective = torch.exp(2 * log_sum_w - log_sum_w2)
+        parts.append((log_sum_w - math.log(num_samples), sum_log_w / num_samples, effective))
+    return ISEstimate(*(torch.cat(part).to(x.dtype) for part in zip(*parts, strict=True)))
 
 
 @torch.no_grad()

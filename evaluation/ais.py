@@ -6,7 +6,8 @@ l(e) = log p(x, z) - log q(z) the path from q to the posterior is
     pi_beta(e) ~ N(e; 0, I) exp(beta l(e)),    beta from 0 to 1,
 
 so q's scale preconditions the Hamiltonian transitions. A posterior is correlated: with the full covariance of
-`gauss_newton_posterior`, few temperatures are enough. Shapes: K chains, B images, D latent dimensions.
+`gauss_newton_posterior`, few temperatures are enough. How few is measured, image by image: a pilot run predicts the
+standard deviation of the log-weights for any number of temperatures. Shapes: K chains, B images, D latent dimensions.
 
 Gradients are in the model's precision, values in float32 or the type of x: a gradient of low precision lowers the
 acceptance, but leaves the estimate correct.
@@ -20,22 +21,30 @@ import numpy as np
 import torch
 from torch.distributions import MultivariateNormal
 
-from vae_utils import check_inputs, log_weight, reparameterize, select, whiten
+from vae_utils import check_inputs, draw, generators_of, log_weight, reparameterize, select, whiten
 
-PILOT_CHAINS = 4
-PILOT_SHARE = 8  # temperatures of the weighted run for each one of the pilot run
+LOG_WEIGHT_STD = 0.8  # of an image's chains, nats: what the number of temperatures is chosen for
+FEWEST, MOST = 16, 1024  # temperatures
+DEPENDENCE = 1.7  # by which successive temperatures raise the standard deviation: 1.5 to 1.9, measured
+PILOT_CHAINS, PILOT_TEMPERATURES = 4, 16
 TARGET_ACCEPTANCE = 0.65
 LONGEST_PATH = math.pi / 2  # a quarter turn: on N(0, I) it ends at a draw that is independent of the start
 JITTER = 0.2  # the share by which the length of a path varies: at a fixed length some directions would be periodic
 
 
 class AISEstimate(NamedTuple):
-    """What annealing finds for each image, (B,) each, in nats; the acceptance is a share."""
+    """What annealing finds for each image, (B,) each, in nats; the acceptance is a share, temperatures are a count.
+
+    A logarithm of a mean is too low in expectation. `bias` estimates by how much, and is not subtracted: log_prob stays
+    a lower bound in expectation. Both errors are jackknife estimates over the chains (Efron 1982).
+    """
 
     log_prob: torch.Tensor
-    standard_error: torch.Tensor  # of log_prob, over the chains, to first order; NaN for one chain
+    standard_error: torch.Tensor  # of log_prob, over the chains; NaN for one chain
+    bias: torch.Tensor  # of log_prob, mostly negative; NaN for one chain
     log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains
     acceptance: torch.Tensor  # mean over transitions and chains
+    temperatures: torch.Tensor
     log_weights: torch.Tensor  # (K, B)
 
 
@@ -47,11 +56,45 @@ class Bounds(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What a pilot run fixes for the weighted run."""
+    """What is fixed before the weighted run of some images."""
 
-    betas: list  # from 0 to 1
+    betas: torch.Tensor  # (temperatures + 1, B), from 0 to 1
     step_sizes: torch.Tensor  # (temperatures + 1, B)
     leapfrog_steps: int  # of every transition
+
+
+class Pilot(NamedTuple):
+    """What a pilot run finds at evenly spaced temperatures, P of them."""
+
+    deviations: torch.Tensor  # (P, B): standard deviation of l(e) over the chains
+    step_sizes: torch.Tensor  # (P, B)
+
+    def select(self, rows):
+        """The Pilot of the images at `rows` (M,)."""
+        return Pilot(*(part[:, rows] for part in self))
+
+    def temperatures(self, log_weight_std):
+        """For each image, how many temperatures lead to that standard deviation of its log-weights, (B,) int64.
+
+        With T temperatures between which l(e) varies equally, independent from one to the next, the variance of the
+        log-weight is (integral of the deviation over beta)^2 / T (Gelman & Meng 1998); successive temperatures are not
+        independent, which DEPENDENCE allows for. The counts are rounded up to powers of the root of two.
+        """
+        needed = (DEPENDENCE * self.deviations.double().mean(0) / log_weight_std) ** 2
+        power = torch.ceil(2 * torch.log2(needed.clamp(FEWEST, MOST)) - 1e-9)
+        return torch.round(2 ** (power / 2)).long()
+
+    def schedule(self, temperatures, leapfrog_steps):
+        """The Schedule with that many temperatures: close where l(e) varies most, as far as few chains can tell."""
+        count = len(self.deviations)
+        even, wanted, columns = np.linspace(0, 1, count + 1), np.linspace(0, 1, temperatures + 1), []
+        for deviations in self.deviations.T.double().cpu().numpy():
+            floor = max(0.1 * deviations.mean(), 1e-6)
+            length = np.cumsum([0.0, *np.maximum(deviations, floor)])
+            columns.append(np.interp(wanted, length / length[-1], even))
+        betas = torch.from_numpy(np.stack(columns, axis=1)).to(self.deviations)  # (temperatures + 1, B)
+        nearest = (betas * count).ceil().long().clamp(1, count) - 1
+        return Schedule(betas, self.step_sizes.gather(0, nearest), leapfrog_steps)
 
 
 class ChainState(NamedTuple):
@@ -69,10 +112,13 @@ class AISTarget:
         self.model, self.x, self.q = model, x, q
         self.full_precision = model.in_precision("float32")
 
+    def select(self, rows):
+        """The AISTarget of the images at `rows` (M,)."""
+        return AISTarget(self.model, self.x[rows], select(self.q, rows))
+
     def draw(self, chains, generator):
         """e of `chains` draws from q, (K, B, D)."""
-        mean = self.q.mean
-        return torch.randn((chains, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
+        return draw(torch.randn, generator, (chains, *self.q.mean.shape), like=self.q.mean)
 
     def gradient(self, noise):
         """(l(e), its gradient): (K, B) and (K, B, D). With respect to e alone, not to the decoder's weights."""
@@ -100,9 +146,9 @@ def hmc_step(state, target, beta, step_size, leapfrog_steps, *, generator):
     changes the momentum (Shahbaba et al. 2014). Both maps preserve volume and are reversible for any gradients.
     """
     noise, gradient = state.noise, state.gradient
-    momentum = torch.randn(noise.shape, generator=generator, dtype=noise.dtype, device=noise.device)
-    draw = torch.rand(step_size.shape, generator=generator, dtype=noise.dtype, device=noise.device)
-    step_size = step_size * (1 + JITTER * (2 * draw - 1))
+    momentum = draw(torch.randn, generator, noise.shape, like=noise)
+    (uniform,) = draw(torch.rand, generator, (1, *step_size.shape), like=noise)
+    step_size = step_size * (1 + JITTER * (2 * uniform - 1))
     cos, sin, kick = (part.unsqueeze(-1) for part in (step_size.cos(), step_size.sin(), beta * step_size))  # (B, 1)
     before = _log_density(noise, momentum, beta * state.log_weight)
     momentum = momentum + 0.5 * kick * gradient
@@ -114,8 +160,7 @@ def hmc_step(state, target, beta, step_size, leapfrog_steps, *, generator):
     # A path whose values overflow is refused.
     log_ratio = (_log_density(noise, momentum, beta * values) - before).nan_to_num(nan=-math.inf)
     acceptance = log_ratio.clamp(max=0).exp()  # (K, B)
-    uniform = torch.rand(acceptance.shape, generator=generator, dtype=acceptance.dtype, device=acceptance.device)
-    accepted = uniform < acceptance
+    accepted = draw(torch.rand, generator, acceptance.shape, like=acceptance) < acceptance
     wide = accepted.unsqueeze(-1)
     noise, gradient = torch.where(wide, noise, state.noise), torch.where(wide, gradient, state.gradient)
     return ChainState(noise, torch.where(accepted, values, state.log_weight), gradient), acceptance
@@ -126,31 +171,25 @@ def _log_density(noise, momentum, tempered):
     return tempered - 0.5 * (noise.square() + momentum.square()).sum(-1)
 
 
-def adapt_schedule(target, *, temperatures, leapfrog_steps, generator, chains=PILOT_CHAINS):
-    """The Schedule of a weighted run, from a pilot run whose chains are then thrown away.
+def run_pilot(target, *, leapfrog_steps, generator):
+    """The Pilot of some images; its chains are then thrown away.
 
-    The pilot run passes fewer, evenly spaced temperatures and adapts the logarithm of every image's step size towards
-    an acceptance of TARGET_ACCEPTANCE. Where l(e) varies most over its chains, the temperatures of the weighted run are
-    closest. That run's transitions are thus fixed before it begins, and its estimate stays unbiased: a step size that
-    depends on the chain's own past would not leave pi_beta invariant.
+    Its PILOT_CHAINS chains pass evenly spaced temperatures, and the logarithm of every image's step size is adapted
+    towards an acceptance of TARGET_ACCEPTANCE. The transitions of the weighted run are thus fixed before it begins, and
+    its estimate stays unbiased: a step size that depends on the chain's own past would not leave pi_beta invariant.
     """
-    pilot = max(1, temperatures // PILOT_SHARE)
-    noise = target.draw(chains, generator)
+    noise = target.draw(PILOT_CHAINS, generator)
     state = ChainState(noise, *target.value_and_gradient(noise))
     longest = math.log(LONGEST_PATH / leapfrog_steps)
     log_step = torch.full_like(state.log_weight[0], longest)  # (B,)
     deviations, log_steps = [], []
-    for temperature in range(1, pilot + 1):
-        deviations.append(state.log_weight.std(0).nan_to_num(0, posinf=0).median())
-        beta, step_size = temperature / pilot, log_step.exp()
+    for temperature in range(1, PILOT_TEMPERATURES + 1):
+        deviations.append(state.log_weight.std(0).nan_to_num(0, posinf=0))
+        beta, step_size = temperature / PILOT_TEMPERATURES, log_step.exp()
         state, acceptance = hmc_step(state, target, beta, step_size, leapfrog_steps, generator=generator)
         log_step = (log_step + 0.5 * (acceptance.mean(0) - TARGET_ACCEPTANCE)).clamp(max=longest)
         log_steps.append(log_step)
-    # The temperatures divide the integral of that deviation over beta into equal parts.
-    length = np.cumsum([0.0, *np.maximum(torch.stack(deviations).tolist(), 1e-6)])
-    betas = np.interp(np.linspace(0, length[-1], temperatures + 1), length, np.linspace(0, 1, pilot + 1))
-    nearest = np.ceil(betas * pilot).astype(int).clip(1) - 1
-    return Schedule(betas.tolist(), torch.stack(log_steps).exp()[nearest.tolist()], leapfrog_steps)
+    return Pilot(torch.stack(deviations), torch.stack(log_steps).exp())
 
 
 def anneal(noise, *, schedule, target, generator, backwards=False):
@@ -159,7 +198,7 @@ def anneal(noise, *, schedule, target, generator, backwards=False):
     Forwards they start at draws of q, and the mean of exp(w) is p(x) (Neal 2001). Backwards they start at draws of the
     posterior, in the opposite order, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015).
     """
-    betas = schedule.betas
+    betas = schedule.betas  # (temperatures + 1, B)
     state = ChainState(noise, *target.value_and_gradient(noise))
     total, accepted = torch.zeros_like(state.log_weight), []
     intervals = range(1, len(betas))  # interval i lies between betas[i - 1] and betas[i]
@@ -190,7 +229,7 @@ def gauss_newton_posterior(model, x, q, *, generator, draws=8, images=5):
 
     jacobian = torch.func.vmap(torch.func.jacfwd(output_twice, has_aux=True), chunk_size=images)
     precision = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)  # (B, D, D)
-    noise = torch.randn((draws, *q.mean.shape), generator=generator, dtype=x.dtype, device=x.device)
+    noise = draw(torch.randn, generator, (draws, *q.mean.shape), like=x)
     with warnings.catch_warnings():
         # PyTorch's own code gives this warning at the first forward differentiation.
         warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
@@ -202,49 +241,105 @@ def gauss_newton_posterior(model, x, q, *, generator, draws=8, images=5):
     return MultivariateNormal(q.mean, precision_matrix=precision, validate_args=False)
 
 
-def _weighted_runs(model, x, q, exact, generator, chains, temperatures, leapfrog_steps, chunk):
-    """Log-weights of forward chains and of backward chains, and acceptances of the forward ones, (K, B) each.
+class _Runs(NamedTuple):
+    forwards: torch.Tensor  # (K, B): log-weights
+    backwards: torch.Tensor  # (K, B): log-weights
+    acceptance: torch.Tensor  # (K, B): of the forward chains
+    temperatures: torch.Tensor  # (B,)
 
-    exact: draws of the posterior (B, D), at which the backward chains start; None for no backward chains.
+
+def _weighted_runs(model, x, q, exact, generator, chains, temperatures, log_weight_std, leapfrog_steps, chunk):
+    """The _Runs of all images. exact: draws of the posterior (B, D), at which the backward chains start, or None.
+
+    Images with equally many temperatures run together.
     """
     check_inputs(model, x, q, generator)
-    forwards, backwards, acceptance = (torch.empty(chains, len(x), dtype=x.dtype, device=x.device) for _ in range(3))
-    for rows in torch.arange(len(x), device=x.device).split(max(1, chunk // chains)):
-        own = select(q, rows)
-        target = AISTarget(model, x[rows], own)
-        schedule = adapt_schedule(target, temperatures=temperatures, leapfrog_steps=leapfrog_steps, generator=generator)
-        for block in torch.arange(chains, device=x.device).split(chunk):
-            at, start = (block[:, None], rows), target.draw(len(block), generator)
-            forwards[at], acceptance[at] = anneal(start, schedule=schedule, target=target, generator=generator)
-            if exact is not None:
-                start = whiten(own, exact[rows]).expand(len(block), -1, -1)
-                backwards[at], _ = anneal(start, schedule=schedule, target=target, generator=generator, backwards=True)
-    return forwards, backwards, acceptance
+    whole, rows = AISTarget(model, x, q), torch.arange(len(x), device=x.device)
+    pilots = [
+        run_pilot(whole.select(part), leapfrog_steps=leapfrog_steps, generator=generators_of(generator, part))
+        for part in rows.split(max(1, chunk // PILOT_CHAINS))
+    ]
+    pilot = Pilot(*(torch.cat(parts, dim=1) for parts in zip(*pilots, strict=True)))
+    counts = torch.full_like(rows, temperatures) if temperatures else pilot.temperatures(log_weight_std)
+    runs = _Runs(*(torch.empty(chains, len(x), dtype=x.dtype, device=x.device) for _ in range(3)), counts)
+    for count in counts.unique().tolist():
+        for part in rows[counts == count].split(max(1, chunk // chains)):
+            target, own = whole.select(part), generators_of(generator, part)
+            options = {"target": target, "generator": own}
+            options["schedule"] = pilot.select(part).schedule(count, leapfrog_steps)
+            for block in torch.arange(chains, device=x.device).split(chunk):
+                at = (block[:, None], part)
+                runs.forwards[at], runs.acceptance[at] = anneal(target.draw(len(block), own), **options)
+                if exact is not None:
+                    start = whiten(target.q, exact[part]).expand(len(block), -1, -1)
+                    runs.backwards[at], _ = anneal(start, **options, backwards=True)
+    return runs
 
 
-def annealed_importance_sampling(model, x, q, *, generator, chains=4, temperatures=140, leapfrog_steps=5, chunk=500):
+def jackknife(log_weights):
+    """Standard error and bias of log(mean exp(log_weights)) over the chains (K, B): (B,) each, NaN for K = 1.
+
+    By leaving out each chain once (Efron 1982).
+    """
+    chains = len(log_weights)
+    if chains == 1:
+        return (torch.full_like(log_weights[0], math.nan),) * 2
+    everything = log_weights.logsumexp(0) - math.log(chains)
+    without = torch.eye(chains, dtype=torch.bool, device=log_weights.device).unsqueeze(-1)  # (K, K, 1)
+    # (K, B): the estimate without each chain
+    others = log_weights.masked_fill(without, -math.inf).logsumexp(1) - math.log(chains - 1)
+    error = ((chains - 1) * others.var(0, correction=0)).sqrt()
+    return error, (chains - 1) * (others.mean(0) - everything)
+
+
+def annealed_importance_sampling(
+    model,
+    x,
+    q,
+    *,
+    generator,
+    chains=8,
+    temperatures=None,
+    log_weight_std=LOG_WEIGHT_STD,
+    leapfrog_steps=5,
+    chunk=500,
+):
     """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017).
 
-    x: (B, *image); q: diagonal Normal or MultivariateNormal (B, D). Each chain passes `temperatures` intervals, with a
-    transition of `leapfrog_steps` gradients between two of them. At most `chunk` chains are held at once. Returns an
+    x: (B, *image); q: diagonal Normal or MultivariateNormal (B, D); generator: one, or one for each image. Each chain
+    passes `temperatures` intervals, with a transition of `leapfrog_steps` gradients between two of them; without a
+    number, as many, image by image, as a pilot run predicts to lead to log-weights of standard deviation
+    `log_weight_std` over the chains, from FEWEST to MOST. At most `chunk` chains are held at once. Returns an
     AISEstimate; its log_prob is a lower bound in expectation, and p(x) is exactly the expectation of exp(log_weights).
     Raises ValueError if x, q and the model do not fit.
     """
-    log_w, _, acceptance = _weighted_runs(model, x, q, None, generator, chains, temperatures, leapfrog_steps, chunk)
+    runs = _weighted_runs(model, x, q, None, generator, chains, temperatures, log_weight_std, leapfrog_steps, chunk)
+    log_w = runs.forwards
     log_prob = log_w.logsumexp(0) - math.log(chains)
-    standard_error = (log_w - log_prob).exp().std(0) / math.sqrt(chains)
-    return AISEstimate(log_prob, standard_error, log_w.std(0), acceptance.mean(0), log_w)
+    return AISEstimate(log_prob, *jackknife(log_w), log_w.std(0), runs.acceptance.mean(0), runs.temperatures, log_w)
 
 
-def bidirectional_bounds(model, x, z, q, *, generator, chains=4, temperatures=140, leapfrog_steps=5, chunk=500):
+def bidirectional_bounds(
+    model,
+    x,
+    z,
+    q,
+    *,
+    generator,
+    chains=8,
+    temperatures=None,
+    log_weight_std=LOG_WEIGHT_STD,
+    leapfrog_steps=5,
+    chunk=500,
+):
     """Bounds on log p(x) of simulated images, by annealing forwards and backwards (Grosse et al. 2015).
 
     (x, z) must be draws of the model's own p(x, z), as model.sample gives them: then z (B, D) is a draw of the
     posterior, at which the backward chains start. q may depend on x but not on z. Returns Bounds; the distance between
-    them bounds the error of `annealed_importance_sampling` in either direction.
+    them bounds the error of `annealed_importance_sampling`, whose arguments these are, in either direction.
     """
     if z.shape != q.mean.shape:
         raise ValueError(f"z {tuple(z.shape)} and q {tuple(q.mean.shape)} are of different images")
-    forwards, backwards, _ = _weighted_runs(model, x, q, z, generator, chains, temperatures, leapfrog_steps, chunk)
-    lower = forwards.logsumexp(0) - math.log(chains)
-    return Bounds(lower, upper=math.log(chains) - backwards.neg().logsumexp(0))
+    runs = _weighted_runs(model, x, q, z, generator, chains, temperatures, log_weight_std, leapfrog_steps, chunk)
+    lower = runs.forwards.logsumexp(0) - math.log(chains)
+    return Bounds(lower, upper=math.log(chains) - runs.backwards.neg().logsumexp(0))

@@ -21,11 +21,7 @@ PARTS = {
     "log_likelihood": (-1, "Distortion: $-\\mathrm{E}_q \\log p(x|z)$"),
     "kl": (1, "Rate: KL$(q(z)\\,||\\,p(z))$"),
 }
-BOUNDS = {
-    "log_prob": ("log p(x), annealed", "-", "o"),
-    "fitted_elbo": ("ELBO(q*)", "--", "s"),
-    "elbo": ("ELBO(q)", ":", "v"),
-}
+ESTIMATES = {"annealed": ("annealed", "o", None), "importance_sampling": ("importance sampling", "v", style.BASELINE)}
 GAPS = {
     "approximation_gap": ("approximation gap:\nlog p(x) - ELBO(q*)", 1.0, -0.12),
     "amortization_gap": ("ELBO(q*) - ELBO(q):\namortization, or rows\nnot converged", 0.4, 0.12),
@@ -62,57 +58,67 @@ def training_curves(*, history, methods, saved_epochs):
 
 @style.styled
 def log_probabilities(*, scores, images, example_values, num_samples, methods, classes):
-    """One image of each class with its log p(x), over the average per class, training images next to test images.
+    """One image of each class with its log p(x), over the mean of each class, training images next to test images.
 
     scores: {method's name: {split: a scores.summarize_log_prob}}; images: (classes, C, H, W) test images and
-    example_values (methods, classes) their log p(x), nats.
+    example_values (methods, classes) their log p(x), nats, annealed.
     """
     figure = Figure(figsize=(1 + 5.5 * max(2, len(methods)), 6.4 + 0.15 * len(methods)))
     upper, lower = figure.subfigures(2, 1, height_ratios=(0.8 + 0.15 * len(methods), 2.3))
     texts = [[f"{value:.1f}" for value in of_method] for of_method in example_values]
     captions = [(method.label, line, method.color) for method, line in zip(methods, texts, strict=True)]
     style.show_images(upper.subplots(), images, captions=captions, size=9)
-    upper.suptitle("One test image of each class: log p(x), nats, estimated as below")
+    upper.suptitle("One test image of each class: log p(x), nats, annealed")
     panels = style.method_row(lower, methods, sharey=True)
     for method, axes in panels:
-        for split, shift, marker, inside in zip(SPLITS, (-0.15, 0.15), "os", (method.color, "white"), strict=True):
-            of_classes, x = scores[method.name][split]["classes"], np.arange(len(classes)) + shift
-            form = {"color": method.color, "mfc": inside, "label": SPLIT_NAMES[split]}
-            axes.errorbar(x, *intervals(of_classes), fmt=marker, **form)
+        for split, shift, inside in zip(SPLITS, (-0.2, 0.12), (method.color, "white"), strict=True):
+            of_classes = scores[method.name][split]["classes"]
+            for number, (name, (label, marker, color)) in enumerate(ESTIMATES.items()):
+                x = np.arange(len(classes)) + shift + 0.1 * number
+                form = {"color": color or method.color, "mfc": inside if color is None else "white"}
+                values = intervals([each[name] for each in of_classes])
+                axes.errorbar(x, *values, fmt=marker, label=f"{SPLIT_NAMES[split]}, {label}", **form)
         style.class_axis(axes, classes)
-        axes.legend()
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles, labels, fontsize=8, ncols=2)
+        low, high = axes.get_ylim()
+    panels[0][1].set_ylim(low, high + 0.3 * (high - low))  # leaves room for the legends
     panels[0][1].set_ylabel("log p(x), nats per image")
-    count = of_classes[0]["images"]
+    count = of_classes[0]["annealed"]["images"]
     lower.suptitle(
-        f"Mean over {count} image{'s' * (count > 1)} per class with its 95% interval; importance sampling, "
-        f"{num_samples:,} samples from q: a lower bound"
+        f"Mean over {count} random image{'s' * (count > 1)} of each class with its 95% t interval; annealed, and by "
+        f"importance sampling\nwith {num_samples:,} samples from q, which is low by more than its intervals say"
     )
     return figure
 
 
 @style.styled
 def gaps_over_epochs(*, rows, methods, saved_epochs):
-    """log p(x) and the bounds at q* and q over epochs; rows: epoch, method, split and gaps.summarize, epochs rising."""
+    """The two gaps over epochs, on the same images at every epoch; rows: epoch, method, split and gaps.summarize.
+
+    Epochs rise; the last one has a second row, of more images, which is drawn as a marker of its own.
+    """
     figure, panels = style.method_grid(methods)
     for method, split, axes in panels:
         own = [row for row in rows if (row["method"], row["split"]) == (method.name, split)]
-        scores = {name: [row["scores"][name] for row in own] for name in BOUNDS}
-        for name, (label, line, marker) in BOUNDS.items():
-            label += ", the same: q is fitted" * (name == "elbo" and scores["elbo"] == scores["fitted_elbo"])
-            form = {"color": method.color, "line": line, "marker": marker, "label": label}
-            mean, half = intervals(scores[name])
-            style.plot_band(axes, [row["epoch"] for row in own], -mean, half, **form)
-        before, last = (scores["elbo"][row]["images"] for row in (0, -1))
-        before = f", {before} before" if before != last else ""
-        axes.set_title(f"{method.label}, {SPLIT_NAMES[split]} ({last} at the last epoch{before})", fontsize=10)
-        axes.legend(loc="lower right")
+        *same, larger = own
+        for number, (name, (label, _, _)) in enumerate(GAPS.items()):
+            scores = [row["scores"][name] for row in same]
+            if not any(score["mean"] for score in scores):  # the method fits q itself
+                continue
+            color, line = (method.color, style.INK)[number], ("-", "--")[number]
+            epochs, form = [row["epoch"] for row in same], {"color": color, "line": line, "marker": "os"[number]}
+            style.plot_band(axes, epochs, *intervals(scores), label=label, **form)
+            mean, half = intervals([larger["scores"][name]])
+            form = {"color": color, "fmt": "os"[number], "mfc": "white", "capsize": 3}
+            axes.errorbar([1.04 * larger["epoch"]], mean, half, **form)
+        count, more = (row["scores"]["elbo"]["images"] for row in (same[-1], larger))
+        title = f"{method.label}, {SPLIT_NAMES[split]} ({count} images; open marker: {more})"
+        axes.set_title(title, fontsize=10)
         axes.set(xlabel="epoch" if method is methods[-1] else "", xticks=saved_epochs)
-    axes.invert_yaxis()  # what is drawn is the negative, which can have a logarithmic axis
-    style.log_axis(axes, sign=-1)
-    figure.suptitle(
-        "What inference loses: log p(x), the bound at the best diagonal q*, the bound at q;\n"
-        "means over images with their 95% intervals"
-    )
+    style.log_axis(axes)
+    figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
+    figure.suptitle("What inference loses: paired differences on the same images; means with their 95% t intervals")
     return figure
 
 
@@ -137,25 +143,33 @@ def gaps_per_class(*, per_class, methods, classes):
 
 
 @style.styled
-def latent_usage(*, table, units, methods):
-    """KL per dimension, sorted, with the number of active units; table, units: as `latents.analyse` makes them."""
+def latent_usage(*, table, dimensions, methods):
+    """KL per dimension, sorted, with the number of used ones; table, dimensions: as `latents.analyse` makes them."""
     figure = Figure(figsize=(1 + 5 * max(2, len(methods)), 4.4))
     panels = style.method_row(figure, methods, sharey=True)
     for (method, axes), (split, line) in product(panels, zip(SPLITS, ("-", "--"), strict=True)):
         rows = [row for row in table if (row["method"], row["split"]) == (method.name, split)]
         rows.sort(key=lambda row: row["kl"], reverse=True)
-        count = units[method.name][split]
-        low, high = count["interval_95"]
-        label = f"{count['images']:,} {SPLIT_NAMES[split]}\n{count['active_units']} active units ({low} to {high})"
+        count = dimensions[method.name][split]
+        threshold, variance = count["kl_threshold"], count["variance_threshold"]
+        (low, high), (fewest, most) = count["interval_95"], count["active_units_interval_95"]
+        label = (
+            f"{count['images']:,} {SPLIT_NAMES[split]}\n{count['used_dimensions']} dimensions above {threshold:g} nats "
+            f"({low} to {high}): {count['share_of_kl']:.1%} of the KL\n"
+            f"{count['active_units']} active units ({fewest} to {most})"
+        )
         form = {"color": method.color if split == "train" else style.INK, "line": line, "label": label}
         style.plot_band(axes, range(1, len(rows) + 1), *column_intervals(rows, "kl"), **form)
         axes.set(xlabel=f"rank of the dimension, of {len(rows)}", ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper right", labelspacing=1)
+    for _, axes in panels:
+        axes.axhline(threshold, color=style.INK, linestyle=":", linewidth=0.8)
     panels[0][1].set_ylabel("KL(q(z) || p(z)), nats per image")
     figure.suptitle(
-        "Which dimensions are used: KL per dimension, sorted; mean over images with its 95% interval\n"
-        "Active: the mean of q varies over images by more than 0.01; with its 95% interval over bootstrap resamples"
+        f"Which dimensions are used: KL per dimension, sorted, mean over images with its 95% interval; dotted: "
+        f"{threshold:g} nats\nActive units (Burda et al. 2016): the variance over images of the mean of q is above "
+        f"{variance:g}\nIn brackets: 95% intervals, bootstrap of the images"
     )
     return figure
 
@@ -165,11 +179,14 @@ def probes(*, scores, baseline, methods):
     """Accuracy of probes over the number of labels; scores: of latents.probe_scores; baseline: the classifier's own."""
     figure = Figure(figsize=(9.5, 5.6))
     axes, look = figure.subplots(), style.looks(methods)
+    names = {method.name for method in methods}
+    fitted = {method.name for method in methods if not method.shared_inference}
     for number, (name, rows) in enumerate(scores.items()):
-        base = name.removesuffix("_active")
-        active, (label, color) = name != base, look[base]
-        label += ", mean of q" * (base in {method.name for method in methods}) + ", active units only" * active
-        form = {"color": color, "mfc": "white" if active else color, "linestyle": "--" if active else "-"}
+        base = name.removesuffix("_used")
+        used, (label, color) = name != base, look[base]
+        label += ", mean of q" * (base in names) + ", used dimensions only" * used
+        label += "\n(training: rows of its table; test: fitted)" * (base in fitted)
+        form = {"color": color, "mfc": "white" if used else color, "linestyle": "--" if used else "-"}
         x = [row["labels"] * 1.04 ** (number - len(scores) / 2) for row in rows]  # or they would hide each other
         style.plot_shares(axes, x, rows, marker="osv^DPX"[number % 7], label=label, **form)
     low, high = (100 * end for end in baseline["interval_95"])
@@ -183,16 +200,18 @@ def probes(*, scores, baseline, methods):
     axes.legend()
     figure.suptitle(
         f"What a logistic regression reads from the latents: accuracy on {rows[0]['images']:,} test images,\n"
-        "mean over draws of the labels, with its 95% interval over the images"
+        "mean over draws of the labels, with its 95% interval (Wilson) over the images alone\n"
+        "Features have one scale for all dimensions; C is cross-validated for every draw"
     )
     return figure
 
 
 @style.styled
-def latent_map(*, points, labels, agreement, methods, classes):
+def latent_map(*, points, labels, agreement, in_pixels, methods, classes):
     """Two-dimensional maps of test latents, each image as the name of its class, or as a dot if names are long.
 
-    points: {method's name: (M, 2)}; labels: (M,); agreement: {method's name: stats.accuracy of latents.nearest_agree}.
+    points: {method's name: (M, 2)}; labels: (M,); agreement: {method's name: stats.accuracy of latents.nearest_agree};
+    in_pixels: the same in raw pixels.
     """
     figure, short = Figure(figsize=(6 * max(2, len(methods)), 6.4)), max(map(len, classes)) <= 2
     for method, axes in style.method_row(figure, methods):
@@ -206,33 +225,44 @@ def latent_map(*, points, labels, agreement, methods, classes):
         axes.spines[:].set_visible(False)
     if not short:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", markerscale=2)
+    share, (low, high) = in_pixels["accuracy"], in_pixels["interval_95"]
     figure.suptitle(
         f"Means of q of {len(labels):,} test images, each drawn {'as' if short else 'in the colour of'} its class: "
-        "t-SNE, whose axes have no units\nNearest neighbors are those in all dimensions of z; with their 95% interval"
+        "t-SNE, whose axes have no units\nNearest neighbors are those in all dimensions of z; with their 95% interval\n"
+        f"In raw pixels {share:.1%} ({low:.1%} to {high:.1%}) have a nearest neighbor of their class"
     )
     return figure
 
 
 @style.styled
-def sample_quality(*, scores, examples, methods, classes):
+def sample_quality(*, scores, floor, examples, methods, classes):
     """Samples of every kind over their Fréchet distance, class histogram and confidence.
 
-    scores: {kind: ...}, with "test" for the test images, of samples.assess; examples: {kind: (M, C, H, W)}.
+    scores: {kind: ...}, with "test" for the test images, of samples.assess; floor: of samples.finite_sample_floor;
+    examples: {kind: (M, C, H, W)}.
     """
     look, (height, width) = style.looks(methods), examples["pixel_gaussian"].shape[-2:]
     upper_height = 0.8 * len(examples) * height / width + 0.3
-    figure = Figure(figsize=(13, upper_height + 4.8))
+    figure = Figure(figsize=(13, upper_height + 5.1))
     upper, lower = figure.subfigures(2, 1, height_ratios=(upper_height, 4))
     style.show_rows(upper, [(look[name][0], images) for name, images in examples.items()])
-    distance, histogram, confidence = lower.subplots(1, 3, width_ratios=(1, 1.5, 1))
+    distance, histogram, confidence = lower.subplots(1, 3, width_ratios=(1.25, 1.4, 0.9))
     distances = {name: scores[name]["frechet_distance"] for name in examples}
     ends = {name: (score["value"], 1.96 * score["standard_error"]) for name, score in distances.items()}
     sure = {name: np.array(intervals([score["confidence"]]))[:, 0] for name, score in scores.items()}
+    floor_style = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 8}
+    text = f"finite-sample floor: {floor['value']:,.3g}"
+    distance.annotate(text, (len(examples), floor["value"]), (0, -3), **floor_style)
+    distance.axhline(floor["value"], color=style.INK, linewidth=0.8)
     for axes, values in ((distance, ends), (confidence, sure)):
         for position, (name, (value, half)) in enumerate(values.items()):
             axes.errorbar(position, value, half, fmt="o", color=look[name][1])
             text = f"{value:,.{3 if value < 1 else 1 if value < 100 else 0}f}"
-            axes.annotate(text, (position, value), (7, 0), textcoords="offset points", va="center", fontsize=9)
+            if axes is distance and name != "pixel_gaussian":
+                ratio = distances[name]["over_pixel_gaussian"]
+                text += f"\n{ratio['value']:.3f}\n± {1.96 * ratio['standard_error']:.3f}"
+            form = {"va": "bottom", "fontsize": 8} if axes is distance else {"va": "center", "fontsize": 9}
+            axes.annotate(text, (position, value), (7, 0), textcoords="offset points", **form)
         axes.set_xticks(range(len(values)), [look[name][0] for name in values], rotation=35, ha="right", fontsize=9)
         axes.set_xlim(-0.5, len(values))
     for number, name in enumerate(examples):
@@ -243,7 +273,9 @@ def sample_quality(*, scores, examples, methods, classes):
     expected = [100 * share["share"] for share in scores["test"]["classes"]]
     edges = np.arange(len(classes) + 1) - 0.5
     histogram.stairs(expected, edges, baseline=None, color=style.INK, label=f"{count:,} test images")
-    distance.set(yscale="log", title=f"Fréchet distance from the {count:,} test images")
+    reached = [floor["value"], *(value for value, _ in ends.values())]
+    distance.set(yscale="log", ylim=(min(reached) / 3, 4 * max(reached)))  # leaves room for the numbers
+    distance.set_title(f"Fréchet distance from the {count:,} test images;\nbelow it, its ratio to the Gaussian's")
     distance.set_ylabel("squared units of the classifier's features")
     distance.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     distance.yaxis.set_minor_formatter(NullFormatter())
@@ -251,12 +283,13 @@ def sample_quality(*, scores, examples, methods, classes):
     top = 1.35 * histogram.dataLim.y1  # leaves room for the legend
     histogram.set(title="What the classifier takes them for", ylabel="share, %", ylim=(0, top))
     histogram.legend(fontsize=8, ncols=2, loc="upper center")
-    confidence.set(title="How surely", ylabel="mean probability of the most probable class")
+    confidence.set(title="How surely", ylabel="mean probability\nof the most probable class")
     figure.suptitle(
         f"{images:,} samples of each kind before the supervised baseline: the mean of p(x|z) at z from p(z)"
         + ", real training images (the best to be expected)" * ("real_images" in examples)
         + ",\nand a Gaussian fitted to pixels (the trivial); "
-        "95% intervals: bootstrap (distance), Wilson (shares), Student's t (mean)"
+        "95% intervals: bootstrap (distance, ratio), Wilson (shares), Student's t (mean)\n"
+        "Finite-sample floor: the mean distance between two samples of test images, by the bootstrap"
     )
     return figure
 

@@ -11,53 +11,73 @@ from typing import NamedTuple
 import torch
 
 from evaluation.ais import annealed_importance_sampling, gauss_newton_posterior
+from evaluation.stats import stratified_mean
 from latent_optimization import fit_posterior
-from vae_utils import importance_sampling, mean_and_error, select
+from vae_utils import generators_of, importance_sampling, select
 
 
 class Gaps(NamedTuple):
-    """Three estimates of log p(x) and two bounds for each image, (B,) each; nats but for sizes and shares."""
+    """Three estimates of log p(x) and two bounds for each image, (B,) each; nats but for sizes, counts and shares."""
 
     is_log_prob: torch.Tensor  # importance sampling from q
     elbo: torch.Tensor  # ELBO(q)
     effective_sample_size: torch.Tensor
+    squared_error: torch.Tensor  # of the reconstruction at the mean of q, summed over pixels
     fitted_is_log_prob: torch.Tensor  # importance sampling from q*
     fitted_elbo: torch.Tensor  # ELBO(q*)
     fitted_effective_sample_size: torch.Tensor
     ais_log_prob: torch.Tensor  # annealed importance sampling from q* with a full covariance
     ais_standard_error: torch.Tensor  # over its chains
+    ais_bias: torch.Tensor  # an estimate, mostly negative; ais_log_prob is not corrected by it
     ais_log_weight_std: torch.Tensor  # over its chains
     ais_acceptance: torch.Tensor
+    ais_temperatures: torch.Tensor
+
+
+OF_Q = 4  # the first fields, which need neither a fit nor annealing
+
+
+@torch.no_grad()
+def measure_q(model, x, q, config, *, generator):
+    """The first OF_Q fields of Gaps, (B,) each."""
+    estimate = importance_sampling(model, x, q, generator=generator, num_samples=config.num_samples)
+    return *estimate, (model.mean(q.mean) - x).square().flatten(1).sum(1)
 
 
 def measure(model, x, q, config, *, generator, fitted=False, batch_size=50, on_batch=None):
     """Gaps of images x (B, *image) under any model and any diagonal Normal q (B, D).
 
-    config: an EvalConfig, whose precision is that of the networks in the gradients of annealing; all values are in
-    float32. The bounds are means over the draws of importance sampling. fitted: q is q* already, as of unseen images
-    under latent optimization; both then have the same numbers. on_batch: called with the number of images of a batch.
+    config: an EvalConfig, whose precision is that of the networks in the gradients of annealing; all else is in
+    float32. The bounds are means over the draws of importance sampling. generator: one, or one for each image. fitted:
+    q is q* already, as of unseen images under latent optimization; both then have the same numbers. on_batch: called
+    with the number of images of a batch.
     """
     fast, parts = model.in_precision(config.precision), []
-    counts = {"chains": config.chains, "temperatures": config.temperatures}
     for rows in torch.arange(len(x), device=x.device).split(batch_size):
-        images, own = x[rows], select(q, rows)
-        of_own = importance_sampling(model, images, own, generator=generator, num_samples=config.num_samples)
-        best, of_best = own, of_own
+        images, own, generators = x[rows], select(q, rows), generators_of(generator, rows)
+        of_own = measure_q(model, images, own, config, generator=generators)
+        best, of_best = own, of_own[:3]
         if not fitted:
-            best = fit_posterior(model, images, own, generator=generator, fit_steps=config.fit_steps).q
-            of_best = importance_sampling(model, images, best, generator=generator, num_samples=config.num_samples)
-        start = gauss_newton_posterior(fast, images, best, generator=generator)
-        ais = annealed_importance_sampling(fast, images, start, generator=generator, **counts)
-        parts.append(Gaps(*of_own, *of_best, *ais[:4]))
+            best = fit_posterior(model, images, own, generator=generators, fit_steps=config.fit_steps).q
+            of_best = importance_sampling(model, images, best, generator=generators, num_samples=config.num_samples)
+        start = gauss_newton_posterior(fast, images, best, generator=generators)
+        ais = annealed_importance_sampling(fast, images, start, generator=generators, **annealing(config))
+        parts.append(Gaps(*of_own, *of_best, *ais[:6]))
         if on_batch:
             on_batch(len(images))
     return Gaps(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def summarize(gaps):
-    """{"elbo", "fitted_elbo", "log_prob", "approximation_gap", "amortization_gap"}, as `mean_and_error` gives them.
+def annealing(config):
+    """The arguments of annealing that an EvalConfig sets."""
+    return {name: getattr(config, name) for name in ("chains", "temperatures", "log_weight_std")}
 
-    gaps: Gaps of any shape; log_prob is the annealed one. The two gaps are paired differences on the same images.
+
+def summarize(gaps):
+    """{"elbo", "fitted_elbo", "log_prob", "approximation_gap", "amortization_gap"}, as `stratified_mean` gives them.
+
+    gaps: Gaps (classes, images per class); log_prob is the annealed one. The two gaps are paired differences on the
+    same images.
     """
     values = {
         "elbo": gaps.elbo,
@@ -66,4 +86,13 @@ def summarize(gaps):
         "approximation_gap": gaps.ais_log_prob - gaps.fitted_elbo,
         "amortization_gap": gaps.fitted_elbo - gaps.elbo,
     }
-    return {name: mean_and_error(value) for name, value in values.items()}
+    return {name: stratified_mean(value) for name, value in values.items()}
+
+
+def differences(one, other):
+    """{"elbo", "fitted_elbo", "log_prob", "squared_error"} of one method less those of another, on the same images.
+
+    Gaps (classes, images per class) each; every paired difference as `stratified_mean` gives it.
+    """
+    names = {"elbo": "elbo", "fitted_elbo": "fitted_elbo", "log_prob": "ais_log_prob", "squared_error": "squared_error"}
+    return {name: stratified_mean(getattr(one, field) - getattr(other, field)) for name, field in names.items()}

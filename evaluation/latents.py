@@ -1,4 +1,4 @@
-"""What the latents represent: active dimensions, linear probes, maps, traversals and interpolations."""
+"""What the latents represent: used dimensions, linear probes, maps, traversals and interpolations."""
 
 import warnings
 from dataclasses import replace
@@ -10,80 +10,112 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 
 from data import SPLITS, rows_per_class, stratified_subset
 from evaluation import figures, style
 from evaluation.samples import classify
-from evaluation.stats import accuracy, bootstrap_counts, wilson_interval
+from evaluation.stats import accuracy, bootstrap_counts, count_interval, wilson_interval
 from runtime.checkpoint import save_csv, save_figure
-from vae_utils import kl_per_dimension, random_generator
+from vae_utils import kl_per_dimension, random_generator, select
 
+USED = 0.1  # nats: mean KL over images above which a dimension is used
 ACTIVE = 0.01  # variance over images of the mean of q above which a dimension is active (Burda et al. 2016)
 RESAMPLES = 200
 PROBE_LABELS = (100, 1000, 20_000)
 PROBE_DRAWS = 5  # of the labels, where not all are used
-# One C for every probe: around it accuracy changes by less than its interval on 500 test images, at all these labels.
-PROBE_C, PROBE_TOLERANCE, PROBE_ITERATIONS = 0.1, 1e-3, 500
+PROBE_C = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # inverse strengths of the penalty, of which cross-validation chooses
+FEW_LABELS, MANY_FOLDS, FEW_FOLDS = 2000, 5, 3  # of more labels, the first of five folds is enough to choose C by
+SEARCH_TOLERANCE, PROBE_TOLERANCE, PROBE_ITERATIONS = 1e-3, 1e-4, 1000
 TRAVERSED_DIMENSIONS, TRAVERSED_DIRECTIONS = 4, 3
 TRAVERSED_CLASS, INTERPOLATED_CLASSES = 3, (2, 7)  # by their position, modulo the number of classes
 
 
-def active_units(mean):
-    """Which dimensions are active, (D,) bool, by the means of q (B, D): Cov_x(E_q[z]) > ACTIVE (Burda et al. 2016)."""
-    return mean.double().var(0) > ACTIVE
-
-
-def active_units_interval(mean, *, generator):
-    """The 95% interval of the number of active units, two whole numbers: percentiles over resamples of the images."""
-    mean = mean.double() - mean.double().mean(0)  # centered, so that the difference of squares loses no digits
-    counts = bootstrap_counts(len(mean), resamples=RESAMPLES, generator=generator)
-    first, second = counts @ mean / len(mean), counts @ mean.square() / len(mean)
-    variance = (second - first.square()) * len(mean) / (len(mean) - 1)  # (resamples, D)
-    active = (variance > ACTIVE).sum(1).cpu().numpy()
-    return [int(np.quantile(active, end, method=method)) for end, method in ((0.025, "lower"), (0.975, "higher"))]
+def used_dimensions(q):
+    """Which dimensions of q, a diagonal Normal (B, D), are used, (D,) bool: their mean KL over images is above USED."""
+    return kl_per_dimension(q).double().mean(0) > USED
 
 
 def usage(q, *, generator):
-    """One dict per dimension of q, a diagonal Normal (B, D), and the number of active units with its interval."""
-    images, divergence = len(q.mean), kl_per_dimension(q).double()
-    columns = divergence.mean(0), divergence.std(0) / images**0.5, q.mean.double().var(0)
+    """One dict per dimension of q, a diagonal Normal (B, D), and the numbers of used dimensions and of active units.
+
+    A dimension is used if its mean KL is above USED. It is an active unit if the mean of q varies over the images by
+    more than ACTIVE (Burda et al. 2016), which is also true of many dimensions with next to no KL. The 95% intervals
+    are percentiles over the same bootstrap resamples of the images.
+    """
+    images, divergence, mean = len(q.mean), kl_per_dimension(q).double(), q.mean.double()
+    kl, variance = divergence.mean(0), mean.var(0)
+    columns = torch.stack((kl, divergence.std(0) / images**0.5, variance), dim=1).tolist()
     rows = [
-        {"dimension": dimension, "images": images, "kl": mean, "kl_standard_error": error, "variance_of_mean": variance}
-        for dimension, (mean, error, variance) in enumerate(torch.stack(columns, dim=1).tolist())
+        {"dimension": dimension, "images": images, "kl": nats, "kl_standard_error": error, "variance_of_mean": spread}
+        for dimension, (nats, error, spread) in enumerate(columns)
     ]
-    interval = active_units_interval(q.mean, generator=generator)
-    return rows, {"active_units": int(active_units(q.mean).sum()), "interval_95": interval, "images": images}
+    counts = bootstrap_counts(images, resamples=RESAMPLES, generator=generator)
+    mean = mean - mean.mean(0)  # so that the difference of squares loses no digits
+    first, second = counts @ mean / images, counts @ mean.square() / images
+    variances = (second - first.square()) * images / (images - 1)  # (resamples, D)
+    used = used_dimensions(q)
+    return rows, {
+        "used_dimensions": int(used.sum()),
+        "kl_threshold": USED,
+        "share_of_kl": float(kl[used].sum() / kl.sum()) if used.any() else 0.0,
+        "interval_95": count_interval((counts @ divergence / images > USED).sum(1)),
+        "active_units": int((variance > ACTIVE).sum()),
+        "variance_threshold": ACTIVE,
+        "active_units_interval_95": count_interval((variances > ACTIVE).sum(1)),
+        "images": images,
+    }
 
 
-def probe(features, labels):
-    """A logistic regression on standardized features (N, F), with the labels (N,): (scikit-learn model, converged)."""
-    regression = LogisticRegression(C=PROBE_C, tol=PROBE_TOLERANCE, max_iter=PROBE_ITERATIONS)
-    model = make_pipeline(StandardScaler(), regression)
+def rescale(features, others):
+    """Both (N, F) and (M, F) centered and divided by one number, from features alone: their mean variance becomes 1.
+
+    One number for each dimension would make an unused dimension as large as a used one.
+    """
+    scale = features.var(0).mean().sqrt().clamp(min=torch.finfo(features.dtype).tiny)
+    return tuple((values - features.mean(0)) / scale for values in (features, others))
+
+
+def probe(features, labels, *, seed):
+    """A logistic regression on features (N, F) with the labels (N,): (scikit-learn model, converged).
+
+    C is the one of PROBE_C with the best accuracy in cross-validation on these labels; of equals, the smallest.
+    """
+    x, y = features.cpu().numpy(), labels.cpu().numpy()
+    few = len(y) <= FEW_LABELS
+    folds = FEW_FOLDS if few else MANY_FOLDS
+    kind = StratifiedKFold if np.unique(y, return_counts=True)[1].min() >= folds else KFold
+    splits = list(kind(folds, shuffle=True, random_state=seed).split(x, y))
+    regression = LogisticRegression(tol=SEARCH_TOLERANCE, max_iter=PROBE_ITERATIONS)
+    search = GridSearchCV(regression, {"C": PROBE_C}, cv=splits if few else splits[:1], refit=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it is returned
-        model.fit(features.cpu().numpy(), labels.cpu().numpy())
-    return model, bool(regression.n_iter_.max() < PROBE_ITERATIONS)
+        best = search.fit(x, y).best_params_
+        model = LogisticRegression(**best, tol=PROBE_TOLERANCE, max_iter=PROBE_ITERATIONS).fit(x, y)
+    return model, bool(model.n_iter_.max() < PROBE_ITERATIONS)
 
 
 def probe_scores(features, *, train, sample, seed):
-    """How well classes can be read from features, {name: one dict for each number of labels}.
+    """How well classes can be read from features, `rescale`d: {name: one dict for each number of labels}.
 
     features: {name: (of the training images (N, F), of the test images (M, F))}; train, sample: the Splits of these
     images. The numbers of labels are PROBE_LABELS, at most N. Fewer than N labels are drawn PROBE_DRAWS times,
-    stratified, the same draws for all features. The accuracy is the mean over the draws; the interval is Wilson's over
-    the M test images alone, and the standard deviation is that over the draws.
+    stratified, the same draws for all features; each has a C of its own. The accuracy is the mean over the draws; the
+    interval is Wilson's over the M test images alone, and the standard deviation is that over the draws.
     """
     count, images, scores = len(train.labels), len(sample.labels), {name: [] for name in features}
     numbered = replace(train, index=torch.arange(count, device=train.labels.device))
     for size in sorted({min(size, count) for size in PROBE_LABELS}):
-        draws = [
-            stratified_subset(numbered, size=size, seed=_seed(seed, "labels of the probe", size, draw)).index
-            for draw in range(PROBE_DRAWS if size < count else 1)
-        ]
-        for name, (of_train, of_sample) in features.items():
-            models, converged = zip(*(probe(of_train[rows], train.labels[rows]) for rows in draws), strict=True)
+        draws = {}  # {seed: rows}
+        for draw in range(PROBE_DRAWS if size < count else 1):
+            of_draw = _seed(seed, "labels of the probe", size, draw)
+            draws[of_draw] = stratified_subset(numbered, size=size, seed=of_draw).index
+        for name, both in features.items():
+            of_train, of_sample = rescale(*both)
+            models, converged = zip(
+                *(probe(of_train[rows], train.labels[rows], seed=of_draw) for of_draw, rows in draws.items()),
+                strict=True,
+            )
             x, y = of_sample.cpu().numpy(), sample.labels.cpu().numpy()
             shares = [float((model.predict(x) == y).mean()) for model in models]
             mean = sum(shares) / len(draws)
@@ -95,6 +127,7 @@ def probe_scores(features, *, train, sample, seed):
                     "images": images,
                     "draws": len(draws),
                     "standard_deviation_over_draws": float(np.std(shares, ddof=1)) if len(draws) > 1 else None,
+                    "C": [model.C for model in models],
                     "converged": all(converged),
                 }
             )
@@ -148,20 +181,24 @@ def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, res
     def save(name, draw, **values):
         save_figure(results_dir / f"{name}.png", draw(likelihood=likelihood, **values))
 
-    table, units, seen = [], {}, {}
+    table, dimensions, seen = [], {}, {}
+    numbered = replace(train, index=torch.arange(len(train.labels), device=train.labels.device))
+    # As many as test images: a count of values above a threshold depends on how noisy these values are.
+    compared = stratified_subset(numbered, size=min(len(sample.labels), len(train.labels)), seed=seed).index
     for method in methods:
-        both, units[method.name] = (train_q[method.name], sample_q[method.name]), {}
-        for split, q in zip(SPLITS, both, strict=True):
-            generator = random_generator(seed, "active units", method.name, split, device=q.mean.device)
-            rows, units[method.name][split] = usage(q, generator=generator)
+        of_train, of_sample, dimensions[method.name] = train_q[method.name], sample_q[method.name], {}
+        of_compared = select(of_train, compared)
+        for split, q in zip(SPLITS, (of_compared, of_sample), strict=True):
+            generator = random_generator(seed, "used dimensions", method.name, split, device=q.mean.device)
+            rows, dimensions[method.name][split] = usage(q, generator=generator)
             table += [{"method": method.name, "split": split, **row} for row in rows]
-        seen[method.name] = tuple(q.mean for q in both)
+        seen[method.name] = of_train.mean, of_sample.mean
         # A probe may read x from dimensions that the decoder ignores, because there q is very near to p(z).
-        active = active_units(train_q[method.name].mean)
-        if active.any() and not active.all():
-            seen[f"{method.name}_active"] = tuple(mean[:, active] for mean in seen[method.name])
+        used = used_dimensions(of_compared)
+        if used.any() and not used.all():
+            seen[f"{method.name}_used"] = tuple(mean[:, used] for mean in seen[method.name])
     save_csv(results_dir / "latent_usage.csv", table)
-    save("latent_usage", figures.latent_usage, table=table, units=units, methods=methods)
+    save("latent_usage", figures.latent_usage, table=table, dimensions=dimensions, methods=methods)
 
     seen["pixels"] = train.images.flatten(1), sample.images.flatten(1)
     classified = classify(classifier, sample.images)
@@ -171,14 +208,19 @@ def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, res
     save("latent_probes", figures.probes, scores=scores, baseline=itself, methods=methods)
 
     agreement = {name: accuracy(nearest_agree(q.mean, sample.labels)) for name, q in sample_q.items()}
+    in_pixels = accuracy(nearest_agree(sample.images.flatten(1), sample.labels))
     points = {name: map_2d(q.mean, seed=seed) for name, q in sample_q.items()}
     shared = {"labels": sample.labels.cpu(), "methods": methods, "classes": sample.classes}
-    save("latent_map", figures.latent_map, points=points, agreement=agreement, **shared)
+    save("latent_map", figures.latent_map, points=points, agreement=agreement, in_pixels=in_pixels, **shared)
     _draw_traversals(methods, train_q, sample_q, sample, save)
     _draw_interpolation(methods, sample_q, sample, classifier, save)
     numbers = {}
     for name, share in agreement.items():
-        numbers[name] = {"active_units": units[name], "nearest_neighbor_has_the_same_class": share}
+        numbers[name] = {
+            "dimensions": dimensions[name],
+            "nearest_neighbor_has_the_same_class": share,
+            "nearest_neighbor_in_pixels_has_the_same_class": in_pixels,
+        }
     return {"methods": numbers, "probes": {**scores, "baseline_itself": {"labels": len(train.labels), **itself}}}
 
 

@@ -10,7 +10,7 @@ from data import SPLITS, rows_per_class
 from evaluation import figures, gaps, latents, samples, scores, style
 from runtime.checkpoint import save_array, save_csv, save_figure
 from runtime.progress import ProgressBar
-from vae_utils import random_generator
+from vae_utils import mean_and_error, random_generator
 
 PRIOR_SAMPLES = 64
 
@@ -34,28 +34,36 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
 
     sample, fits, seconds = scores.infer_sample(methods, data, config)
     train_q = {method.name: scores.posterior_of_train(method, data) for method in methods}
-    bounds = scores.final_bounds(methods, data, sample, fits, train_q, config)
+    bounds, converged = scores.final_bounds(methods, data, sample, fits, train_q, config)
 
     found = scores.log_probabilities(methods, data, config)
     log_prob = {
-        name: {split: scores.summarize_log_prob(values) for split, values in of_splits.items()}
+        name: {
+            split: scores.summarize_log_prob(values, bounds[name][split].elbo, getattr(data, split))
+            for split, values in of_splits.items()
+        }
         for name, of_splits in found.items()
     }
     values = np.stack([[found[method.name][split].is_log_prob for split in SPLITS] for method in methods])
-    save_csv(results_dir / "log_probabilities.csv", scores.records(found, data))
+    save_csv(results_dir / "log_probabilities.csv", scores.records(found, data, config))
     save_array(results_dir / "log_probabilities.npy", values)
-    first = data.test.images[rows_per_class(data.test, 1).flatten()]
-    shown = {"images": first, "example_values": values[:, SPLITS.index("test"), :, 0]}
+    examples = data.test.images[scores.scored_rows(data, "test", 1, config).flatten()]
+    shown = [found[method.name]["test"].ais_log_prob[:, 0].tolist() for method in methods]
     counts = {"num_samples": config.num_samples, "classes": classes}
-    save("log_probabilities", figures.log_probabilities, scores=log_prob, **shown, **counts)
+    save(
+        "log_probabilities", figures.log_probabilities, scores=log_prob, images=examples, example_values=shown, **counts
+    )
 
     rows = scores.gaps_over_epochs(checkpoints, data, config)
     last, per_class = ({method.name: {} for method in methods} for _ in range(2))
     for method, split in product(methods, SPLITS):
-        annealed = scores.annealed(found[method.name][split])
-        last[method.name][split] = summary = gaps.summarize(annealed)
-        rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": summary})
-        per_class[method.name][split] = [gaps.summarize(gaps.Gaps(*fields)) for fields in zip(*annealed, strict=True)]
+        measured = found[method.name][split]
+        same = gaps.summarize(scores.annealed(measured, config.gap_images_per_digit))
+        last[method.name][split] = gaps.summarize(scores.annealed(measured))
+        for summary in (same, last[method.name][split]):
+            rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": summary})
+        fields = zip(*scores.annealed(measured), strict=True)
+        per_class[method.name][split] = [gaps.summarize(gaps.Gaps(*of_class)) for of_class in fields]
     save_csv(results_dir / "gaps.csv", [_flat(row) for row in rows])
     save("gaps_over_epochs", figures.gaps_over_epochs, rows=rows, saved_epochs=checkpoints.epochs)
     save("gaps_per_digit", figures.gaps_per_class, per_class=per_class, classes=classes)
@@ -71,8 +79,16 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         methods, train_q, data, classifier, config, sample=sample, sample_q=sample_q, results_dir=results_dir
     )
     quality = samples.assess(methods, data, classifier, config, results_dir=results_dir)
+    bound_scores = {
+        name: {
+            split: {part: mean_and_error(value) for part, value in bound._asdict().items()}
+            for split, bound in of_splits.items()
+        }
+        for name, of_splits in bounds.items()
+    }
     parts = {
-        "bounds": bounds,
+        "bounds": bound_scores,
+        "fits_converged": converged,
         "log_prob": log_prob,
         "gaps": last,
         "bdmc": bdmc,
@@ -85,6 +101,7 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
             method.name: {"label": method.label, **{name: part[method.name] for name, part in parts.items()}}
             for method in methods
         },
+        "differences": scores.paired_differences(found, methods),
         "probes": used["probes"],
         "samples": quality,
     }
@@ -104,10 +121,11 @@ def draw_epoch(epoch, methods, data, config, results_dir):
     likelihood = methods[0].model.likelihood.label
     train_rows = rows_per_class(data.train, 1).flatten()
     test_rows = rows_per_class(data.test, 2).T.flatten()  # the first of each class to reconstruct, then the second
-    seen, (unseen, original) = data.train.images[train_rows], data.test.images[test_rows].chunk(2)
+    of_test = data.test.at(test_rows)
+    seen, (unseen, original) = data.train.images[train_rows], of_test.images.chunk(2)
     compared, sheets = {}, {}
     for method in methods:
-        q = scores.infer(method, data.test.images[test_rows], config, "test").q
+        q = scores.infer(method, of_test, config).q
         # The same generator for every method: where they have the same number of dimensions, the same z.
         generator = random_generator(config.seed, "prior samples", device=data.device)
         z = torch.randn(PRIOR_SAMPLES, method.model.latent_dim, generator=generator, device=data.device)
@@ -156,32 +174,56 @@ def table(summary):
     def line(label, of_splits):
         return row(label, *((number(score), f"{score['images']:,}") for score in of_splits))
 
-    rule = "-" * 92
-    header = row("nats per image (± standard error)", ("train", "images"), ("test", "images"))
-    lines = [summary["likelihood"], header, rule]
+    rule, title = "-" * 92, "nats per image (± standard error over images)"
+    lines = [summary["likelihood"], row(title, ("train", "images"), ("test", "images")), rule]
     for method in summary["methods"].values():
         lines.append(method["label"])
         for part, name in (("elbo", "ELBO"), ("log_likelihood", "E_q log p(x|z)"), ("kl", "KL(q || p)")):
             lines.append(line(f"  {name}", [method["bounds"][split][part] for split in SPLITS]))
-        of_splits = [method["log_prob"][split] for split in SPLITS]
-        fitted, annealed = (
-            [each["three_estimates"][name] for each in of_splits] for name in ("importance_sampling_fitted", "annealed")
-        )
-        for q, estimates in (("q", [each["overall"] for each in of_splits]), ("q*", fitted)):
-            lines.append(line(f"  log p(x), importance sampling from {q}", estimates))
-            train, test = (score["effective_sample_size_median"] for score in estimates)
-            warning = "too low" if min(train, test) < scores.FEW else ""
-            lines.append(row("    rests on (median effective samples)", (f"{train:.1f}", ""), (f"{test:.1f}", warning)))
+        of_splits, gap = [method["log_prob"][split] for split in SPLITS], method["bdmc"]["gap"]
+        if all(each["regression"] for each in of_splits):
+            lines.append(
+                line("  log p(x) of all images, by regression on ELBO", [each["regression"] for each in of_splits])
+            )
+        annealed = [each["annealed"] for each in of_splits]
         lines.append(line("  log p(x), annealed from q*", annealed))
-        errors = [(f"± {score['monte_carlo_error']:.2f}", "") for score in annealed]
-        lines.append(row("    of that, error of the estimate itself", *errors))
+        cells = [(f"± {score['monte_carlo_error']:.2f}", "") for score in annealed]
+        lines.append(row("    of that, Monte Carlo error", *cells))
+        lines.append(row("    of that, bias, an estimate", *(_bias(each, gap) for each in of_splits)))
+        lines.append(f"    bidirectional bounds of {gap['images']} simulated images are {number(gap)} nats apart")
+        for q, name in (("q", "importance_sampling"), ("q*", "importance_sampling_fitted")):
+            estimates = [each[name] for each in of_splits]
+            lines.append(line(f"  log p(x), importance sampling from {q}", estimates))
+            sizes = [score["effective_sample_size_median"] for score in estimates]
+            cells = [(f"{size:.1f}", "too low" if size < scores.FEW else "") for size in sizes]
+            lines.append(row("    rests on (median effective samples)", *cells))
         for name, difference in (("approximation", "log p(x) - ELBO(q*)"), ("amortization", "ELBO(q*) - ELBO(q)")):
             of_gap = [method["gaps"][split][f"{name}_gap"] for split in SPLITS]
             lines.append(line(f"  {name} gap, {difference}", of_gap))
-        gap = method["bdmc"]["gap"]
-        images = f"{gap['images']} simulated images"
-        lines += [f"  log p(x) of {images} lies between bounds {number(gap)} nats apart", rule]
+        lines.append(rule)
+    for difference in summary["differences"]:
+        one, other = (summary["methods"][name]["label"] for name in difference["methods"])
+        lines.append(f"{one} less {other[0].lower()}{other[1:]}, the same images")
+        for name, label in DIFFERENCES.items():
+            lines.append(line(f"  {label}", [difference[split][name] for split in SPLITS]))
+        lines.append(rule)
     return "\n".join(lines)
+
+
+DIFFERENCES = {
+    "elbo": "ELBO(q)",
+    "fitted_elbo": "ELBO(q*)",
+    "log_prob": "log p(x), annealed",
+    "squared_error": "squared error of the mean of q (not nats)",
+}
+
+
+def _bias(log_prob, gap):
+    """The cell of an annealed mean's bias, and a word where it, or the bounds' gap, is beyond the standard error."""
+    error = (log_prob["regression"] or log_prob["annealed"])["standard_error"]
+    bias = log_prob["annealed"]["bias"]
+    beyond = error is not None and max(abs(bias), gap["mean"]) > error
+    return f"{bias:.2f}", "> error" if beyond else ""
 
 
 COSTS = {

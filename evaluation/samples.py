@@ -78,25 +78,48 @@ def describe(classified, num_classes):
     }
 
 
-def frechet_distances(features, reference, *, seed, resamples):
-    """{name: {"value", "standard_error", "images"}} of the Fréchet distance from the reference.
+def frechet_distances(features, reference, *, seed, resamples, baseline):
+    """{name: {"value", "standard_error", "images", "over_BASELINE"}} of the Fréchet distance from the reference.
 
-    features: {name: (N, F)}; reference: (M, F). The error is the standard deviation over bootstrap resamples of both
-    sets. It leaves out the bias: the distance between two samples of one distribution is above 0, and larger for
-    smaller samples. Compare only distances of equally many images.
+    features: {name: (N, F)}; reference: (M, F). Distances are in units of the classifier, which differ from training to
+    training; "over_BASELINE", a value with its error, is their ratio to the distance of features[baseline]. An error is
+    the standard deviation over bootstrap resamples of all sets; a ratio has the same resample of the reference in both
+    its parts. It leaves out the bias, see `finite_sample_floor`: compare only distances of equally many images.
     """
-
-    def resampled(values, name):
-        generator = random_generator(seed, "bootstrap", name)
-        return [moments(values, row) for row in bootstrap_counts(len(values), resamples=resamples, generator=generator)]
-
-    target, targets = moments(reference), resampled(reference, "reference")
+    target, targets = moments(reference), list(_resampled(reference, len(reference), seed, "reference", resamples))
+    values, drawn = {}, {}
+    for name, of_name in features.items():
+        values[name] = frechet_distance(moments(of_name), target)
+        pairs = zip(_resampled(of_name, len(of_name), seed, name, resamples), targets, strict=True)
+        drawn[name] = torch.tensor([frechet_distance(*pair) for pair in pairs], dtype=torch.float64)
     found = {}
-    for name, values in features.items():
-        drawn = [frechet_distance(*pair) for pair in zip(resampled(values, name), targets, strict=True)]
-        value, error = frechet_distance(moments(values), target), float(torch.tensor(drawn, dtype=torch.float64).std())
-        found[name] = {"value": value, "standard_error": error, "images": len(values)}
+    for name, value in values.items():
+        ratio = {"value": value / values[baseline], "standard_error": float((drawn[name] / drawn[baseline]).std())}
+        score = {"value": value, "standard_error": float(drawn[name].std()), "images": len(features[name])}
+        found[name] = {**score, f"over_{baseline}": ratio}
     return found
+
+
+def finite_sample_floor(reference, count, *, seed, resamples):
+    """The mean Fréchet distance of `count` images from M others of the same distribution, which is above 0.
+
+    reference: (M, F). The bootstrap's estimate (Efron 1979): both samples are drawn from the reference. A resample's
+    distance from the reference itself would be too small, by what the M images of the reference add to the distance.
+    """
+    one, two = (
+        _resampled(reference, size, seed, f"floor, {name}", resamples)
+        for name, size in (("sample", count), ("reference", len(reference)))
+    )
+    drawn = torch.tensor([frechet_distance(*pair) for pair in zip(one, two, strict=True)], dtype=torch.float64)
+    score = {"value": float(drawn.mean()), "standard_deviation": float(drawn.std())}
+    return {**score, "images": count, "reference_images": len(reference)}
+
+
+def _resampled(features, size, seed, name, resamples):
+    """The Moments of bootstrap resamples, `size` rows of features (N, F) each."""
+    generator = random_generator(seed, "bootstrap", name)
+    counts = bootstrap_counts(len(features), resamples=resamples, generator=generator, size=size)
+    return (moments(features, row) for row in counts)
 
 
 @torch.no_grad()
@@ -105,7 +128,8 @@ def assess(methods, data, classifier, config, *, results_dir, resamples=20):
 
     classifier: trained on data.train, in evaluation mode; config: an EvalConfig. Kinds, config.classified_samples of
     each: "real_images", training images that are not in data.train, if there are enough: the best to be expected; every
-    method's name, at the same z; "pixel_gaussian", what two moments alone reach. "test" describes the test images.
+    method's name, at the same z; "pixel_gaussian", what two moments alone reach. "test" describes the test images;
+    "finite_sample_floor" is what the distance would be, on average, if the samples were test images.
     """
     seed, count, device, num_classes = config.seed, config.classified_samples, data.device, data.test.num_classes
     kinds = {}
@@ -122,14 +146,15 @@ def assess(methods, data, classifier, config, *, results_dir, resamples=20):
     classified = {name: classify(classifier, images) for name, images in kinds.items()}
     reference = classify(classifier, data.test.images)
     features = {name: each.features for name, each in classified.items()}
-    scores = {}
-    for name, distance in frechet_distances(features, reference.features, seed=seed, resamples=resamples).items():
+    scores, again = {}, {"seed": seed, "resamples": resamples}
+    for name, distance in frechet_distances(features, reference.features, baseline="pixel_gaussian", **again).items():
         scores[name] = {"frechet_distance": distance, **describe(classified[name], num_classes)}
     scores["test"] = describe(reference, num_classes)
     examples = {name: images[:EXAMPLES] for name, images in kinds.items()}
+    floor = finite_sample_floor(reference.features, count, **again)
     classes, likelihood = data.test.classes, methods[0].model.likelihood.label
     figure = figures.sample_quality(
-        scores=scores, examples=examples, methods=methods, classes=classes, likelihood=likelihood
+        scores=scores, floor=floor, examples=examples, methods=methods, classes=classes, likelihood=likelihood
     )
     save_figure(Path(results_dir) / "sample_quality.png", figure)
-    return scores
+    return {**scores, "finite_sample_floor": floor}

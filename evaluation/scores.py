@@ -1,18 +1,22 @@
-"""The numbers of trained methods: bounds over whole splits, log p(x) per class, gaps, bidirectional bounds, costs."""
+"""The numbers of trained methods: bounds over whole splits, log p(x) per class, gaps, bidirectional bounds, costs.
+
+What is random about an image is a function of (seed, purpose, method, image): its numbers depend on no other image.
+"""
 
 import math
 import time
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 
 import torch
 
-from data import SPLITS, rows_per_class, stratified_subset
+from data import SPLITS, random_rows_per_class, stratified_subset
 from evaluation import gaps
 from evaluation.ais import bidirectional_bounds, gauss_newton_posterior
+from evaluation.stats import regression_estimate, stratified_mean
 from latent_optimization import fit_posterior, initial_posterior
 from runtime.progress import ProgressBar
-from vae_utils import concatenate, evaluate_bound, importance_sampling, mean_and_error, random_generator, select
+from vae_utils import concatenate, evaluate_bound, image_generators, mean_and_error, random_generator, select
 
 FEW = 10  # effective samples: below, log p(x) is too low by an amount that the weights cannot tell
 EARLIER_NUM_SAMPLES = 100  # importance samples at the epochs before the last
@@ -26,17 +30,17 @@ def infer_sample(methods, data, config):
     with ProgressBar("inference", total=len(methods) * size, unit="img") as bar:
         for method in methods:
             started = time.perf_counter()
-            fits[method.name] = infer(method, sample.images, config, "sample")
+            fits[method.name] = infer(method, sample, config)
             fits[method.name].q.mean.cpu()  # waits for the device
             seconds[method.name] = (time.perf_counter() - started) / size
             bar.advance(size)
     return sample, fits, seconds
 
 
-def infer(method, images, config, *purpose):
-    """The Fit of images that the method never saw."""
-    generator = random_generator(config.seed, "inference", method.name, *purpose, device=images.device)
-    return method.infer(images, generator=generator, fit_steps=config.fit_steps)
+def infer(method, split, config):
+    """The Fit of images that the method never saw, a Split."""
+    own = image_generators(config.seed, "inference", method.name, index=split.index, device=split.images.device)
+    return method.infer(split.images, generator=own, fit_steps=config.fit_steps)
 
 
 @torch.no_grad()
@@ -47,72 +51,81 @@ def posterior_of_train(method, data, batch_size=1000):
 
 
 def final_bounds(methods, data, sample, fits, train_q, config):
-    """{name: {split: {"elbo", "log_likelihood", "kl"}}}, each as `mean_and_error` gives it.
+    """The bounds at each method's own q, and which share of the test images' fits has converged.
 
     train_q: {name: q}; sample, fits: of `infer_sample`. Where inference is a forward pass, every test image is scored;
-    where it is a fit, the sample alone, and "fit_converged" says whether it has converged.
+    where it is a fit, the sample alone. Returns ({name: {split: a Bound of (N,) each}}, {name: share}).
     """
-    bounds = {}
+    bounds, converged = {}, {}
     for method in methods:
         fit, of_test = fits[method.name], sample
-        if not fit.gradients:
-            of_test, fit = data.test, infer(method, data.test.images, config, "test")
+        if method.shared_inference:
+            of_test, fit = data.test, infer(method, data.test, config)
         bounds[method.name] = {}
         for split, images, q in (("train", data.train.images, train_q[method.name]), ("test", of_test.images, fit.q)):
             generator = random_generator(config.seed, "final bound", method.name, split, device=data.device)
             bound = evaluate_bound(method.model, images, lambda x, rows, q=q: select(q, rows), generator=generator)
-            bounds[method.name][split] = {part: mean_and_error(value) for part, value in bound._asdict().items()}
-        bounds[method.name]["test"]["fit_converged"] = fit.converged
-    return bounds
+            bounds[method.name][split] = bound
+        converged[method.name] = float(fit.converged.double().mean())
+    return bounds, converged
 
 
-def measure_first(method, data, name, config, *purpose, on_batch):
-    """Gaps (classes, images per class) of the first images of each class of the split `name`.
+def scored_rows(data, name, count, config):
+    """The rows of `count` random images of each class of the split `name`, (classes, count), the same for all."""
+    return random_rows_per_class(getattr(data, name), count, seed=config.seed)
 
-    All have importance sampling from the method's own q; the first `annealed_per_digit` of each class also importance
-    sampling from the best diagonal q, and annealing. NaN where it was not measured. purpose: of the generator.
+
+def measure_images(method, data, name, config, *purpose, on_batch):
+    """Gaps (classes, images per class) of random images of each class of the split `name`.
+
+    All have what needs only the method's own q; the first `annealed_per_digit` of each class also importance sampling
+    from the best diagonal q, and annealing. NaN where it was not measured. purpose: of the generators.
     """
     split = getattr(data, name)
-    rows = rows_per_class(split, config.images_per_digit)  # (classes, n)
-    images = split.images[rows.flatten()]
+    rows = scored_rows(data, name, config.images_per_digit, config)  # (classes, n)
+    part = split.at(rows.flatten())
     if name == "train":
         with torch.no_grad():
-            q, fitted = method.posterior(images, rows.flatten()), False
+            q, fitted = method.posterior(part.images, rows.flatten()), False
     else:
-        fit = infer(method, images, config, name)
-        q, fitted = fit.q, fit.gradients > 0
-    generator = random_generator(config.seed, *purpose, method.name, name, device=data.device)
+        fit = infer(method, part, config)
+        q, fitted = fit.q, not method.shared_inference
+    own = image_generators(config.seed, *purpose, method.name, name, index=part.index, device=data.device)
     numbers = torch.arange(rows.numel(), device=data.device).reshape(rows.shape)
-    chosen, rest = (part.flatten() for part in numbers.tensor_split([config.annealed_per_digit], dim=1))
-    fields = torch.full((len(gaps.Gaps._fields), len(images)), torch.nan, device=data.device)
-    options = {"generator": generator, "fitted": fitted, "on_batch": on_batch}
-    fields[:, chosen] = torch.stack(gaps.measure(method.model, images[chosen], select(q, chosen), config, **options))
-    for part in rest.split(100) if len(rest) else ():
-        own, count = select(q, part), config.num_samples
-        estimate = importance_sampling(method.model, images[part], own, generator=generator, num_samples=count)
-        fields[: len(estimate), part] = torch.stack(estimate)  # the first fields of Gaps
-        on_batch(len(part))
+    chosen, rest = (each.flatten() for each in numbers.tensor_split([config.annealed_per_digit], dim=1))
+    fields = torch.full((len(gaps.Gaps._fields), len(part.images)), torch.nan, device=data.device)
+
+    def arguments(rows):
+        generator = [own[row] for row in rows.tolist()]
+        return (method.model, part.images[rows], select(q, rows), config), {"generator": generator}
+
+    positional, keywords = arguments(chosen)
+    fields[:, chosen] = torch.stack(gaps.measure(*positional, **keywords, fitted=fitted, on_batch=on_batch))
+    for block in rest.split(100) if len(rest) else ():
+        positional, keywords = arguments(block)
+        fields[: gaps.OF_Q, block] = torch.stack(gaps.measure_q(*positional, **keywords))
+        on_batch(len(block))
     return gaps.Gaps(*fields.reshape(-1, *rows.shape))
 
 
 def log_probabilities(methods, data, config):
-    """{method's name: {split: `measure_first`}} in float64 on the CPU."""
+    """{method's name: {split: `measure_images`}} in float64 on the CPU."""
     total = len(methods) * len(SPLITS) * data.test.num_classes * config.images_per_digit
     found = {method.name: {} for method in methods}
     with ProgressBar("log p(x)", total=total, unit="img") as bar:
         for method, name in product(methods, SPLITS):
-            measured = measure_first(method, data, name, config, "log p(x)", on_batch=bar.advance)
+            measured = measure_images(method, data, name, config, "log p(x)", on_batch=bar.advance)
             found[method.name][name] = gaps.Gaps(*(field.cpu().double() for field in measured))
     return found
 
 
-def records(found, data):
+def records(found, data, config):
     """What `log_probabilities` found as one dict per image, None where it was not measured."""
     rows = []
     for name, of_splits in found.items():
         for split, values in of_splits.items():
             part = getattr(data, split)
-            part = part.at(rows_per_class(part, values.is_log_prob.shape[1]).flatten())
+            part = part.at(scored_rows(data, split, values.is_log_prob.shape[1], config).flatten())
             columns = zip(*(field.flatten().tolist() for field in values), strict=True)
             for label, index, numbers in zip(part.labels.tolist(), part.index.tolist(), columns, strict=True):
                 numbers = (None if math.isnan(number) else number for number in numbers)
@@ -122,73 +135,102 @@ def records(found, data):
 
 
 def gaps_over_epochs(checkpoints, data, config):
-    """One dict per earlier epoch, method and split: gaps.summarize of the first images of each class, always the same.
+    """One dict per earlier epoch, method and split: gaps.summarize of random images of each class, always the same.
 
-    checkpoints: a training.Checkpoints. Half the chains and half the temperatures of the last epoch are enough: the
-    error of annealing is far smaller than the differences between so few images.
+    checkpoints: a training.Checkpoints. Half the chains of the last epoch are enough: the error of annealing is far
+    smaller than the differences between so few images.
     """
     rows, epochs, count = [], checkpoints.epochs[:-1], config.gap_images_per_digit
     total = len(epochs) * len(checkpoints.methods) * len(SPLITS) * data.test.num_classes * count
     coarse = replace(config, images_per_digit=count, annealed_per_digit=count, num_samples=EARLIER_NUM_SAMPLES)
-    coarse = replace(coarse, chains=max(2, config.chains // 2), temperatures=max(1, config.temperatures // 2))
+    coarse = replace(coarse, chains=max(2, config.chains // 2))
     with ProgressBar("gaps", total=total, unit="img") as bar:
         for epoch in epochs:
             for method, name in product(checkpoints.load(epoch, data), SPLITS):
-                scores = gaps.summarize(measure_first(method, data, name, coarse, "gaps", epoch, on_batch=bar.advance))
-                rows.append({"epoch": epoch, "method": method.name, "split": name, "scores": scores})
+                found = measure_images(method, data, name, coarse, "gaps", epoch, on_batch=bar.advance)
+                rows.append({"epoch": epoch, "method": method.name, "split": name, "scores": gaps.summarize(found)})
     return rows
 
 
 def bdmc_gap(method, config, *, device="cpu"):
     """{"lower", "upper", "gap"} of log p(x) of images simulated from the model (Grosse et al. 2015).
 
-    Each as `mean_and_error` gives it. The gap bounds the mean error of annealing with the same chains and temperatures,
-    in either direction, on such images.
+    Each as `mean_and_error` gives it. The gap bounds the mean error of annealing with the same settings, in either
+    direction, on such images.
     """
-    model = method.model
-    generator = random_generator(config.seed, "simulated images", method.name, device=device)
-    x, z = model.sample(config.simulated_images, generator)
+    model, index = method.model, torch.arange(config.simulated_images)
+    x, z = model.sample(len(index), random_generator(config.seed, "simulated images", method.name, device=device))
+    own = image_generators(config.seed, "bidirectional bounds", method.name, index=index, device=device)
     start = initial_posterior(len(x), model.latent_dim, device=device)
-    fit = fit_posterior(model, x, start, generator=generator, fit_steps=config.fit_steps)
+    q = fit_posterior(model, x, start, generator=own, fit_steps=config.fit_steps).q
     fast = model.in_precision(config.precision)
-    q = gauss_newton_posterior(fast, x, fit.q, generator=generator)
-    chains, temperatures = config.chains, config.temperatures
-    bounds = bidirectional_bounds(fast, x, z, q, generator=generator, chains=chains, temperatures=temperatures)
+    q = gauss_newton_posterior(fast, x, q, generator=own)
+    bounds = bidirectional_bounds(fast, x, z, q, generator=own, **gaps.annealing(config))
     values = {**bounds._asdict(), "gap": bounds.upper - bounds.lower}
     return {name: mean_and_error(value) for name, value in values.items()}
 
 
-def annealed(found):
-    """Of Gaps (classes, images per class), those of the images that were annealed, the first of each class."""
-    count = int((~found.ais_log_prob[0].isnan()).sum())
+def annealed(found, count=None):
+    """Of Gaps (classes, images per class), those of the images that were annealed, the first `count` of each class."""
+    count = count or int((~found.ais_log_prob[0].isnan()).sum())
     return gaps.Gaps(*(field[:, :count] for field in found))
 
 
-def summarize_log_prob(found):
-    """{"overall": score, "classes": [scores], "three_estimates": {...}} of Gaps (classes, images per class).
+def summarize_log_prob(found, elbo, split):
+    """{"regression", "annealed", "importance_sampling", "importance_sampling_fitted", "classes"} of log p(x).
 
-    "three_estimates" are importance sampling from q, the same from q*, and annealing, on the images that have all
-    three. Of their mean, "standard_error" is the error over images, "monte_carlo_error" that of the estimator.
+    found: Gaps (classes, images per class) of random images of the Split `split`; elbo: (M,), the bounds of all of its
+    images, or of a random part. Each is like a `stratified_mean`, nats. "regression" is log p(x) of the whole split, by
+    the regression of the annealed values on the bounds, None if there are too few. "annealed" and the two by importance
+    sampling, from q and from q*, are means over the images that have all three. "classes": the same of each class.
+    """
+    both, shares = annealed(found), torch.bincount(split.labels, minlength=split.num_classes).double()
+    regression = None
+    if both.elbo.numel() > 2 and both.elbo.std() > 0:
+        options = {"shares": shares / shares.sum(), "known": elbo, "population": len(split.labels)}
+        regression = regression_estimate(both.ais_log_prob, both.elbo, **options)
+    return {"regression": regression, **_estimates(both), "classes": [_estimates(each) for each in _per_class(both)]}
+
+
+def _per_class(found):
+    """One Gaps (1, images) for each class of Gaps (classes, images)."""
+    return [gaps.Gaps(*(field[None] for field in fields)) for fields in zip(*found, strict=True)]
+
+
+def _estimates(found):
+    """Three estimates of log p(x), of Gaps (classes, images per class).
+
+    Of annealing, "monte_carlo_error" is the standard error of the mean's own estimate, over the chains, and "bias" the
+    jackknife's estimate of the mean's bias.
     """
 
-    def score(log_prob, sizes):
-        return {**mean_and_error(log_prob), "effective_sample_size_median": float(sizes.flatten().quantile(0.5))}
+    def sampled(log_prob, sizes):
+        return {**stratified_mean(log_prob), "effective_sample_size_median": float(sizes.flatten().quantile(0.5))}
 
-    both = annealed(found)
     return {
-        "overall": score(found.is_log_prob, found.effective_sample_size),
-        "classes": [score(*pair) for pair in zip(found.is_log_prob, found.effective_sample_size, strict=True)],
-        "three_estimates": {
-            "importance_sampling": score(both.is_log_prob, both.effective_sample_size),
-            "importance_sampling_fitted": score(both.fitted_is_log_prob, both.fitted_effective_sample_size),
-            "annealed": {
-                **mean_and_error(both.ais_log_prob),
-                "monte_carlo_error": float(both.ais_standard_error.square().sum().sqrt() / both.ais_log_prob.numel()),
-                "log_weight_std_median": float(both.ais_log_weight_std.flatten().quantile(0.5)),
-                "acceptance": float(both.ais_acceptance.mean()),
-            },
+        "annealed": {
+            **stratified_mean(found.ais_log_prob),
+            "monte_carlo_error": float(found.ais_standard_error.square().sum().sqrt() / found.ais_log_prob.numel()),
+            "bias": float(found.ais_bias.mean()),
+            "log_weight_std_median": float(found.ais_log_weight_std.flatten().quantile(0.5)),
+            "temperatures_median": float(found.ais_temperatures.flatten().quantile(0.5)),
+            "acceptance": float(found.ais_acceptance.mean()),
         },
+        "importance_sampling": sampled(found.is_log_prob, found.effective_sample_size),
+        "importance_sampling_fitted": sampled(found.fitted_is_log_prob, found.fitted_effective_sample_size),
     }
+
+
+def paired_differences(found, methods):
+    """[{"methods": [name, name], split: gaps.differences}] of every two methods, on the images that were annealed."""
+    return [
+        {"methods": [one.name, other.name]}
+        | {
+            split: gaps.differences(annealed(found[one.name][split]), annealed(found[other.name][split]))
+            for split in SPLITS
+        }
+        for one, other in combinations(methods, 2)
+    ]
 
 
 def compute_cost(methods, checkpoints, fits, seconds, training_seconds):
@@ -205,7 +247,7 @@ def compute_cost(methods, checkpoints, fits, seconds, training_seconds):
             "training_gradients": gradients,
             "training_gradients_per_q": gradients if method.shared_inference else epochs,
             "training_seconds": training_seconds.get(method.name),
-            "unseen_image_gradients": fits[method.name].gradients,
+            "unseen_image_gradients": float(fits[method.name].gradients.double().mean()),
             "unseen_image_seconds": seconds[method.name],
         }
         for method in methods

@@ -6,10 +6,63 @@ import numpy as np
 import torch
 from scipy.stats import t
 
+from vae_utils import mean_and_error
+
+
+def stratified_mean(values):
+    """{"mean", "standard_error", "images", "freedom"} of one value per image, (classes, images per class) or (images,).
+
+    Every class counts equally. The error is over images, that of a stratified sample (Cochran 1977, Eq. 5.12), with
+    `freedom` degrees of freedom; with one image per class that of the classes' own values, and None for one image.
+    """
+    values = values.cpu().double()
+    if values.dim() == 1 or values.shape[1] == 1:
+        score = mean_and_error(values)
+        return {**score, "freedom": score["images"] - 1}
+    classes, count = values.shape
+    error = float((values.var(1) / count).sum().sqrt() / classes)
+    return {
+        "mean": float(values.mean()),
+        "standard_error": error,
+        "images": classes * count,
+        "freedom": classes * (count - 1),
+    }
+
+
+def regression_estimate(values, bounds, *, shares, known, population):
+    """The mean of `values` over a population, by their regression on `bounds` (Cochran 1977, chapters 7 and 12).
+
+    values, bounds: (classes, images per class), random images of every class; shares: (classes,), of the classes in the
+    population; known: (M,), the bounds of a random part, or of all, of its `population` images. Returns a dict like
+    that of `stratified_mean`, with "known_images" and the "slope". The error is over images: that of the residuals, and
+    if the bounds are known for a part alone, that of their mean. Needs three images, not all of the same bound.
+    """
+    y, x, known = (each.cpu().double() for each in (values, bounds, known))
+    weights = (shares.cpu().double() / y.shape[1]).unsqueeze(1).expand_as(y)
+    mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
+    spread = (weights * (x - mean_x).square()).sum()
+    slope = (weights * (x - mean_x) * (y - mean_y)).sum() / spread
+    shift = known.mean() - mean_x
+    residual = y - mean_y - slope * (x - mean_x)
+    freedom = y.numel() - 2
+    variance = (
+        residual.square().sum() / freedom * (weights.square().sum() + shift.square() / (x - mean_x).square().sum())
+    )
+    if len(known) < population:
+        variance += slope.square() * known.var() / len(known) * (1 - len(known) / population)
+    return {
+        "mean": float(mean_y + slope * shift),
+        "standard_error": float(variance.sqrt()),
+        "images": y.numel(),
+        "freedom": freedom,
+        "known_images": len(known),
+        "slope": float(slope),
+    }
+
 
 def intervals(scores):
     """Means of `mean_and_error` dicts and half widths of their 95% t intervals, (n,) each; a half of one image is 0."""
-    errors = [(score["images"] - 1, score["standard_error"]) for score in scores]
+    errors = [(score.get("freedom", score["images"] - 1), score["standard_error"]) for score in scores]
     halves = [0.0 if error is None else t.ppf(0.975, freedom) * error for freedom, error in errors]
     return np.array([score["mean"] for score in scores]), np.array(halves)
 
@@ -34,8 +87,17 @@ def accuracy(correct):
     return {"accuracy": right / count, "interval_95": wilson_interval(right, count), "images": count}
 
 
-def bootstrap_counts(count, *, resamples, generator):
-    """How often each of `count` images is in each bootstrap resample (Efron 1979): (resamples, count), float64."""
-    drawn = torch.randint(count, (resamples, count), generator=generator, device=generator.device)
+def bootstrap_counts(count, *, resamples, generator, size=None):
+    """How often each of `count` images is in each bootstrap resample (Efron 1979): (resamples, count), float64.
+
+    size: images in a resample, `count` by default.
+    """
+    drawn = torch.randint(count, (resamples, size or count), generator=generator, device=generator.device)
     counts = torch.zeros(resamples, count, dtype=torch.float64, device=generator.device)
-    return counts.scatter_add_(1, drawn, torch.ones_like(counts))
+    return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+
+
+def count_interval(counts):
+    """The 95% interval of a count by its bootstrap resamples (resamples,): percentiles, as two whole numbers."""
+    counts = counts.cpu().numpy()
+    return [int(np.quantile(counts, end, method=method)) for end, method in ((0.025, "lower"), (0.975, "higher"))]

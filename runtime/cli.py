@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from runtime.checkpoint import InputError, RunError
+from runtime.checkpoint import InputError, RunError, directory_lock
 from runtime.config import choose_device, choose_precision, flag
 from runtime.progress import Interrupted, install_signal_handlers
 
@@ -66,6 +66,14 @@ def add_flags(parser, config_class, title, *, skip=()):
         group.add_argument(flag(entry.name), help=text, default=argparse.SUPPRESS, **keywords)
 
 
+def add_list_flag(parser, config_class, name, meaning):
+    """Adds the flag for several values of the field `name`, such as --seeds; the namespace holds it only if given."""
+    entry = next(entry for entry in fields(config_class) if entry.name == name)
+    kind = _number(entry.type, entry.metadata["low"], entry.metadata["high"])
+    options = {"nargs": "+", "type": kind, "metavar": "N", "default": argparse.SUPPRESS}
+    parser.add_argument(f"{flag(name)}s", help=meaning, **options)
+
+
 def make_config(config_class, namespace):
     """Returns the config with the given flags and defaults for the rest. Raises InputError for impossible values."""
     return config_class(**{e.name: getattr(namespace, e.name) for e in fields(config_class) if e.name in namespace})
@@ -101,6 +109,12 @@ def prepare_run(run_config, config):
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
     return device, replace(config, precision=choose_precision(config.precision, device))
+
+
+def lock_directories(run_config, *, check_only=False):
+    """The `directory_lock` of a run. A check makes no directory, and no other run uses one that is not there."""
+    directories = run_config.checkpoint_dir, run_config.results_dir
+    return directory_lock(*(path for path in directories if Path(path).exists() or not check_only))
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 import platform
 from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 
-import numpy as np
 import torch
 
 
@@ -76,11 +76,12 @@ class EvalConfig:
     num_samples: int = setting(1000, "importance samples per image", low=1, high=MANY, least=100)
     images_per_digit: int = setting(10, "images of each class and split for log p(x)", low=1, high=MANY)
     annealed_per_digit: int = setting(5, "of these, how many are annealed", low=1, high=MANY, least=1)
-    chains: int = setting(4, "annealed chains per image", low=2, high=MANY)
-    temperatures: int = setting(140, "temperatures of a chain", low=1, high=MANY, least=20)
+    chains: int = setting(8, "annealed chains per image", low=2, high=MANY)
+    log_weight_std: float = setting(0.8, "standard deviation of an image's log-weights to aim at", low=0.01, high=100.0)
+    temperatures: int = setting(0, "temperatures of a chain; 0 takes what --log-weight-std needs", low=0, high=MANY)
     gap_images_per_digit: int = setting(1, "images of each class at the earlier epochs", low=1, high=MANY)
     simulated_images: int = setting(20, "simulated images for the bidirectional bounds", low=2, high=MANY, least=4)
-    fit_steps: int = setting(200, "steps of one cycle of a fit", low=1, high=MANY)
+    fit_steps: int = setting(300, "steps of a fit at a falling rate, before its averaging cycles", low=1, high=MANY)
     fitted_images: int = setting(500, "test images on which the methods are compared", low=20, high=MANY, least=50)
     classified_samples: int = setting(10_000, "samples of each decoder to classify", low=200, high=MANY, least=1000)
 
@@ -168,4 +169,5 @@ def choose_precision(precision, device):
 
 def versions():
     """The versions that results depend on, as plain values."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn", "scipy")}
+    return {"python": platform.python_version(), **packages}

@@ -2,20 +2,24 @@
 
 import math
 
+import numpy as np
+import pytest
 import torch
 from conftest import LINEAR, SIGMA, linear_gaussian, seeded
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from evaluation.ais import (
     AISTarget,
     ChainState,
+    Pilot,
     annealed_importance_sampling,
     bidirectional_bounds,
     gauss_newton_posterior,
     hmc_step,
+    jackknife,
 )
 from model import Bernoulli, ConvModel, Gaussian, LatentVariableModel
-from vae_utils import reparameterize
+from vae_utils import image_generators, reparameterize, select
 
 WIDE = LINEAR["linear, latent dimension 200"]
 
@@ -69,6 +73,77 @@ def test_p_and_its_inverse_are_met_in_the_mean_however_few_the_temperatures():
     for ratio in ((bounds.lower - exact).exp(), (exact - bounds.upper).exp()):
         assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(len(x))
         assert ratio.std() > 0.1
+
+
+def test_temperatures_are_as_many_as_the_accuracy_asked_for_needs():
+    """Images whose q is the posterior, and others whose q is ever farther off: each gets its own number."""
+    x, _, generator = draw(WIDE, count=8)
+    best, _ = WIDE.best_diagonal(x)
+    exact = WIDE.posterior(x)
+    far = torch.tensor([0, 0, 1, 1, 2, 2, 4, 4]).double().unsqueeze(1) / 10
+    q = MultivariateNormal(exact.mean + far * best.stddev, scale_tril=exact.scale_tril)
+    found = {}
+    for aim in (1.0, 0.4):
+        found[aim] = annealed_importance_sampling(WIDE, x, q, generator=generator, chains=24, log_weight_std=aim)
+        assert found[aim].temperatures[:2].tolist() == [16, 16]
+        assert (found[aim].temperatures[2::2].diff() > 0).all()
+        off = found[aim].log_weight_std[2:].square().mean().sqrt()
+        assert 0.5 * aim < off < 1.5 * aim
+    ratio = found[0.4].temperatures[4:].double() / found[1.0].temperatures[4:]
+    assert ((ratio > 3) & (ratio < 13)).all()  # (1 / 0.4)^2 = 6.25, up to a factor for the rounding
+
+
+def test_the_temperatures_of_a_pilot_by_hand():
+    """A deviation d at all of them: (1.7 d / aim)^2, rounded up to a power of the root of two, from 16 to 1,024."""
+    deviations = torch.tensor([[0.1, 2.0, 3.0, 1000.0]]).expand(5, -1)
+    pilot = Pilot(deviations, torch.ones_like(deviations))
+    assert pilot.temperatures(0.5).tolist() == [16, 64, 128, 1024]  # 46.2 and 104
+    assert pilot.temperatures(0.25).tolist() == [16, 256, 512, 1024]  # 185 and 416
+
+
+def test_a_schedule_is_close_where_the_log_weight_varies_most():
+    deviations = torch.tensor([[3.0, 1.0], [1.0, 1.0]])  # the first image: three quarters of the temperatures below 0.5
+    steps = torch.tensor([[0.1, 0.3], [0.2, 0.4]])
+    schedule = Pilot(deviations, steps).schedule(8, 5)
+    torch.testing.assert_close(schedule.betas[:, 0], torch.tensor([0, 1, 2, 3, 4, 5, 6, 9, 12]) / 12)
+    torch.testing.assert_close(schedule.betas[:, 1], torch.arange(9) / 8)
+    assert schedule.step_sizes[1, 0] == 0.1
+    assert schedule.step_sizes[-1].tolist() == pytest.approx([0.2, 0.4])
+
+
+def test_what_annealing_finds_for_an_image_depends_on_no_other():
+    model = linear_gaussian()
+    x, _, _ = draw(model)
+    q, index = model.poor(x), torch.arange(6) + 11
+    q = Normal(q.mean + torch.arange(6).unsqueeze(1) * q.stddev, q.stddev)  # other temperatures for others
+
+    def anneal(rows):
+        own = image_generators(3, "annealing", index=index[rows])
+        return annealed_importance_sampling(model, x[rows], select(q, rows), generator=own, chains=5, chunk=11)
+
+    together, alone = anneal(torch.arange(6)), anneal(torch.tensor([4]))
+    assert len(together.temperatures.unique()) > 1
+    torch.testing.assert_close(together.log_weights[:, 4:5], alone.log_weights)
+
+
+def test_the_jackknife_by_leaving_each_chain_out():
+    log_w = torch.randn(5, 3, generator=seeded(0)).double()
+    error, bias = jackknife(log_w)
+    for image, weights in enumerate(log_w.exp().T.numpy()):
+        left = np.array([np.log(np.delete(weights, chain).mean()) for chain in range(5)])
+        assert float(error[image]) == pytest.approx(math.sqrt(4 / 5 * ((left - left.mean()) ** 2).sum()))
+        assert float(bias[image]) == pytest.approx(4 * (left.mean() - math.log(weights.mean())))
+    assert jackknife(log_w[:1])[0].isnan().all()
+
+
+@pytest.mark.parametrize(("std", "chains"), [(0.5, 4), (0.9, 8)])
+def test_the_jackknife_of_lognormal_weights_has_the_true_bias_and_error(std, chains):
+    """log(mean exp(w)) of w ~ N(-std^2 / 2, std^2) estimates 0; errors whose like many runs have."""
+    log_w = std * torch.randn(chains, 40_000, generator=seeded(1)).double() - std**2 / 2
+    error, bias = jackknife(log_w)
+    estimate = log_w.logsumexp(0) - math.log(chains)
+    assert float(bias.mean()) == pytest.approx(float(estimate.mean()), rel=0.2)
+    assert float(error.square().mean().sqrt()) == pytest.approx(float(estimate.std()), rel=0.12)
 
 
 def test_a_transition_leaves_the_posterior_as_it_is():

@@ -85,21 +85,20 @@ def test_curves_and_gaps_show_every_method(count):
     rows, per_class, classes = [], {}, ("a", "b", "c", "d", "Ankle boot")
     for method in methods:
         for split in ("train", "test"):
-            for epoch, images in ((1, 5), (2, 6)):
-                scores = {name: score(-100.0 / epoch, images) for name in ("log_prob", "fitted_elbo")}
-                scores["elbo"] = scores["fitted_elbo"] if method.name == "two" else score(-110.0 / epoch, images)
-                rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": scores})
+            for epoch, images in ((1, 5), (2, 5), (2, 6)):  # the last epoch twice: the same images, and more
+                gaps = {"approximation_gap": score(40.0 / epoch, images), "elbo": score(-90.0, images)}
+                gaps["amortization_gap"] = score(0.0 if method.name == "two" else 30.0 / epoch, images)
+                rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": gaps})
             gaps = {"approximation_gap": score(3.0), "amortization_gap": score(1.0), "elbo": score(-60.0)}
             per_class.setdefault(method.name, {})[split] = [gaps] * len(classes)
     figure = figures.gaps_over_epochs(rows=rows, methods=methods, saved_epochs=[1, 2], likelihood=LABEL)
-    found = texts(figure)
     assert len(figure.axes) == 2 * count
-    assert "First way, training images (6 at the last epoch, 5 before)" in found
-    assert found.count("ELBO(q), the same: q is fitted") == 2 * (count > 1)
-    # The best is at the top, and the numbers on the axis have the sign of what is drawn.
-    bottom, top = figure.axes[0].get_ylim()
-    assert bottom > top
-    assert any(text.startswith("-1") for text in found)
+    assert "First way, training images (5 images; open marker: 6)" in texts(figure)
+    # The lines are of the same images; the larger sample is a marker of its own. A gap that is 0 is not drawn.
+    drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines if line.get_linestyle() in ("-", "--")]
+    assert drawn[:1] + drawn[1:2] == [[40, 20], [30, 15]]
+    assert [len(axes.containers) for axes in figure.axes] == [2, 2, 1, 1, 2, 2][: 2 * count]
+    assert figure.axes[0].get_yscale() == "log"
     figure = figures.gaps_per_class(per_class=per_class, methods=methods, classes=classes, likelihood=LABEL)
     assert len(figure.axes) == 2 * count
     assert {"Ankle boot", LABEL} <= set(texts(figure))
@@ -107,61 +106,107 @@ def test_curves_and_gaps_show_every_method(count):
     assert error == pytest.approx([2 * 2.570582 * 0.5] * 5)  # Student's t with five degrees of freedom
 
 
-def test_positive_log_densities_have_a_linear_axis():
-    scores = {name: score(12.0) for name in ("log_prob", "fitted_elbo", "elbo")}
-    rows = [{"epoch": 1, "method": "one", "split": split, "scores": scores} for split in ("train", "test")]
+def test_gaps_that_are_not_positive_have_a_linear_axis():
+    scores = {name: score(-12.0) for name in ("approximation_gap", "amortization_gap", "elbo")}
+    rows = [{"epoch": 1, "method": "one", "split": split, "scores": scores} for split in ("train", "test")] * 2
     figure = figures.gaps_over_epochs(rows=rows, methods=METHODS[:1], saved_epochs=[1])
     assert figure.axes[0].get_yscale() == "linear"
-    assert "12" in texts(figure)
+    assert "-12" in texts(figure)
 
 
 @pytest.mark.parametrize(("count", "classes"), [(1, 12), (3, 5)])
 def test_log_probabilities_show_every_method_and_class(count, classes):
     names = tuple(f"class {number}" for number in range(classes))
     values = np.random.default_rng(0).normal(-80, 9, (count, classes))
-    of_split = {"classes": [score(-80.0, images=4)] * classes}
-    found = texts(
-        figures.log_probabilities(
-            scores={method.name: {"train": of_split, "test": of_split} for method in METHODS[:count]},
-            images=torch.zeros(classes, 2, 8, 12),
-            example_values=values,
-            num_samples=1234,
-            methods=METHODS[:count],
-            classes=names,
-            likelihood=LABEL,
-        )
+    of_class = {"annealed": score(-80.0, images=4), "importance_sampling": score(-95.0, images=4)}
+    of_split = {"classes": [of_class] * classes}
+    figure = figures.log_probabilities(
+        scores={method.name: {"train": of_split, "test": of_split} for method in METHODS[:count]},
+        images=torch.zeros(classes, 2, 8, 12),
+        example_values=values,
+        num_samples=1234,
+        methods=METHODS[:count],
+        classes=names,
+        likelihood=LABEL,
     )
+    found = texts(figure)
+    drawn = [set(line.get_ydata()) for line in figure.subfigs[1].axes[0].lines if line.get_marker() in ("o", "v")]
+    assert drawn == [{-80.0}, {-95.0}] * 2  # annealed, and importance sampling beside it, of either split
     assert {f"{value:.1f}" for value in values.flatten()} <= set(found)
     assert {method.label for method in METHODS[:count]} <= set(found)
     assert {*names, LABEL} <= set(found)
-    assert any("Mean over 4 images per class with its 95% interval" in text and "1,234" in text for text in found)
+    assert any("4 random images of each class with its 95% t interval" in text and "1,234" in text for text in found)
 
 
 @pytest.mark.parametrize("names", ["01234", ("T-shirt", "Dress", "Coat", "Shirt", "Bag"), [f"c{n}" for n in range(12)]])
 def test_the_map_draws_short_names_and_explains_long_ones(names):
     labels = torch.arange(36) % len(names)
     points = {method.name: torch.randn(36, 2) for method in METHODS}
-    agreement = {method.name: share(0.5) for method in METHODS}
-    figure = figures.latent_map(points=points, labels=labels, agreement=agreement, methods=METHODS, classes=names)
+    shares = {"agreement": {method.name: share(0.5) for method in METHODS}, "in_pixels": share(0.62)}
+    figure = figures.latent_map(points=points, labels=labels, methods=METHODS, classes=names, **shares)
     legends = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert legends == ([] if max(map(len, names)) <= 2 else list(names))
     drawn = figure.axes[0].collections
     assert len({tuple(scatter.get_facecolor()[0]) for scatter in drawn}) == len(names)
-    assert any("50.0%" in text for text in texts(figure))
+    found = texts(figure)
+    assert sum("50.0%" in text for text in found) == 3
+    assert any("In raw pixels 62.0% (48.2% to 74.1%)" in text for text in found)
 
 
 def test_probes_draw_every_feature_with_its_look():
     rows = [{"labels": labels, "draws": draws, **share(0.8)} for labels, draws in ((70, 5), (150, 1))]
-    scores = dict.fromkeys(("one", "one_active", "two", "three", "pixels", "baseline_features"), rows)
-    found = texts(figures.probes(scores=scores, baseline=share(0.9), methods=METHODS, likelihood=LABEL))
+    scores = dict.fromkeys(("one", "one_used", "two", "three", "pixels", "baseline_features"), rows)
+    methods = [SimpleNamespace(**vars(method), shared_inference=method.name != "three") for method in METHODS]
+    found = texts(figures.probes(scores=scores, baseline=share(0.9), methods=methods, likelihood=LABEL))
     assert {
         "First way, mean of q",
-        "First way, mean of q, active units only",
-        "Third way, mean of q",
+        "First way, mean of q, used dimensions only",
+        "Third way, mean of q\n(training: rows of its table; test: fitted)",
         "Raw pixels",
         "70\n(5 draws)",
     } <= set(found)
     assert "150\n(1 draw)" in found
+
+
+def test_usage_says_both_numbers_with_their_thresholds():
+    row = {"images": 30, "kl_standard_error": 0.1, "variance_of_mean": 1.0}
+    kl = (0.4, 3.0, 0.01)
+    table = [
+        {"method": method.name, "split": split, "dimension": number, "kl": value, **row}
+        for method in METHODS
+        for split in ("train", "test")
+        for number, value in enumerate(kl)
+    ]
+    counts = {"used_dimensions": 2, "kl_threshold": 0.25, "share_of_kl": 0.9971, "interval_95": [1, 2], "images": 30}
+    counts |= {"active_units": 3, "variance_threshold": 0.07, "active_units_interval_95": [2, 3]}
+    dimensions = {method.name: {"train": counts, "test": counts} for method in METHODS}
+    figure = figures.latent_usage(table=table, dimensions=dimensions, methods=METHODS, likelihood=LABEL)
+    found = texts(figure)
+    expected = "2 dimensions above 0.25 nats (1 to 2): 99.7% of the KL\n3 active units (2 to 3)"
+    assert sum(text.endswith(expected) for text in found) == 6
+    assert any("dotted: 0.25 nats" in text and "above 0.07" in text for text in found)
+    assert list(figure.axes[0].lines[0].get_ydata()) == [3, 0.4, 0.01]
+    assert list(figure.axes[2].lines[-1].get_ydata()) == [0.25, 0.25]
+
+
+def test_sample_quality_shows_ratios_and_the_floor():
+    def kind(value, ratio, error):
+        distance = {"value": value, "standard_error": 0.1 * value, "images": 70}
+        distance["over_pixel_gaussian"] = {"value": ratio, "standard_error": error}
+        classes = [{"share": 0.5, "interval_95": wilson_interval(35, 70)}] * 2
+        return {"frechet_distance": distance, "classes": classes, "confidence": score(0.9, 70)}
+
+    scores = {method.name: kind(40 + number, 0.4, 0.05) for number, method in enumerate(METHODS)}
+    scores |= {"pixel_gaussian": kind(100, 1.0, 0.0), "test": kind(0, 0, 0)}
+    examples = {name: torch.zeros(3, 1, 8, 8) for name in scores if name != "test"}
+    shown = {"examples": examples, "methods": METHODS, "classes": "ab", "likelihood": LABEL}
+    figure = figures.sample_quality(scores=scores, floor={"value": 1.234}, **shown)
+    found = texts(figure)
+    assert {"40.0\n0.400\n± 0.098", "42.0\n0.400\n± 0.098", "100", "finite-sample floor: 1.23", LABEL} <= set(found)
+    distance = next(axes for axes in figure.axes if axes.get_title().startswith("Fréchet"))
+    assert [1.234, 1.234] in [list(line.get_ydata()) for line in distance.lines]
+    low, high = distance.get_ylim()
+    assert low < 1.234 < 100 < high
 
 
 @pytest.mark.parametrize("wrong", [0, 3])

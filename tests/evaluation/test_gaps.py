@@ -23,6 +23,7 @@ def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted, monkeypatch):
     torch.testing.assert_close(found.elbo, own, atol=0.15, rtol=0)
     torch.testing.assert_close(found.fitted_elbo, bound, atol=0.15, rtol=0)
     torch.testing.assert_close(found.ais_log_prob, exact, atol=0.05, rtol=0)
+    torch.testing.assert_close(found.squared_error, (model.decoder(q.mean) - x).square().sum(1))
     scores = gaps.summarize(found)
     assert scores["approximation_gap"]["mean"] == pytest.approx((exact - bound).mean().item(), abs=0.1)
     assert scores["amortization_gap"]["mean"] == pytest.approx((bound - own).mean().item(), abs=0.1)
@@ -40,3 +41,14 @@ def test_every_estimate_of_log_prob_is_the_quadratures(nonlinear):
         torch.testing.assert_close(estimate, nonlinear.log_prob(x), atol=0.2, rtol=0)
     assert found.elbo.mean() < found.fitted_elbo.mean() < found.ais_log_prob.mean()
     assert counts == [4, 2]
+
+
+def test_differences_are_paired_and_signed():
+    """Two methods that differ by a constant in each class: the error over images is zero, and the first is better."""
+    generator = seeded(0)
+    one = gaps.Gaps(*torch.randn(len(gaps.Gaps._fields), 3, 4, generator=generator).double())
+    other = gaps.Gaps(*(field - torch.tensor([[1.0], [2.0], [6.0]]) for field in one))
+    for score in gaps.differences(one, other).values():
+        assert score["mean"] == pytest.approx(3)
+        assert score["standard_error"] == pytest.approx(0, abs=1e-9)
+        assert score["images"] == 12

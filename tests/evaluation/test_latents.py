@@ -8,6 +8,8 @@ import pytest
 import torch
 from conftest import toy_data
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 from test_samples import toy_methods
 
 from data import Data, Split, stratified_subset
@@ -36,33 +38,83 @@ def blobs(*, images, width, deviation, seed, shuffled=False):
     return features, Split(torch.zeros(images, 1, 8, 8), labels, torch.arange(images) + 1000, tuple("abcdefg"))
 
 
+def q_with_kl(nats, images=12):
+    """A q with these KL in every image: 0.5 mean^2 with unit deviations."""
+    return diagonal_normal((2 * torch.tensor(nats)).sqrt().expand(images, -1), torch.zeros(images, len(nats)))
+
+
 def test_active_units_are_those_whose_means_vary():
-    q = made_up_q([0.0, 0.0099, 0.0101, 1.0, 0.005])
-    assert latents.active_units(q.mean).tolist() == [False, False, True, True, False]
-    # What q's own standard deviations are, and where the means lie, does not matter.
-    assert latents.active_units(q.mean + 100).sum() == 2
+    for shift in (0, 100):  # what q's own standard deviations are, and where the means lie, does not matter
+        q = made_up_q([0.0, 0.0099, 0.0101, 1.0, 0.005])
+        moved = diagonal_normal(q.mean + shift, 2 * q.stddev.log())
+        assert latents.usage(moved, generator=random_generator(0))[1]["active_units"] == 2
 
 
-def test_the_interval_of_active_units_is_that_of_resampled_images():
-    mean = torch.randn(12, 60, generator=random_generator(1)) * torch.linspace(0.05, 0.15, 60) + 7
-    counts = bootstrap_counts(12, resamples=latents.RESAMPLES, generator=random_generator(2))
-    resampled = [mean.double()[torch.arange(12).repeat_interleave(row.long())] for row in counts]
-    active = np.sort([int((values.var(0) > 0.01).sum()) for values in resampled])
-    low, high = latents.active_units_interval(mean, generator=random_generator(2))
-    assert (type(low), type(high)) == (int, int)
-    assert low < high
-    assert [low, high] == [active[4], active[195]]  # 2.5% of 200 are five at either end
+def test_used_dimensions_are_those_whose_kl_is_above_the_threshold(monkeypatch):
+    q = q_with_kl([0.0, 0.099, 2.0, 0.101, 0.3])
+    assert latents.used_dimensions(q).tolist() == [False, False, True, True, True]
+    _, counts = latents.usage(q, generator=random_generator(0))
+    assert counts["used_dimensions"] == 3
+    assert counts["interval_95"] == [3, 3]
+    assert counts["kl_threshold"] == 0.1
+    assert counts["share_of_kl"] == pytest.approx(2.401 / 2.5, rel=1e-5)
+    assert counts["active_units"] == 0  # the means are the same in all images
+    monkeypatch.setattr(latents, "USED", 0.25)
+    assert latents.used_dimensions(q).sum() == 2
+    monkeypatch.setattr(latents, "USED", 5.0)
+    assert latents.usage(q, generator=random_generator(0))[1]["share_of_kl"] == 0
+    assert latents.usage(q_with_kl([0.0]), generator=random_generator(0))[1]["share_of_kl"] == 0  # of no KL at all
+
+
+@pytest.mark.parametrize("seed", [2, 3, 4, 5])
+def test_the_intervals_of_the_counts_are_those_of_resampled_images(seed):
+    deviation = torch.linspace(0.05, 0.15, 60)
+    mean = 0.35 + torch.randn(12, 60, generator=random_generator(1)) * deviation
+    q = diagonal_normal(mean, 0.3 * torch.randn(12, 60, generator=random_generator(3)))
+    _, found = latents.usage(q, generator=random_generator(seed))
+    counts = bootstrap_counts(12, resamples=latents.RESAMPLES, generator=random_generator(seed))
+    kl = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log())
+    active, used = [], []
+    for row in counts:
+        rows = torch.arange(12).repeat_interleave(row.long())
+        active.append(int((mean.double()[rows].var(0) > 0.01).sum()))
+        used.append(int((kl.double()[rows].mean(0) > 0.1).sum()))
+    for numbers, (low, high) in ((active, found["active_units_interval_95"]), (used, found["interval_95"])):
+        assert (type(low), type(high)) == (int, int)
+        assert low < high
+        assert [low, high] == [np.sort(numbers)[4], np.sort(numbers)[195]]  # 2.5% of 200 are five at either end
 
 
 def test_usage_gives_means_and_errors_over_images():
     q = made_up_q([0.02, 1.0])
-    rows, units = latents.usage(q, generator=random_generator(0))
+    rows, counts = latents.usage(q, generator=random_generator(0))
     values = kl_per_dimension(q).numpy()
     assert [row["dimension"] for row in rows] == [0, 1]
     assert [row["kl"] for row in rows] == pytest.approx(values.mean(0), rel=1e-5)
     assert [row["kl_standard_error"] for row in rows] == pytest.approx(values.std(0, ddof=1) / 20, rel=1e-5)
     assert [row["variance_of_mean"] for row in rows] == pytest.approx([0.02, 1], rel=1e-4)
-    assert units == {"active_units": 2, "interval_95": [2, 2], "images": 400}
+    assert counts == {
+        "used_dimensions": 2,
+        "kl_threshold": 0.1,
+        "share_of_kl": 1.0,
+        "interval_95": [2, 2],
+        "active_units": 2,
+        "variance_threshold": 0.01,
+        "active_units_interval_95": [2, 2],
+        "images": 400,
+    }
+
+
+def test_features_keep_the_proportions_of_their_dimensions():
+    features = torch.randn(300, 5, generator=random_generator(0)) * torch.tensor([0.01, 1, 2, 0, 5]) + 7
+    others = features[:40] + 1
+    one, two = latents.rescale(features, others)
+    assert one.mean(0).numpy() == pytest.approx(np.zeros(5), abs=1e-5)
+    assert float(one.var(0).mean()) == pytest.approx(1, rel=1e-5)
+    ratio = one.std(0) / features.std(0)
+    assert ratio[[0, 1, 2, 4]].numpy() == pytest.approx(np.full(4, float(ratio[1])), rel=1e-3)
+    assert (two - one[:40]).numpy() == pytest.approx(float(ratio[1]) * np.ones((40, 5)), rel=1e-3)
+    assert all((part == 0).all() for part in latents.rescale(torch.full((9, 2), 0.5), torch.full((4, 2), 0.5)))
 
 
 def test_a_probe_reads_what_is_there_and_nothing_else(monkeypatch):
@@ -76,6 +128,7 @@ def test_a_probe_reads_what_is_there_and_nothing_else(monkeypatch):
     for row in scores["blobs"]:
         assert row["accuracy"] > 0.99
         assert row["converged"]
+        assert len(row["C"]) == row["draws"]
     for row in scores["noise"]:
         assert row["interval_95"][0] < row["accuracy"] < row["interval_95"][1]
         assert 0.06 < row["accuracy"] < 0.24
@@ -84,9 +137,39 @@ def test_a_probe_reads_what_is_there_and_nothing_else(monkeypatch):
 
 def test_a_probe_that_does_not_converge_says_so(monkeypatch):
     features, train = blobs(images=200, width=8, deviation=3, seed=1, shuffled=True)
-    assert latents.probe(features, train.labels)[1]
+    assert latents.probe(features, train.labels, seed=0)[1]
     monkeypatch.setattr(latents, "PROBE_ITERATIONS", 3)
-    assert not latents.probe(features, train.labels)[1]
+    assert not latents.probe(features, train.labels, seed=0)[1]
+
+
+@pytest.mark.parametrize("few", [300, 100])
+def test_the_penalty_of_a_probe_is_that_of_scikit_learns_cross_validation(monkeypatch, few):
+    """By hand: with every C, fits on all but a fold, scored on it. Above FEW_LABELS the first of five folds decides."""
+    monkeypatch.setattr(latents, "FEW_LABELS", few)
+    monkeypatch.setattr(latents, "PROBE_C", (1e-4, 3e-3, 0.05, 2.0))
+    chosen = set()
+    for deviation, shuffled in ((2, False), (10, False), (3, True)):
+        features, train = blobs(images=210, width=20, deviation=deviation, seed=1, shuffled=shuffled)
+        x, y = features.numpy(), train.labels.numpy()
+        folds, used = (3, 3) if few == 300 else (5, 1)
+        splits = list(StratifiedKFold(folds, shuffle=True, random_state=4).split(x, y))[:used]
+        means = []
+        for c in latents.PROBE_C:
+            models = [(LogisticRegression(C=c, tol=1e-3, max_iter=1000).fit(x[a], y[a]), b) for a, b in splits]
+            means.append(np.mean([(model.predict(x[b]) == y[b]).mean() for model, b in models]))
+        model, converged = latents.probe(features, train.labels, seed=4)
+        assert converged
+        assert latents.PROBE_C[int(np.argmax(means))] == model.C
+        chosen.add(model.C)
+        best = LogisticRegression(C=model.C, max_iter=1000).fit(x, y)  # on all of them
+        assert model.coef_ == pytest.approx(best.coef_, abs=1e-6)
+    assert len(chosen) > 1
+
+
+def test_a_probe_can_have_fewer_images_of_a_class_than_folds():
+    features, train = blobs(images=9, width=8, deviation=0.1, seed=1)
+    model, _ = latents.probe(features, train.labels, seed=0)
+    assert (model.predict(features.numpy()) == train.labels.numpy()).all()
 
 
 def test_traversals_and_lines_go_where_they_say():
@@ -126,16 +209,17 @@ def test_the_map_is_the_same_on_every_call(width):
 
 
 def random_q(methods, count):
-    """{name: q} whose first dimension does not vary."""
+    """{name: q} whose first dimension is the prior's."""
     found = {}
     for method in methods:
         noise = torch.randn(2, count, method.model.latent_dim, generator=random_generator(method.name, count))
-        noise[:, :, 0] *= 0.01
+        noise[:, :, 0] *= 0.001
         found[method.name] = diagonal_normal(*noise)
     return found
 
 
 def test_the_analysis_writes_its_files_and_says_the_same_twice(mnist, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "PROBE_DRAWS", 2)
     train, test, sample = (stratified_subset(mnist[part], size=size) for part, size in ((0, 200), (1, 100), (1, 60)))
     methods = toy_methods((3, 1), (1, 28, 28))
     settings = {
@@ -146,18 +230,35 @@ def test_the_analysis_writes_its_files_and_says_the_same_twice(mnist, tmp_path, 
         "classifier": Classifier(seed=0).eval(),
         "results_dir": tmp_path,
     }
+    probed, probe_scores = {}, latents.probe_scores
+
+    def recorded(features, **others):
+        probed.update(features)
+        return probe_scores(features, **others)
+
+    monkeypatch.setattr(latents, "probe_scores", recorded)
     first = latents.analyse(methods, config=EvalConfig(seed=4), **settings)
+    for q, probed_mean in zip((settings["train_q"], settings["sample_q"]), probed["method_0_used"], strict=True):
+        assert torch.equal(probed_mean, q["method_0"].mean[:, 1:])
     table = (tmp_path / "latent_usage.csv").read_bytes()
     names = {"latent_usage.csv", "latent_usage.png", "latent_probes.png", "latent_map.png"}
     assert {path.name for path in tmp_path.iterdir()} == names | {"traversals.png", "interpolation.png"}
     with open(tmp_path / "latent_usage.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == 6 * ["method_0"] + 2 * ["method_1"]
-    units = first["methods"]["method_0"]["active_units"]
-    assert [units[split]["images"] for split in ("train", "test")] == [200, 60]
-    assert units["train"]["active_units"] == 2
-    # Of method_1 no dimension is active.
-    features = {"method_0", "method_0_active", "method_1", "pixels", "baseline_features", "baseline_itself"}
+    numbers = first["methods"]["method_0"]
+    counts = numbers["dimensions"]
+    assert [counts[split]["images"] for split in ("train", "test")] == [60, 60]  # equally many
+    assert counts["train"]["used_dimensions"] == 2
+    compared = stratified_subset(replace(train, index=torch.arange(200)), size=60, seed=4).index
+    kl = kl_per_dimension(settings["train_q"]["method_0"])[compared].mean(0)
+    assert [float(row["kl"]) for row in rows[:3]] == pytest.approx(kl.tolist(), rel=1e-4)
+    distance = (sample.images.flatten(1)[:, None] - sample.images.flatten(1)).square().sum(-1)
+    nearest = distance.topk(2, largest=False).indices[:, 1]
+    share = float((sample.labels[nearest] == sample.labels).double().mean())
+    assert numbers["nearest_neighbor_in_pixels_has_the_same_class"]["accuracy"] == pytest.approx(share)
+    # Of method_1 no dimension is used.
+    features = {"method_0", "method_0_used", "method_1", "pixels", "baseline_features", "baseline_itself"}
     assert set(first["probes"]) == features
     assert [row["labels"] for row in first["probes"]["pixels"]] == [100, 200]
 
@@ -167,7 +268,8 @@ def test_the_analysis_writes_its_files_and_says_the_same_twice(mnist, tmp_path, 
     assert latents.analyse(methods, config=EvalConfig(seed=5), **settings) != first
 
 
-def test_any_number_of_methods_and_classes_can_be_analysed(tmp_path):
+def test_any_number_of_methods_and_classes_can_be_analysed(tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "PROBE_DRAWS", 2)
     data = toy_data()
     sample = replace(data.test, classes=("T-shirt", "Dress", "Coat", "Shirt", "Bag"))
     methods = toy_methods((2, 5, 3), data.image_shape)
@@ -182,5 +284,5 @@ def test_any_number_of_methods_and_classes_can_be_analysed(tmp_path):
         results_dir=tmp_path,
     )
     assert list(found["methods"]) == ["method_0", "method_1", "method_2"]
-    assert {"method_0_active", "method_1_active", "method_2_active"} <= set(found["probes"])
+    assert {"method_0_used", "method_1_used", "method_2_used"} <= set(found["probes"])
     assert len(list(tmp_path.iterdir())) == 6

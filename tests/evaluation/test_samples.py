@@ -28,6 +28,7 @@ def toy_methods(latent_dims, image_shape, seed=0):
             name=f"method_{number}",
             label=f"Method {number}",
             color="#0072B2",
+            shared_inference=number > 0,
             model=ConvModel(latent_dim, image_shape=image_shape, seed=seed),
         )
         for number, latent_dim in enumerate(latent_dims)
@@ -77,7 +78,7 @@ def test_distances_are_those_of_the_distributions_and_their_errors_are_meant():
         return shift + torch.randn(count, 4, generator=random_generator(seed, "drawn"))
 
     def found(features, seed, resamples):
-        return frechet_distances(features, drawn(seed, 0), seed=0, resamples=resamples)
+        return frechet_distances(features, drawn(seed, 0), seed=0, resamples=resamples, baseline="a")
 
     values = torch.tensor([found({"a": drawn(n, 1)}, -n, 2)["a"]["value"] for n in range(1, 101)])
     assert float(values.mean()) == pytest.approx(4, abs=0.05)
@@ -86,6 +87,46 @@ def test_distances_are_those_of_the_distributions_and_their_errors_are_meant():
     assert 0 < both["b"]["value"] < 0.02
     assert both["a"]["images"] == 2000
     assert found({"a": drawn(1, 1)}, -1, 200)["a"] == both["a"]  # whoever else is there
+
+
+def test_ratios_do_not_depend_on_the_units_and_their_errors_are_meant():
+    """Distances 4 and 9; the ratio's error against the deviation over sets drawn anew, which share the reference."""
+
+    def drawn(seed, shift, count=500):
+        return shift + torch.randn(count, 4, generator=random_generator(seed, "drawn"))
+
+    def found(number, resamples, unit=1):
+        features = {"a": unit * drawn(3 * number, 1), "b": unit * drawn(3 * number + 1, 1.5)}
+        reference = unit * drawn(3 * number + 2, 0)
+        return frechet_distances(features, reference, seed=0, resamples=resamples, baseline="b")
+
+    values = torch.tensor([found(number, 2)["a"]["over_b"]["value"] for number in range(100)])
+    assert float(values.mean()) == pytest.approx(4 / 9, abs=0.01)
+    once = found(0, 200)
+    assert 0.8 < once["a"]["over_b"]["standard_error"] / float(values.std()) < 1.25
+    assert once["b"]["over_b"] == {"value": 1, "standard_error": 0}
+    other = found(0, 200, unit=7)
+    assert other["a"]["value"] == pytest.approx(49 * once["a"]["value"], rel=1e-4)
+    assert other["a"]["over_b"] == pytest.approx(once["a"]["over_b"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("count", "others"), [(3000, 900), (600, 2000), (1200, 1200)])
+def test_the_floor_is_the_mean_distance_of_two_samples_of_one_gaussian(count, others):
+    """(1/N + 1/M) (F + F (F + 1) / 4) to the first order: the second term is that of Wishart's covariances.
+
+    |m1 - m2|^2 has the mean F (1/N + 1/M), and near C1 = C2 = I the rest is |C1 - C2|^2 / 4.
+    """
+    reference = torch.randn(others, 6, generator=random_generator(5), dtype=torch.float64)
+    values = [samples.finite_sample_floor(reference, count, seed=seed, resamples=40) for seed in range(5)]
+    mean = np.mean([floor["value"] for floor in values])
+    assert mean == pytest.approx((1 / count + 1 / others) * (6 + 6 * 7 / 4), rel=0.1)
+    assert (values[0]["images"], values[0]["reference_images"]) == (count, others)
+    drawn = [
+        frechet_distance(*(moments(torch.randn(n, 6, generator=generator)) for n in (count, others)))
+        for generator in map(random_generator, range(200))
+    ]
+    assert mean == pytest.approx(np.mean(drawn), rel=0.1)
+    assert np.mean([floor["standard_deviation"] for floor in values]) == pytest.approx(np.std(drawn), rel=0.25)
 
 
 def test_the_pixel_gaussian_has_the_pixels_mean_and_covariance(mnist):
@@ -131,13 +172,20 @@ def test_the_assessment_orders_what_is_known_and_says_the_same_twice(mnist, tmp_
     data = Data(train, rest, rest, test)
     first = samples.assess(methods, data=data, **settings)
     assert [path.name for path in tmp_path.iterdir()] == ["sample_quality.png"]
-    assert list(first) == ["real_images", "method_0", "method_1", "pixel_gaussian", "test"]
-    distance = {name: first[name]["frechet_distance"]["value"] for name in first if name != "test"}
+    kinds = ["real_images", "method_0", "method_1", "pixel_gaussian"]
+    assert list(first) == [*kinds, "test", "finite_sample_floor"]
+    distance = {name: first[name]["frechet_distance"]["value"] for name in kinds}
+    for name in kinds:
+        ratio = first[name]["frechet_distance"]["over_pixel_gaussian"]
+        assert ratio["value"] == pytest.approx(distance[name] / distance["pixel_gaussian"])
+    floor = first["finite_sample_floor"]
+    assert (floor["images"], floor["reference_images"]) == (200, 300)
+    assert 0 < floor["value"] < distance["pixel_gaussian"]
     assert distance["real_images"] < distance["pixel_gaussian"] < distance["method_0"]  # which has learned nothing
     assert distance["method_0"] == distance["method_1"]  # the same decoder at the same z
     assert first["method_0"]["classes"] == first["method_1"]["classes"]
-    for score in first.values():
-        assert sum(entry["share"] for entry in score["classes"]) == pytest.approx(1)
+    for name in (*kinds, "test"):
+        assert sum(entry["share"] for entry in first[name]["classes"]) == pytest.approx(1)
 
     monkeypatch.setattr(samples, "save_figure", lambda path, figure: None)
     assert samples.assess(methods, data=data, **settings) == first
@@ -151,6 +199,7 @@ def test_any_number_of_methods_and_classes_can_be_assessed(tmp_path):
     classifier = Classifier(5, image_shape=data.image_shape, seed=1).eval()
     methods = toy_methods((2, 5, 3), data.image_shape)
     found = samples.assess(methods, classifier=classifier, data=data, config=config, results_dir=tmp_path)
-    assert list(found) == ["method_0", "method_1", "method_2", "pixel_gaussian", "test"]
-    assert all(len(score["classes"]) == 5 for score in found.values())
+    kinds = ["method_0", "method_1", "method_2", "pixel_gaussian", "test"]
+    assert list(found) == [*kinds, "finite_sample_floor"]
+    assert all(len(found[name]["classes"]) == 5 for name in kinds)
     assert found["method_2"]["frechet_distance"]["images"] == 200

@@ -25,6 +25,59 @@ def test_intervals_of_a_column_are_those_of_its_scores():
     assert stats.column_intervals([{"b": 2.0, "images": 9}], "b")[1].tolist() == [0]  # without a column of errors
 
 
+def test_a_stratified_mean_has_the_error_within_classes():
+    values = torch.tensor([[1.0, 3.0], [10.0, 14.0], [-5.0, -5.0]])
+    score = stats.stratified_mean(values)
+    error = np.sqrt(np.var([1, 3], ddof=1) / 2 + np.var([10, 14], ddof=1) / 2) / 3
+    assert score == {"mean": pytest.approx(3), "standard_error": pytest.approx(error), "images": 6, "freedom": 3}
+    assert stats.intervals([score])[1] == pytest.approx([scipy_stats.t.ppf(0.975, 3) * error])
+    alone = stats.stratified_mean(values[:, :1])  # one image of each class: the error is that of the classes
+    assert alone == {**mean_and_error(values[:, 0]), "freedom": 2}
+
+
+def regression_population(generator):
+    """Values, bounds and classes of 3,000 images whose classes differ in size, mean and relation of the two."""
+    label = torch.arange(3000) % 6 % 4  # classes of 1,000, 1,000, 500 and 500
+    bound = 20 * torch.randn(3000, generator=generator).double() - 30 * label
+    value = 0.8 * bound + 12 + 3 * torch.randn(3000, generator=generator).double()
+    return value, bound, label
+
+
+def draw_sample(label, count, generator):
+    """(classes, count): rows of random images of each class."""
+    rows = (torch.nonzero(label == kind).flatten() for kind in range(4))
+    return torch.stack([row[torch.randperm(len(row), generator=generator)[:count]] for row in rows])
+
+
+@pytest.mark.parametrize("known", [3000, 300])
+def test_the_regression_estimate_covers_the_populations_mean(known):
+    """Its 95% interval does so in about 95 of 100 samples, and the error is that of many samples, of one phase or two."""
+    generator = random_generator(5)
+    value, bound, label = regression_population(generator)
+    options = {"shares": torch.bincount(label) / 3000, "population": 3000}
+    errors, stated, inside = [], [], []
+    for _ in range(600):
+        rows, part = draw_sample(label, 6, generator), torch.randperm(3000, generator=generator)[:known]
+        found = stats.regression_estimate(value[rows], bound[rows], known=bound[part], **options)
+        (mean,), (half,) = stats.intervals([found])
+        errors.append(mean - float(value.mean()))
+        stated.append(found["standard_error"])
+        inside.append(abs(errors[-1]) < half)
+    assert (found["images"], found["freedom"], found["known_images"]) == (24, 22, known)
+    assert found["slope"] == pytest.approx(0.8, abs=0.15)
+    assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(600)
+    assert np.sqrt(np.mean(np.square(stated))) == pytest.approx(np.std(errors), rel=0.12)
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.03)
+
+
+def test_the_regression_estimate_is_sharper_than_the_plain_mean():
+    value, bound, label = regression_population(random_generator(5))
+    rows = draw_sample(label, 6, random_generator(6))
+    options = {"shares": torch.bincount(label) / 3000, "population": 3000, "known": bound}
+    error = stats.regression_estimate(value[rows], bound[rows], **options)["standard_error"]
+    assert error < stats.stratified_mean(value[rows])["standard_error"] / 3
+
+
 @pytest.mark.parametrize(("correct", "count"), [(0, 10), (10, 10), (987, 1000)])
 def test_wilson_interval(correct, count):
     expected = scipy_stats.binomtest(correct, count).proportion_ci(method="wilson")

@@ -1,0 +1,303 @@
+"""--seeds: a run per seed in directories of its own, then seeds.csv and a table over seeds."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+
+import pytest
+from processes import MAIN, contents, wait_for
+from scipy import stats
+
+from benchmarks import stress
+from evaluation import seeds
+from evaluation.report import DIFFERENCES
+from runtime.checkpoint import RunError, exclusive_lock
+
+FLAGS = (
+    "--data-dir ../data --epochs 2 --train-size 60 --latent-dim 4 --sigma-p 0.3 --batch-size 32 --num-samples 10 "
+    "--images-per-digit 1 --gap-images-per-digit 1 --annealed-per-digit 1 --chains 2 --temperatures 3 --fit-steps 5 "
+    "--fitted-images 20 --simulated-images 2 --classified-samples 200"
+)
+SEEDS = ["--seeds", "3", "1"]
+
+
+def start(folder, *flags):
+    return stress.start(MAIN, [*FLAGS.split(), *flags], folder)
+
+
+def run(folder, *flags):
+    """Runs main_vae.py to its end. Returns (exit status, stdout, lines of stderr)."""
+    process = start(folder, *flags)
+    process.join()
+    return process.exitcode, (folder / "out").read_text(), (folder / "err").read_text().splitlines()
+
+
+def stop(folder, *flags, after, number):
+    """Sends the signal `number` once `after` has happened. Returns (exit status, stderr)."""
+    process = start(folder, *flags)
+    wait_for(after, process, folder)
+    os.kill(process.pid, number)
+    process.join()
+    return process.exitcode, (folder / "err").read_text()
+
+
+def rows_of(folder, results="results"):
+    with open(folder / results / "seeds.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def summary_of(folder, seed):
+    return json.loads((folder / f"results/seed_{seed}/summary.json").read_text())
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def entries(markdown):
+    """[(title, [(mean, half width) of train, of test])] of the lines of a table."""
+    cells = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("| ")][1:]
+    return [(title, [tuple(map(float, text.split(" ± "))) for text in row]) for title, *row in cells]
+
+
+@pytest.fixture(scope="module")
+def folder_of_runs(tmp_path_factory):
+    """A folder with a small MNIST and a finished run of two seeds."""
+    folder = tmp_path_factory.mktemp("seeds")
+    stress.small_mnist(folder / "data")
+    status, _, errors = run(folder / "whole", *SEEDS)
+    assert (status, errors) == (0, [])
+    return folder
+
+
+@pytest.fixture
+def copy(folder_of_runs):
+    """A copy of that run."""
+    folder = shutil.copytree(folder_of_runs / "whole", folder_of_runs / "copy")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_every_seed_has_directories_of_its_own(folder_of_runs):
+    folder = folder_of_runs / "whole"
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"seed_3", "seed_1"}
+    assert {path.name for path in (folder / "results").iterdir()} == {"seed_3", "seed_1", "seeds.csv"}
+    for seed in (3, 1):
+        assert summary_of(folder, seed)["settings"]["seed"] == summary_of(folder, seed)["train_config"]["seed"] == seed
+        names = {path.name for path in (folder / f"checkpoints/seed_{seed}").iterdir()}
+        assert names == {*(f"{name}_epoch_{n}.pt" for name in ("vae", "latent_opt") for n in (1, 2)), "classifier.pt"}
+    said = (folder / "out").read_text()
+    assert said.index("seed 3: checkpoints/seed_3, results/seed_3") < said.index("seed 1: checkpoints/seed_1")
+    assert "results/seeds.csv: " in said
+
+
+def test_runs_made_alone_are_compared_without_work(folder_of_runs):
+    """A seed of several is what a run of that seed is: the same bits, and --resume finds it finished."""
+    folder = folder_of_runs / "alone"
+    alone = ["--seed", "1", "--checkpoint-dir", "checkpoints/seed_1", "--results-dir", "results/seed_1"]
+    assert run(folder, *alone)[0] == 0
+    for name in ("checkpoints", "results"):
+        shutil.copytree(folder_of_runs / f"whole/{name}/seed_3", folder / f"{name}/seed_3")
+    before = times(folder / "checkpoints"), times(folder / "results")
+    status, said, errors = run(folder, *SEEDS, "--resume")
+    assert (status, errors) == (0, [])
+    assert said.count("this run is finished, nothing to resume") == 2
+    (folder / "results/seeds.csv").rename(folder / "seeds.csv")
+    assert (times(folder / "checkpoints"), times(folder / "results")) == before
+    (folder / "seeds.csv").rename(folder / "results/seeds.csv")
+    assert stress.differences(folder_of_runs / "whole", folder) == []
+
+
+def test_the_csv_holds_the_numbers_of_the_summaries(folder_of_runs):
+    folder = folder_of_runs / "whole"
+    rows = rows_of(folder)
+    found = {(row["seed"], row["method"], row["split"], row["quantity"].partition(" by ")[0]): row for row in rows}
+    assert list(rows[0]) == ["seed", "method", "split", "quantity", "value", "standard_error", "images"]
+    assert len(found) == len(rows)
+    for seed in (3, 1):
+        summary = summary_of(folder, seed)
+        for name, method in summary["methods"].items():
+            for split in ("train", "test"):
+                log_prob = method["log_prob"][split]
+                expected = {
+                    "ELBO": method["bounds"][split]["elbo"],
+                    "log p(x)": log_prob["regression"],
+                    "approximation gap": method["gaps"][split]["approximation_gap"],
+                    "amortization gap": method["gaps"][split]["amortization_gap"],
+                }
+                for quantity, score in expected.items():
+                    row = found.pop((str(seed), name, split, quantity))
+                    values = [float(row[column]) for column in ("value", "standard_error", "images")]
+                    assert values == [score["mean"], score["standard_error"], score["images"]]
+        (difference,) = summary["differences"]
+        for split in ("train", "test"):
+            for name, label in DIFFERENCES.items():
+                row = found.pop((str(seed), "amortized - latent_optimization", split, label))
+                assert float(row["value"]) == difference[split][name]["mean"]
+    assert not found
+
+
+def test_the_table_holds_means_and_t_intervals_over_seeds(folder_of_runs):
+    folder = folder_of_runs / "whole"
+    said = (folder / "out").read_text()
+    lines = entries(said[said.index("| nats per image | train | test |") :])
+    values = {}
+    for row in rows_of(folder):
+        values.setdefault((row["method"], row["quantity"]), {}).setdefault(row["split"], []).append(float(row["value"]))
+    assert [title.split(": ")[-1] for title, _ in lines] == [quantity for _, quantity in values]
+    assert [title for title, _ in lines if "**" in title][:2] == [
+        "**Amortized VAE**: ELBO",
+        "**Latent optimization**: ELBO",
+    ]
+    for (_, cells), of_splits in zip(lines, values.values(), strict=True):
+        for cell, (one, two) in zip(cells, of_splits.values(), strict=True):
+            half = 12.7062047 * abs(one - two) / 2  # t with one degree of freedom; s / sqrt(2) is half the difference
+            assert cell == pytest.approx(((one + two) / 2, half), abs=0.00501)
+    assert "Gaussian p(x|z), sigma 0.3" in said.splitlines()[-1]
+    assert "mean over seeds 3, 1 ± half width of its 95% t interval over seeds; images" in said.splitlines()[-1]
+    assert "60 and 150 for ELBO of Amortized VAE; 60 and 20 for ELBO of Latent optimization" in said.splitlines()[-1]
+
+
+def made_up(shift, *, regression=True):
+    """A summary of two methods, whose numbers differ."""
+
+    def score(mean, images):
+        error = 0.5 + abs(mean) / 100
+        return {"mean": mean + shift * (1 + images / 7), "standard_error": error, "images": images, "freedom": 6}
+
+    def of_method(label, mean):
+        log_prob = {"annealed": score(mean + 9, 10), "regression": score(mean + 8, 12) if regression else None}
+        gaps = {"approximation_gap": score(mean / 4, 10), "amortization_gap": score(mean / 5, 10)}
+        parts = {"bounds": {"elbo": score(mean, 6000)}, "log_prob": log_prob, "gaps": gaps}
+        return {"label": label, **{name: {"train": part, "test": part} for name, part in parts.items()}}
+
+    difference = {name: score(40 + number, 10) for number, name in enumerate(DIFFERENCES)}
+    return {
+        "likelihood": "p(x|z)",
+        "methods": {"a": of_method("Method A", -100.0), "b": of_method("Method B", -140.0)},
+        "differences": [{"methods": ["a", "b"], "train": difference, "test": difference}],
+    }
+
+
+def scores(**keywords):
+    return seeds.headline_scores(made_up(**keywords))
+
+
+def test_the_table_of_three_seeds_with_paired_differences():
+    text = seeds.table({0: scores(shift=0.0), 4: scores(shift=1.0), 2: scores(shift=5.0)}, made_up(9.0))
+    lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(lines) == 2 * 4 + 4
+    for number, title, mean, images in (
+        (0, "**Method A**: ELBO", -100, 6000),
+        (3, "amortization gap", -20, 10),
+        (5, "log p(x) by regression", -132, 12),
+        (8, "**Method A - Method B (paired)**: ELBO(q)", 40, 10),
+        (10, "log p(x), annealed", 42, 10),
+    ):
+        values = [mean + shift * (1 + images / 7) for shift in (0, 1, 5)]
+        low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
+        cell = f"{sum(values) / 3:.2f} ± {(high - low) / 2:.2f}"
+        assert lines[number] == f"| {title} | {cell} | {cell} |"
+    assert text.splitlines()[-1] == (
+        "p(x|z); mean over seeds 0, 4, 2 ± half width of its 95% t interval over seeds; images (train and test): "
+        "6,000 and 6,000 for ELBO of Method A, ELBO of Method B; 12 and 12 for log p(x) by regression of Method A, "
+        "log p(x) by regression of Method B; 10 and 10 for all else."
+    )
+
+
+def test_the_table_of_one_seed_is_over_images():
+    text = seeds.table({7: scores(shift=0.0)}, made_up(0.0))
+    gap = next(line for line in text.splitlines() if "approximation gap" in line)
+    half = stats.t.ppf(0.975, 6) * 0.75
+    assert gap.startswith(f"| approximation gap | -25.00 ± {half:.2f} |")
+    assert "mean over the images of seed 7 ± half width of its 95% t interval over images;" in text
+
+
+def test_seeds_with_other_numbers_are_not_compared():
+    with pytest.raises(RunError, match=r"seeds 0 and 1: a, test, log p\(x\) by annealing is in one summary.json only"):
+        seeds.records({0: scores(shift=0.0), 1: scores(shift=0.0, regression=False)})
+
+
+def test_stopped_and_killed_in_the_second_seed_it_is_continued_to_the_same_numbers(folder_of_runs, copy):
+    for path in (copy / "checkpoints/seed_1", copy / "results/seed_1"):
+        shutil.rmtree(path)
+    (copy / "results/seeds.csv").unlink()
+    first = [copy / name / "seed_3" for name in ("checkpoints", "results")]
+    before = [times(path) for path in first]
+    event = "checkpoints/seed_1/vae_state.pt"
+    status, said = stop(copy, *SEEDS, "--resume", after=event, number=signal.SIGTERM)
+    advice = "the same command with --resume continues"
+    assert status == 143
+    assert re.fullmatch(rf"{MAIN}: stopped by SIGTERM in seed 1, after .*(epoch|epochs).*; {advice}\n", said)
+    assert "nothing to resume: the run begins" in (copy / "out").read_text()
+    assert not (copy / "results/seeds.csv").exists()
+    status, _ = stop(copy, *SEEDS, "--resume", after="results/seed_1/recon_epoch_1.png", number=signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    status, said, errors = run(copy, *SEEDS, "--resume")
+    assert (status, errors) == (0, [])
+    assert "results/seed_3/summary.json: this run is finished, nothing to resume" in said
+    assert said.count("training images on") == 1
+    assert "vae: resumed after epoch 2" in said
+    assert [times(path) for path in first] == before
+    assert stress.differences(folder_of_runs / "whole", copy) == []
+
+
+def test_stopped_before_the_first_epoch_of_a_seed(copy):
+    """Without --resume the same command would train the seeds before it once more."""
+    shutil.rmtree(copy / "results/seed_1")
+    status, said = stop(copy, *SEEDS, "--resume", after="seed 1: ", number=signal.SIGINT)
+    advice = "the same command with --resume continues"
+    assert (status, said) == (130, f"{MAIN}: stopped by SIGINT in seed 1, before its first epoch; {advice}\n")
+    status, said = stop(copy, *SEEDS, after="seed 3: ", number=signal.SIGINT)
+    assert said == f"{MAIN}: stopped by SIGINT before an epoch of its own was over; give the same command again\n"
+
+
+def test_evaluate_only_scores_the_checkpoints_of_a_seed_with_that_seed(folder_of_runs, copy):
+    before = contents(copy / "checkpoints"), contents(copy / "results")
+    status, said, errors = run(copy, "--seeds", "1", "--evaluate-only", "--results-dir", "again")
+    assert (status, errors) == (0, [])
+    assert "evaluation with seed 1" in said
+    assert "mean over the images of seed 1 ± half width of its 95% t interval over images" in said
+    assert (contents(copy / "checkpoints"), contents(copy / "results")) == before
+    assert rows_of(copy, "again") == [row for row in rows_of(folder_of_runs / "whole") if row["seed"] == "1"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--seeds 0 1 --seed 0", "--seed: not together with --seeds"),
+        ("--seeds 0 1 --seed 0 --evaluate-only", "--seed: not together with --seeds"),
+        ("--seeds 0 5 0", "--seeds: 0 is repeated"),
+        ("--seeds 0 -1", "--seeds: '-1' is not a whole number from 0 to 4,294,967,295"),
+        ("--seeds 0 4294967296", "--seeds: '4294967296' is not a whole number"),
+        ("--seeds 0 1.5", "--seeds: '1.5'"),
+        ("--seeds", "--seeds: expected at least one argument"),
+        ("--seeds 0 5 --evaluate-only", "seed_0: no checkpoints"),
+        ("--seeds 3 0 --evaluate-only", "seed_0: no checkpoints"),
+        (
+            "--seeds 3 8 --evaluate-only",
+            "checkpoints/seed_8: the checkpoints are of another training: --seed 1 there, 8 here",
+        ),
+        ("--seeds 0 1 --resume --evaluate-only", "--resume: not together with --evaluate-only"),
+        ("--seeds 0 1 --resume --beta 0.5", "results/seed_1/summary.json: cannot be resumed under other flags"),
+        ("--seeds 0 6", "--results-dir results/seed_6: cannot be written to"),
+        ("--seeds 0 1 --device gpu", "--device gpu: not a device"),
+        ("--seeds 0 1 --images-per-digit 20", "20 images of each class were asked for"),
+        ("--seeds 0 1 --results-dir used", "used/seed_1: in use by another run"),
+        ("--seeds 0 1 --results-dir used/seed_1", "used/seed_1: in use by another run"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(copy, flags, message):
+    (copy / "results/seed_6").write_text("a file")
+    shutil.copytree(copy / "checkpoints/seed_1", copy / "checkpoints/seed_8")
+    (copy / "used/seed_1").mkdir(parents=True)
+    before = contents(copy)
+    with exclusive_lock(copy / "used/seed_1"):
+        status, out, errors = run(copy, *flags.split())
+    assert (status, out, len(errors)) == (2, "", 1)
+    assert errors[0].startswith(f"{MAIN}: error: ")
+    assert message in errors[0]
+    assert contents(copy) == before

@@ -51,7 +51,7 @@ def draw_sample(label, count, generator):
 
 @pytest.mark.parametrize("known", [3000, 300])
 def test_the_regression_estimate_covers_the_populations_mean(known):
-    """Its 95% interval does so in about 95 of 100 samples, and the error is that of many samples, of one phase or two."""
+    """Its 95% interval does so in 95 of 100 samples; the error is that of many samples, of one phase or two."""
     generator = random_generator(5)
     value, bound, label = regression_population(generator)
     options = {"shares": torch.bincount(label) / 3000, "population": 3000}

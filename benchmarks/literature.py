@@ -1,0 +1,95 @@
+"""log p(x) on binarized MNIST beside published values.
+
+    python main_vae.py --likelihood bernoulli --train-size 55000 --latent-dim 50 --epochs 100 \\
+        --checkpoint-dir checkpoints/bernoulli --results-dir results/bernoulli
+    python benchmarks/literature.py --checkpoint checkpoints/bernoulli/vae_epoch_100.pt
+
+-log p(x) of the amortized VAE by importance sampling from q with few samples, on all test images, and with many, as
+papers report it; and annealed. The 5,000 training images left over say whether the epochs were enough.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from amortized_vae import AmortizedVAE  # noqa: E402
+from benchmarks.harness import print_table  # noqa: E402
+from data import load_data, random_rows_per_class, stratified_subset  # noqa: E402
+from evaluation import gaps  # noqa: E402
+from evaluation.stats import regression_estimate  # noqa: E402
+from runtime.config import EvalConfig, choose_precision  # noqa: E402
+from training import read_checkpoint  # noqa: E402
+from vae_utils import evaluate_bound, image_generators, importance_sampling, mean_and_error, random_generator  # noqa: E402
+
+PUBLISHED = [
+    ["VAE, pythae's reproduction of Rezende & Mohamed 2015", "200 samples", "89.78"],
+    ["the same, in the paper", "200 samples", "89.9"],
+    ["IWAE with 50 samples, pythae's reproduction of Burda et al. 2016", "5,000 samples", "86.82"],
+    ["L-MCVAE, Thin et al. 2021", "as in the paper", "84.58"],
+]
+
+
+@torch.no_grad()
+def sampled(model, split, count):
+    """-log p(x) by importance sampling with `count` samples, as text, nats."""
+    own = image_generators(0, "literature", count, index=split.index)
+    estimate = importance_sampling(model, split.images, model.encode(split.images), generator=own, num_samples=count)
+    score = mean_and_error(-estimate.log_prob)
+    return f"{score['mean']:.2f} ± {score['standard_error']:.2f}"
+
+
+def annealed(model, data, per_class):
+    """-log p(x) of all test images: `per_class` random ones of each class annealed, and regressed on their ELBOs."""
+    config = EvalConfig(
+        images_per_digit=per_class, annealed_per_digit=per_class, precision=choose_precision("auto", data.device)
+    )
+    rows = random_rows_per_class(data.test, per_class, seed=0)
+    part = data.test.at(rows.flatten())
+    with torch.no_grad():
+        q = model.encode(part.images)
+    own = image_generators(0, "literature", index=part.index)
+    found = gaps.measure(model, part.images, q, config, generator=own)
+    generator = random_generator(0, "literature")
+    bound = evaluate_bound(model, data.test.images, lambda x, rows: model.encode(x), generator=generator)
+    shares = torch.bincount(data.test.labels) / len(data.test.labels)
+    values, bounds = (field.reshape(rows.shape) for field in (found.ais_log_prob, found.elbo))
+    score = regression_estimate(values, bounds, shares=shares, known=bound.elbo, population=len(data.test.labels))
+    return (
+        f"{-score['mean']:.2f} ± {score['standard_error']:.2f}",
+        f"{-bound.elbo.mean():.2f}",
+        float(found.ais_bias.mean()),
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, metavar="FILE")
+    parser.add_argument("--images", type=int, default=1000, metavar="N", help="test images with 5,000 samples (1000)")
+    parser.add_argument("--annealed-per-digit", type=int, default=10, metavar="N", help="test images annealed (10)")
+    given = parser.parse_args()
+    checkpoint = read_checkpoint(given.checkpoint, AmortizedVAE.name)
+    data = load_data(checkpoint["config"], data_dir=ROOT / "data", train_index=checkpoint["train_index"])
+    method = AmortizedVAE(checkpoint["config"], data)
+    method.load_weights(checkpoint["weights"])
+    model = method.model.in_precision("float32")
+    value, bound, bias = annealed(model, data, given.annealed_per_digit)
+    rows = [
+        [f"ours, -ELBO, {len(data.test.labels):,} test images", "1 sample", bound],
+        [f"ours, {len(data.test.labels):,} test images", "200 samples", sampled(model, data.test, 200)],
+        [
+            f"ours, {given.images:,} of them",
+            "5,000 samples",
+            sampled(model, stratified_subset(data.test, size=given.images), 5000),
+        ],
+        [f"ours, all, by regression from {10 * given.annealed_per_digit} annealed", f"bias {bias:.2f}", value],
+    ]
+    print_table(["binarized MNIST", "estimate", "-log p(x), nats"], rows + PUBLISHED)
+
+
+if __name__ == "__main__":
+    main()

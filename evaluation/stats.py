@@ -30,28 +30,30 @@ def stratified_mean(values):
 
 
 def regression_estimate(values, bounds, *, shares, known, population):
-    """The mean of `values` over a population, by their regression on `bounds` (Cochran 1977, chapters 7 and 12).
+    """The mean of `values` over a population, by their regression on `bounds` (Cochran 1977, sections 7.10 and 12.6).
 
     values, bounds: (classes, images per class), random images of every class; shares: (classes,), of the classes in the
-    population; known: (M,), the bounds of a random part, or of all, of its `population` images. Returns a dict like
-    that of `stratified_mean`, with "known_images" and the "slope". The error is over images: that of the residuals, and
-    if the bounds are known for a part alone, that of their mean. Needs three images, not all of the same bound.
+    population; known: (M,), the bounds of a random part, or of all, of its `population` images. The slope, common to
+    all classes, and the residuals are taken within the classes where these have two images or more. Returns a dict like
+    that of `stratified_mean`, with "known_images" and the "slope". The error is over images: that of the residuals,
+    and if the bounds are known for a part alone, that of their mean. Needs three images, not all of the same bound.
     """
     y, x, known = (each.cpu().double() for each in (values, bounds, known))
-    weights = (shares.cpu().double() / y.shape[1]).unsqueeze(1).expand_as(y)
-    mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
-    spread = (weights * (x - mean_x).square()).sum()
-    slope = (weights * (x - mean_x) * (y - mean_y)).sum() / spread
-    shift = known.mean() - mean_x
-    residual = y - mean_y - slope * (x - mean_x)
-    freedom = y.numel() - 2
-    variance = (
-        residual.square().sum() / freedom * (weights.square().sum() + shift.square() / (x - mean_x).square().sum())
-    )
+    classes, count = y.shape
+    weights = (shares.cpu().double() / count).unsqueeze(1).expand_as(y)
+
+    def centered(values):
+        return values - (values.mean(1, keepdim=True) if count > 1 else values.mean())
+
+    slope = (weights * centered(x) * centered(y)).sum() / (weights * centered(x).square()).sum()
+    shift = known.mean() - (weights * x).sum()
+    freedom = y.numel() - (classes if count > 1 else 1) - 1
+    of_one = (centered(y) - slope * centered(x)).square().sum() / freedom
+    variance = of_one * (weights.square().sum() + shift.square() / centered(x).square().sum())
     if len(known) < population:
         variance += slope.square() * known.var() / len(known) * (1 - len(known) / population)
     return {
-        "mean": float(mean_y + slope * shift),
+        "mean": float((weights * y).sum() + slope * shift),
         "standard_error": float(variance.sqrt()),
         "images": y.numel(),
         "freedom": freedom,

@@ -10,7 +10,16 @@ import torch
 from conftest import ROOT, toy_config, toy_data
 from PIL import Image
 
-from data import binarized, load_data, load_images, load_mnist, remaining, rows_per_class, stratified_subset
+from data import (
+    binarized,
+    load_data,
+    load_images,
+    load_mnist,
+    random_rows_per_class,
+    remaining,
+    rows_per_class,
+    stratified_subset,
+)
 from runtime.checkpoint import InputError
 
 
@@ -111,3 +120,13 @@ def test_own_images_are_scaled_as_mnist_is(mnist, tmp_path):
     for name, reason in (("wide", "30 x 28 pixels"), ("text", "not an image"), ("none", "No such file")):
         with pytest.raises(InputError, match=reason):
             load_images([tmp_path / f"{name}.png"])
+
+
+def test_random_rows_are_of_their_class_and_stay_when_more_are_asked_for(mnist):
+    test = mnist[1]
+    few, many, other = (random_rows_per_class(test, count, seed=seed) for count, seed in ((3, 1), (8, 1), (3, 2)))
+    assert (test.labels[many] == torch.arange(10).unsqueeze(1)).all()
+    assert torch.equal(many[:, :3], few)
+    assert len(many.unique()) == 80
+    assert not torch.equal(few, other)
+    assert many.double().mean() == pytest.approx(5000, abs=4 * 2887 / 80**0.5)  # from the whole of the test set

@@ -42,10 +42,10 @@ def test_balanced_noise_is_normal_where_it_has_many_draws():
 
 
 def test_what_a_fit_finds_for_an_image_depends_on_no_other():
-    """Alone, and beside an image that takes longer, with a generator for each."""
+    """Alone, and beside images that converge before it, with a generator for each."""
     model = linear_gaussian(pixels=30, latent_dim=4)
     x, _ = model.sample(3, seeded(0))
-    x[0] *= 5
+    x[2] *= 5
     index, start = torch.tensor([7, 3, 9]), initial_posterior(3, 4, dtype=torch.float64)
 
     def fit(rows):
@@ -53,7 +53,7 @@ def test_what_a_fit_finds_for_an_image_depends_on_no_other():
         return fit_posterior(model, x[rows], select(start, rows), generator=own, fit_steps=30, tolerance=0.05)
 
     together, alone = fit(torch.arange(3)), fit(torch.tensor([2]))
-    assert len(set(together.gradients.tolist())) > 1
+    assert together.gradients[2] > together.gradients[0]
     assert together.gradients[2] == alone.gradients[0]
     torch.testing.assert_close(together.q.mean[2:], alone.q.mean)
     torch.testing.assert_close(together.trace[: len(alone.trace), 2:], alone.trace)

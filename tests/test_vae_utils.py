@@ -9,13 +9,17 @@ from conftest import SIGMA, LinearGaussian, linear_gaussian, seeded
 from sklearn.decomposition import PCA
 from torch.distributions import MultivariateNormal, Normal
 
+import vae_utils
 from evaluation.ais import annealed_importance_sampling, bidirectional_bounds, gauss_newton_posterior
 from latent_optimization import fit_posterior
 from model import Bernoulli, Gaussian, LatentVariableModel
 from vae_utils import (
     concatenate,
+    draw,
     elbo,
     evaluate_bound,
+    generators_of,
+    image_generators,
     importance_sampling,
     kl_per_dimension,
     mean_and_error,
@@ -104,6 +108,29 @@ def test_importance_sampling_from_a_poor_q(nonlinear, chunk):
     torch.testing.assert_close(estimate.elbo, nonlinear.elbo(q, x), rtol=0.02, atol=0.05)
 
 
+def test_no_more_samples_than_the_chunk_are_decoded_at_once_however_many_images():
+    model, seen = linear_gaussian(), []
+    x, _ = model.sample(11, seeded(1))
+    model.decoder.register_forward_hook(lambda _, inputs, output: seen.append(output[..., 0].numel()))
+    own = [seeded(number) for number in range(11)]
+    estimate = importance_sampling(model, x, model.poor(x), generator=own, num_samples=7, chunk=4)
+    model.decoder._forward_hooks.clear()
+    assert max(seen) == 4
+    assert sum(seen) == 77
+    alone = importance_sampling(model, x[9:10], model.poor(x[9:10]), generator=[seeded(9)], num_samples=7, chunk=3)
+    torch.testing.assert_close(estimate.log_prob[9:10], alone.log_prob)
+
+
+def test_many_equal_weights_are_added_without_stalling(monkeypatch):
+    """In float32 their logarithm would be 0.02 too low after so many additions, and 2 after ten million samples."""
+    monkeypatch.setattr(vae_utils, "log_weight", lambda model, x, q, noise: torch.zeros(noise.shape[:2]))
+    model = LatentVariableModel(torch.nn.Linear(2, 3), Gaussian(SIGMA), latent_dim=2)
+    q = Normal(torch.zeros(1, 2), 1.0)
+    estimate = importance_sampling(model, torch.zeros(1, 3), q, generator=seeded(0), num_samples=100_000, chunk=1)
+    assert estimate.log_prob.item() == pytest.approx(0, abs=1e-4)
+    assert estimate.effective_sample_size.item() == pytest.approx(100_000, rel=1e-3)
+
+
 def test_the_bound_is_an_expectation_and_below_log_prob(model):
     x, _ = model.sample(8, seeded(2))
     q = model.poor(x)
@@ -136,6 +163,19 @@ def test_mean_and_error():
     score = mean_and_error(torch.tensor([1.0, 2.0, 3.0, 6.0]))
     assert score == {"mean": 3.0, "standard_error": pytest.approx(math.sqrt(14 / 3) / 2), "images": 4}
     assert mean_and_error(torch.tensor([1.0]))["standard_error"] is None
+
+
+def test_every_image_has_a_generator_of_its_own():
+    three, one = (
+        image_generators(5, "fit", index=torch.tensor([4, 9, 2])),
+        image_generators(5, "fit", index=torch.tensor([9])),
+    )
+    noise = draw(torch.randn, three, (6, 3, 2), like=torch.zeros(1).double())
+    assert noise.shape == (6, 3, 2)
+    assert noise.dtype == torch.float64
+    assert torch.equal(noise[:, 1:2], draw(torch.randn, one, (6, 1, 2), like=noise))
+    assert not torch.equal(noise[:, 0], noise[:, 1])
+    assert generators_of(three, torch.tensor([2, 0])) == [three[2], three[0]]
 
 
 def test_a_generator_depends_on_the_seed_and_every_purpose():

@@ -111,7 +111,8 @@ def test_a_schedule_is_close_where_the_log_weight_varies_most():
     assert schedule.step_sizes[-1].tolist() == pytest.approx([0.2, 0.4])
 
 
-def test_what_annealing_finds_for_an_image_depends_on_no_other():
+@pytest.mark.parametrize("temperatures", [None, 20])
+def test_what_annealing_finds_for_an_image_depends_on_no_other(temperatures):
     model = linear_gaussian()
     x, _, _ = draw(model)
     q, index = model.poor(x), torch.arange(6) + 11
@@ -119,10 +120,11 @@ def test_what_annealing_finds_for_an_image_depends_on_no_other():
 
     def anneal(rows):
         own = image_generators(3, "annealing", index=index[rows])
-        return annealed_importance_sampling(model, x[rows], select(q, rows), generator=own, chains=5, chunk=11)
+        settings = {"generator": own, "chains": 5, "temperatures": temperatures, "chunk": 11}
+        return annealed_importance_sampling(model, x[rows], select(q, rows), **settings)
 
     together, alone = anneal(torch.arange(6)), anneal(torch.tensor([4]))
-    assert len(together.temperatures.unique()) > 1
+    assert (len(together.temperatures.unique()) > 1) == (temperatures is None)
     torch.testing.assert_close(together.log_weights[:, 4:5], alone.log_weights)
 
 

@@ -39,7 +39,7 @@ def regression_population(generator):
     """Values, bounds and classes of 3,000 images whose classes differ in size, mean and relation of the two."""
     label = torch.arange(3000) % 6 % 4  # classes of 1,000, 1,000, 500 and 500
     bound = 20 * torch.randn(3000, generator=generator).double() - 30 * label
-    value = 0.8 * bound + 12 + 3 * torch.randn(3000, generator=generator).double()
+    value = 0.8 * bound + 12 + 8 * (label < 2) + 3 * torch.randn(3000, generator=generator).double()
     return value, bound, label
 
 
@@ -63,8 +63,8 @@ def test_the_regression_estimate_covers_the_populations_mean(known):
         errors.append(mean - float(value.mean()))
         stated.append(found["standard_error"])
         inside.append(abs(errors[-1]) < half)
-    assert (found["images"], found["freedom"], found["known_images"]) == (24, 22, known)
-    assert found["slope"] == pytest.approx(0.8, abs=0.15)
+    assert (found["images"], found["freedom"], found["known_images"]) == (24, 19, known)
+    assert found["slope"] == pytest.approx(0.8, abs=0.3)
     assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(600)
     assert np.sqrt(np.mean(np.square(stated))) == pytest.approx(np.std(errors), rel=0.12)
     assert np.mean(inside) == pytest.approx(0.95, abs=0.03)

@@ -85,7 +85,7 @@ def balanced_noise(count, q, *, generator):
     drawn = math.sqrt(count) * torch.linalg.qr(drawn - drawn.mean(0)).Q
     order = draw(torch.rand, generator, (count, images), like=q.mean).argsort(0)
     signs = (draw(torch.rand, generator, (1, images, latent_dim), like=q.mean) - 0.5).sign()
-    return drawn.to(q.mean)[order] * signs
+    return drawn.to(q.mean.dtype).to(q.mean.device)[order] * signs
 
 
 @torch.no_grad()

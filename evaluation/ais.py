@@ -80,19 +80,20 @@ class Pilot(NamedTuple):
         log-weight is (integral of the deviation over beta)^2 / T (Gelman & Meng 1998); successive temperatures are not
         independent, which DEPENDENCE allows for. The counts are rounded up to powers of the root of two.
         """
-        needed = (DEPENDENCE * self.deviations.double().mean(0) / log_weight_std) ** 2
+        needed = (DEPENDENCE * self.deviations.cpu().double().mean(0) / log_weight_std) ** 2
         power = torch.ceil(2 * torch.log2(needed.clamp(FEWEST, MOST)) - 1e-9)
-        return torch.round(2 ** (power / 2)).long()
+        return torch.round(2 ** (power / 2)).long().to(self.deviations.device)
 
     def schedule(self, temperatures, leapfrog_steps):
         """The Schedule with that many temperatures: close where l(e) varies most, as far as few chains can tell."""
         count = len(self.deviations)
         even, wanted, columns = np.linspace(0, 1, count + 1), np.linspace(0, 1, temperatures + 1), []
-        for deviations in self.deviations.T.double().cpu().numpy():
+        for deviations in self.deviations.T.cpu().double().numpy():
             floor = max(0.1 * deviations.mean(), 1e-6)
             length = np.cumsum([0.0, *np.maximum(deviations, floor)])
             columns.append(np.interp(wanted, length / length[-1], even))
-        betas = torch.from_numpy(np.stack(columns, axis=1)).to(self.deviations)  # (temperatures + 1, B)
+        betas = torch.from_numpy(np.stack(columns, axis=1)).to(self.deviations.dtype)  # (temperatures + 1, B)
+        betas = betas.to(self.deviations.device)
         nearest = (betas * count).ceil().long().clamp(1, count) - 1
         return Schedule(betas, self.step_sizes.gather(0, nearest), leapfrog_steps)
 

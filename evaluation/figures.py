@@ -123,6 +123,38 @@ def gaps_over_epochs(*, rows, methods, saved_epochs):
 
 
 @style.styled
+def quality_over_seconds(*, rows, training_seconds, methods):
+    """ELBO(q) and log p(x) of the same test images over the seconds of training; rows: as of `gaps_over_epochs`.
+
+    training_seconds: {method's name: seconds until the last epoch}. Both methods spend one gradient of q on each
+    training image in an epoch, so that markers of the same epoch have cost equally many gradients.
+    """
+    figure = Figure(figsize=(11, 4.2))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (name, title) in zip(panels, (("elbo", "ELBO(q)"), ("log_prob", "log p(x), annealed")), strict=True):
+        for number, method in enumerate(methods):
+            *own, _ = [row for row in rows if (row["method"], row["split"]) == (method.name, "test")]
+            seconds = [training_seconds[method.name] * row["epoch"] / own[-1]["epoch"] for row in own]
+            mean, half = intervals([row["scores"][name] for row in own])
+            style.plot_band(axes, seconds, -mean, half, color=method.color, marker="o", label=method.label)
+            for row, x, y in zip(own, seconds, -mean, strict=True):
+                offset = (0, -14 if number else 8)
+                form = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "color": method.color}
+                axes.annotate(str(row["epoch"]), (x, y), offset, **form)
+        axes.set(title=title, xlabel="seconds of training")
+        axes.legend(loc="lower right")
+    axes.invert_yaxis()  # what is drawn is the negative, which can have a logarithmic axis
+    style.log_axis(axes, sign=-1)
+    panels[0].set_ylabel("nats per image")
+    count = own[-1]["scores"]["elbo"]["images"]
+    figure.suptitle(
+        f"What a second of training buys: means over the same {count} test images with their 95% t intervals;\n"
+        "numbers are epochs, at which both methods have taken equally many gradients"
+    )
+    return figure
+
+
+@style.styled
 def gaps_per_class(*, per_class, methods, classes):
     """The two gaps of every class, stacked; per_class: {method's name: {split: a gaps.summarize of each class}}."""
     figure, panels = style.method_grid(methods)

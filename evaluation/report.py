@@ -66,6 +66,8 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         per_class[method.name][split] = [gaps.summarize(gaps.Gaps(*of_class)) for of_class in fields]
     save_csv(results_dir / "gaps.csv", [_flat(row) for row in rows])
     save("gaps_over_epochs", figures.gaps_over_epochs, rows=rows, saved_epochs=checkpoints.epochs)
+    if training_seconds.keys() >= found.keys():
+        save("quality_over_seconds", figures.quality_over_seconds, rows=rows, training_seconds=training_seconds)
     save("gaps_per_digit", figures.gaps_per_class, per_class=per_class, classes=classes)
 
     bdmc = {}

@@ -31,6 +31,7 @@ FILES = {
     "log_probabilities.png",
     "gaps.csv",
     "gaps_over_epochs.png",
+    "quality_over_seconds.png",
     "gaps_per_digit.png",
     "latent_usage.csv",
     "latent_usage.png",

@@ -99,6 +99,15 @@ def test_curves_and_gaps_show_every_method(count):
     assert drawn[:1] + drawn[1:2] == [[40, 20], [30, 15]]
     assert [len(axes.containers) for axes in figure.axes] == [2, 2, 1, 1, 2, 2][: 2 * count]
     assert figure.axes[0].get_yscale() == "log"
+    for row in rows:
+        row["scores"]["log_prob"] = score(-50.0)
+    seconds = {method.name: 80.0 + 10 * number for number, method in enumerate(methods)}
+    figure = figures.quality_over_seconds(rows=rows, training_seconds=seconds, methods=methods, likelihood=LABEL)
+    drawn = [line.get_xdata().tolist() for line in figure.axes[0].lines]
+    assert drawn == [[40 + 5 * number, 80 + 10 * number] for number in range(count)]  # epochs 1 and 2 of 2
+    assert [line.get_ydata().tolist() for line in figure.axes[1].lines] == [[50, 50]] * count
+    assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]  # the best is at the top
+    assert any(text.startswith("-5") for text in texts(figure))  # numbers have the sign of what is drawn
     figure = figures.gaps_per_class(per_class=per_class, methods=methods, classes=classes, likelihood=LABEL)
     assert len(figure.axes) == 2 * count
     assert {"Ankle boot", LABEL} <= set(texts(figure))

@@ -78,14 +78,16 @@ def balanced_noise(count, q, *, generator):
 
     Moments are matched by a linear map (Barraquand 1995); if count = D + 1, the draws are the corners of a regular
     simplex. The mean over them of a function that is quadratic in z, hence of the gradient of a quadratic log p(x, z),
-    is exact. All images share the draws, but for their order and the signs of the dimensions.
+    is exact. All images share the draws, but for their order, and the order and the signs of their dimensions.
     """
     images, latent_dim = q.mean.shape
     drawn = torch.randn(count, latent_dim, generator=random_generator(0, "balanced noise"), dtype=torch.float64)
     drawn = math.sqrt(count) * torch.linalg.qr(drawn - drawn.mean(0)).Q
     order = draw(torch.rand, generator, (count, images), like=q.mean).argsort(0)
+    dimensions = draw(torch.rand, generator, (1, images, latent_dim), like=q.mean).argsort(-1)
     signs = (draw(torch.rand, generator, (1, images, latent_dim), like=q.mean) - 0.5).sign()
-    return drawn.to(q.mean.dtype).to(q.mean.device)[order] * signs
+    drawn = drawn.to(q.mean.dtype).to(q.mean.device)[order]  # (count, B, D)
+    return drawn.gather(2, dimensions.expand(count, -1, -1)) * signs
 
 
 @torch.no_grad()

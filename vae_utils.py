@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
+DRAWN_AT_ONCE = 16  # samples of an image, by one call of its generator
+
 
 class Bound(NamedTuple):
     """The evidence lower bound and its two parts, (B,) each: elbo = log_likelihood - kl."""
@@ -32,7 +34,7 @@ class Fit(NamedTuple):
     """A q of images, and the cost of finding it."""
 
     q: Normal  # diagonal, (B, D)
-    trace: torch.Tensor  # (cycles + 1, B): the bound of the q that was kept after each cycle, nats; empty if none
+    trace: torch.Tensor  # (cycles + 1, B): of the q kept after each cycle its bound, a little high, since it was chosen
     converged: torch.Tensor  # (B,) bool
     gradients: torch.Tensor  # (B,): of the bound, evaluated for each image
 
@@ -148,20 +150,23 @@ def importance_sampling(model, x, q, *, generator, num_samples=1000, chunk=500):
     """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k), z_k ~ q, K = num_samples (Burda et al. 2016, Eq. 8).
 
     x: (B, *image); q: (B, D). A lower bound in expectation. The effective sample size (sum w)^2 / sum w^2 is from 1 to
-    K; below about ten, log_prob is too low by an unknown amount. At most `chunk` samples are in memory at once. The
-    weights are added in float64 where the device has it. Returns an ISEstimate; its elbo is the mean of the
-    log-weights. Raises ValueError if x, q and the model do not fit.
+    K; below about ten, log_prob is too low by an unknown amount. At most `chunk` samples are in memory at once, or
+    DRAWN_AT_ONCE. The weights are added in float64 where the device has it. Returns an ISEstimate; its elbo is the mean
+    of the log-weights. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, generator)
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
     parts = []
-    for rows in torch.arange(len(x), device=x.device).split(chunk):
+    for rows in torch.arange(len(x), device=x.device).split(max(1, chunk // DRAWN_AT_ONCE)):
         own, own_q = generators_of(generator, rows), select(q, rows)
         log_sum_w = torch.full((len(rows),), -math.inf, dtype=exact, device=x.device)
         log_sum_w2, sum_log_w = log_sum_w.clone(), torch.zeros_like(log_sum_w)
-        step = max(1, chunk // len(rows))
-        for start in range(0, num_samples, step):
-            noise = draw(torch.randn, own, (min(step, num_samples - start), *own_q.mean.shape), like=q.mean)
+        # Equal calls of the generator, whatever the number of images: what it draws depends on the sizes of its calls.
+        calls = [min(DRAWN_AT_ONCE, num_samples - start) for start in range(0, num_samples, DRAWN_AT_ONCE)]
+        together = max(1, chunk // (DRAWN_AT_ONCE * len(rows)))
+        for first in range(0, len(calls), together):
+            shapes = ((count, *own_q.mean.shape) for count in calls[first : first + together])
+            noise = torch.cat([draw(torch.randn, own, shape, like=q.mean) for shape in shapes])
             log_w = log_weight(model, x[rows], own_q, noise).to(exact)  # (K, B)
             log_sum_w = torch.logaddexp(log_sum_w, log_w.logsumexp(0))
             log_sum_w2 = torch.logaddexp(log_sum_w2, (2 * log_w).logsumexp(0))

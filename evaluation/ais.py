@@ -36,7 +36,9 @@ class AISEstimate(NamedTuple):
     """What annealing finds for each image, (B,) each, in nats; the acceptance is a share, temperatures are a count.
 
     A logarithm of a mean is too low in expectation. `bias` estimates by how much, and is not subtracted: log_prob stays
-    a lower bound in expectation. Both errors are jackknife estimates over the chains (Efron 1982).
+    a lower bound in expectation. Both errors are jackknife estimates over the chains (Efron 1982). They are too small
+    where the log-weights have a standard deviation beyond about 1.5 nats: with normal ones of 3 nats and 8 chains the
+    bias is -1.9 and its estimate -0.8.
     """
 
     log_prob: torch.Tensor

@@ -201,7 +201,7 @@ def latent_usage(*, table, dimensions, methods):
     figure.suptitle(
         f"Which dimensions are used: KL per dimension, sorted, mean over images with its 95% interval; dotted: "
         f"{threshold:g} nats\nActive units (Burda et al. 2016): the variance over images of the mean of q is above "
-        f"{variance:g}\nIn brackets: 95% intervals, bootstrap of the images"
+        f"{variance:g}\nIn brackets: the range of 95% of the bootstrap resamples of the images"
     )
     return figure
 

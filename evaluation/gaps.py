@@ -26,6 +26,7 @@ class Gaps(NamedTuple):
     fitted_is_log_prob: torch.Tensor  # importance sampling from q*
     fitted_elbo: torch.Tensor  # ELBO(q*)
     fitted_effective_sample_size: torch.Tensor
+    fit_converged: torch.Tensor  # 1 or 0; 1 where q is q* already
     ais_log_prob: torch.Tensor  # annealed importance sampling from q* with a full covariance
     ais_standard_error: torch.Tensor  # over its chains
     ais_bias: torch.Tensor  # an estimate, mostly negative; ais_log_prob is not corrected by it
@@ -56,13 +57,14 @@ def measure(model, x, q, config, *, generator, fitted=False, batch_size=50, on_b
     for rows in torch.arange(len(x), device=x.device).split(batch_size):
         images, own, generators = x[rows], select(q, rows), generators_of(generator, rows)
         of_own = measure_q(model, images, own, config, generator=generators)
-        best, of_best = own, of_own[:3]
+        best, of_best, converged = own, of_own[:3], torch.ones_like(of_own[0])
         if not fitted:
-            best = fit_posterior(model, images, own, generator=generators, fit_steps=config.fit_steps).q
+            fit = fit_posterior(model, images, own, generator=generators, fit_steps=config.fit_steps)
+            best, converged = fit.q, fit.converged.to(x.dtype)
             of_best = importance_sampling(model, images, best, generator=generators, num_samples=config.num_samples)
         start = gauss_newton_posterior(fast, images, best, generator=generators)
         ais = annealed_importance_sampling(fast, images, start, generator=generators, **annealing(config))
-        parts.append(Gaps(*of_own, *of_best, *ais[:6]))
+        parts.append(Gaps(*of_own, *of_best, converged, *ais[:6]))
         if on_batch:
             on_batch(len(images))
     return Gaps(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -1,5 +1,6 @@
 """The evaluation of trained methods: every number, table and figure, in the order in which they are made."""
 
+import math
 from itertools import product
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from data import SPLITS, rows_per_class
 from evaluation import figures, gaps, latents, samples, scores, style
 from runtime.checkpoint import save_array, save_csv, save_figure
 from runtime.progress import ProgressBar
-from vae_utils import mean_and_error, random_generator
+from vae_utils import random_generator
 
 PRIOR_SAMPLES = 64
 
@@ -39,7 +40,7 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
     found = scores.log_probabilities(methods, data, config)
     log_prob = {
         name: {
-            split: scores.summarize_log_prob(values, bounds[name][split].elbo, getattr(data, split))
+            split: scores.summarize_log_prob(values, bounds[name][split], getattr(data, split), config)
             for split, values in of_splits.items()
         }
         for name, of_splits in found.items()
@@ -81,15 +82,8 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         methods, train_q, data, classifier, config, sample=sample, sample_q=sample_q, results_dir=results_dir
     )
     quality = samples.assess(methods, data, classifier, config, results_dir=results_dir)
-    bound_scores = {
-        name: {
-            split: {part: mean_and_error(value) for part, value in bound._asdict().items()}
-            for split, bound in of_splits.items()
-        }
-        for name, of_splits in bounds.items()
-    }
     parts = {
-        "bounds": bound_scores,
+        "bounds": scores.score_bounds(bounds, data),
         "fits_converged": converged,
         "log_prob": log_prob,
         "gaps": last,
@@ -185,20 +179,28 @@ def table(summary):
         of_splits, gap = [method["log_prob"][split] for split in SPLITS], method["bdmc"]["gap"]
         if all(each["regression"] for each in of_splits):
             lines.append(
-                line("  log p(x) of all images, by regression on ELBO", [each["regression"] for each in of_splits])
+                line("  log p(x) of all images, regressed on ELBO", [each["regression"] for each in of_splits])
             )
         annealed = [each["annealed"] for each in of_splits]
         lines.append(line("  log p(x), annealed from q*", annealed))
         cells = [(f"± {score['monte_carlo_error']:.2f}", "") for score in annealed]
         lines.append(row("    of that, Monte Carlo error", *cells))
-        lines.append(row("    of that, bias, an estimate", *(_bias(each, gap) for each in of_splits)))
-        lines.append(f"    bidirectional bounds of {gap['images']} simulated images are {number(gap)} nats apart")
+        errors = [(each["regression"] or each["annealed"])["standard_error"] or math.inf for each in of_splits]
+        biases = [score["bias"] for score in annealed]
+        cells = [(f"{bias:.2f}", _beyond(-bias, error)) for bias, error in zip(biases, errors, strict=True)]
+        lines.append(row("    of that, bias, an estimate", *cells))
+        cells = [(f"{each['images_beyond_twice_the_aim']}", "") for each in of_splits]
+        lines.append(row("    log-weights beyond twice the aim, images", *cells))
+        text = f"    bidirectional bounds of {gap['images']} simulated images are {number(gap)} nats apart"
+        lines.append(f"{text} {_beyond(gap['mean'], min(errors))}".rstrip())
         for q, name in (("q", "importance_sampling"), ("q*", "importance_sampling_fitted")):
             estimates = [each[name] for each in of_splits]
             lines.append(line(f"  log p(x), importance sampling from {q}", estimates))
             sizes = [score["effective_sample_size_median"] for score in estimates]
             cells = [(f"{size:.1f}", "too low" if size < scores.FEW else "") for size in sizes]
             lines.append(row("    rests on (median effective samples)", *cells))
+        cells = [(f"{each['fits_converged']:.0%}", "") for each in of_splits]
+        lines.append(row("  fits of q* that have converged", *cells))
         for name, difference in (("approximation", "log p(x) - ELBO(q*)"), ("amortization", "ELBO(q*) - ELBO(q)")):
             of_gap = [method["gaps"][split][f"{name}_gap"] for split in SPLITS]
             lines.append(line(f"  {name} gap, {difference}", of_gap))
@@ -220,12 +222,9 @@ DIFFERENCES = {
 }
 
 
-def _bias(log_prob, gap):
-    """The cell of an annealed mean's bias, and a word where it, or the bounds' gap, is beyond the standard error."""
-    error = (log_prob["regression"] or log_prob["annealed"])["standard_error"]
-    bias = log_prob["annealed"]["bias"]
-    beyond = error is not None and max(abs(bias), gap["mean"]) > error
-    return f"{bias:.2f}", "> error" if beyond else ""
+def _beyond(error, standard_error):
+    """A mark for an error that is larger than the standard error of log p(x) of all images."""
+    return "> ±" if error > standard_error else ""
 
 
 COSTS = {

@@ -1,6 +1,7 @@
 """The numbers of trained methods: bounds over whole splits, log p(x) per class, gaps, bidirectional bounds, costs.
 
-What is random about an image is a function of (seed, purpose, method, image): its numbers depend on no other image.
+What is random about an image is a function of (seed, purpose, method, image), so that its numbers depend on no other
+image; the bounds over whole splits alone have one generator for all images.
 """
 
 import math
@@ -13,7 +14,7 @@ import torch
 from data import SPLITS, random_rows_per_class, stratified_subset
 from evaluation import gaps
 from evaluation.ais import bidirectional_bounds, gauss_newton_posterior
-from evaluation.stats import regression_estimate, stratified_mean
+from evaluation.stats import proportional_error, regression_estimate, stratified_mean
 from latent_optimization import fit_posterior, initial_posterior
 from runtime.progress import ProgressBar
 from vae_utils import concatenate, evaluate_bound, image_generators, mean_and_error, random_generator, select
@@ -54,7 +55,7 @@ def final_bounds(methods, data, sample, fits, train_q, config):
     """The bounds at each method's own q, and which share of the test images' fits has converged.
 
     train_q: {name: q}; sample, fits: of `infer_sample`. Where inference is a forward pass, every test image is scored;
-    where it is a fit, the sample alone. Returns ({name: {split: a Bound of (N,) each}}, {name: share}).
+    where it is a fit, the sample alone. Returns ({name: {split: (Split, a Bound of (N,) each)}}, {name: share}).
     """
     bounds, converged = {}, {}
     for method in methods:
@@ -62,12 +63,28 @@ def final_bounds(methods, data, sample, fits, train_q, config):
         if method.shared_inference:
             of_test, fit = data.test, infer(method, data.test, config)
         bounds[method.name] = {}
-        for split, images, q in (("train", data.train.images, train_q[method.name]), ("test", of_test.images, fit.q)):
+        for split, part, q in (("train", data.train, train_q[method.name]), ("test", of_test, fit.q)):
             generator = random_generator(config.seed, "final bound", method.name, split, device=data.device)
-            bound = evaluate_bound(method.model, images, lambda x, rows, q=q: select(q, rows), generator=generator)
-            bounds[method.name][split] = bound
+            bound = evaluate_bound(method.model, part.images, lambda x, rows, q=q: select(q, rows), generator=generator)
+            bounds[method.name][split] = part, bound
         converged[method.name] = float(fit.converged.double().mean())
     return bounds, converged
+
+
+def score_bounds(bounds, data):
+    """{name: {split: {"elbo", "log_likelihood", "kl"}}} of what `final_bounds` found, as `mean_and_error` gives them.
+
+    The errors of a stratified part of a split are those within its classes.
+    """
+    scores = {}
+    for name, split in product(bounds, SPLITS):
+        part, bound = bounds[name][split]
+        found = {field: mean_and_error(value) for field, value in bound._asdict().items()}
+        if len(part.labels) < len(getattr(data, split).labels):
+            for field, score in found.items():
+                score["standard_error"] = proportional_error(getattr(bound, field), part.labels)
+        scores.setdefault(name, {})[split] = found
+    return scores
 
 
 def scored_rows(data, name, count, config):
@@ -176,20 +193,31 @@ def annealed(found, count=None):
     return gaps.Gaps(*(field[:, :count] for field in found))
 
 
-def summarize_log_prob(found, elbo, split):
+def summarize_log_prob(found, known, split, config):
     """{"regression", "annealed", "importance_sampling", "importance_sampling_fitted", "classes"} of log p(x).
 
-    found: Gaps (classes, images per class) of random images of the Split `split`; elbo: (M,), the bounds of all of its
-    images, or of a random part. Each is like a `stratified_mean`, nats. "regression" is log p(x) of the whole split, by
-    the regression of the annealed values on the bounds, None if there are too few. "annealed" and the two by importance
-    sampling, from q and from q*, are means over the images that have all three. "classes": the same of each class.
+    found: Gaps (classes, images per class) of random images of the Split `split`; known: the Split of all of its
+    images, or of a stratified part, and their Bound. Each is like a `stratified_mean`, nats. "regression" is log p(x)
+    of the whole split, by the regression of the annealed values on the bounds, None if there are too few. "annealed"
+    and the two by importance sampling, from q and from q*, are means over the images that have all three.
+    "images_beyond_twice_the_aim": whose log-weights have more than twice the standard deviation that was aimed at.
+    "classes": the estimates of each class.
     """
     both, shares = annealed(found), torch.bincount(split.labels, minlength=split.num_classes).double()
     regression = None
     if both.elbo.numel() > 2 and both.elbo.std() > 0:
-        options = {"shares": shares / shares.sum(), "known": elbo, "population": len(split.labels)}
+        part, bound = known
+        options = {"shares": shares / shares.sum(), "known": bound.elbo, "known_labels": part.labels}
+        options["population"] = len(split.labels)
         regression = regression_estimate(both.ais_log_prob, both.elbo, **options)
-    return {"regression": regression, **_estimates(both), "classes": [_estimates(each) for each in _per_class(both)]}
+    beyond = int((both.ais_log_weight_std > 2 * config.log_weight_std).sum())
+    return {
+        "regression": regression,
+        **_estimates(both),
+        "images_beyond_twice_the_aim": beyond,
+        "fits_converged": float(both.fit_converged.mean()),
+        "classes": [_estimates(each) for each in _per_class(both)],
+    }
 
 
 def _per_class(found):

@@ -141,6 +141,8 @@ def table(found, summary):
     what = f"seeds {', '.join(map(str, seeds))}" if several else f"the images of seed {seeds[0]}"
     interval = f"mean over {what} ± half width of its 95% t interval over {'seeds' if several else 'images'}"
     *few, (most, _) = sorted(counts.items(), key=lambda item: len(item[1]))
+    if several:
+        interval += ", which redraw the images where not all are scored"
     images = "".join(f"{count} for {', '.join(names)}; " for count, names in few)
     images += f"{most} for all{' else' if few else ''}"
     return "\n".join([*lines, "", f"{summary['likelihood']}; {interval}; images (train and test): {images}."])

@@ -29,14 +29,27 @@ def stratified_mean(values):
     }
 
 
-def regression_estimate(values, bounds, *, shares, known, population):
+def proportional_error(values, labels):
+    """Standard error of the mean of `values` (N,) of images whose classes have the shares of the population.
+
+    labels: (N,). That of proportional stratified sampling (Cochran 1977, Eq. 5.34); classes of one image count as the
+    whole.
+    """
+    values, labels = values.cpu().double(), labels.cpu()
+    of_classes = [values[labels == label] for label in labels.unique()]
+    variances = (len(own) * (own.var() if len(own) > 1 else values.var()) for own in of_classes)
+    return float(sum(variances).sqrt() / len(values))
+
+
+def regression_estimate(values, bounds, *, shares, known, known_labels, population):
     """The mean of `values` over a population, by their regression on `bounds` (Cochran 1977, sections 7.10 and 12.6).
 
     values, bounds: (classes, images per class), random images of every class; shares: (classes,), of the classes in the
-    population; known: (M,), the bounds of a random part, or of all, of its `population` images. The slope, common to
-    all classes, and the residuals are taken within the classes where these have two images or more. Returns a dict like
-    that of `stratified_mean`, with "known_images" and the "slope". The error is over images: that of the residuals,
-    and if the bounds are known for a part alone, that of their mean. Needs three images, not all of the same bound.
+    population; known, known_labels: (M,), the bounds and classes of all its `population` images, or of a part in which
+    the classes have their shares. The slope, common to all classes, and the residuals are taken within the classes
+    where these have two images or more. Returns a dict like that of `stratified_mean`, with "known_images" and the
+    "slope". The error is over images: that of the residuals, and if the bounds are known for a part alone, that of
+    their mean. Needs three images, not all of the same bound.
     """
     y, x, known = (each.cpu().double() for each in (values, bounds, known))
     classes, count = y.shape
@@ -51,7 +64,7 @@ def regression_estimate(values, bounds, *, shares, known, population):
     of_one = (centered(y) - slope * centered(x)).square().sum() / freedom
     variance = of_one * (weights.square().sum() + shift.square() / centered(x).square().sum())
     if len(known) < population:
-        variance += slope.square() * known.var() / len(known) * (1 - len(known) / population)
+        variance += (slope * proportional_error(known, known_labels)).square() * (1 - len(known) / population)
     return {
         "mean": float((weights * y).sum() + slope * shift),
         "standard_error": float(variance.sqrt()),

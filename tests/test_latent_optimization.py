@@ -45,7 +45,7 @@ def test_what_a_fit_finds_for_an_image_depends_on_no_other():
     """Alone, and beside images that converge before it, with a generator for each."""
     model = linear_gaussian(pixels=30, latent_dim=4)
     x, _ = model.sample(3, seeded(0))
-    x[2] *= 5
+    x[2] *= 30
     index, start = torch.tensor([7, 3, 9]), initial_posterior(3, 4, dtype=torch.float64)
 
     def fit(rows):

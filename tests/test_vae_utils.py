@@ -108,17 +108,29 @@ def test_importance_sampling_from_a_poor_q(nonlinear, chunk):
     torch.testing.assert_close(estimate.elbo, nonlinear.elbo(q, x), rtol=0.02, atol=0.05)
 
 
-def test_no_more_samples_than_the_chunk_are_decoded_at_once_however_many_images():
+@pytest.mark.parametrize(("chunk", "largest"), [(64, 64), (4, 16)])
+def test_no_more_samples_than_the_chunk_are_decoded_at_once_however_many_images(chunk, largest):
     model, seen = linear_gaussian(), []
     x, _ = model.sample(11, seeded(1))
     model.decoder.register_forward_hook(lambda _, inputs, output: seen.append(output[..., 0].numel()))
-    own = [seeded(number) for number in range(11)]
-    estimate = importance_sampling(model, x, model.poor(x), generator=own, num_samples=7, chunk=4)
-    model.decoder._forward_hooks.clear()
-    assert max(seen) == 4
-    assert sum(seen) == 77
-    alone = importance_sampling(model, x[9:10], model.poor(x[9:10]), generator=[seeded(9)], num_samples=7, chunk=3)
-    torch.testing.assert_close(estimate.log_prob[9:10], alone.log_prob)
+    importance_sampling(model, x, model.poor(x), generator=seeded(2), num_samples=50, chunk=chunk)
+    assert max(seen) == largest
+    assert sum(seen) == 11 * 50
+
+
+def test_what_importance_sampling_finds_for_an_image_depends_on_no_other():
+    model = linear_gaussian()
+    x, _ = model.sample(11, seeded(1))
+    q, index = model.poor(x), torch.arange(11)
+
+    def estimate(rows, chunk):
+        own = image_generators(2, "importance", index=index[rows])
+        return importance_sampling(model, x[rows], select(q, rows), generator=own, num_samples=75, chunk=chunk)
+
+    alone = estimate(torch.tensor([9]), 500)
+    for rows, chunk in ((torch.arange(11), 500), (torch.arange(7, 11), 500), (torch.arange(11), 33)):
+        together, place = estimate(rows, chunk), int((rows == 9).nonzero())
+        torch.testing.assert_close(together.log_prob[place], alone.log_prob[0])
 
 
 def test_many_equal_weights_are_added_without_stalling(monkeypatch):

@@ -49,6 +49,25 @@ def draw_sample(label, count, generator):
     return torch.stack([row[torch.randperm(len(row), generator=generator)[:count]] for row in rows])
 
 
+def draw_part(label, count, generator):
+    """Rows of a random part in which every class has its share."""
+    parts = []
+    for kind in range(4):
+        row = torch.nonzero(label == kind).flatten()
+        parts.append(row[torch.randperm(len(row), generator=generator)[: count * len(row) // 3000]])
+    return torch.cat(parts)
+
+
+def test_the_error_of_a_stratified_part_is_that_of_many():
+    generator = random_generator(5)
+    value, _, label = regression_population(generator)
+    parts = [draw_part(label, 60, generator) for _ in range(500)]
+    found = np.std([float(value[part].mean()) for part in parts])
+    stated = np.mean([stats.proportional_error(value[part], label[part]) for part in parts])
+    assert stated == pytest.approx(found, rel=0.1)
+    assert found < 0.7 * value.std() / 60**0.5
+
+
 @pytest.mark.parametrize("known", [3000, 300])
 def test_the_regression_estimate_covers_the_populations_mean(known):
     """Its 95% interval does so in 95 of 100 samples; the error is that of many samples, of one phase or two."""
@@ -57,8 +76,10 @@ def test_the_regression_estimate_covers_the_populations_mean(known):
     options = {"shares": torch.bincount(label) / 3000, "population": 3000}
     errors, stated, inside = [], [], []
     for _ in range(600):
-        rows, part = draw_sample(label, 6, generator), torch.randperm(3000, generator=generator)[:known]
-        found = stats.regression_estimate(value[rows], bound[rows], known=bound[part], **options)
+        rows, part = draw_sample(label, 6, generator), draw_part(label, known, generator)
+        found = stats.regression_estimate(
+            value[rows], bound[rows], known=bound[part], known_labels=label[part], **options
+        )
         (mean,), (half,) = stats.intervals([found])
         errors.append(mean - float(value.mean()))
         stated.append(found["standard_error"])
@@ -73,7 +94,7 @@ def test_the_regression_estimate_covers_the_populations_mean(known):
 def test_the_regression_estimate_is_sharper_than_the_plain_mean():
     value, bound, label = regression_population(random_generator(5))
     rows = draw_sample(label, 6, random_generator(6))
-    options = {"shares": torch.bincount(label) / 3000, "population": 3000, "known": bound}
+    options = {"shares": torch.bincount(label) / 3000, "population": 3000, "known": bound, "known_labels": label}
     error = stats.regression_estimate(value[rows], bound[rows], **options)["standard_error"]
     assert error < stats.stratified_mean(value[rows])["standard_error"] / 3
 

@@ -3,7 +3,7 @@
     python benchmarks/networks.py --checkpoint-dir /tmp/networks
 
 Every candidate is trained as main_vae.py trains the default. The amortized VAE is scored by the ELBO of 5,000
-validation images; latent optimization by the ELBO at q* of 500 of them, each fitted to convergence. A candidate whose
+validation images; latent optimization by the ELBO at q* of 200 of them, each fitted to convergence. A candidate whose
 checkpoints are there is not trained again, so the script can be stopped and called again.
 """
 
@@ -30,7 +30,7 @@ from training import read_checkpoint, train  # noqa: E402
 from vae_utils import evaluate_bound, random_generator, select  # noqa: E402
 
 METHODS = (AmortizedVAE, LatentOptimization)
-FITTED_IMAGES = 500
+FITTED_IMAGES = 200
 
 
 class Candidate(NamedTuple):

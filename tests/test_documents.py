@@ -34,7 +34,7 @@ def folder(mnist, tmp_path_factory):
     shutil.move(folder / "vae_epoch_1.pt", folder / "checkpoints/vae_epoch_30.pt")
     for results in (folder / "results", folder / "results/d20"):
         results.mkdir()
-        bounds, estimates = {"elbo": {"mean": -100.0}}, {"three_estimates": {"annealed": {"mean": -80.0}}}
+        bounds, estimates = {"elbo": {"mean": -100.0}}, {"regression": {"mean": -80.0}}
         save_json(
             results / "summary.json",
             {"methods": {"amortized": {"bounds": {"test": bounds}, "log_prob": {"test": estimates}}}},

@@ -10,8 +10,8 @@ from data import load_data, rows_per_class
 from evaluation import figures, seeds
 from evaluation.report import cost_table, evaluate, table
 from latent_optimization import LatentOptimization
-from runtime.checkpoint import InputError, find_run, finish_run, load_json, save_csv, save_figure, save_json
-from runtime.cli import Parser, add_flags, lock_directories, make_config, out_of_memory_hint, prepare_run, run_script
+from runtime.checkpoint import InputError, directory_lock, load_json, locked_run, save_csv, save_figure, save_json
+from runtime.cli import Parser, add_flags, make_config, out_of_memory_hint, prepare_run, run_script
 from runtime.config import ClassifierConfig, EvalConfig, RunConfig, TrainConfig, differences, versions
 from runtime.progress import resume_hint
 from sup_classification import find_classifier
@@ -65,9 +65,8 @@ def experiment(given, started, *, check_only=False):
     checkpoint_dir, results_dir = run_config.checkpoint_dir, Path(run_config.results_dir)
     settings = {**asdict(eval_config), **asdict(config), "device": str(device)}
     prefixes, history, seconds = [method.prefix for method in METHODS], [], {}
-    known = {"prefixes": prefixes, "checkpoint_dir": checkpoint_dir}
-    with lock_directories(run_config, check_only=check_only):
-        run = find_run(resume=run_config.resume, settings=settings, summary=results_dir / "summary.json", **known)
+    names = {"prefixes": prefixes, "summary": "summary.json"}
+    with locked_run(run_config, settings=settings, check_only=check_only, **names) as run:
         if run is None or check_only:
             return None
         print(f"{len(data.train.labels):,} training images on {device}, networks in {config.precision}", flush=True)
@@ -87,9 +86,7 @@ def experiment(given, started, *, check_only=False):
         save_figure(results_dir / "training_curves.png", figure)
         checkpoints = Checkpoints(METHODS, checkpoint_dir, config, epochs, data.train.index)
         with resume_hint(lambda: "in the evaluation, after all training"):
-            summary = score(checkpoints, data, eval_config, settings, run_config, seconds, started)
-        finish_run(**known)
-        return summary
+            return score(checkpoints, data, eval_config, settings, run_config, seconds, started)
 
 
 def evaluate_again(given, started, *, check_only=False):
@@ -111,7 +108,7 @@ def evaluate_again(given, started, *, check_only=False):
         check_counts(data, eval_config)
         for epoch in checkpoints.epochs:
             checkpoints.load(epoch, data)  # refuses a bad file before any work
-        with lock_directories(run_config, check_only=check_only):
+        with directory_lock(run_config.checkpoint_dir, run_config.results_dir, check_only=check_only):
             if check_only:
                 return None
             trained = f"{config.train_size:,} training images, seed {config.seed}"

@@ -17,7 +17,15 @@ from evaluation.ais import bidirectional_bounds, gauss_newton_posterior
 from evaluation.stats import proportional_error, regression_estimate, stratified_mean
 from latent_optimization import fit_posterior, initial_posterior
 from runtime.progress import ProgressBar
-from vae_utils import concatenate, evaluate_bound, image_generators, mean_and_error, random_generator, select
+from vae_utils import (
+    concatenate,
+    evaluate_bound,
+    generators_of,
+    image_generators,
+    mean_and_error,
+    random_generator,
+    select,
+)
 
 FEW = 10  # effective samples: below, log p(x) is too low by an amount that the weights cannot tell
 EARLIER_NUM_SAMPLES = 100  # importance samples at the epochs before the last
@@ -112,15 +120,16 @@ def measure_images(method, data, name, config, *purpose, on_batch):
     chosen, rest = (each.flatten() for each in numbers.tensor_split([config.annealed_per_digit], dim=1))
     fields = torch.full((len(gaps.Gaps._fields), len(part.images)), torch.nan, device=data.device)
 
-    def arguments(rows):
-        generator = [own[row] for row in rows.tolist()]
-        return (method.model, part.images[rows], select(q, rows), config), {"generator": generator}
+    def score(function, rows, **options):
+        options["generator"] = generators_of(own, rows)
+        return function(method.model, part.images[rows], select(q, rows), config, **options)
 
-    positional, keywords = arguments(chosen)
-    fields[:, chosen] = torch.stack(gaps.measure(*positional, **keywords, fitted=fitted, on_batch=on_batch))
+    measured = score(gaps.measure, chosen, fitted=fitted, on_batch=on_batch)
+    if fitted:
+        measured = measured._replace(fit_converged=fit.converged[chosen].float())
+    fields[:, chosen] = torch.stack(measured)
     for block in rest.split(100) if len(rest) else ():
-        positional, keywords = arguments(block)
-        fields[: gaps.OF_Q, block] = torch.stack(gaps.measure_q(*positional, **keywords))
+        fields[: gaps.OF_Q, block] = torch.stack(score(gaps.measure_q, block))
         on_batch(len(block))
     return gaps.Gaps(*fields.reshape(-1, *rows.shape))
 

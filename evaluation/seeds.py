@@ -12,8 +12,8 @@ import torch
 from data import SPLITS
 from evaluation.report import DIFFERENCES
 from evaluation.stats import intervals
-from runtime.checkpoint import InputError, RunError, invalid_contents, load_json, save_csv
-from runtime.cli import add_list_flag, lock_directories, make_config
+from runtime.checkpoint import InputError, RunError, directory_lock, invalid_contents, load_json, save_csv
+from runtime.cli import add_list_flag, make_config
 from runtime.config import RunConfig, TrainConfig
 from runtime.progress import Interrupted
 from vae_utils import mean_and_error
@@ -46,7 +46,7 @@ def run_all(work, given, print_tables):
     with redirect_stdout(None):  # what it finds it says again when the seed's turn comes
         for run in runs.values():
             work(run, time.perf_counter(), check_only=True)
-    with lock_directories(run_config):
+    with directory_lock(run_config.checkpoint_dir, run_config.results_dir):
         for seed, run in runs.items():
             print(f"seed {seed}: {run.checkpoint_dir}, {run.results_dir}", flush=True)
             with seed_hint(seed, first=seed == given.seeds[0]):

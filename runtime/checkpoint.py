@@ -153,11 +153,14 @@ def exclusive_lock(directory, *, wait=False):
 
 
 @contextmanager
-def directory_lock(*directories):
+def directory_lock(*directories, check_only=False):
     """Makes and locks the directories, and removes half-written files of killed runs from them.
 
-    Raises InputError if another run has locked one of them, or if one cannot be written to; then it makes nothing.
+    check_only: makes none, and locks those that are there: no other run uses one that is not. Raises InputError if
+    another run has locked one of them, or if one cannot be written to; then it makes nothing.
     """
+    if check_only:
+        directories = [directory for directory in directories if Path(directory).exists()]
     with contextlib.ExitStack() as stack:
         for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in directories):
             try:
@@ -190,16 +193,17 @@ class Run(NamedTuple):
 
 
 @contextmanager
-def locked_run(run_config, *, settings, prefixes, summary):
+def locked_run(run_config, *, settings, prefixes, summary, check_only=False):
     """Yields the Run of `find_run`, with the directories of the RunConfig locked; finishes it if all goes well.
 
-    summary: name of the file in the results directory.
+    summary: name of the file in the results directory; check_only: of `directory_lock`, and the run is not finished.
     """
     directory, path = run_config.checkpoint_dir, Path(run_config.results_dir) / summary
-    with directory_lock(directory, run_config.results_dir):
+    with directory_lock(directory, run_config.results_dir, check_only=check_only):
         known = {"settings": settings, "prefixes": prefixes, "checkpoint_dir": directory, "summary": path}
         yield find_run(resume=run_config.resume, **known)
-        finish_run(prefixes=prefixes, checkpoint_dir=directory)
+        if not check_only:
+            finish_run(prefixes=prefixes, checkpoint_dir=directory)
 
 
 def find_run(*, resume, settings, prefixes, checkpoint_dir, summary):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from runtime.checkpoint import InputError, RunError, directory_lock
+from runtime.checkpoint import InputError, RunError
 from runtime.config import choose_device, choose_precision, flag
 from runtime.progress import Interrupted, install_signal_handlers
 
@@ -109,12 +109,6 @@ def prepare_run(run_config, config):
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
     return device, replace(config, precision=choose_precision(config.precision, device))
-
-
-def lock_directories(run_config, *, check_only=False):
-    """The `directory_lock` of a run. A check makes no directory, and no other run uses one that is not there."""
-    directories = run_config.checkpoint_dir, run_config.results_dir
-    return directory_lock(*(path for path in directories if Path(path).exists() or not check_only))
 
 
 @contextmanager

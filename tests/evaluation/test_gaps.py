@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from conftest import linear_gaussian, seeded
+from conftest import linear_gaussian, seeded, toy_config, toy_data
 
-from evaluation import gaps
+from evaluation import gaps, scores
+from latent_optimization import LatentOptimization
 from runtime.config import EvalConfig
 
 CONFIG = EvalConfig(num_samples=4000, chains=16, temperatures=50, fit_steps=150, precision="float32")
@@ -52,3 +53,21 @@ def test_differences_are_paired_and_signed():
         assert score["mean"] == pytest.approx(3)
         assert score["standard_error"] == pytest.approx(0, abs=1e-9)
         assert score["images"] == 12
+
+
+@pytest.mark.parametrize("converged", [True, False])
+def test_whether_the_methods_own_fits_converged_is_said(converged, monkeypatch):
+    """Of images whose q is q* already, as the method fitted it."""
+    data = toy_data()
+    method, config = (
+        LatentOptimization(toy_config(), data),
+        EvalConfig(num_samples=16, images_per_digit=2, annealed_per_digit=1, chains=2, temperatures=2, fit_steps=5),
+    )
+    infer = method.infer
+    monkeypatch.setattr(
+        method, "infer", lambda x, **options: infer(x, **options)._replace(converged=torch.full((len(x),), converged))
+    )
+    found = scores.measure_images(method, data, "test", config, on_batch=lambda count: None)
+    assert found.fit_converged[:, 0].tolist() == [converged] * 5
+    assert found.fit_converged[:, 1].isnan().all()
+    assert torch.equal(found.elbo[:, 0], found.fitted_elbo[:, 0])

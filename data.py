@@ -154,7 +154,10 @@ def rows_per_class(split, count):
 
 
 def random_rows_per_class(split, count, *, seed):
-    """The same for random images of each class; a larger count keeps the images of a smaller one, first in its row."""
+    """The rows of `count` random images of each class, (classes, count); a larger count only adds images.
+
+    Raises InputError if a class has fewer.
+    """
     order = torch.randperm(len(split.labels), generator=random_generator(seed, "scored images")).to(split.labels.device)
     return order[rows_per_class(split.at(order), count)]
 

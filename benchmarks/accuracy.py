@@ -74,7 +74,8 @@ def evenly_spaced(model, x, z, q, *, generator, temperatures):
     """(bounds' gap (B,), seconds of the forward half) with evenly spaced temperatures."""
     target, started = AISTarget(model, x, q), time.perf_counter()
     pilot = run_pilot(target, leapfrog_steps=LEAPFROG_STEPS, generator=generator)
-    schedule = Pilot(torch.ones_like(pilot.deviations), pilot.step_sizes).schedule(temperatures, LEAPFROG_STEPS)
+    counts = torch.full((len(x),), temperatures, device=x.device)
+    schedule = Pilot(torch.ones_like(pilot.deviations), pilot.step_sizes).schedule(counts, LEAPFROG_STEPS)
     options = {"schedule": schedule, "target": target, "generator": generator}
     forwards, _ = anneal(target.draw(CHAINS, generator), **options)
     seconds = time.perf_counter() - started

@@ -58,10 +58,11 @@ class Bounds(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What is fixed before the weighted run of some images."""
+    """What is fixed before the weighted run of some images, T the most temperatures that one of them has."""
 
-    betas: torch.Tensor  # (temperatures + 1, B), from 0 to 1
-    step_sizes: torch.Tensor  # (temperatures + 1, B)
+    temperatures: torch.Tensor  # (B,), int64
+    betas: torch.Tensor  # (T + 1, B), from 0 to 1, and 1 beyond an image's own temperatures
+    step_sizes: torch.Tensor  # (T + 1, B)
     leapfrog_steps: int  # of every transition
 
 
@@ -87,17 +88,17 @@ class Pilot(NamedTuple):
         return torch.round(2 ** (power / 2)).long().to(self.deviations.device)
 
     def schedule(self, temperatures, leapfrog_steps):
-        """The Schedule with that many temperatures: close where l(e) varies most, as far as few chains can tell."""
-        count = len(self.deviations)
-        even, wanted, columns = np.linspace(0, 1, count + 1), np.linspace(0, 1, temperatures + 1), []
-        for deviations in self.deviations.T.cpu().double().numpy():
+        """The Schedule with so many temperatures (B,): close where l(e) varies most, as far as few chains can tell."""
+        count, columns = len(self.deviations), []
+        even, wanted = np.linspace(0, 1, count + 1), np.arange(int(temperatures.max()) + 1)
+        for own, deviations in zip(temperatures.tolist(), self.deviations.T.cpu().double().numpy(), strict=True):
             floor = max(0.1 * deviations.mean(), 1e-6)
             length = np.cumsum([0.0, *np.maximum(deviations, floor)])
-            columns.append(np.interp(wanted, length / length[-1], even))
-        betas = torch.from_numpy(np.stack(columns, axis=1)).to(self.deviations.dtype)  # (temperatures + 1, B)
+            columns.append(np.interp(wanted / own, length / length[-1], even))  # 1 beyond its own
+        betas = torch.from_numpy(np.stack(columns, axis=1)).to(self.deviations.dtype)  # (T + 1, B)
         betas = betas.to(self.deviations.device)
         nearest = (betas * count).ceil().long().clamp(1, count) - 1
-        return Schedule(betas, self.step_sizes.gather(0, nearest), leapfrog_steps)
+        return Schedule(temperatures, betas, self.step_sizes.gather(0, nearest), leapfrog_steps)
 
 
 class ChainState(NamedTuple):
@@ -199,20 +200,34 @@ def anneal(noise, *, schedule, target, generator, backwards=False):
     """Takes chains from e (K, B, D) along the schedule. Returns their log-weights (K, B) and acceptances (K, B).
 
     Forwards they start at draws of q, and the mean of exp(w) is p(x) (Neal 2001). Backwards they start at draws of the
-    posterior, in the opposite order, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015).
+    posterior, in the opposite order, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015). The images must be
+    sorted, those with most temperatures first: an image that is through leaves the batch.
     """
-    betas = schedule.betas  # (temperatures + 1, B)
+    temperatures, betas, step_sizes, leapfrog_steps = schedule
     state = ChainState(noise, *target.value_and_gradient(noise))
-    total, accepted = torch.zeros_like(state.log_weight), []
-    intervals = range(1, len(betas))  # interval i lies between betas[i - 1] and betas[i]
-    for interval in reversed(intervals) if backwards else intervals:
-        total = total + (betas[interval] - betas[interval - 1]) * state.log_weight
-        following = interval - 1 if backwards else interval
-        if 0 < following < len(betas) - 1:
-            beta, step_size = betas[following], schedule.step_sizes[following]
-            state, acceptance = hmc_step(state, target, beta, step_size, schedule.leapfrog_steps, generator=generator)
-            accepted.append(acceptance)
-    return total, torch.stack(accepted).mean(0) if accepted else torch.ones_like(total)
+    total, accepted = torch.zeros_like(state.log_weight), torch.zeros_like(state.log_weight)
+    columns = torch.arange(len(temperatures), device=betas.device)
+    for step, running in enumerate(_still_running(temperatures)):
+        before = temperatures - 1 - step if backwards else torch.full_like(temperatures, step)
+        columns, before = columns[:running], before[:running]  # an interval lies between `before` and the next one
+        if running < state.log_weight.shape[1]:
+            state = ChainState(*(part[:, :running] for part in state))
+            target, generator = target.select(columns), generators_of(generator, columns)
+        if step:
+            beta, step_size = (values[before + backwards, columns] for values in (betas, step_sizes))
+            state, acceptance = hmc_step(state, target, beta, step_size, leapfrog_steps, generator=generator)
+            accepted[:, :running] += acceptance
+        total[:, :running] += (betas[before + 1, columns] - betas[before, columns]) * state.log_weight
+    transitions = temperatures - 1
+    return total, torch.where(transitions > 0, accepted / transitions.clamp(min=1), 1)
+
+
+def _still_running(temperatures):
+    """For each step, how many images have an interval left; temperatures (B,) must not rise."""
+    counts = temperatures.tolist()
+    if sorted(counts, reverse=True) != counts:
+        raise ValueError(f"the images are not sorted by their temperatures, most first: {counts}")
+    return [sum(count > step for count in counts) for step in range(counts[0])]
 
 
 @torch.no_grad()
@@ -254,7 +269,7 @@ class _Runs(NamedTuple):
 def _weighted_runs(model, x, q, exact, generator, chains, temperatures, log_weight_std, leapfrog_steps, chunk):
     """The _Runs of all images. exact: draws of the posterior (B, D), at which the backward chains start, or None.
 
-    Images with equally many temperatures run together.
+    Images with many temperatures run together, so that batches stay large.
     """
     check_inputs(model, x, q, generator)
     whole, rows = AISTarget(model, x, q), torch.arange(len(x), device=x.device)
@@ -265,17 +280,16 @@ def _weighted_runs(model, x, q, exact, generator, chains, temperatures, log_weig
     pilot = Pilot(*(torch.cat(parts, dim=1) for parts in zip(*pilots, strict=True)))
     counts = torch.full_like(rows, temperatures) if temperatures else pilot.temperatures(log_weight_std)
     runs = _Runs(*(torch.empty(chains, len(x), dtype=x.dtype, device=x.device) for _ in range(3)), counts)
-    for count in counts.unique().tolist():
-        for part in rows[counts == count].split(max(1, chunk // chains)):
-            target, own = whole.select(part), generators_of(generator, part)
-            options = {"target": target, "generator": own}
-            options["schedule"] = pilot.select(part).schedule(count, leapfrog_steps)
-            for block in torch.arange(chains, device=x.device).split(chunk):
-                at = (block[:, None], part)
-                runs.forwards[at], runs.acceptance[at] = anneal(target.draw(len(block), own), **options)
-                if exact is not None:
-                    start = whiten(target.q, exact[part]).expand(len(block), -1, -1)
-                    runs.backwards[at], _ = anneal(start, **options, backwards=True)
+    for part in counts.argsort(descending=True, stable=True).split(max(1, chunk // chains)):
+        target, own = whole.select(part), generators_of(generator, part)
+        schedule = pilot.select(part).schedule(counts[part], leapfrog_steps)
+        options = {"target": target, "generator": own, "schedule": schedule}
+        for block in torch.arange(chains, device=x.device).split(chunk):
+            at = (block[:, None], part)
+            runs.forwards[at], runs.acceptance[at] = anneal(target.draw(len(block), own), **options)
+            if exact is not None:
+                start = whiten(target.q, exact[part]).expand(len(block), -1, -1)
+                runs.backwards[at], _ = anneal(start, **options, backwards=True)
     return runs
 
 

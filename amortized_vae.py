@@ -4,7 +4,10 @@ import torch
 
 import training
 from model import ConvVAE, make_likelihood
-from vae_utils import evaluate_bound, forward_pass, random_generator
+from runtime.distributed import add, rank
+from vae_utils import Bound, evaluate_bound, forward_pass, random_generator
+
+VALIDATED_AT_ONCE = 1000  # images
 
 
 class AmortizedVAE(training.Method):
@@ -30,9 +33,14 @@ class AmortizedVAE(training.Method):
         return forward_pass(self.model.encode(x))
 
     def validate(self, epoch):
-        """The Bound of every validation image."""
-        generator = random_generator(self.config.seed, epoch, "validation", device=self.images.device)
-        return evaluate_bound(self.model, self.validation_images, self.posterior, generator=generator)
+        """The Bound of every validation image; each rank computes some of the batches."""
+        x, seed = self.validation_images, self.config.seed
+        values = torch.zeros(len(Bound._fields), len(x), device=x.device)
+        batches = list(enumerate(torch.arange(len(x), device=x.device).split(VALIDATED_AT_ONCE)))
+        for number, rows in batches[rank() :: self.ranks] if self.ranks > 1 else batches:
+            generator = random_generator(seed, epoch, "validation", number, device=x.device)
+            values[:, rows] = torch.stack(evaluate_bound(self.model, x[rows], self.posterior, generator=generator))
+        return Bound(*(add(values) if self.ranks > 1 else values))
 
 
 def load_model(path, *, device="cpu"):

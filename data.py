@@ -13,6 +13,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.functional import pil_to_tensor
 
 from runtime.checkpoint import InputError, exclusive_lock, new_directory
+from runtime.distributed import own_rows, size
 from vae_utils import random_generator
 
 VALIDATION_SIZE = 5_000
@@ -45,6 +46,7 @@ class Data(NamedTuple):
     validation: Split  # for training curves and choices: none of `train`; of the test images only where none are left
     rest: Split  # the training images of the data set that are not in `train`
     test: Split  # scored once, at the end
+    ranks: int = 1  # if more, `train` holds this rank's `own_rows` alone
 
     @property
     def image_shape(self):
@@ -70,9 +72,17 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None):
         reason = f"has only {count:,} training images, the checkpoints were trained on others"
         raise InputError(f"--data-dir {data_dir}: {reason}")
     rest = remaining(whole, train)
-    size = min(VALIDATION_SIZE, len(rest.labels))
-    validation = stratified_subset(rest, size=size, seed=config.seed) if size >= 100 else test
+    count = min(VALIDATION_SIZE, len(rest.labels))
+    validation = stratified_subset(rest, size=count, seed=config.seed) if count >= 100 else test
     return Data(train, validation, rest, test)
+
+
+def shard(data):
+    """The Data of which this rank trains: its own rows of the training images; the same with one rank."""
+    if size() == 1:
+        return data
+    own = own_rows(len(data.train.labels), device=data.device)
+    return data._replace(train=data.train.at(own), ranks=size())
 
 
 def load_mnist(*, data_dir="data", binarize=False, device="cpu"):

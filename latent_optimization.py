@@ -8,6 +8,7 @@ import training
 from data import stratified_subset
 from latent_table import INITIAL_LOG_VAR, LatentTable
 from model import ConvModel, make_likelihood
+from runtime.distributed import gather_rows
 from vae_utils import (
     Fit,
     check_inputs,
@@ -210,9 +211,20 @@ class LatentOptimization(training.Method):
         with torch.no_grad():
             return elbo(self.model, x, self.validation_fit.q(), noise)
 
+    def own_state(self):
+        """The rows of the table."""
+        return self.table.row_state()
+
+    def load_state_dict(self, state, rows):
+        """Takes over what `state_dict` and `own_state` gave."""
+        super().load_state_dict(state, rows)
+        self.table.load_row_state(rows)
+
     def weights(self):
-        """The decoder, and mean and log-variance of every row, brought up to date."""
+        """The decoder, and mean and log-variance of every row, brought up to date: the rows on rank 0 alone."""
         mean, log_var = self.table.parameters()
+        if self.ranks > 1:
+            mean, log_var = (gather_rows(part, self.count) for part in (mean, log_var))
         return {"decoder": self.model.decoder.state_dict(), "mean": mean, "log_var": log_var}
 
     def load_weights(self, weights):

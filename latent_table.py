@@ -99,23 +99,32 @@ class LatentTable:
         self.rows[:, 0] = torch.cat((mean, log_var), dim=1)
 
     def state_dict(self):
-        """What a run needs to continue."""
-        return {"rows": self.rows, "last_visit": self.last_visit, "steps": self.steps}
+        """What a run needs to continue, beside `row_state`."""
+        return {"steps": self.steps}
 
     def load_state_dict(self, state):
         """Takes over what `state_dict` gave."""
-        for name, value in state.items():
-            getattr(self, name).copy_(value)
+        self.steps.copy_(state["steps"])
+
+    def row_state(self):
+        """What a run needs of each row to continue, {name: (N, ...)}."""
+        return {"rows": self.rows, "last_visit": self.last_visit}
+
+    def load_row_state(self, state):
+        """Takes over what `row_state` gave."""
+        self.rows.copy_(state["rows"])
+        self.last_visit.copy_(state["last_visit"])
 
 
 def deferred_step_sums(*, max_steps, betas=(0.9, 0.999)):
     """H(0), ..., H(max_steps) of LatentTable, by H(n) = c (g(n + 1) + H(n + 1)) backwards in float64.
 
-    It starts 400 steps beyond max_steps: the rest of the sum, at most c^400 of it, is below float64's resolution.
+    It starts 1,000 steps beyond max_steps: the rest of the sum, at most c^1000 of it, is far below float64's
+    resolution, so that no bit of H(n) depends on max_steps.
     """
     beta1, beta2 = betas
     c = beta1 / beta2**0.5
-    last = max_steps + 400
+    last = max_steps + 1000
     n = torch.arange(last + 2, dtype=torch.float64)
     g = (torch.sqrt(1 - beta2**n) / (1 - beta1**n)).tolist()
     total, sums = 0.0, [0.0] * (last + 1)

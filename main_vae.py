@@ -6,18 +6,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from amortized_vae import AmortizedVAE
-from data import load_data, rows_per_class
+from data import load_data, rows_per_class, shard
 from evaluation import figures, seeds
-from evaluation.report import cost_table, evaluate, table
+from evaluation.report import RESULTS, cost_table, evaluate, table
 from latent_optimization import LatentOptimization
-from runtime.checkpoint import InputError, directory_lock, load_json, locked_run, save_csv, save_figure, save_json
+from runtime.checkpoint import InputError, load_json, save_csv, save_figure, save_json
 from runtime.cli import Parser, add_flags, make_config, out_of_memory_hint, prepare_run, run_script
 from runtime.config import ClassifierConfig, EvalConfig, RunConfig, TrainConfig, differences, versions
+from runtime.distributed import rank, size
 from runtime.progress import resume_hint
+from runtime.resume import BEGIN_ANEW, Owned, lock, locked_run
+from runtime.tasks import Tasks
 from sup_classification import find_classifier
-from training import Checkpoints, find_checkpoints, saved_epochs, train
+from training import Checkpoints, find_checkpoints, lengthen, saved_epochs, train
 
 METHODS = (AmortizedVAE, LatentOptimization)  # the one place where they are listed, in the order of every table
+PREFIXES = tuple(method.prefix for method in METHODS)
+OWNED = Owned(PREFIXES, tuple(f"{prefix}_epoch_*.pt" for prefix in PREFIXES), RESULTS, summary="summary.json")
 OF_EVALUATION = ("seed", "precision")  # with --evaluate-only these flags are the evaluation's, not the training's
 
 
@@ -33,7 +38,7 @@ def main():
     seeds.add_seeds_flag(parser)
     given = parser.parse_args()
     if given.evaluate_only and "resume" in given:
-        parser.error("--resume: not together with --evaluate-only, which continues nothing")
+        parser.error("--resume: not together with --evaluate-only, which continues what it had begun by itself")
     work = evaluate_again if given.evaluate_only else experiment
     if "seeds" in given:
         seeds.run_all(work, given, print_tables)
@@ -63,14 +68,19 @@ def experiment(given, started, *, check_only=False):
     data = load_data(config, data_dir=run_config.data_dir, device=device)
     check_counts(data, eval_config)
     checkpoint_dir, results_dir = run_config.checkpoint_dir, Path(run_config.results_dir)
-    settings = {**asdict(eval_config), **asdict(config), "device": str(device)}
-    prefixes, history, seconds = [method.prefix for method in METHODS], [], {}
-    names = {"prefixes": prefixes, "summary": "summary.json"}
-    with locked_run(run_config, settings=settings, check_only=check_only, **names) as run:
+    training, scoring = {**asdict(config), "device": device.type}, asdict(eval_config)
+    history, seconds = [], {}
+    options = {"owned": OWNED, "scoring": {**scoring, **training}, "check_only": check_only}
+    with locked_run(run_config, settings=training, **options) as run:
         if run is None or check_only:
             return None
-        print(f"{len(data.train.labels):,} training images on {device}, networks in {config.precision}", flush=True)
+        processes = f", {size()} processes" if size() > 1 else ""
+        work = f"{config.train_size:,} training images on {device.type}{processes}, networks in {config.precision}"
+        print(work, flush=True)
         started -= sum(row["seconds"] for state in run.states.values() for row in state["history"])
+        if run.lengthened_from and rank() == 0:
+            lengthen(METHODS, run_config, config, run.lengthened_from)
+        data = shard(data)
         with (
             resume_hint(lambda: f"after {len(history)} of {len(METHODS) * config.epochs} epochs" if history else None),
             out_of_memory_hint(f"--batch-size ({config.batch_size:,}) or --latent-dim ({config.latent_dim:,})"),
@@ -80,13 +90,16 @@ def experiment(given, started, *, check_only=False):
                 rows = train(method, checkpoint_dir=checkpoint_dir, run=run, cuda_graph=run_config.cuda_graph)
                 seconds[method.name] = sum(row["seconds"] for row in rows)
                 history += rows
-                save_csv(results_dir / "history.csv", history)
         epochs, likelihood = saved_epochs(config.epochs), method.model.likelihood.label
-        figure = figures.training_curves(history=history, methods=METHODS, saved_epochs=epochs, likelihood=likelihood)
-        save_figure(results_dir / "training_curves.png", figure)
+        if rank() == 0:
+            save_csv(results_dir / "history.csv", history)
+            options = {"history": history, "methods": METHODS, "saved_epochs": epochs, "likelihood": likelihood}
+            save_figure(results_dir / "training_curves.png", figures.training_curves(**options))
+        if size() > 1:  # the evaluation deals other images to the ranks
+            data = load_data(config, data_dir=run_config.data_dir, device=device)
         checkpoints = Checkpoints(METHODS, checkpoint_dir, config, epochs, data.train.index)
         with resume_hint(lambda: "in the evaluation, after all training"):
-            return score(checkpoints, data, eval_config, settings, run_config, seconds, started)
+            return score(checkpoints, data, eval_config, {**scoring, **training}, run_config, seconds, started)
 
 
 def evaluate_again(given, started, *, check_only=False):
@@ -108,17 +121,22 @@ def evaluate_again(given, started, *, check_only=False):
         check_counts(data, eval_config)
         for epoch in checkpoints.epochs:
             checkpoints.load(epoch, data)  # refuses a bad file before any work
-        with directory_lock(run_config.checkpoint_dir, run_config.results_dir, check_only=check_only):
+        with lock(run_config, check_only=check_only):
+            path, earlier = Path(run_config.results_dir) / OWNED.summary, {}
+            with contextlib.suppress(InputError):  # no summary, or none that can be read
+                earlier = load_json(path)
+            if earlier and not run_config.overwrite and earlier.get("train_config") != asdict(config):
+                others = differences(earlier.get("train_config", {}), asdict(config)) or "of another version"
+                raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")
             if check_only:
                 return None
             trained = f"{config.train_size:,} training images, seed {config.seed}"
             print(f"{run_config.checkpoint_dir}: epoch {checkpoints.epochs[-1]} of {config.epochs}, {trained}")
             precision = f"gradients of annealing in {eval_config.precision}"
             print(f"evaluation with seed {eval_config.seed} on {device}, {precision}", flush=True)
-            with contextlib.suppress(InputError):  # no summary, or none that can be read
-                earlier = load_json(Path(run_config.results_dir) / "summary.json")
-                seconds = earlier["seconds"]["training"] if earlier.get("train_config") == asdict(config) else {}
-            settings = {**asdict(eval_config), **asdict(config), "device": str(device)}
+            if earlier.get("train_config") == asdict(config):
+                seconds = earlier["seconds"]["training"]
+            settings = {**asdict(eval_config), **asdict(config), "device": device.type}
             started -= sum(seconds.values())
             return score(checkpoints, data, eval_config, settings, run_config, seconds, started)
 
@@ -143,9 +161,12 @@ def score(checkpoints, data, eval_config, settings, run_config, seconds, started
             train_size=config.train_size, seed=config.seed, binarize=config.binarize, precision=config.precision
         )
         classifier = find_classifier(data, classifier_config, checkpoint_dir=run_config.checkpoint_dir)
-        numbers = evaluate(
-            checkpoints, data, classifier, eval_config, results_dir=run_config.results_dir, training_seconds=seconds
-        )
+        known = {"settings": settings, "versions": versions(), "files": checkpoints.digests()}
+        tasks = Tasks(Path(run_config.results_dir) / ".evaluation", identity=known)
+        options = {"results_dir": run_config.results_dir, "training_seconds": seconds, "tasks": tasks}
+        numbers = evaluate(checkpoints, data, classifier, eval_config, **options)
+    if rank():
+        return None
     now = time.perf_counter()
     summary = {
         "settings": settings,
@@ -156,7 +177,8 @@ def score(checkpoints, data, eval_config, settings, run_config, seconds, started
         **numbers,
         "seconds": {"training": seconds, "evaluation": now - before, "total": now - started},
     }
-    save_json(Path(run_config.results_dir) / "summary.json", summary)
+    save_json(Path(run_config.results_dir) / OWNED.summary, summary)
+    tasks.remove()
     return summary
 
 

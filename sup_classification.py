@@ -13,12 +13,15 @@ import torch.nn.functional as F
 from data import load_data
 from evaluation import figures, stats
 from model import Classifier, autocast
-from runtime.checkpoint import InputError, invalid_contents, locked_run, save_figure, save_json
+from runtime.checkpoint import InputError, invalid_contents, save_figure, save_json
 from runtime.cli import Parser, add_flags, make_config, prepare_run, run_script
 from runtime.config import ClassifierConfig, RunConfig, versions
+from runtime.distributed import rank
 from runtime.progress import resume_hint
+from runtime.resume import Owned, locked_run
 from training import Learner, read_checkpoint, train
 
+OWNED = Owned(("classifier",), (), ("classification.*",), summary="classification.json", extendable=False)
 ROTATION, SHIFT, SCALE = 12.0, 2.0, 0.1  # of the augmentation, at most: degrees, pixels, share
 
 
@@ -144,16 +147,17 @@ def main():
     run_config, config = make_config(RunConfig, given), make_config(ClassifierConfig, given)
     device, config = prepare_run(run_config, config)
     data = load_data(config, data_dir=run_config.data_dir, device=device)
-    settings, prefixes = {**asdict(config), "device": str(device)}, [ClassifierTraining.prefix]
-    with locked_run(run_config, settings=settings, prefixes=prefixes, summary="classification.json") as run:
+    settings = {**asdict(config), "device": device.type}
+    with locked_run(run_config, settings=settings, owned=OWNED) as run:
         if run is None:
             return
         started -= sum(row["seconds"] for state in run.states.values() for row in state["history"])
         print(f"{len(data.train.labels):,} training images on {device}, network in {config.precision}", flush=True)
         learner = ClassifierTraining(config, data)
         history = train(learner, checkpoint_dir=run_config.checkpoint_dir, run=run)
-        with resume_hint(lambda: "after all training"):
-            report(learner.model, data.test, history, settings, Path(run_config.results_dir), started)
+        if rank() == 0:
+            with resume_hint(lambda: "after all training"):
+                report(learner.model, data.test, history, settings, Path(run_config.results_dir), started)
 
 
 def report(model, test, history, settings, results_dir, started):

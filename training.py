@@ -1,5 +1,6 @@
 """What a method is; the one epoch loop, which also trains the classifier; its checkpoints, written and read."""
 
+import hashlib
 import math
 import time
 from dataclasses import asdict
@@ -11,18 +12,12 @@ import torch
 from torch import nn
 
 from model import LatentVariableModel, make_likelihood
-from runtime.checkpoint import (
-    InputError,
-    RunError,
-    invalid_contents,
-    load_checkpoint,
-    restore,
-    save_checkpoint,
-    save_state,
-)
+from runtime.checkpoint import InputError, RunError, invalid_contents, load_checkpoint, save_checkpoint
 from runtime.config import TrainConfig, differences
 from runtime.cuda_graph import CUDAGraphStep
+from runtime.distributed import add, add_gradients, barrier, gather_rows, rank
 from runtime.progress import ProgressBar, resume_hint
+from runtime.resume import restore, save_state
 from vae_utils import Bound, elbo, mean_and_error, random_generator
 
 SAVED_EPOCHS = (1, 5, 10, 20, 30)
@@ -32,7 +27,8 @@ TIMES = ("training_seconds", "seconds")  # the columns of the history in which t
 class Learner:
     """What the epoch loop trains: a Method, or the classifier of sup_classification.py.
 
-    A subclass sets the attributes below and defines draw_noise, train_step, validate and describe.
+    A subclass sets the attributes below and defines draw_noise, train_step, validate and describe. Of several `ranks`,
+    each has its own images; all draw the same batches and the same noise. A learner of whole Data is every rank's own.
     """
 
     name = None  # in tables, histories and checkpoints
@@ -45,6 +41,8 @@ class Learner:
     def __init__(self, config, data):
         """config: a TrainConfig or ClassifierConfig; data: a Data, on whose device everything lies."""
         self.config, self.images, self.train_index = config, data.train.images, data.train.index
+        self.ranks = data.ranks
+        self.count = len(self.images) if self.ranks == 1 else config.train_size  # of all ranks
 
     def weights(self):
         """What a checkpoint holds, a dict of tensors."""
@@ -55,12 +53,16 @@ class Learner:
         self.model.load_state_dict(weights)
 
     def state_dict(self):
-        """All that the next epoch depends on, but for the data."""
+        """All that the next epoch depends on, but for the data and `own_state`; the same on all ranks."""
         others = [each.state_dict() for each in (*self.optimizers, *self.also_resumed)]
         return {"model": self.model.state_dict(), "others": others}
 
-    def load_state_dict(self, state):
-        """Takes over what `state_dict` gave."""
+    def own_state(self):
+        """{name: tensor}, a row for each image of this rank, on which the next epoch depends, too."""
+        return {}
+
+    def load_state_dict(self, state, rows):
+        """Takes over what `state_dict` and `own_state` gave."""
         self.model.load_state_dict(state["model"])
         for each, saved in zip((*self.optimizers, *self.also_resumed), state["others"], strict=True):
             each.load_state_dict(saved)
@@ -106,15 +108,20 @@ class Method(Learner):
         """One step of every optimizer on the training images at `rows` (B,) with the noise (B, D).
 
         beta weighs the KL in the loss alone; None: config.beta. Returns ELBO, log-likelihood and KL before the step,
-        each summed over the images, (3,). The loss is a sum over images, not a mean: Adam ignores the scale, a short
-        last batch counts by its images, and the gradients of the latent table stay far above Adam's eps.
+        each summed over this rank's images, (3,). The loss is a sum over images, not a mean: Adam ignores the scale, a
+        short last batch counts by its images, and the gradients of the latent table stay far above Adam's eps.
         """
         beta = self.config.beta if beta is None else beta
         for optimizer in self.optimizers:
             optimizer.zero_grad()  # first, so that an interrupted step leaves no gradients
+        if self.ranks > 1:
+            own = rows % self.ranks == rank()
+            rows, noise = rows[own] // self.ranks, noise[own]
         x = self.images[rows]
         bound = elbo(self.model, x, self.posterior(x, rows), noise)
         (beta * bound.kl - bound.log_likelihood).sum().backward()
+        if self.ranks > 1:
+            add_gradients(self.model.parameters())
         for optimizer in self.optimizers:
             optimizer.step()
         return torch.stack([part.detach().sum() for part in bound])
@@ -136,14 +143,15 @@ def train_epoch(learner, epoch, *, bar=None, train_step=None):
     """
     train_step = train_step or learner.train_step
     device, seed = learner.images.device, learner.config.seed
-    order = torch.randperm(len(learner.images), generator=random_generator(seed, epoch, "order")).to(device)
+    order = torch.randperm(learner.count, generator=random_generator(seed, epoch, "order")).to(device)
     generator = random_generator(seed, epoch, "noise", device=device)
     sums = []
     for rows in order.split(learner.config.batch_size):
         sums.append(train_step(rows, learner.draw_noise(len(rows), generator)))
         if bar:
             bar.advance(len(rows))
-    return torch.stack(sums)
+    sums = torch.stack(sums)
+    return add(sums) if learner.ranks > 1 else sums
 
 
 def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
@@ -153,11 +161,13 @@ def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
     finite or a file cannot be written.
     """
     config = learner.config
-    history = restore(run=run, prefix=learner.prefix, load_state_dict=learner.load_state_dict) if run else []
+    count, history = learner.count, []
+    if run:
+        restored = {"count": count, "load_state_dict": learner.load_state_dict}
+        history = restore(run=run, prefix=learner.prefix, **restored)
     if history:  # the run may have been killed between the writes of its state and of its checkpoint
         _save_epoch(learner, checkpoint_dir, history[-1])
-    count, device = len(learner.images), learner.images.device
-    step = learner.train_step
+    step, device = learner.train_step, learner.images.device
     if cuda_graph:
         step = CUDAGraphStep(step, device=device)
         for optimizer in learner.optimizers:
@@ -187,25 +197,32 @@ def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
             row |= {"training_seconds": trained, "seconds": time.perf_counter() - started}
             if run:
                 # State first, checkpoint second: an earlier run keeps its checkpoints as long as its state.
-                state = {"history": [*history, row], "state": learner.state_dict()}
-                save_state(state, run=run, prefix=learner.prefix, checkpoint_dir=checkpoint_dir)
+                known = {"history": [*history, row], "run": run, "prefix": learner.prefix}
+                save_state(learner.state_dict(), learner.own_state(), **known)
             history.append(row)
             _save_epoch(learner, checkpoint_dir, row)
             short = f"{epoch}/{config.epochs}, {learner.describe(row)}"
             bar.line(f"epoch {short} ({row['validation_images']:,} images), {row['seconds']:.1f} s", short=short)
+    barrier()  # no rank reads a checkpoint that is not there yet
     return history
 
 
 def _save_epoch(learner, checkpoint_dir, row):
     """Writes the epoch's checkpoint if it has one, without the times: two runs with the same seed hold the same."""
     if name := learner.checkpoint_name(row["epoch"]):
+        index = learner.train_index
+        weights = learner.weights()
+        if learner.ranks > 1:
+            index = gather_rows(index, learner.count)
+        if rank():
+            return
         checkpoint = {
             "method": learner.name,
             "config": asdict(learner.config),
             "epoch": row["epoch"],
-            "weights": learner.weights(),
+            "weights": weights,
             "image_shape": list(learner.images.shape[1:]),
-            "train_index": learner.train_index.cpu(),
+            "train_index": index.cpu(),
             "metrics": {key: value for key, value in row.items() if key not in TIMES},
         }
         save_checkpoint(Path(checkpoint_dir) / name, checkpoint)
@@ -239,6 +256,20 @@ def load_model(path, name, model_class, *, device="cpu"):
     return model.eval()
 
 
+def lengthen(methods, run_config, config, epochs):
+    """Makes the checkpoints of a run of `epochs` those of a longer one, whose TrainConfig is `config`.
+
+    Of the epochs that the longer run does not keep, it removes checkpoints and figures. May be done twice.
+    """
+    for epoch, method in product(saved_epochs(epochs), methods):
+        path = Path(run_config.checkpoint_dir) / f"{method.prefix}_epoch_{epoch}.pt"
+        if epoch not in saved_epochs(config.epochs):
+            for stale in (path, *Path(run_config.results_dir).glob(f"*_epoch_{epoch}.png")):
+                stale.unlink(missing_ok=True)
+        elif path.exists():
+            save_checkpoint(path, {**load_checkpoint(path), "config": asdict(config)})
+
+
 class Checkpoints(NamedTuple):
     """The checkpoints that one training of several methods has left in a directory."""
 
@@ -248,11 +279,20 @@ class Checkpoints(NamedTuple):
     epochs: list  # those of which every method's checkpoint is there, rising
     train_index: torch.Tensor  # (N,), the training images' rows in the data set
 
+    def digests(self):
+        """{name of a checkpoint: its SHA-256}."""
+        paths = [self.path(method, epoch) for epoch, method in product(self.epochs, self.methods)]
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+    def path(self, method, epoch):
+        """The path of a checkpoint."""
+        return Path(self.directory) / f"{method.prefix}_epoch_{epoch}.pt"
+
     def load(self, epoch, data):
         """Every method as it was after the epoch, its networks in float32. Raises InputError for a bad file."""
         loaded = []
         for method_class in self.methods:
-            path = Path(self.directory) / f"{method_class.prefix}_epoch_{epoch}.pt"
+            path = self.path(method_class, epoch)
             checkpoint = read_checkpoint(path, method_class.name, device=data.device)
             with invalid_contents(path):
                 method = method_class(checkpoint["config"], data)

@@ -45,13 +45,12 @@ def measure_q(model, x, q, config, *, generator):
     return *estimate, (model.mean(q.mean) - x).square().flatten(1).sum(1)
 
 
-def measure(model, x, q, config, *, generator, fitted=False, batch_size=50, on_batch=None):
+def measure(model, x, q, config, *, generator, fitted=False, batch_size=50):
     """Gaps of images x (B, *image) under any model and any diagonal Normal q (B, D).
 
     config: an EvalConfig, whose precision is that of the networks in the gradients of annealing; all else is in
     float32. The bounds are means over the draws of importance sampling. generator: one, or one for each image. fitted:
-    q is q* already, as of unseen images under latent optimization; both then have the same numbers. on_batch: called
-    with the number of images of a batch.
+    q is q* already, as of unseen images under latent optimization; both then have the same numbers.
     """
     fast, parts = model.in_precision(config.precision), []
     for rows in torch.arange(len(x), device=x.device).split(batch_size):
@@ -65,8 +64,6 @@ def measure(model, x, q, config, *, generator, fitted=False, batch_size=50, on_b
         start = gauss_newton_posterior(fast, images, best, generator=generators)
         ais = annealed_importance_sampling(fast, images, start, generator=generators, **annealing(config))
         parts.append(Gaps(*of_own, *of_best, converged, *ais[:6]))
-        if on_batch:
-            on_batch(len(images))
     return Gaps(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

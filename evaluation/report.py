@@ -1,43 +1,75 @@
 """The evaluation of trained methods: every number, table and figure, in the order in which they are made."""
 
 import math
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data import SPLITS, rows_per_class
+from data import SPLITS, rows_per_class, stratified_subset
 from evaluation import figures, gaps, latents, samples, scores, style
 from runtime.checkpoint import save_array, save_csv, save_figure
-from runtime.progress import ProgressBar
+from runtime.distributed import rank
 from vae_utils import random_generator
 
 PRIOR_SAMPLES = 64
+RESULTS = (  # the files in the results directory, as patterns
+    "*_epoch_*.png",
+    "training_curves.png",
+    "log_probabilities.*",
+    "gaps*",
+    "quality_over_seconds.png",
+    "latent_*.png",
+    "latent_usage.csv",
+    "traversals.png",
+    "interpolation.png",
+    "sample_quality.png",
+    "history.csv",
+    "summary.json",
+)
 
 
-def evaluate(checkpoints, data, classifier, config, *, results_dir, training_seconds):
-    """Every number and every figure but the training curves; returns the summary's numbers.
+def evaluate(checkpoints, data, classifier, config, *, results_dir, training_seconds, tasks):
+    """Every number and every figure but the training curves; returns the summary's numbers, on rank 0.
 
     checkpoints: a training.Checkpoints, whose last epoch is scored; data: a Data; classifier: the supervised baseline;
-    config: an EvalConfig; training_seconds: {method's name: seconds}, where known.
+    config: an EvalConfig; training_seconds: {method's name: seconds}, where known; tasks: a Tasks. The work on images
+    is dealt to the ranks; rank 0 does the rest.
     """
-    results_dir = Path(results_dir)
-    with ProgressBar("figures", total=len(checkpoints.epochs), unit="epoch") as bar:
-        for epoch in checkpoints.epochs:  # rising: the methods of the last one are scored below
-            methods = checkpoints.load(epoch, data)
-            draw_epoch(epoch, methods, data, config, results_dir)
-            bar.advance()
+    results_dir, coarse = Path(results_dir), scores.at_earlier_epochs(config)
+    sample = stratified_subset(data.test, size=min(config.fitted_images, len(data.test.labels)), seed=config.seed)
+    gap_rows = []  # of the earlier epochs
+    for epoch in checkpoints.epochs:  # rising: the methods of the last one are scored below
+        methods, last = checkpoints.load(epoch, data), epoch == checkpoints.epochs[-1]
+        work = picture_tasks(epoch, methods, data, config)
+        if last:
+            work |= scores.image_tasks(methods, data, config, "log p(x)")
+            work |= scores.bdmc_tasks(methods, config, device=data.device)
+            work |= scores.inference_tasks(methods, sample, config)
+        else:
+            work |= scores.image_tasks(methods, data, coarse, "gaps", epoch)
+        done = tasks.run(f"evaluation, epoch {epoch}", work)
+        if rank() == 0:
+            draw_epoch(epoch, methods, data, config, results_dir, done)
+        if not last:
+            measured = scores.collect_images(methods, data, coarse, done, "gaps", epoch)
+            for method, split in product(methods, SPLITS):
+                summary = gaps.summarize(measured[method.name][split])
+                gap_rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": summary})
+    if rank():
+        return None
     likelihood, classes = methods[0].model.likelihood.label, data.test.classes
 
     def save(name, draw, **values):
         save_figure(results_dir / f"{name}.png", draw(methods=methods, likelihood=likelihood, **values))
 
-    sample, fits, seconds = scores.infer_sample(methods, data, config)
+    fits, seconds = scores.collect_inference(methods, sample, done)
     train_q = {method.name: scores.posterior_of_train(method, data) for method in methods}
     bounds, converged = scores.final_bounds(methods, data, sample, fits, train_q, config)
 
-    found = scores.log_probabilities(methods, data, config)
+    found = scores.collect_images(methods, data, config, done, "log p(x)")
     log_prob = {
         name: {
             split: scores.summarize_log_prob(values, bounds[name][split], getattr(data, split), config)
@@ -55,13 +87,13 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         "log_probabilities", figures.log_probabilities, scores=log_prob, images=examples, example_values=shown, **counts
     )
 
-    rows = scores.gaps_over_epochs(checkpoints, data, config)
-    last, per_class = ({method.name: {} for method in methods} for _ in range(2))
+    rows = gap_rows
+    last_gaps, per_class = ({method.name: {} for method in methods} for _ in range(2))
     for method, split in product(methods, SPLITS):
         measured = found[method.name][split]
         same = gaps.summarize(scores.annealed(measured, config.gap_images_per_digit))
-        last[method.name][split] = gaps.summarize(scores.annealed(measured))
-        for summary in (same, last[method.name][split]):
+        last_gaps[method.name][split] = gaps.summarize(scores.annealed(measured))
+        for summary in (same, last_gaps[method.name][split]):
             rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": summary})
         fields = zip(*scores.annealed(measured), strict=True)
         per_class[method.name][split] = [gaps.summarize(gaps.Gaps(*of_class)) for of_class in fields]
@@ -71,22 +103,16 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         save("quality_over_seconds", figures.quality_over_seconds, rows=rows, training_seconds=training_seconds)
     save("gaps_per_digit", figures.gaps_per_class, per_class=per_class, classes=classes)
 
-    bdmc = {}
-    with ProgressBar("bidirectional bounds", total=len(methods), unit="model") as bar:
-        for method in methods:
-            bdmc[method.name] = scores.bdmc_gap(method, config, device=data.device)
-            bar.advance()
-
+    bdmc = {method.name: scores.bdmc_gap(method, done) for method in methods}
     sample_q = {name: fit.q for name, fit in fits.items()}
-    used = latents.analyse(
-        methods, train_q, data, classifier, config, sample=sample, sample_q=sample_q, results_dir=results_dir
-    )
-    quality = samples.assess(methods, data, classifier, config, results_dir=results_dir)
+    options = {"results_dir": results_dir, "tasks": tasks}
+    used = latents.analyse(methods, train_q, data, classifier, config, sample=sample, sample_q=sample_q, **options)
+    quality = samples.assess(methods, data, classifier, config, **options)
     parts = {
         "bounds": scores.score_bounds(bounds, data),
         "fits_converged": converged,
         "log_prob": log_prob,
-        "gaps": last,
+        "gaps": last_gaps,
         "bdmc": bdmc,
         "latents": used["methods"],
         "cost": scores.compute_cost(methods, checkpoints, fits, seconds, training_seconds),
@@ -112,22 +138,41 @@ def _flat(row):
     return flat
 
 
-def draw_epoch(epoch, methods, data, config, results_dir):
-    """Draws the reconstructions of each method, the prior samples and the comparison after one epoch."""
+def picture_tasks(epoch, methods, data, config):
+    """Tasks that find the means of q (B, D) of the `pictured` test images."""
+
+    def infer_mean(method):
+        return scores.infer(method, pictured(data), config).q.mean.cpu()
+
+    return {_picture_task(epoch, method): partial(infer_mean, method) for method in methods}
+
+
+def _picture_task(epoch, method):
+    return f"pictures_{epoch}_{method.name}"
+
+
+def pictured(data):
+    """The test images that are drawn, a Split: the first of each class to reconstruct, then the second."""
+    return data.test.at(rows_per_class(data.test, 2).T.flatten())
+
+
+def draw_epoch(epoch, methods, data, config, results_dir, done):
+    """Draws the reconstructions of each method, the prior samples and the comparison after one epoch.
+
+    done: the results of `picture_tasks`.
+    """
     likelihood = methods[0].model.likelihood.label
     train_rows = rows_per_class(data.train, 1).flatten()
-    test_rows = rows_per_class(data.test, 2).T.flatten()  # the first of each class to reconstruct, then the second
-    of_test = data.test.at(test_rows)
-    seen, (unseen, original) = data.train.images[train_rows], of_test.images.chunk(2)
+    seen, (unseen, original) = data.train.images[train_rows], pictured(data).images.chunk(2)
     compared, sheets = {}, {}
     for method in methods:
-        q = scores.infer(method, of_test, config).q
+        mean = done[_picture_task(epoch, method)].to(data.device)
         # The same generator for every method: where they have the same number of dimensions, the same z.
         generator = random_generator(config.seed, "prior samples", device=data.device)
         z = torch.randn(PRIOR_SAMPLES, method.model.latent_dim, generator=generator, device=data.device)
         with torch.no_grad():
             of_seen = method.model.mean(method.posterior(seen, train_rows).mean)
-            of_unseen, compared[method.label] = method.model.mean(q.mean).chunk(2)
+            of_unseen, compared[method.label] = method.model.mean(mean).chunk(2)
             sheets[method.label] = method.model.mean(z)
         rows = [("training image", seen), ("reconstruction", of_seen)]
         rows += [("test image", unseen), ("reconstruction", of_unseen)]

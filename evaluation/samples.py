@@ -123,13 +123,14 @@ def _resampled(features, size, seed, name, resamples):
 
 
 @torch.no_grad()
-def assess(methods, data, classifier, config, *, results_dir, resamples=20):
+def assess(methods, data, classifier, config, *, results_dir, tasks, resamples=20):
     """Writes sample_quality.png to `results_dir`; returns the summary's numbers, one dict per kind of samples.
 
-    classifier: trained on data.train, in evaluation mode; config: an EvalConfig. Kinds, config.classified_samples of
-    each: "real_images", training images that are not in data.train, if there are enough: the best to be expected; every
-    method's name, at the same z; "pixel_gaussian", what two moments alone reach. "test" describes the test images;
-    "finite_sample_floor" is what the distance would be, on average, if the samples were test images.
+    classifier: trained on data.train, in evaluation mode; config: an EvalConfig; tasks: a Tasks. Kinds,
+    config.classified_samples of each: "real_images", training images that are not in data.train, if there are enough:
+    the best to be expected; every method's name, at the same z; "pixel_gaussian", what two moments alone reach. "test"
+    describes the test images; "finite_sample_floor" is what the distance would be, on average, if the samples were test
+    images.
     """
     seed, count, device, num_classes = config.seed, config.classified_samples, data.device, data.test.num_classes
     kinds = {}
@@ -147,11 +148,13 @@ def assess(methods, data, classifier, config, *, results_dir, resamples=20):
     reference = classify(classifier, data.test.images)
     features = {name: each.features for name, each in classified.items()}
     scores, again = {}, {"seed": seed, "resamples": resamples}
-    for name, distance in frechet_distances(features, reference.features, baseline="pixel_gaussian", **again).items():
+    options = {"baseline": "pixel_gaussian", **again}
+    distances = tasks.keep("frechet", lambda: frechet_distances(features, reference.features, **options))
+    for name, distance in distances.items():
         scores[name] = {"frechet_distance": distance, **describe(classified[name], num_classes)}
     scores["test"] = describe(reference, num_classes)
     examples = {name: images[:EXAMPLES] for name, images in kinds.items()}
-    floor = finite_sample_floor(reference.features, count, **again)
+    floor = tasks.keep("frechet_floor", lambda: finite_sample_floor(reference.features, count, **again))
     classes, likelihood = data.test.classes, methods[0].model.likelihood.label
     figure = figures.sample_quality(
         scores=scores, floor=floor, examples=examples, methods=methods, classes=classes, likelihood=likelihood

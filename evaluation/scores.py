@@ -7,20 +7,21 @@ image; the bounds over whole splits alone have one generator for all images.
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import combinations, product
 
 import torch
+from torch.distributions import Normal
 
-from data import SPLITS, random_rows_per_class, stratified_subset
+from data import SPLITS, random_rows_per_class
 from evaluation import gaps
 from evaluation.ais import bidirectional_bounds, gauss_newton_posterior
 from evaluation.stats import proportional_error, regression_estimate, stratified_mean
 from latent_optimization import fit_posterior, initial_posterior
-from runtime.progress import ProgressBar
 from vae_utils import (
+    Fit,
     concatenate,
     evaluate_bound,
-    generators_of,
     image_generators,
     mean_and_error,
     random_generator,
@@ -28,22 +29,38 @@ from vae_utils import (
 )
 
 FEW = 10  # effective samples: below, log p(x) is too low by an amount that the weights cannot tell
+INFERRED_AT_ONCE, SIMULATED_AT_ONCE = 100, 10  # images
 EARLIER_NUM_SAMPLES = 100  # importance samples at the epochs before the last
 
 
-def infer_sample(methods, data, config):
-    """(Split, fits, seconds): stratified test images, and per method name their Fit and the seconds per image."""
-    size = min(config.fitted_images, len(data.test.labels))
-    sample = stratified_subset(data.test, size=size, seed=config.seed)
+def inference_tasks(methods, sample, config):
+    """Tasks that find q of stratified test images, `sample`, under each method, INFERRED_AT_ONCE at a time."""
+
+    def infer_block(method, rows):
+        started = time.perf_counter()
+        fit = infer(method, sample.at(rows), config)
+        found = {"mean": fit.q.mean, "stddev": fit.q.stddev, "converged": fit.converged, "gradients": fit.gradients}
+        return {name: value.cpu() for name, value in found.items()} | {"seconds": time.perf_counter() - started}
+
+    blocks = torch.arange(len(sample.labels)).split(INFERRED_AT_ONCE)
+    return {
+        f"inference_{method.name}_{block}": partial(infer_block, method, rows)
+        for method, (block, rows) in product(methods, enumerate(blocks))
+    }
+
+
+def collect_inference(methods, sample, found):
+    """({method's name: Fit}, {method's name: seconds per image}) of the results of `inference_tasks`."""
     fits, seconds = {}, {}
-    with ProgressBar("inference", total=len(methods) * size, unit="img") as bar:
-        for method in methods:
-            started = time.perf_counter()
-            fits[method.name] = infer(method, sample, config)
-            fits[method.name].q.mean.cpu()  # waits for the device
-            seconds[method.name] = (time.perf_counter() - started) / size
-            bar.advance(size)
-    return sample, fits, seconds
+    for method in methods:
+        blocks = [found[name] for name in found if name.startswith(f"inference_{method.name}_")]
+        fields = ("mean", "stddev", "converged", "gradients")
+        parts = (torch.cat([block[field] for block in blocks]).to(sample.images.device) for field in fields)
+        mean, stddev, converged, gradients = parts
+        q = Normal(mean, stddev, validate_args=False)
+        fits[method.name] = Fit(q, torch.empty(0, len(mean)), converged, gradients)
+        seconds[method.name] = sum(block["seconds"] for block in blocks) / len(mean)
+    return fits, seconds
 
 
 def infer(method, split, config):
@@ -62,8 +79,8 @@ def posterior_of_train(method, data, batch_size=1000):
 def final_bounds(methods, data, sample, fits, train_q, config):
     """The bounds at each method's own q, and which share of the test images' fits has converged.
 
-    train_q: {name: q}; sample, fits: of `infer_sample`. Where inference is a forward pass, every test image is scored;
-    where it is a fit, the sample alone. Returns ({name: {split: (Split, a Bound of (N,) each)}}, {name: share}).
+    train_q: {name: q}; sample, fits: of `collect_inference`. Where inference is a forward pass, every test image is
+    scored; where it is a fit, the sample alone. Returns ({name: {split: (Split, its Bound)}}, {name: share}).
     """
     bounds, converged = {}, {}
     for method in methods:
@@ -100,53 +117,60 @@ def scored_rows(data, name, count, config):
     return random_rows_per_class(getattr(data, name), count, seed=config.seed)
 
 
-def measure_images(method, data, name, config, *purpose, on_batch):
-    """Gaps (classes, images per class) of random images of each class of the split `name`.
+def image_tasks(methods, data, config, *purpose):
+    """Tasks that measure random images of each class: one per method, split and column of `scored_rows`.
 
-    All have what needs only the method's own q; the first `annealed_per_digit` of each class also importance sampling
-    from the best diagonal q, and annealing. NaN where it was not measured. purpose: of the generators.
+    A column has one image of each class: more columns change nothing in those that are there. The first
+    `annealed_per_digit` columns get all fields of Gaps, the others those that need only the method's own q.
     """
-    split = getattr(data, name)
-    rows = scored_rows(data, name, config.images_per_digit, config)  # (classes, n)
-    part = split.at(rows.flatten())
+    return {
+        _task_name(purpose, method, split, column): partial(
+            measure_column, method, data, split, config, rows, column < config.annealed_per_digit, *purpose
+        )
+        for method, split in product(methods, SPLITS)
+        for column, rows in enumerate(scored_rows(data, split, config.images_per_digit, config).T)
+    }
+
+
+def _task_name(purpose, method, split, column):
+    return "_".join(str(part).replace(" ", "-") for part in (*purpose, method.name, split, column))
+
+
+def measure_column(method, data, name, config, rows, annealed, *purpose):
+    """The fields of Gaps, (fields, classes), of the images at `rows` of the split `name`; NaN where not measured.
+
+    purpose: of the generators.
+    """
+    part = getattr(data, name).at(rows)
     if name == "train":
         with torch.no_grad():
-            q, fitted = method.posterior(part.images, rows.flatten()), False
+            q, fitted = method.posterior(part.images, rows), False
     else:
         fit = infer(method, part, config)
         q, fitted = fit.q, not method.shared_inference
     own = image_generators(config.seed, *purpose, method.name, name, index=part.index, device=data.device)
-    numbers = torch.arange(rows.numel(), device=data.device).reshape(rows.shape)
-    chosen, rest = (each.flatten() for each in numbers.tensor_split([config.annealed_per_digit], dim=1))
-    fields = torch.full((len(gaps.Gaps._fields), len(part.images)), torch.nan, device=data.device)
-
-    def score(function, rows, **options):
-        options["generator"] = generators_of(own, rows)
-        return function(method.model, part.images[rows], select(q, rows), config, **options)
-
-    measured = score(gaps.measure, chosen, fitted=fitted, on_batch=on_batch)
-    if fitted:
-        measured = measured._replace(fit_converged=fit.converged[chosen].float())
-    fields[:, chosen] = torch.stack(measured)
-    for block in rest.split(100) if len(rest) else ():
-        fields[: gaps.OF_Q, block] = torch.stack(score(gaps.measure_q, block))
-        on_batch(len(block))
-    return gaps.Gaps(*fields.reshape(-1, *rows.shape))
+    fields = torch.full((len(gaps.Gaps._fields), len(rows)), torch.nan)
+    if annealed:
+        measured = gaps.measure(method.model, part.images, q, config, generator=own, fitted=fitted)
+        if fitted:
+            measured = measured._replace(fit_converged=fit.converged.float())
+    else:
+        measured = gaps.measure_q(method.model, part.images, q, config, generator=own)
+    fields[: len(measured)] = torch.stack(tuple(measured)).cpu()
+    return fields
 
 
-def log_probabilities(methods, data, config):
-    """{method's name: {split: `measure_images`}} in float64 on the CPU."""
-    total = len(methods) * len(SPLITS) * data.test.num_classes * config.images_per_digit
-    found = {method.name: {} for method in methods}
-    with ProgressBar("log p(x)", total=total, unit="img") as bar:
-        for method, name in product(methods, SPLITS):
-            measured = measure_images(method, data, name, config, "log p(x)", on_batch=bar.advance)
-            found[method.name][name] = gaps.Gaps(*(field.cpu().double() for field in measured))
-    return found
+def collect_images(methods, data, config, found, *purpose):
+    """{method's name: {split: Gaps (classes, images per class)}} of the results of `image_tasks`, in float64."""
+    columns, collected = range(config.images_per_digit), {}
+    for method, split in product(methods, SPLITS):
+        parts = [found[_task_name(purpose, method, split, column)] for column in columns]
+        collected.setdefault(method.name, {})[split] = gaps.Gaps(*torch.stack(parts, dim=-1).double())
+    return collected
 
 
 def records(found, data, config):
-    """What `log_probabilities` found as one dict per image, None where it was not measured."""
+    """What `collect_images` gives as one dict per image, None where it was not measured."""
     rows = []
     for name, of_splits in found.items():
         for split, values in of_splits.items():
@@ -160,40 +184,48 @@ def records(found, data, config):
     return rows
 
 
-def gaps_over_epochs(checkpoints, data, config):
-    """One dict per earlier epoch, method and split: gaps.summarize of random images of each class, always the same.
+def at_earlier_epochs(config):
+    """The EvalConfig for the epochs before the last: fewer images, all of them annealed.
 
-    checkpoints: a training.Checkpoints. Half the chains of the last epoch are enough: the error of annealing is far
-    smaller than the differences between so few images.
+    Half the chains of the last epoch are enough: the error of annealing is far smaller than the differences between so
+    few images.
     """
-    rows, epochs, count = [], checkpoints.epochs[:-1], config.gap_images_per_digit
-    total = len(epochs) * len(checkpoints.methods) * len(SPLITS) * data.test.num_classes * count
+    count = config.gap_images_per_digit
     coarse = replace(config, images_per_digit=count, annealed_per_digit=count, num_samples=EARLIER_NUM_SAMPLES)
-    coarse = replace(coarse, chains=max(2, config.chains // 2))
-    with ProgressBar("gaps", total=total, unit="img") as bar:
-        for epoch in epochs:
-            for method, name in product(checkpoints.load(epoch, data), SPLITS):
-                found = measure_images(method, data, name, coarse, "gaps", epoch, on_batch=bar.advance)
-                rows.append({"epoch": epoch, "method": method.name, "split": name, "scores": gaps.summarize(found)})
-    return rows
+    return replace(coarse, chains=max(2, config.chains // 2))
 
 
-def bdmc_gap(method, config, *, device="cpu"):
-    """{"lower", "upper", "gap"} of log p(x) of images simulated from the model (Grosse et al. 2015).
+def bdmc_tasks(methods, config, *, device="cpu"):
+    """Tasks that bound log p(x) of images simulated from each method's model, SIMULATED_AT_ONCE at a time."""
+    blocks = enumerate(torch.arange(config.simulated_images).split(SIMULATED_AT_ONCE))
+    return {
+        f"bidirectional_bounds_{method.name}_{block}": partial(bound_simulated, method, index, config, device)
+        for (block, index), method in product(blocks, methods)
+    }
 
-    Each as `mean_and_error` gives it. The gap bounds the mean error of annealing with the same settings, in either
-    direction, on such images.
-    """
-    model, index = method.model, torch.arange(config.simulated_images)
-    x, z = model.sample(len(index), random_generator(config.seed, "simulated images", method.name, device=device))
+
+def bound_simulated(method, index, config, device):
+    """Lower and upper bounds (2, B) of the simulated images with these numbers (Grosse et al. 2015)."""
+    model = method.model
+    generator = random_generator(config.seed, "simulated images", method.name, device=device)
+    x, z = (values[index] for values in model.sample(config.simulated_images, generator))
     own = image_generators(config.seed, "bidirectional bounds", method.name, index=index, device=device)
     start = initial_posterior(len(x), model.latent_dim, device=device)
     q = fit_posterior(model, x, start, generator=own, fit_steps=config.fit_steps).q
     fast = model.in_precision(config.precision)
     q = gauss_newton_posterior(fast, x, q, generator=own)
-    bounds = bidirectional_bounds(fast, x, z, q, generator=own, **gaps.annealing(config))
-    values = {**bounds._asdict(), "gap": bounds.upper - bounds.lower}
-    return {name: mean_and_error(value) for name, value in values.items()}
+    return torch.stack(bidirectional_bounds(fast, x, z, q, generator=own, **gaps.annealing(config))).cpu()
+
+
+def bdmc_gap(method, found):
+    """{"lower", "upper", "gap"} of log p(x) of simulated images, each as `mean_and_error` gives it.
+
+    found: the results of `bdmc_tasks`. The gap bounds the mean error of annealing with the same settings, in either
+    direction, on such images.
+    """
+    blocks = [found[name] for name in found if name.startswith(f"bidirectional_bounds_{method.name}_")]
+    lower, upper = torch.cat(blocks, dim=1)
+    return {name: mean_and_error(v) for name, v in {"lower": lower, "upper": upper, "gap": upper - lower}.items()}
 
 
 def annealed(found, count=None):
@@ -271,7 +303,7 @@ def paired_differences(found, methods):
 
 
 def compute_cost(methods, checkpoints, fits, seconds, training_seconds):
-    """{method's name: what its training and its inference took}, plain values; fits, seconds: of `infer_sample`.
+    """{method's name: what its training and its inference took}, plain values; fits, seconds: of `collect_inference`.
 
     A gradient is one backward pass of one image's bound, at one sample of z, to the parameters of its q: the encoder's
     weights, which all images share, or that image's own mean and log-variance.

@@ -12,10 +12,12 @@ import torch
 from data import SPLITS
 from evaluation.report import DIFFERENCES
 from evaluation.stats import intervals
-from runtime.checkpoint import InputError, RunError, directory_lock, invalid_contents, load_json, save_csv
+from runtime.checkpoint import InputError, RunError, invalid_contents, load_json, save_csv
 from runtime.cli import add_list_flag, make_config
 from runtime.config import RunConfig, TrainConfig
+from runtime.distributed import rank
 from runtime.progress import Interrupted
+from runtime.resume import lock
 from vae_utils import mean_and_error
 
 DIRECTORIES = ("checkpoint_dir", "results_dir")
@@ -25,7 +27,7 @@ def add_seeds_flag(parser):
     """Adds --seeds to the Parser."""
     meaning = (
         "do it all for each of these seeds, in subdirectories seed_N of both directories; then write seeds.csv and "
-        "print means over seeds as Markdown. With --resume, finished seeds are skipped"
+        "print means over seeds as Markdown. Finished seeds are skipped, --resume continues the others"
     )
     add_list_flag(parser, TrainConfig, "seed", meaning)
 
@@ -46,11 +48,13 @@ def run_all(work, given, print_tables):
     with redirect_stdout(None):  # what it finds it says again when the seed's turn comes
         for run in runs.values():
             work(run, time.perf_counter(), check_only=True)
-    with directory_lock(run_config.checkpoint_dir, run_config.results_dir):
+    with lock(run_config):
         for seed, run in runs.items():
             print(f"seed {seed}: {run.checkpoint_dir}, {run.results_dir}", flush=True)
             with seed_hint(seed, first=seed == given.seeds[0]):
                 print_tables(work(run, time.perf_counter()))
+        if rank():
+            return
         found = {}
         for seed, run in runs.items():
             path = Path(run.results_dir) / "summary.json"

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all and cannot run code; directories locked by one run; runs to resume."""
+"""Files that appear whole or not at all and cannot run code; directories locked by one run."""
 
 import contextlib
 import csv
@@ -7,12 +7,11 @@ import os
 import pickle
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from runtime.config import InputError, differences
+from runtime.config import InputError
 
 try:
     import fcntl
@@ -183,100 +182,3 @@ def invalid_contents(path):
         yield
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         raise InputError(f"{path}: its contents do not fit this program") from None
-
-
-class Run(NamedTuple):
-    """One run of a script, however often it is interrupted and resumed."""
-
-    settings: dict  # flat, of plain values: everything that decides its result
-    states: dict  # {prefix: what `save_state` wrote last}; empty for a new run
-
-
-@contextmanager
-def locked_run(run_config, *, settings, prefixes, summary, check_only=False):
-    """Yields the Run of `find_run`, with the directories of the RunConfig locked; finishes it if all goes well.
-
-    summary: name of the file in the results directory; check_only: of `directory_lock`, and the run is not finished.
-    """
-    directory, path = run_config.checkpoint_dir, Path(run_config.results_dir) / summary
-    with directory_lock(directory, run_config.results_dir, check_only=check_only):
-        known = {"settings": settings, "prefixes": prefixes, "checkpoint_dir": directory, "summary": path}
-        yield find_run(resume=run_config.resume, **known)
-        if not check_only:
-            finish_run(prefixes=prefixes, checkpoint_dir=directory)
-
-
-def find_run(*, resume, settings, prefixes, checkpoint_dir, summary):
-    """The Run to begin or, with `resume`, to continue; None if the latter is already finished.
-
-    prefixes: of the state files `{prefix}_state.pt`, in the order in which they are first written; summary: path of the
-    JSON file that a run writes last, with its settings. A new run leaves an earlier run's state alone until its own
-    first epoch replaces it. Raises InputError if the settings are not those of the run to be resumed, or if a state
-    cannot be read.
-    """
-    paths = {prefix: state_path(checkpoint_dir, prefix) for prefix in prefixes}
-    first, new = paths[prefixes[0]], Run(settings, states={})
-    if not resume:
-        if first.exists():
-            text = "of an interrupted run, which --resume would continue; this new run will replace it"
-            print(f"{first}: {text}", flush=True)
-        with contextlib.suppress(InputError):  # no summary, or none that can be read
-            if others := differences(load_json(summary).get("settings", {}), settings):
-                print(f"{summary}: of another run ({others}), whose files stay until replaced", flush=True)
-        return new
-    if first.exists():
-        states = {prefix: _load_state(path) for prefix, path in paths.items() if path.exists()}
-        _refuse_other_settings(first, states[prefixes[0]]["settings"], settings)
-        # A state is a function of the settings: one of equal settings may be of an earlier run and still be right.
-        return Run(settings, {prefix: state for prefix, state in states.items() if state["settings"] == settings})
-    if not Path(summary).exists():
-        print("nothing to resume: the run begins", flush=True)
-        return new
-    _refuse_other_settings(summary, load_json(summary).get("settings", {}), settings)
-    finish_run(prefixes=prefixes, checkpoint_dir=checkpoint_dir)
-    print(f"{summary}: this run is finished, nothing to resume")
-    return None
-
-
-def finish_run(*, prefixes, checkpoint_dir):
-    """Removes the state files, the first one first: without it there is nothing to resume."""
-    for prefix in prefixes:
-        state_path(checkpoint_dir, prefix).unlink(missing_ok=True)
-
-
-def state_path(checkpoint_dir, prefix):
-    """The path of the state file with this prefix."""
-    return Path(checkpoint_dir) / f"{prefix}_state.pt"
-
-
-def save_state(state, *, run, prefix, checkpoint_dir):
-    """Writes what continues `run`, {"history", "state"} after its last epoch; replaces that of the epoch before."""
-    save_checkpoint(state_path(checkpoint_dir, prefix), {"settings": run.settings, "prefix": prefix, **state})
-
-
-def restore(*, run, prefix, load_state_dict):
-    """Passes the saved state to `load_state_dict` and returns the history so far; [] if there is no saved state.
-
-    Raises InputError if `load_state_dict` cannot use the state.
-    """
-    if (saved := run.states.pop(prefix, None)) is None:
-        return []
-    with invalid_contents(f"{prefix}_state.pt"):
-        load_state_dict(saved["state"])
-    print(f"{prefix}: resumed after epoch {len(saved['history'])}", flush=True)
-    return saved["history"]
-
-
-def _load_state(path):
-    saved = load_checkpoint(path)
-    if not {"settings", "history", "state"} <= set(saved) or f"{saved.get('prefix')}_state.pt" != path.name:
-        raise InputError(f"{path}: not the state of this run")
-    return saved
-
-
-def _refuse_other_settings(path, there, here):
-    """Raises InputError unless `there`, which `path` holds, has all settings of `here` with the same values."""
-    if absent := [name for name in here if name not in there]:
-        raise InputError(f"{path}: cannot be resumed, it lacks the settings {', '.join(absent)}")
-    if others := differences(there, here):
-        raise InputError(f"{path}: cannot be resumed under other flags: {others}")

@@ -14,6 +14,7 @@ import torch
 
 from runtime.checkpoint import InputError, RunError
 from runtime.config import choose_device, choose_precision, flag
+from runtime.distributed import RankLost, first_to_stop, local_rank, rank, size, start
 from runtime.progress import Interrupted, install_signal_handlers
 
 # In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
@@ -39,6 +40,8 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message):
+        if rank():
+            sys.exit(2)
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
 
@@ -100,14 +103,18 @@ def prepare_run(run_config, config):
     Sets PyTorch so that on CUDA float32 is float32 and a resumed run ends like one that was not interrupted. Raises
     InputError if this machine does not have the device, or if a directory cannot be written to.
     """
-    device = choose_device(run_config.device)
+    device = choose_device(run_config.device, local_rank=local_rank() if size() > 1 else None)
     for name in ("checkpoint_dir", "results_dir"):
         writable_directory(getattr(run_config, name), name)
     if run_config.cuda_graph and device.type != "cuda":
         raise InputError(f"--cuda-graph: needs a CUDA device, not {device}")
+    if run_config.cuda_graph and size() > 1:
+        raise InputError(f"--cuda-graph: for one process only, not for {size()}")
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
+    start(device)
     return device, replace(config, precision=choose_precision(config.precision, device))
 
 
@@ -130,18 +137,23 @@ def one_line(text):
 def run_script(main):
     """Calls the function `main` of a script; expected errors become one line on stderr and an exit status.
 
-    0: done; 1: a RunError, or the output is a closed pipe; 2: an InputError; 130: SIGINT; 143: SIGTERM.
+    0: done; 1: a RunError, or the output is a closed pipe; 2: an InputError; 130: SIGINT; 143: SIGTERM. Of several
+    ranks, rank 0 alone prints, and the first one that stops says why.
     """
     name = Path(sys.argv[0]).name
     install_signal_handlers()
+    if rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, closed with the process
     try:
         with out_of_memory_hint("--batch-size or --train-size"):
             main()
     except InputError as error:
-        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, RunError) else 2)
+        if first_to_stop():
+            print(f"{name}: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, RunError | RankLost) else 2)
     except Interrupted as interrupted:
-        print(f"{name}: {interrupted}", file=sys.stderr)
+        if first_to_stop():
+            print(f"{name}: {interrupted}", file=sys.stderr)
         sys.exit(128 + interrupted.number)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too

@@ -128,7 +128,8 @@ class RunConfig:
     data_dir: str = setting("data", "directory that holds MNIST/raw")
     checkpoint_dir: str = setting("checkpoints", "directory of the checkpoints")
     results_dir: str = setting("results", "directory of figures and tables")
-    resume: bool = setting(False, "continue the interrupted run in the checkpoint directory")
+    resume: bool = setting(False, "continue the run in these directories: it was interrupted, or is to be longer")
+    overwrite: bool = setting(False, "remove the files of another run from these directories first")
     cuda_graph: bool = setting(False, "on CUDA, record a training step once and repeat it as a graph")
 
 
@@ -141,8 +142,11 @@ def differences(there, here):
     )
 
 
-def choose_device(name):
-    """The torch.device of `--device`. Raises InputError if this machine does not have it."""
+def choose_device(name, *, local_rank=None):
+    """The torch.device of `--device`. Raises InputError if this machine does not have it.
+
+    local_rank: of one of several processes on this machine, each of which has a CUDA device of its own.
+    """
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     counts = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
@@ -151,6 +155,8 @@ def choose_device(name):
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"--device {name}: not a device; say auto, cpu, cuda, cuda:1, mps, ...") from None
+    if device.type == "cuda" and local_rank is not None:
+        name, device = f"cuda:{local_rank}", torch.device("cuda", local_rank)
     if (device.index or 0) >= (count := counts.get(device.type, 0)):
         raise InputError(f"--device {name}: this machine or this PyTorch has {count} of this kind")
     return device

@@ -5,10 +5,14 @@ import signal
 import sys
 from contextlib import contextmanager
 
+import torch.distributed as dist
 from tqdm import tqdm
+
+from runtime.distributed import rank
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _received = None  # the number of the first signal
+_parent = None  # the process id of torchrun, if it has started this process
 
 
 class Interrupted(BaseException):
@@ -29,8 +33,9 @@ class Interrupted(BaseException):
 
 def install_signal_handlers():
     """Makes the first SIGINT or SIGTERM set a flag for `check_interrupt`; a second one raises Interrupted at once."""
-    global _received
+    global _received, _parent
     _received = None
+    _parent = os.getppid() if dist.is_torchelastic_launched() else None
     for number in SIGNALS:
         signal.signal(number, _receive)
 
@@ -40,13 +45,15 @@ def _receive(number, frame):
     if _received is not None:
         raise Interrupted(number)
     _received = number
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and rank() == 0:
         text = "\nthe run stops at the next step; a second signal stops it at once\n"
         os.write(sys.stderr.fileno(), text.encode())  # print fails if the signal arrives within another print
 
 
 def check_interrupt():
-    """Raises Interrupted if a signal has arrived."""
+    """Raises Interrupted if a signal has arrived, or if torchrun has ended: this process must not outlive it."""
+    if _parent is not None and os.getppid() != _parent:
+        raise Interrupted(signal.SIGTERM)
     if _received is not None:
         raise Interrupted(_received)
 
@@ -72,7 +79,7 @@ class ProgressBar:
     """
 
     def __init__(self, name, *, total, unit, done=0):
-        self.name, self.terminal = name, sys.stderr.isatty()
+        self.name, self.terminal = name, sys.stderr.isatty() and rank() == 0
         self.bar = tqdm(
             total=total,
             initial=done,

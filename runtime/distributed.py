@@ -1,0 +1,137 @@
+"""The processes of a run, as torchrun starts them: rank 0 to N - 1. Without torchrun there is one, rank 0 of 1.
+
+Every function here is called by all ranks; with one rank it gives back what it got.
+"""
+
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from runtime.config import InputError
+
+LONGEST_WAIT = timedelta(days=1)  # for another rank's work; a rank that has died is noticed by its closed connection
+_store = None  # shared by all ranks; it belongs to torchrun, and outlives them
+
+
+class RankLost(InputError):
+    """Another rank has ended, so that this one cannot go on."""
+
+
+def rank():
+    """The number of this process, from 0."""
+    return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
+
+
+def size():
+    """The number of processes."""
+    return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+
+
+def local_rank():
+    """The number of this process on its machine."""
+    return int(os.environ["LOCAL_RANK"]) if dist.is_torchelastic_launched() else 0
+
+
+def restarted():
+    """Whether torchrun has started the processes again, after one of them failed (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def start(device):
+    """Connects the ranks, once: by gloo on CPUs, and by NCCL between CUDA devices."""
+    global _store
+    if size() > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        _store, own, count = next(rendezvous("env://"))
+        dist.init_process_group(backend, store=_store, rank=own, world_size=count, timeout=LONGEST_WAIT)
+
+
+def first_to_stop():
+    """Whether no other rank has stopped before this one: of all ranks, that one says why."""
+    if _store is None:
+        return rank() == 0
+    try:
+        return _store.add("stopped", 1) == 1
+    except RuntimeError:  # torchrun has ended
+        return True
+
+
+@contextmanager
+def _rank_lost():
+    """Turns what a collective raises into RankLost."""
+    try:
+        yield
+    except RuntimeError:
+        raise RankLost("another process of this run has ended; --resume continues the run") from None
+
+
+def barrier():
+    """Returns when all ranks are here."""
+    gather(None)
+
+
+def broadcast(value):
+    """Rank 0's value, on every rank."""
+    if size() == 1:
+        return value
+    values = [value]
+    with _rank_lost():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gather(value):
+    """[the value of rank 0, of rank 1, ...], on every rank."""
+    if size() == 1:
+        return [value]
+    values = [None] * size()
+    with _rank_lost():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def add(tensor):
+    """The sum over the ranks, in place."""
+    if size() > 1:
+        with _rank_lost():
+            dist.all_reduce(tensor)
+    return tensor
+
+
+def add_gradients(parameters):
+    """Sums the gradients of the parameters over the ranks, by one message; None counts as 0."""
+    if size() == 1:
+        return
+    parameters = list(parameters)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = add(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(part.view_as(parameter))
+
+
+def own_rows(count, *, device="cpu"):
+    """The rows, of `count`, that belong to this rank: row r to rank r mod N."""
+    return torch.arange(rank(), count, size(), device=device)
+
+
+def gather_rows(own, count):
+    """All `count` rows (count, ...) on rank 0, of which every rank has its `own_rows`; None on the other ranks."""
+    if size() == 1:
+        return own
+    with _rank_lost():
+        if rank():
+            dist.send(own.contiguous(), dst=0)
+            return None
+        rows = own.new_empty(count, *own.shape[1:])
+        rows[:: size()] = own
+        for other in range(1, size()):
+            part = torch.empty_like(rows[other :: size()])
+            dist.recv(part, src=other)
+            rows[other :: size()] = part
+        return rows

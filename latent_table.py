@@ -27,6 +27,7 @@ class LatentTable:
         # Value, first and second moment side by side, so that a batch is one gather and one scatter.
         self.rows = torch.zeros(size, 3, 2 * latent_dim, device=device)  # (N, 3, 2D)
         self.rows[:, 0, latent_dim:] = INITIAL_LOG_VAR
+        self._visit = None
         self.last_visit = torch.zeros(size, dtype=torch.int64, device=device)  # (N,)
         self.steps = torch.zeros((), dtype=torch.int64, device=device)
         self.exact = torch.float32 if torch.device(device).type == "mps" else torch.float64  # MPS has no float64
@@ -51,10 +52,12 @@ class LatentTable:
 
     @torch.no_grad()
     def step(self):
-        """One step of Adam (Kingma & Ba 2015, Algorithm 1) on the rows that `posterior` gave out last."""
+        """One step of Adam (Kingma & Ba 2015, Algorithm 1) on the rows that `posterior` gave out since the last one."""
+        self.steps += 1
+        if self._visit is None:
+            return
         rows, value, first, second = self._visit
         beta1, beta2 = self.betas
-        self.steps += 1
         first = first.lerp(value.grad, 1 - beta1)
         second = second * beta2 + (1 - beta2) * value.grad.square()
         now = self.steps.to(self.exact)

@@ -117,14 +117,17 @@ class Method(Learner):
         if self.ranks > 1:
             own = rows % self.ranks == rank()
             rows, noise = rows[own] // self.ranks, noise[own]
-        x = self.images[rows]
-        bound = elbo(self.model, x, self.posterior(x, rows), noise)
-        (beta * bound.kl - bound.log_likelihood).sum().backward()
+        sums = torch.zeros(len(Bound._fields), device=noise.device)
+        if len(rows):  # a rank may have none
+            x = self.images[rows]
+            bound = elbo(self.model, x, self.posterior(x, rows), noise)
+            (beta * bound.kl - bound.log_likelihood).sum().backward()
+            sums = torch.stack([part.detach().sum() for part in bound])
         if self.ranks > 1:
             add_gradients(self.model.parameters())
         for optimizer in self.optimizers:
             optimizer.step()
-        return torch.stack([part.detach().sum() for part in bound])
+        return sums
 
     def describe(self, row):
         """A row of the history in words."""

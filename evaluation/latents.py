@@ -17,6 +17,7 @@ from evaluation import figures, style
 from evaluation.samples import classify
 from evaluation.stats import accuracy, bootstrap_counts, count_interval, wilson_interval
 from runtime.checkpoint import save_csv, save_figure
+from runtime.tasks import compute
 from vae_utils import kl_per_dimension, random_generator, select
 
 USED = 0.1  # nats: mean KL over images above which a dimension is used
@@ -169,11 +170,11 @@ def traversal(start, directions, values):
 
 
 @torch.no_grad()
-def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, results_dir, tasks):
+def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, results_dir, keep=compute):
     """Writes latent_usage, _probes, _map, traversals and interpolation to `results_dir`; returns the summary's numbers.
 
     train_q, sample_q: {method's name: diagonal Normal (N, D)}, of all training images and of sample, a stratified Split
-    of test images; config: an EvalConfig; tasks: a Tasks.
+    of test images; config: an EvalConfig; keep: as `Tasks.keep`.
     """
     results_dir, seed, train = Path(results_dir), config.seed, data.train
     likelihood = methods[0].model.likelihood.label
@@ -203,13 +204,13 @@ def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, res
     seen["pixels"] = train.images.flatten(1), sample.images.flatten(1)
     classified = classify(classifier, sample.images)
     seen["baseline_features"] = classify(classifier, train.images).features, classified.features
-    scores = tasks.keep("probes", lambda: probe_scores(seen, train=train, sample=sample, seed=seed))
+    scores = keep("probes", lambda: probe_scores(seen, train=train, sample=sample, seed=seed))
     itself = accuracy(classified.label == sample.labels.cpu())
     save("latent_probes", figures.probes, scores=scores, baseline=itself, methods=methods)
 
     agreement = {name: accuracy(nearest_agree(q.mean, sample.labels)) for name, q in sample_q.items()}
     in_pixels = accuracy(nearest_agree(sample.images.flatten(1), sample.labels))
-    points = tasks.keep("map", lambda: {name: map_2d(q.mean, seed=seed) for name, q in sample_q.items()})
+    points = keep("map", lambda: {name: map_2d(q.mean, seed=seed) for name, q in sample_q.items()})
     shared = {"labels": sample.labels.cpu(), "methods": methods, "classes": sample.classes}
     save("latent_map", figures.latent_map, points=points, agreement=agreement, in_pixels=in_pixels, **shared)
     _draw_traversals(methods, train_q, sample_q, sample, save)

@@ -105,7 +105,7 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
 
     bdmc = {method.name: scores.bdmc_gap(method, done) for method in methods}
     sample_q = {name: fit.q for name, fit in fits.items()}
-    options = {"results_dir": results_dir, "tasks": tasks}
+    options = {"results_dir": results_dir, "keep": tasks.keep}
     used = latents.analyse(methods, train_q, data, classifier, config, sample=sample, sample_q=sample_q, **options)
     quality = samples.assess(methods, data, classifier, config, **options)
     parts = {

@@ -11,6 +11,7 @@ import torch
 from evaluation import figures
 from evaluation.stats import bootstrap_counts, wilson_interval
 from runtime.checkpoint import save_figure
+from runtime.tasks import compute
 from vae_utils import mean_and_error, random_generator
 
 EXAMPLES = 12  # of every kind, in the figure
@@ -123,10 +124,10 @@ def _resampled(features, size, seed, name, resamples):
 
 
 @torch.no_grad()
-def assess(methods, data, classifier, config, *, results_dir, tasks, resamples=20):
+def assess(methods, data, classifier, config, *, results_dir, keep=compute, resamples=20):
     """Writes sample_quality.png to `results_dir`; returns the summary's numbers, one dict per kind of samples.
 
-    classifier: trained on data.train, in evaluation mode; config: an EvalConfig; tasks: a Tasks. Kinds,
+    classifier: trained on data.train, in evaluation mode; config: an EvalConfig; keep: as `Tasks.keep`. Kinds,
     config.classified_samples of each: "real_images", training images that are not in data.train, if there are enough:
     the best to be expected; every method's name, at the same z; "pixel_gaussian", what two moments alone reach. "test"
     describes the test images; "finite_sample_floor" is what the distance would be, on average, if the samples were test
@@ -149,12 +150,12 @@ def assess(methods, data, classifier, config, *, results_dir, tasks, resamples=2
     features = {name: each.features for name, each in classified.items()}
     scores, again = {}, {"seed": seed, "resamples": resamples}
     options = {"baseline": "pixel_gaussian", **again}
-    distances = tasks.keep("frechet", lambda: frechet_distances(features, reference.features, **options))
+    distances = keep("frechet", lambda: frechet_distances(features, reference.features, **options))
     for name, distance in distances.items():
         scores[name] = {"frechet_distance": distance, **describe(classified[name], num_classes)}
     scores["test"] = describe(reference, num_classes)
     examples = {name: images[:EXAMPLES] for name, images in kinds.items()}
-    floor = tasks.keep("frechet_floor", lambda: finite_sample_floor(reference.features, count, **again))
+    floor = keep("frechet_floor", lambda: finite_sample_floor(reference.features, count, **again))
     classes, likelihood = data.test.classes, methods[0].model.likelihood.label
     figure = figures.sample_quality(
         scores=scores, floor=floor, examples=examples, methods=methods, classes=classes, likelihood=likelihood

@@ -78,7 +78,7 @@ def find_run(run_config, settings, *, owned, scoring, check_only=False):
     new, files = Run(settings, directory, states={}), owned.files(run_config)
     if run_config.overwrite and not restarted():
         for path in () if check_only else files:
-            path.unlink()
+            path.unlink(missing_ok=True)
         return new
     paths = {prefix: Path(directory) / f"{prefix}_state.json" for prefix in owned.prefixes}
     states = {prefix: _load_state(path, prefix) for prefix, path in paths.items() if path.exists()}
@@ -114,7 +114,7 @@ def find_run(run_config, settings, *, owned, scoring, check_only=False):
     for prefix, state in states.items():  # of an epoch that was not finished
         for path in () if check_only else Path(directory).glob(f"{prefix}_state_*.pt"):
             if not path.name.startswith((f"{prefix}_state_{state['epoch']}.", f"{prefix}_state_{state['epoch']}_")):
-                path.unlink()
+                path.unlink(missing_ok=True)
     return Run(settings, directory, states, min(epochs) if min(epochs) < settings["epochs"] else None)
 
 
@@ -146,7 +146,7 @@ def save_state(state, rows, *, history, run, prefix):
         known = {"prefix": prefix, "epoch": epoch, "ranks": size(), "settings": run.settings, "history": history}
         save_json(Path(run.checkpoint_dir) / f"{prefix}_state.json", known)
         for path in Path(run.checkpoint_dir).glob(f"{prefix}_state_{epoch - 1}[._]*"):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def restore(*, run, prefix, count, load_state_dict):

@@ -43,7 +43,9 @@ FILES = {
     "history.csv",
     "summary.json",
 }
-CHECKPOINTS = {"vae_epoch_1.pt", "latent_opt_epoch_1.pt", "classifier.pt"}
+STATES = {f"{prefix}_state{part}" for prefix in ("vae", "latent_opt") for part in (".json", "_1.pt")}
+STATES |= {"latent_opt_state_1_rows_0_of_1.pt"}
+CHECKPOINTS = {"vae_epoch_1.pt", "latent_opt_epoch_1.pt", "classifier.pt"} | STATES
 TOUR = ("--epochs", "1", "--train-size", "1000")
 COUNTS = (
     "--num-samples 20 --images-per-digit 2 --annealed-per-digit 1 --chains 2 --temperatures 4 --fit-steps 5 "
@@ -266,4 +268,4 @@ def test_the_supervised_baseline(tmp_path):
     assert low < result["test"]["accuracy"] < high
     assert [score["images"] for score in result["classes"].values()] == confusion.sum(1).tolist()
     assert names_in(tmp_path / "results") == {"classification.png", "classification.json"}
-    assert names_in(tmp_path / "checkpoints") == {"classifier.pt"}
+    assert names_in(tmp_path / "checkpoints") == {"classifier.pt", "classifier_state.json", "classifier_state_1.pt"}

@@ -88,7 +88,12 @@ def test_every_seed_has_directories_of_its_own(folder_of_runs):
     for seed in (3, 1):
         assert summary_of(folder, seed)["settings"]["seed"] == summary_of(folder, seed)["train_config"]["seed"] == seed
         names = {path.name for path in (folder / f"checkpoints/seed_{seed}").iterdir()}
-        assert names == {*(f"{name}_epoch_{n}.pt" for name in ("vae", "latent_opt") for n in (1, 2)), "classifier.pt"}
+        assert names == {
+            *(f"{name}_epoch_{n}.pt" for name in ("vae", "latent_opt") for n in (1, 2)),
+            *(f"{name}_state{part}" for name in ("vae", "latent_opt") for part in (".json", "_2.pt")),
+            "latent_opt_state_2_rows_0_of_1.pt",
+            "classifier.pt",
+        }
     said = (folder / "out").read_text()
     assert said.index("seed 3: checkpoints/seed_3, results/seed_3") < said.index("seed 1: checkpoints/seed_1")
     assert "results/seeds.csv: " in said
@@ -104,7 +109,7 @@ def test_runs_made_alone_are_compared_without_work(folder_of_runs):
     before = times(folder / "checkpoints"), times(folder / "results")
     status, said, errors = run(folder, *SEEDS, "--resume")
     assert (status, errors) == (0, [])
-    assert said.count("this run is finished, nothing to resume") == 2
+    assert said.count("this run is finished, there is nothing to do") == 2
     (folder / "results/seeds.csv").rename(folder / "seeds.csv")
     assert (times(folder / "checkpoints"), times(folder / "results")) == before
     (folder / "seeds.csv").rename(folder / "results/seeds.csv")
@@ -230,7 +235,7 @@ def test_stopped_and_killed_in_the_second_seed_it_is_continued_to_the_same_numbe
     (copy / "results/seeds.csv").unlink()
     first = [copy / name / "seed_3" for name in ("checkpoints", "results")]
     before = [times(path) for path in first]
-    event = "checkpoints/seed_1/vae_state.pt"
+    event = "checkpoints/seed_1/vae_state.json"
     status, said = stop(copy, *SEEDS, "--resume", after=event, number=signal.SIGTERM)
     advice = "the same command with --resume continues"
     assert status == 143
@@ -241,7 +246,7 @@ def test_stopped_and_killed_in_the_second_seed_it_is_continued_to_the_same_numbe
     assert status == -signal.SIGKILL
     status, said, errors = run(copy, *SEEDS, "--resume")
     assert (status, errors) == (0, [])
-    assert "results/seed_3/summary.json: this run is finished, nothing to resume" in said
+    assert "results/seed_3/summary.json: this run is finished, there is nothing to do" in said
     assert said.count("training images on") == 1
     assert "vae: resumed after epoch 2" in said
     assert [times(path) for path in first] == before
@@ -249,12 +254,12 @@ def test_stopped_and_killed_in_the_second_seed_it_is_continued_to_the_same_numbe
 
 
 def test_stopped_before_the_first_epoch_of_a_seed(copy):
-    """Without --resume the same command would train the seeds before it once more."""
+    shutil.rmtree(copy / "checkpoints/seed_1")
     shutil.rmtree(copy / "results/seed_1")
     status, said = stop(copy, *SEEDS, "--resume", after="seed 1: ", number=signal.SIGINT)
     advice = "the same command with --resume continues"
     assert (status, said) == (130, f"{MAIN}: stopped by SIGINT in seed 1, before its first epoch; {advice}\n")
-    status, said = stop(copy, *SEEDS, after="seed 3: ", number=signal.SIGINT)
+    status, said = stop(copy, *SEEDS, "--overwrite", after="seed 3: ", number=signal.SIGINT)
     assert said == f"{MAIN}: stopped by SIGINT before an epoch of its own was over; give the same command again\n"
 
 
@@ -285,12 +290,15 @@ def test_evaluate_only_scores_the_checkpoints_of_a_seed_with_that_seed(folder_of
             "checkpoints/seed_8: the checkpoints are of another training: --seed 1 there, 8 here",
         ),
         ("--seeds 0 1 --resume --evaluate-only", "--resume: not together with --evaluate-only"),
-        ("--seeds 0 1 --resume --beta 0.5", "results/seed_1/summary.json: cannot be resumed under other flags"),
+        (
+            "--seeds 0 1 --resume --beta 0.5",
+            "checkpoints/seed_1/vae_state.json: of another run (--beta 1.0 there, 0.5 here); --overwrite",
+        ),
         ("--seeds 0 6", "--results-dir results/seed_6: cannot be written to"),
         ("--seeds 0 1 --device gpu", "--device gpu: not a device"),
         ("--seeds 0 1 --images-per-digit 20", "20 images of each class were asked for"),
         ("--seeds 0 1 --results-dir used", "used/seed_1: in use by another run"),
-        ("--seeds 0 1 --results-dir used/seed_1", "used/seed_1: in use by another run"),
+        ("--seeds 0 4 --results-dir used/seed_1", "used/seed_1: in use by another run"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(copy, flags, message):

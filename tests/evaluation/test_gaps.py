@@ -67,7 +67,8 @@ def test_whether_the_methods_own_fits_converged_is_said(converged, monkeypatch):
     monkeypatch.setattr(
         method, "infer", lambda x, **options: infer(x, **options)._replace(converged=torch.full((len(x),), converged))
     )
-    found = scores.measure_images(method, data, "test", config, on_batch=lambda count: None)
+    done = {name: work() for name, work in scores.image_tasks([method], data, config, "a test").items()}
+    found = scores.collect_images([method], data, config, done, "a test")[method.name]["test"]
     assert found.fit_converged[:, 0].tolist() == [converged] * 5
     assert found.fit_converged[:, 1].isnan().all()
     assert torch.equal(found.elbo[:, 0], found.fitted_elbo[:, 0])

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all and run no code; one run per directory; a run continues its own state."""
+"""Files appear whole or not at all and run no code; one run per directory."""
 
 import csv
 import errno
@@ -17,21 +17,15 @@ from runtime.checkpoint import (
     atomic_write,
     directory_lock,
     exclusive_lock,
-    find_run,
-    finish_run,
     load_checkpoint,
     load_json,
     new_directory,
-    restore,
     save_array,
     save_checkpoint,
     save_csv,
     save_json,
-    save_state,
-    state_path,
 )
 
-PREFIXES = ("first", "second")
 posix = pytest.mark.skipif(checkpoint.fcntl is None, reason="needs POSIX locks")
 
 
@@ -238,127 +232,3 @@ def test_a_directory_that_cannot_be_made(tmp_path, name):
     with pytest.raises(InputError, match="cannot be written to"), directory_lock(tmp_path / "new", tmp_path / name):
         pass
     assert sorted(os.listdir(tmp_path)) == ["circle", "file"]
-
-
-@pytest.fixture
-def find(tmp_path):
-    """find_run in a directory of its own, with settings that a test may change."""
-
-    def find(*, resume, **changed):
-        return find_run(
-            resume=resume,
-            settings={"seed": 0, "batch_size": 64, "precision": "float32"} | changed,
-            prefixes=PREFIXES,
-            checkpoint_dir=tmp_path,
-            summary=tmp_path / "summary.json",
-        )
-
-    return find
-
-
-@pytest.fixture
-def save(tmp_path):
-    """save_state in the same directory."""
-
-    def save(run, prefix, epochs, state=None):
-        history = [{"epoch": epoch + 1, "elbo": -100.0 + epoch, "name": "a method"} for epoch in range(epochs)]
-        content = {"history": history, "state": state or {"step": epochs}}
-        save_state(content, run=run, prefix=prefix, checkpoint_dir=tmp_path)
-        return history
-
-    return save
-
-
-def test_a_run_continues_after_its_last_epoch(find, save):
-    run = find(resume=False)
-    histories = {"first": save(run, "first", 3), "second": save(run, "second", 1)}
-    again = find(resume=True)
-    assert again.settings == run.settings
-    for prefix, history in histories.items():
-        loaded = []
-        assert restore(run=again, prefix=prefix, load_state_dict=loaded.append) == history
-        assert loaded == [{"step": len(history)}]
-
-
-def test_a_new_run_restores_nothing(find):
-    assert restore(run=find(resume=False), prefix="first", load_state_dict=None) == []
-
-
-def test_resuming_nothing_begins(find, capsys):
-    assert find(resume=True).states == {}
-    assert "nothing to resume: the run begins" in capsys.readouterr().out
-
-
-def test_other_settings_are_not_resumed(find, save):
-    save(find(resume=False), "first", 1)
-    with pytest.raises(InputError, match=r"first_state.pt: cannot be resumed .*: --seed 0 there, 5 here; --batch-size"):
-        find(resume=True, seed=5, batch_size=8)
-    with pytest.raises(InputError, match=r"cannot be resumed, it lacks the settings beta$"):
-        find(resume=True, beta=1.0)
-
-
-def test_states_of_other_settings_are_not_restored(find, save):
-    save(find(resume=False, seed=1), "second", 2)
-    run = find(resume=False)
-    save(run, "first", 1)
-    assert list(find(resume=True).states) == ["first"]
-
-
-def test_a_new_run_leaves_an_interrupted_one_and_says_so(find, save, tmp_path, capsys):
-    save(find(resume=False), "first", 1)
-    before = state_path(tmp_path, "first").read_bytes()
-    assert find(resume=False, seed=1).states == {}
-    assert "which --resume would continue; this new run will replace it" in capsys.readouterr().out
-    assert state_path(tmp_path, "first").read_bytes() == before
-
-
-def test_a_new_run_among_the_files_of_another_says_so(find, tmp_path, capsys):
-    run = find(resume=False)
-    save_json(tmp_path / "summary.json", {"settings": run.settings})
-    find(resume=False)
-    assert capsys.readouterr().out == ""
-    find(resume=False, seed=1)
-    said = "summary.json: of another run (--seed 0 there, 1 here), whose files stay until replaced"
-    assert said in capsys.readouterr().out
-
-
-def test_a_finished_run_is_not_resumed(find, save, tmp_path, capsys):
-    run = find(resume=False)
-    save(run, "first", 1)
-    save(run, "second", 1)
-    save_json(tmp_path / "summary.json", {"settings": run.settings})
-    finish_run(prefixes=PREFIXES, checkpoint_dir=tmp_path)
-    assert os.listdir(tmp_path) == ["summary.json"]
-    assert find(resume=True) is None
-    assert "this run is finished, nothing to resume" in capsys.readouterr().out
-    with pytest.raises(InputError, match="--seed 0 there, 1 here"):
-        find(resume=True, seed=1)
-    save_json(tmp_path / "summary.json", {"of": "another program"})
-    with pytest.raises(InputError, match="lacks the settings seed"):
-        find(resume=True)
-
-
-def test_what_was_left_of_a_finished_run_goes(find, save, tmp_path):
-    run = find(resume=False)
-    save(run, "second", 1)
-    save_json(tmp_path / "summary.json", {"settings": run.settings})
-    assert find(resume=True) is None
-    assert os.listdir(tmp_path) == ["summary.json"]
-
-
-def test_foreign_states_are_refused(find, save, tmp_path):
-    path = state_path(tmp_path, "first")
-    save(find(resume=False), "second", 1)
-    state_path(tmp_path, "second").rename(path)
-    with pytest.raises(InputError, match=r"first_state.pt: not the state of this run"):
-        find(resume=True)
-    save_checkpoint(path, {"prefix": "first", "weights": {}})
-    with pytest.raises(InputError, match=r"first_state.pt: not the state of this run"):
-        find(resume=True)
-
-
-def test_a_state_that_does_not_fit_is_refused(find, save):
-    module = torch.nn.Linear(3, 2)
-    save(find(resume=False), "first", 1, state=torch.nn.Linear(4, 2).state_dict())
-    with pytest.raises(InputError, match=r"first_state.pt: its contents do not fit this program"):
-        restore(run=find(resume=True), prefix="first", load_state_dict=module.load_state_dict)

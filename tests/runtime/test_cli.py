@@ -153,7 +153,8 @@ def test_a_run_is_prepared(monkeypatch, tmp_path):
     assert chosen.epochs == 3
     assert chosen.precision in ("float32", "bfloat16")
     assert not torch.backends.cudnn.deterministic
-    monkeypatch.setattr(cli, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(cli, "choose_device", lambda name, local_rank: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     cli.prepare_run(config, TrainConfig(precision="float32"))
     assert torch.backends.cudnn.deterministic

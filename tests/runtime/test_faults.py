@@ -16,7 +16,7 @@ from processes import CLASSIFIER, MAIN, arguments, contents, run, stop, wait_for
 from amortized_vae import AmortizedVAE
 from benchmarks import stress
 from data import load_data, load_mnist
-from runtime.checkpoint import InputError, RunError, load_checkpoint, save_checkpoint
+from runtime.checkpoint import InputError, RunError, load_checkpoint, load_json, save_checkpoint, save_json
 from runtime.config import TrainConfig
 from training import train
 
@@ -93,12 +93,12 @@ def test_a_full_disk(folder_of_runs):
         os.truncate(filler, filler.stat().st_size - int(room))
         files = sorted(path for path in folder.rglob("*") if path.name not in ("out", "err"))
         before = [stress.contents(path) for path in files]
-        refused(run(MAIN, folder, "--resume"), "vae_state.pt", "No space left on device", status=1)
+        refused(run(MAIN, folder, "--resume"), "vae_state_2.pt", "No space left on device", status=1)
         assert sorted(path for path in folder.rglob("*") if path.name not in ("out", "err")) == files
         assert [stress.contents(path) for path in files] == before
         filler.unlink()
         assert stop(MAIN, folder, after="amortized: epoch 3/3", number=signal.SIGTERM, flags=["--resume"])[0] == 143
-        assert len(load_checkpoint(folder / "checkpoints/vae_state.pt")["history"]) == 3
+        assert len(load_json(folder / "checkpoints/vae_state.json")["history"]) == 3
 
 
 def test_a_limit_on_the_size_of_files(stopped):
@@ -170,16 +170,15 @@ def test_what_a_killed_run_has_unpacked_in_part_is_unpacked_again(tmp_path):
         ("truncated", "damaged"),
         ("empty", "damaged"),
         ("noise", "refused|damaged"),
-        ("a checkpoint", "not the state of this run"),
-        ("another script's", "not the state of this run"),
+        ("a checkpoint", "do not fit"),
         ("another network's", "do not fit"),
         ("half a state", "do not fit"),
         ("poisoned", "refused"),
         ("a directory", "Is a directory"),
     ],
 )
-def test_a_state_that_cannot_be_continued(folder_of_runs, stopped, damage, reason):
-    path, trace = stopped / "checkpoints/vae_state.pt", stopped / "trace"
+def test_a_state_that_cannot_be_continued(stopped, damage, reason):
+    path, trace = stopped / "checkpoints/vae_state_1.pt", stopped / "trace"
     state, size = load_checkpoint(path), path.stat().st_size
     if damage in ("truncated", "empty"):
         os.truncate(path, size // 2 if damage == "truncated" else 0)
@@ -189,21 +188,27 @@ def test_a_state_that_cannot_be_continued(folder_of_runs, stopped, damage, reaso
         path.unlink()
         path.mkdir()
     elif damage == "poisoned":
-        torch.save({**state, "settings": Poison(trace)}, path)
+        torch.save({**state, "others": Poison(trace)}, path)
     elif damage == "a checkpoint":
         shutil.copy(stopped / "checkpoints/vae_epoch_1.pt", path)
-    elif damage == "another script's":
-        save_checkpoint(path, {**state, "prefix": "classifier"})
     elif damage == "half a state":
-        save_checkpoint(path, {**state, "state": {"model": state["state"]["model"]}})
+        save_checkpoint(path, {"model": state["model"]})
     else:
-        weights = {name: values[..., :1] for name, values in state["state"]["model"].items()}
-        save_checkpoint(path, {**state, "state": {**state["state"], "model": weights}})
+        save_checkpoint(path, {**state, "model": {name: values[..., :1] for name, values in state["model"].items()}})
     before = contents(stopped)
-    line = refused(run(MAIN, stopped, "--resume"), "vae_state.pt", status=2)
+    line = refused(run(MAIN, stopped, "--resume"), "vae_state_1.pt", status=2)
     assert re.search(reason, line)
     assert contents(stopped) == before
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("change", [{"prefix": "classifier"}, {"ranks": 0}, {"epoch": 2}])
+def test_a_state_of_another_script_or_half_of_one(stopped, change):
+    path = stopped / "checkpoints/vae_state.json"
+    save_json(path, {**load_json(path), **change})
+    before = contents(stopped)
+    refused(run(MAIN, stopped, "--resume"), "vae_state.json", "do not fit", status=2)
+    assert contents(stopped) == before
 
 
 @pytest.mark.parametrize("damage", ["truncated", "poisoned", "foreign"])
@@ -224,7 +229,7 @@ def test_a_checkpoint_that_the_figures_cannot_use(folder_of_runs, damage):
     assert result[0] != 0
     refused(result, "vae_epoch_1.pt", status=result[0])
     assert not trace.exists()
-    assert (folder / "checkpoints/latent_opt_state.pt").exists()
+    assert (folder / "checkpoints/latent_opt_state.json").exists()
 
 
 def test_poison_is_poisonous_and_refused(tmp_path):
@@ -252,9 +257,9 @@ def test_nothing_in_the_project_unpickles():
 
 def test_a_loss_that_is_not_finite(stopped):
     """The weights of the last epoch are made so large that the next one really diverges."""
-    path = stopped / "checkpoints/vae_state.pt"
+    path = stopped / "checkpoints/vae_state_1.pt"
     state = load_checkpoint(path)
-    for values in state["state"]["model"].values():
+    for values in state["model"].values():
         values *= 1e15
     save_checkpoint(path, state)
     before = path.read_bytes()

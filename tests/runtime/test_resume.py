@@ -11,7 +11,7 @@ import pytest
 from processes import CLASSIFIER, MAIN, arguments, contents, run, stop, wait_for
 
 from benchmarks import stress
-from runtime.checkpoint import load_checkpoint
+from runtime.checkpoint import load_checkpoint, load_json
 
 AT_THE_START = "before an epoch of its own was over; give the same command again"
 
@@ -65,7 +65,7 @@ def test_a_stopped_run_says_where_it_stands(copy, script, after, number, status,
     assert ended == status
     advice = "" if where == AT_THE_START else ".*; the same command with --resume continues"
     assert re.fullmatch(rf"{script}: stopped by {number.name} .*{where}{advice}\n", said)
-    assert not list(folder.rglob(".*"))
+    assert [path.name for path in folder.rglob(".*")] in ([], [".evaluation"])
     for path in folder.glob("checkpoints/*.pt"):
         load_checkpoint(path)
 
@@ -82,7 +82,7 @@ def test_a_stopped_run_is_continued_to_the_same_bits(folder_of_runs, copy, scrip
 def test_a_run_killed_between_its_state_and_its_checkpoint(folder_of_runs, copy):
     """The checkpoint is written when the run is continued; the times of its parts are added up."""
     folder = copy(f"{MAIN} stopped")
-    states = [load_checkpoint(folder / f"checkpoints/{prefix}_state.pt") for prefix in ("vae", "latent_opt")]
+    states = [load_json(folder / f"checkpoints/{prefix}_state.json") for prefix in ("vae", "latent_opt")]
     before = [row for state in states for row in state["history"]]
     assert [row["epoch"] for row in before] == [1, 2, 3, 1]
     (folder / "checkpoints/latent_opt_epoch_1.pt").unlink()
@@ -94,31 +94,51 @@ def test_a_run_killed_between_its_state_and_its_checkpoint(folder_of_runs, copy)
 
 
 @pytest.mark.parametrize("script", stress.SCRIPTS)
-def test_a_finished_run_resumed_does_nothing_but_say_so(copy, script):
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+def test_a_finished_run_started_again_does_nothing_but_say_so(copy, script, flags):
     folder = copy(f"{script} whole")
     before = contents(folder)
-    status, said, errors = run(script, folder, "--resume")
+    status, said, errors = run(script, folder, *flags)
     assert (status, errors) == (0, [])
     assert said.count("\n") == 1
-    assert "this run is finished, nothing to resume" in said
+    assert "this run is finished, there is nothing to do" in said
     assert contents(folder) == before
 
 
 @pytest.mark.parametrize("state", ["stopped", "whole"])
-def test_other_flags_are_not_resumed(copy, state):
+@pytest.mark.parametrize("resumed", [[], ["--resume"]])
+def test_a_run_with_other_flags_changes_nothing(copy, state, resumed):
     for script, flags, named in (
         (MAIN, ["--seed", "5", "--sigma-p", "0.5"], ["--seed 0 there, 5 here", "--sigma-p 0.4 there, 0.5 here"]),
-        (MAIN, ["--num-samples", "6"], ["--num-samples 5 there, 6 here"]),
         (CLASSIFIER, ["--batch-size", "32", "--epochs", "5"], ["--batch-size 128 there", "--epochs 4 there, 5 here"]),
     ):
         folder = copy(f"{script} {state}")
         before = contents(folder)
-        status, _, errors = run(script, folder, "--resume", *flags)
+        status, _, errors = run(script, folder, *flags, *resumed)
         assert status == 2
         assert len(errors) == 1
-        assert all(text in errors[0] for text in named)
+        assert all(text in errors[0] for text in (*named, "--overwrite removes its files"))
         assert errors[0].count(" there, ") == len(named)
         assert contents(folder) == before
+
+
+def test_a_run_that_overwrites_leaves_nothing_of_the_other(folder_of_runs, copy):
+    folder = copy(f"{MAIN} whole")
+    assert run(MAIN, folder, "--epochs", "2", "--overwrite")[0] == 0
+    assert not list(folder.glob("*/*_3*"))
+    assert run(MAIN, folder, "--overwrite")[0] == 0
+    assert stress.differences(folder_of_runs / f"{MAIN} whole", folder) == []
+
+
+def test_a_lengthened_run_ends_like_one_that_was_longer_from_the_start(folder_of_runs, copy):
+    """Also if it is killed on its way; the last checkpoint and figures of the shorter one go."""
+    long = folder_of_runs / "long"
+    assert run(MAIN, long, "--epochs", "6")[0] == 0
+    folder = copy(f"{MAIN} whole")
+    flags = ["--epochs", "6", "--resume"]
+    stop(MAIN, folder, after="latent_optimization: epoch 4/6", number=signal.SIGKILL, flags=flags)
+    assert run(MAIN, folder, *flags)[0] == 0
+    assert stress.differences(long, folder) == []
 
 
 def test_resuming_where_nothing_has_begun_begins(folder_of_runs):
@@ -127,38 +147,6 @@ def test_resuming_where_nothing_has_begun_begins(folder_of_runs):
     assert (status, errors) == (0, [])
     assert "nothing to resume" in said
     assert stress.differences(folder_of_runs / f"{CLASSIFIER} whole", folder) == []
-
-
-def test_a_new_run_rekills_an_interrupted_one_only_when_it_has_an_epoch_of_its_own(folder_of_runs, copy):
-    folder = copy(f"{MAIN} stopped")
-    before = {path.name: path.read_bytes() for path in folder.glob("checkpoints/*")}
-    _, said = stop(MAIN, folder, after="training images on", number=signal.SIGTERM, flags=["--seed", "1"])
-    assert re.search(AT_THE_START, said)
-    assert "which --resume would continue" in (folder / "out").read_text()
-    assert {path.name: path.read_bytes() for path in folder.glob("checkpoints/*")} == before
-
-    stop(MAIN, folder, after="amortized: epoch 1/3", number=signal.SIGTERM, flags=["--seed", "1"])
-    status, _, errors = run(MAIN, folder, "--resume")
-    assert status == 2
-    assert "--seed 1 there, 0 here" in errors[0]
-    # Another run's latents are still there: of other settings, they are not this run's.
-    (folder / "checkpoints/latent_opt_state.pt").unlink()
-    stop(MAIN, folder, after="latent_optimization: epoch 1/3", number=signal.SIGTERM, flags=["--seed", "1"])
-    stop(MAIN, folder, after="amortized: epoch 1/3", number=signal.SIGTERM)
-    status, said, errors = run(MAIN, folder, "--resume")
-    assert (status, errors) == (0, [])
-    assert "vae: resumed after epoch" in said
-    assert "latent_opt: resumed" not in said
-    assert stress.differences(folder_of_runs / f"{MAIN} whole", folder) == []
-
-
-def test_a_new_run_among_the_files_of_another_says_so(copy):
-    folder = copy(f"{CLASSIFIER} whole")
-    stop(CLASSIFIER, folder, after="training images on", number=signal.SIGTERM, flags=["--seed", "1"])
-    said = (folder / "out").read_text()
-    assert "classification.json: of another run (--seed 0 there, 1 here), whose files stay until replaced" in said
-    stop(CLASSIFIER, folder, after="training images on", number=signal.SIGTERM)
-    assert "of another run" not in (folder / "out").read_text()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the lock is POSIX's")
@@ -192,15 +180,16 @@ def test_one_directory_may_hold_both_checkpoints_and_results(folder_of_runs):
     folder = folder_of_runs / "both"
     assert run(CLASSIFIER, folder, "--checkpoint-dir", "all", "--results-dir", "all")[0] == 0
     names = {path.name for path in (folder / "all").iterdir()}
-    assert names == {"classifier.pt", "classification.png", "classification.json"}
+    states = {"classifier_state.json", "classifier_state_4.pt"}
+    assert names == states | {"classifier.pt", "classification.png", "classification.json"}
 
 
 def test_evaluation_changes_no_training(folder_of_runs):
     """Another number of samples and of images per digit: the same bits in the checkpoints."""
     folder = folder_of_runs / "evaluated otherwise"
     assert run(MAIN, folder, "--num-samples", "7", "--images-per-digit", "2")[0] == 0
-    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert len(names) == 5
+    names = sorted(path.name for path in (folder / "checkpoints").glob("*.pt"))
+    assert len(names) == 8
     for name in names:
         same = (folder_of_runs / f"{MAIN} whole/checkpoints" / name).read_bytes()
         assert (folder / "checkpoints" / name).read_bytes() == same

@@ -1,0 +1,102 @@
+"""Several ranks, by the real torchrun: they end like one process, but for rounding, and like each other to the bit."""
+
+import csv
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+import torch
+from processes import MAIN, arguments, run
+
+from benchmarks import stress
+from runtime.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds the ranks in /proc")
+FLAGS = arguments(MAIN, "--precision", "float32", "--batch-size", "33")  # odd: the ranks have unequal shares
+
+
+def wait_for(text, torchrun, folder):
+    while text not in (folder / "out").read_text():
+        assert torchrun.poll() is None, (folder / "err").read_text()
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def folder_of_runs(tmp_path_factory):
+    """A folder with a small MNIST, and a run of one process and one of two ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    stress.small_mnist(folder / "data")
+    torchrun = stress.start_ranks(MAIN, FLAGS, folder / "two", ranks=2)
+    assert run(MAIN, folder / "one", "--precision", "float32", "--batch-size", "33")[0] == 0
+    assert torchrun.wait() == 0, (folder / "two" / "err").read_text()
+    return folder
+
+
+def test_two_ranks_end_like_one_process(folder_of_runs):
+    one, two = (folder_of_runs / name for name in ("one", "two"))
+    names = [sorted(p.name for p in f.rglob("*") if p.is_file() and "state" not in p.name) for f in (one, two)]
+    assert names[0] == names[1]
+    histories = []
+    for folder in (one, two):
+        with open(folder / "results/history.csv", newline="") as file:
+            histories.append(list(csv.DictReader(file)))
+    for row, other in zip(*histories, strict=True):
+        for name in ("train_elbo", "validation_elbo"):
+            assert float(row[name]) == pytest.approx(float(other[name]), abs=0.02)
+    for name in ("vae_epoch_3.pt", "latent_opt_epoch_3.pt"):
+        checkpoints = [load_checkpoint(folder / "checkpoints" / name) for folder in (one, two)]
+        assert torch.equal(*(checkpoint["train_index"] for checkpoint in checkpoints))
+        weights = [checkpoint["weights"] for checkpoint in checkpoints]
+        tables = [w for w in weights if "mean" in w]
+        if tables:
+            torch.testing.assert_close(tables[0]["mean"], tables[1]["mean"], rtol=0, atol=0.01)
+    summaries = [json.loads((folder / "results/summary.json").read_text()) for folder in (one, two)]
+    elbos = [summary["methods"]["amortized"]["bounds"]["test"]["elbo"]["mean"] for summary in summaries]
+    assert elbos[0] == pytest.approx(elbos[1], abs=0.1)
+
+
+def test_an_evaluation_by_two_ranks_has_the_same_bits(folder_of_runs):
+    one, two = (folder_of_runs / f"{name} again" for name in ("one", "two"))
+    for folder in (one, two):
+        folder.mkdir()
+    flags = [*FLAGS, "--evaluate-only", "--checkpoint-dir", "../one/checkpoints"]
+    process = stress.start(MAIN, flags, one)
+    process.join()
+    assert process.exitcode == 0
+    assert stress.start_ranks(MAIN, flags, two, ranks=2).wait() == 0, (two / "err").read_text()
+    assert stress.differences(one, two) == []
+
+
+def test_a_killed_rank_ends_the_others_and_torchrun_starts_them_again(folder_of_runs):
+    folder = folder_of_runs / "killed"
+    torchrun = stress.start_ranks(MAIN, FLAGS, folder, ranks=2, restarts=1)
+    wait_for("latent_optimization: epoch 1/3", torchrun, folder)
+    os.kill(stress.workers_of(torchrun)[1], signal.SIGKILL)
+    assert torchrun.wait() == 0, (folder / "err").read_text()
+    assert "latent_opt: resumed after epoch" in (folder / "out").read_text()
+    ours = [line for line in (folder / "err").read_text().splitlines() if line.startswith("main_vae.py")]
+    assert len(ours) == 1
+    assert "--resume continues" in ours[0]
+    assert stress.differences(folder_of_runs / "two", folder) == []
+
+
+def test_a_stopped_torchrun_leaves_a_run_for_another_number_of_ranks(folder_of_runs):
+    folder = folder_of_runs / "stopped"
+    torchrun = stress.start_ranks(MAIN, FLAGS, folder, ranks=2)
+    wait_for("latent_optimization: epoch 1/3", torchrun, folder)
+    workers = stress.workers_of(torchrun).values()
+    torchrun.terminate()
+    torchrun.wait()
+    assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
+    said = re.findall("main_vae.py: .*", (folder / "err").read_text())
+    assert len(said) == 1
+    assert "--resume continues" in said[0]
+    assert run(MAIN, folder, "--precision", "float32", "--batch-size", "33", "--resume")[0] == 0
+    with open(folder / "results/history.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    with open(folder_of_runs / "one/results/history.csv", newline="") as file:
+        expected = list(csv.DictReader(file))[-1]
+    assert float(last["train_elbo"]) == pytest.approx(float(expected["train_elbo"]), abs=0.02)

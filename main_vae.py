@@ -1,9 +1,12 @@
 """Trains the same decoder with every method, as an amortized VAE and by latent optimization, and compares them."""
 
 import contextlib
+import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: threads that wait leave the processor
 
 from amortized_vae import AmortizedVAE
 from data import load_data, rows_per_class, shard

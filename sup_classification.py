@@ -2,10 +2,13 @@
 
 import contextlib
 import math
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: threads that wait leave the processor
 
 import torch
 import torch.nn.functional as F

@@ -132,7 +132,8 @@ def compare_tables(folder, rounds):
     steps = [one["step"] / other["step"] for one, other in pairs]
     print(f"memory of a rank's table of {large:,} rows, N = 2 over N = 1: {tables[1] / tables[0]:.2f}")
     print(
-        f"step at {large:,} over {small:,} rows, N = 2: {statistics.median(steps):.2f} ({min(steps):.2f} to {max(steps):.2f})"
+        f"step at {large:,} over {small:,} rows, N = 2: {statistics.median(steps):.2f} "
+        f"({min(steps):.2f} to {max(steps):.2f})"
     )
 
 

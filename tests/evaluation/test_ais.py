@@ -12,6 +12,7 @@ from evaluation.ais import (
     AISTarget,
     ChainState,
     Pilot,
+    anneal,
     annealed_importance_sampling,
     bidirectional_bounds,
     gauss_newton_posterior,
@@ -114,18 +115,33 @@ def test_a_schedule_is_close_where_the_log_weight_varies_most():
 @pytest.mark.parametrize("temperatures", [None, 20])
 def test_what_annealing_finds_for_an_image_depends_on_no_other(temperatures):
     model = linear_gaussian()
-    x, _, _ = draw(model)
+    x, z, _ = draw(model)
     q, index = model.poor(x), torch.arange(6) + 11
     q = Normal(q.mean + torch.arange(6).unsqueeze(1) * q.stddev, q.stddev)  # other temperatures for others
 
-    def anneal(rows):
+    def estimates(rows):
         own = image_generators(3, "annealing", index=index[rows])
-        settings = {"generator": own, "chains": 5, "temperatures": temperatures, "chunk": 11}
-        return annealed_importance_sampling(model, x[rows], select(q, rows), **settings)
+        settings = {"generator": own, "chains": 5, "temperatures": temperatures, "chunk": 30}
+        estimate = annealed_importance_sampling(model, x[rows], select(q, rows), **settings)
+        return estimate, bidirectional_bounds(model, x[rows], z[rows], select(q, rows), **settings)
 
-    together, alone = anneal(torch.arange(6)), anneal(torch.tensor([4]))
+    together, bounds = estimates(torch.arange(6))
     assert (len(together.temperatures.unique()) > 1) == (temperatures is None)
-    torch.testing.assert_close(together.log_weights[:, 4:5], alone.log_weights)
+    for row in range(6):
+        alone, bounds_alone = estimates(torch.tensor([row]))
+        torch.testing.assert_close(together.log_weights[:, row : row + 1], alone.log_weights)
+        torch.testing.assert_close(together.acceptance[row : row + 1], alone.acceptance)
+        for value, value_alone in zip(bounds, bounds_alone, strict=True):
+            torch.testing.assert_close(value[row : row + 1], value_alone)
+
+
+def test_images_that_are_not_sorted_by_their_temperatures_are_refused():
+    model = linear_gaussian()
+    x, _, generator = draw(model, count=2)
+    target, steps = AISTarget(model, x, model.poor(x)), torch.full((3, 2), 0.1)
+    schedule = Pilot(torch.ones(3, 2), steps).schedule(torch.tensor([4, 8]), 5)
+    with pytest.raises(ValueError, match=r"not sorted by their temperatures, most first: \[4, 8\]"):
+        anneal(target.draw(2, generator), schedule=schedule, target=target, generator=generator)
 
 
 def test_the_jackknife_by_leaving_each_chain_out():

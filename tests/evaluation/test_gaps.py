@@ -72,3 +72,19 @@ def test_whether_the_methods_own_fits_converged_is_said(converged, monkeypatch):
     assert found.fit_converged[:, 0].tolist() == [converged] * 5
     assert found.fit_converged[:, 1].isnan().all()
     assert torch.equal(found.elbo[:, 0], found.fitted_elbo[:, 0])
+
+
+def test_more_images_per_class_change_no_bit_of_the_first_ones():
+    data = toy_data()
+    method = LatentOptimization(toy_config(), data)
+    counts = {"num_samples": 16, "chains": 2, "fit_steps": 5}
+    few, many = (
+        EvalConfig(images_per_digit=images, annealed_per_digit=annealed, **counts)
+        for images, annealed in ((2, 1), (4, 3))
+    )
+    work = [scores.image_tasks([method], data, config, "a test") for config in (few, many)]
+    assert work[0].keys() < work[1].keys()
+    for name in work[0]:
+        one, other = (of_config[name]() for of_config in work)
+        measured = ~one.isnan()
+        assert torch.equal(one[measured], other[measured])

@@ -72,6 +72,7 @@ class TableMethod(Method):
 
     def __init__(self, images, name):
         self.config, self.images, self.table = CONFIG, images, TABLES[name][0](len(images))
+        self.ranks, self.count = 1, len(images)
         self.model = ConvModel(LATENT_DIM, seed=0)
         self.optimizers = [optim.Adam(self.model.parameters(), lr=CONFIG.learning_rate, fused=True), self.table]
 

@@ -14,7 +14,7 @@ import torch
 
 from runtime.checkpoint import InputError, RunError
 from runtime.config import choose_device, choose_precision, flag
-from runtime.distributed import RankLost, first_to_stop, local_rank, rank, size, start
+from runtime.distributed import RankLost, finish, first_to_stop, local_rank, rank, size, start
 from runtime.progress import Interrupted, install_signal_handlers
 
 # In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
@@ -147,17 +147,26 @@ def run_script(main):
     try:
         with out_of_memory_hint("--batch-size or --train-size"):
             main()
+            finish()
     except InputError as error:
         if first_to_stop():
             print(f"{name}: error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, RunError | RankLost) else 2)
+        _exit(1 if isinstance(error, RunError | RankLost) else 2)
     except Interrupted as interrupted:
         if first_to_stop():
             print(f"{name}: {interrupted}", file=sys.stderr)
-        sys.exit(128 + interrupted.number)
+        _exit(128 + interrupted.number)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too
         sys.exit(1)
+
+
+def _exit(status):
+    """Ends the process; of several at once, since the library that connects them would wait for the others."""
+    if size() > 1:
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _number(kind, low, high):

@@ -50,6 +50,13 @@ def start(device):
         dist.init_process_group(backend, store=_store, rank=own, world_size=count, timeout=LONGEST_WAIT)
 
 
+def finish():
+    """Waits for all ranks, and disconnects them."""
+    if dist.is_initialized():
+        barrier()
+        dist.destroy_process_group()
+
+
 def first_to_stop():
     """Whether no other rank has stopped before this one: of all ranks, that one says why."""
     if _store is None:

@@ -268,4 +268,4 @@ def test_the_supervised_baseline(tmp_path):
     assert low < result["test"]["accuracy"] < high
     assert [score["images"] for score in result["classes"].values()] == confusion.sum(1).tolist()
     assert names_in(tmp_path / "results") == {"classification.png", "classification.json"}
-    assert names_in(tmp_path / "checkpoints") == {"classifier.pt", "classifier_state.json", "classifier_state_1.pt"}
+    assert names_in(tmp_path / "checkpoints") == {"classifier.pt", "classifier_state.json", "classifier_state_2.pt"}

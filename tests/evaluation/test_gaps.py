@@ -35,13 +35,10 @@ def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted, monkeypatch):
 
 def test_every_estimate_of_log_prob_is_the_quadratures(nonlinear):
     x, _ = nonlinear.sample(6, seeded(1))
-    counts = []
-    options = {"generator": seeded(2), "batch_size": 4, "on_batch": counts.append}
-    found = gaps.measure(nonlinear, x, nonlinear.poor(x), CONFIG, **options)
+    found = gaps.measure(nonlinear, x, nonlinear.poor(x), CONFIG, generator=seeded(2), batch_size=4)
     for estimate in (found.is_log_prob, found.fitted_is_log_prob, found.ais_log_prob):
         torch.testing.assert_close(estimate, nonlinear.log_prob(x), atol=0.2, rtol=0)
     assert found.elbo.mean() < found.fitted_elbo.mean() < found.ais_log_prob.mean()
-    assert counts == [4, 2]
 
 
 def test_differences_are_paired_and_signed():

@@ -61,7 +61,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(tmp_path, script, runs):
 )
 def test_a_stopped_run_says_where_it_stands(copy, script, after, number, status, where):
     folder = copy(f"{script} stopped")
-    ended, said = stop(script, folder, after=after, number=number)
+    ended, said = stop(script, folder, after=after, number=number, flags=["--overwrite"])
     assert ended == status
     advice = "" if where == AT_THE_START else ".*; the same command with --resume continues"
     assert re.fullmatch(rf"{script}: stopped by {number.name} .*{where}{advice}\n", said)

@@ -199,7 +199,7 @@ def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
                 raise RunError(f"{learner.name}: the validation loss is not finite after epoch {epoch}")
             row |= {"training_seconds": trained, "seconds": time.perf_counter() - started}
             if run:
-                # State first, checkpoint second: an earlier run keeps its checkpoints as long as its state.
+                # State first, checkpoint second: a checkpoint that is missing is written again by the next process.
                 known = {"history": [*history, row], "run": run, "prefix": learner.prefix}
                 save_state(learner.state_dict(), learner.own_state(), **known)
             history.append(row)

@@ -103,7 +103,9 @@ def compare_training(folder, precision):
             )
         print(f"N = {name}, {precision}: {'; '.join(parts)} ({time.perf_counter() - started:.0f} s)", flush=True)
     for method in METHODS:
-        one, other = (_flat(load_checkpoint(folder / run / f"{method.prefix}_epoch_3.pt")) for run in ("2", "2 again"))
+        one, other = (
+            _flat(load_checkpoint(folder / run / f"{method.prefix}_epoch_3.pt")["weights"]) for run in ("2", "2 again")
+        )
         print(f"{method.name}, N = 2 twice: {'the same bits' if torch.equal(one, other) else 'NOT the same'}")
 
 

@@ -73,7 +73,7 @@ def experiment(given, started, *, check_only=False):
     checkpoint_dir, results_dir = run_config.checkpoint_dir, Path(run_config.results_dir)
     training, scoring = {**asdict(config), "device": device.type}, asdict(eval_config)
     history, seconds = [], {}
-    options = {"owned": OWNED, "scoring": {**scoring, **training}, "check_only": check_only}
+    options = {"owned": OWNED, "scoring": scoring, "check_only": check_only}
     with locked_run(run_config, settings=training, **options) as run:
         if run is None or check_only:
             return None
@@ -81,8 +81,8 @@ def experiment(given, started, *, check_only=False):
         work = f"{config.train_size:,} training images on {device.type}{processes}, networks in {config.precision}"
         print(work, flush=True)
         started -= sum(row["seconds"] for state in run.states.values() for row in state["history"])
-        if run.lengthened_from and rank() == 0:
-            lengthen(METHODS, run_config, config, run.lengthened_from)
+        if run.lengthened and rank() == 0:
+            lengthen(METHODS, run_config, config)
         data = shard(data)
         with (
             resume_hint(lambda: f"after {len(history)} of {len(METHODS) * config.epochs} epochs" if history else None),
@@ -133,6 +133,10 @@ def evaluate_again(given, started, *, check_only=False):
                 raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")
             if check_only:
                 return None
+            if earlier and earlier.get("train_config") != asdict(config) and rank() == 0:
+                for stale in OWNED.files(run_config):
+                    if stale.parent == path.parent and not stale.name.endswith(".pt"):
+                        stale.unlink()
             trained = f"{config.train_size:,} training images, seed {config.seed}"
             print(f"{run_config.checkpoint_dir}: epoch {checkpoints.epochs[-1]} of {config.epochs}, {trained}")
             precision = f"gradients of annealing in {eval_config.precision}"
@@ -164,7 +168,8 @@ def score(checkpoints, data, eval_config, settings, run_config, seconds, started
             train_size=config.train_size, seed=config.seed, binarize=config.binarize, precision=config.precision
         )
         classifier = find_classifier(data, classifier_config, checkpoint_dir=run_config.checkpoint_dir)
-        known = {"settings": settings, "versions": versions(), "files": checkpoints.digests()}
+        known = {"settings": settings, "eval_config": asdict(eval_config), "versions": versions()}
+        known["files"] = checkpoints.digests()
         tasks = Tasks(Path(run_config.results_dir) / ".evaluation", identity=known)
         options = {"results_dir": run_config.results_dir, "training_seconds": seconds, "tasks": tasks}
         numbers = evaluate(checkpoints, data, classifier, eval_config, **options)

@@ -19,7 +19,7 @@ from model import Classifier, autocast
 from runtime.checkpoint import InputError, invalid_contents, save_figure, save_json
 from runtime.cli import Parser, add_flags, make_config, prepare_run, run_script
 from runtime.config import ClassifierConfig, RunConfig, versions
-from runtime.distributed import rank
+from runtime.distributed import broadcast, rank
 from runtime.progress import resume_hint
 from runtime.resume import Owned, locked_run
 from training import Learner, read_checkpoint, train
@@ -132,11 +132,11 @@ def find_classifier(data, config, *, checkpoint_dir):
     """
     path = Path(checkpoint_dir) / "classifier.pt"
     known = {"num_classes": data.train.num_classes, "device": data.device, "train_index": data.train.index}
+    found = False
     with contextlib.suppress(InputError):  # nothing there, or nothing of use
-        classifier = load_classifier(path, **known)
-        if classifier.config == config:
-            return classifier
-    train(ClassifierTraining(config, data), checkpoint_dir=checkpoint_dir)
+        found = load_classifier(path, **known).config == config
+    if not broadcast(found):  # all ranks do the same
+        train(ClassifierTraining(config, data), checkpoint_dir=checkpoint_dir)
     return load_classifier(path, **known)
 
 

@@ -259,18 +259,20 @@ def load_model(path, name, model_class, *, device="cpu"):
     return model.eval()
 
 
-def lengthen(methods, run_config, config, epochs):
-    """Makes the checkpoints of a run of `epochs` those of a longer one, whose TrainConfig is `config`.
+def lengthen(methods, run_config, config):
+    """Makes the checkpoints of a shorter run those of one with the TrainConfig `config`.
 
     Of the epochs that the longer run does not keep, it removes checkpoints and figures. May be done twice.
     """
-    for epoch, method in product(saved_epochs(epochs), methods):
-        path = Path(run_config.checkpoint_dir) / f"{method.prefix}_epoch_{epoch}.pt"
-        if epoch not in saved_epochs(config.epochs):
-            for stale in (path, *Path(run_config.results_dir).glob(f"*_epoch_{epoch}.png")):
-                stale.unlink(missing_ok=True)
-        elif path.exists():
-            save_checkpoint(path, {**load_checkpoint(path), "config": asdict(config)})
+    for method in methods:
+        for path in Path(run_config.checkpoint_dir).glob(f"{method.prefix}_epoch_*.pt"):
+            checkpoint = load_checkpoint(path)
+            if checkpoint["epoch"] in saved_epochs(config.epochs):
+                save_checkpoint(path, {**checkpoint, "config": asdict(config)})
+                continue
+            path.unlink()
+            for figure in Path(run_config.results_dir).glob(f"*_epoch_{checkpoint['epoch']}.png"):
+                figure.unlink()
 
 
 class Checkpoints(NamedTuple):

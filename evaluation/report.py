@@ -16,12 +16,18 @@ from vae_utils import random_generator
 
 PRIOR_SAMPLES = 64
 RESULTS = (  # the files in the results directory, as patterns
-    "*_epoch_*.png",
+    "*recon_epoch_[0-9]*.png",
+    "samples_epoch_[0-9]*.png",
+    "comparison_epoch_[0-9]*.png",
     "training_curves.png",
     "log_probabilities.*",
-    "gaps*",
+    "gaps.csv",
+    "gaps_over_epochs.png",
+    "gaps_per_digit.png",
     "quality_over_seconds.png",
-    "latent_*.png",
+    "latent_usage.png",
+    "latent_probes.png",
+    "latent_map.png",
     "latent_usage.csv",
     "traversals.png",
     "interpolation.png",

@@ -53,7 +53,7 @@ def collect_inference(methods, sample, found):
     """({method's name: Fit}, {method's name: seconds per image}) of the results of `inference_tasks`."""
     fits, seconds = {}, {}
     for method in methods:
-        blocks = [found[name] for name in found if name.startswith(f"inference_{method.name}_")]
+        blocks = _blocks(found, f"inference_{method.name}")
         fields = ("mean", "stddev", "converged", "gradients")
         parts = (torch.cat([block[field] for block in blocks]).to(sample.images.device) for field in fields)
         mean, stddev, converged, gradients = parts
@@ -61,6 +61,11 @@ def collect_inference(methods, sample, found):
         fits[method.name] = Fit(q, torch.empty(0, len(mean)), converged, gradients)
         seconds[method.name] = sum(block["seconds"] for block in blocks) / len(mean)
     return fits, seconds
+
+
+def _blocks(found, name):
+    """The results of the tasks called `name`_0, `name`_1, ..., in the order in which they were given."""
+    return [result for task, result in found.items() if task.rpartition("_")[0] == name]
 
 
 def infer(method, split, config):
@@ -223,7 +228,7 @@ def bdmc_gap(method, found):
     found: the results of `bdmc_tasks`. The gap bounds the mean error of annealing with the same settings, in either
     direction, on such images.
     """
-    blocks = [found[name] for name in found if name.startswith(f"bidirectional_bounds_{method.name}_")]
+    blocks = _blocks(found, f"bidirectional_bounds_{method.name}")
     lower, upper = torch.cat(blocks, dim=1)
     return {name: mean_and_error(v) for name, v in {"lower": lower, "upper": upper, "gap": upper - lower}.items()}
 

@@ -5,6 +5,7 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
@@ -14,7 +15,7 @@ import torch
 
 from runtime.checkpoint import InputError, RunError
 from runtime.config import choose_device, choose_precision, flag
-from runtime.distributed import RankLost, finish, first_to_stop, local_rank, rank, size, start
+from runtime.distributed import RankLost, connect, finish, first_to_stop, local_rank, rank, size, start
 from runtime.progress import Interrupted, install_signal_handlers
 
 # In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
@@ -146,6 +147,7 @@ def run_script(main):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, closed with the process
     try:
         with out_of_memory_hint("--batch-size or --train-size"):
+            connect()
             main()
             finish()
     except InputError as error:
@@ -158,7 +160,12 @@ def run_script(main):
         _exit(128 + interrupted.number)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too
-        sys.exit(1)
+        _exit(1)
+    except Exception:
+        if size() == 1:
+            raise
+        traceback.print_exc()
+        _exit(1)
 
 
 def _exit(status):

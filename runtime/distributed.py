@@ -41,13 +41,19 @@ def restarted():
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
+def connect():
+    """Finds torchrun's store, once; from then on `first_to_stop` knows of all ranks."""
+    global _store
+    if size() > 1 and _store is None:
+        _store, _, _ = next(rendezvous("env://"))
+
+
 def start(device):
     """Connects the ranks, once: by gloo on CPUs, and by NCCL between CUDA devices."""
-    global _store
+    connect()
     if size() > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        _store, own, count = next(rendezvous("env://"))
-        dist.init_process_group(backend, store=_store, rank=own, world_size=count, timeout=LONGEST_WAIT)
+        dist.init_process_group(backend, store=_store, rank=rank(), world_size=size(), timeout=LONGEST_WAIT)
 
 
 def finish():
@@ -58,7 +64,7 @@ def finish():
 
 
 def first_to_stop():
-    """Whether no other rank has stopped before this one: of all ranks, that one says why."""
+    """Whether this rank is the first that stops: that one says why, the others are silent."""
     if _store is None:
         return rank() == 0
     try:
@@ -72,8 +78,9 @@ def _rank_lost():
     """Turns what a collective raises into RankLost."""
     try:
         yield
-    except RuntimeError:
-        raise RankLost("another process of this run has ended; --resume continues the run") from None
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise RankLost(f"another process of this run has ended; --resume continues the run ({reason})") from None
 
 
 def barrier():

@@ -39,7 +39,8 @@ class Owned(NamedTuple):
         """The files that are there, states first: without them there is nothing to continue."""
         states = [f"{prefix}_state*" for prefix in self.prefixes]
         parts = (run_config.checkpoint_dir, (*states, *self.checkpoints)), (run_config.results_dir, self.results)
-        return [path for folder, names in parts for name in names for path in sorted(Path(folder).glob(name))]
+        found = (path for folder, names in parts for name in names for path in sorted(Path(folder).glob(name)))
+        return [path for path in found if path.is_file()]
 
 
 class Run(NamedTuple):
@@ -48,7 +49,7 @@ class Run(NamedTuple):
     settings: dict  # flat, of plain values: everything that decides the training
     checkpoint_dir: str
     states: dict  # {prefix: the contents of `{prefix}_state.json`}; empty for a new run
-    lengthened_from: int | None = None  # epochs, if the run was shorter when it began
+    lengthened: bool = False  # whether the run was shorter when it began
 
 
 @contextmanager
@@ -76,6 +77,8 @@ def find_run(run_config, settings, *, owned, scoring, check_only=False):
     """
     directory, summary = run_config.checkpoint_dir, Path(run_config.results_dir) / owned.summary
     new, files = Run(settings, directory, states={}), owned.files(run_config)
+    if run_config.overwrite and run_config.resume:
+        raise InputError("--overwrite: not together with --resume, it would remove the run that is to continue")
     if run_config.overwrite and not restarted():
         for path in () if check_only else files:
             path.unlink(missing_ok=True)
@@ -83,12 +86,16 @@ def find_run(run_config, settings, *, owned, scoring, check_only=False):
     paths = {prefix: Path(directory) / f"{prefix}_state.json" for prefix in owned.prefixes}
     states = {prefix: _load_state(path, prefix) for prefix, path in paths.items() if path.exists()}
     finished = load_json(summary) if summary.exists() else None
-    if not files:
+    partial = [path for path in files if path.name.startswith(tuple(f"{prefix}_state_" for prefix in owned.prefixes))]
+    if partial == files:  # nothing, or what a run has left that was killed while it wrote its first state
+        for path in () if check_only else partial:
+            path.unlink(missing_ok=True)
         if run_config.resume:
             print("nothing to resume: the run begins", flush=True)
         return new
     there = [(paths[prefix], state["settings"]) for prefix, state in states.items()]
-    there += [(summary, finished.get("settings", {}))] if finished is not None else []
+    if finished is not None:  # perhaps of an evaluation on another device
+        there.append((summary, {**finished.get("settings", {}), "device": settings.get("device")}))
     if not there:
         raise InputError(f"{files[0]}: of another run, which cannot be continued; {BEGIN_ANEW}")
     for path, others in there:
@@ -102,12 +109,13 @@ def find_run(run_config, settings, *, owned, scoring, check_only=False):
         raise InputError(f"{there[0][0]}: of a longer run, of {max(epochs)} epochs; {BEGIN_ANEW}")
     if not states:
         raise InputError(f"{summary}: of a run whose checkpoints are not in {directory}; {BEGIN_ANEW}")
-    if finished is not None and finished["settings"]["epochs"] == settings["epochs"]:
-        if text := differences(finished["settings"], scoring):
+    trained = all(prefix in states and states[prefix]["epoch"] == settings["epochs"] for prefix in owned.prefixes)
+    if finished is not None and finished["settings"]["epochs"] == settings["epochs"] and trained:
+        if text := differences(finished.get("eval_config", {}), scoring):
             raise InputError(f"{summary}: this run is finished ({text}); --evaluate-only scores it with other counts")
         print(f"{summary}: this run is finished, there is nothing to do", flush=True)
         return None
-    if not (run_config.resume or restarted()):
+    if not (run_config.resume or (restarted() and min(epochs) == settings["epochs"])):
         kind = f"a run of {min(epochs)} epochs, which --resume lengthens" if min(epochs) < settings["epochs"] else None
         kind = kind or "an interrupted run of the same settings, which --resume continues"
         raise InputError(f"{there[0][0]}: of {kind}; {BEGIN_ANEW}")
@@ -115,14 +123,14 @@ def find_run(run_config, settings, *, owned, scoring, check_only=False):
         for path in () if check_only else Path(directory).glob(f"{prefix}_state_*.pt"):
             if not path.name.startswith((f"{prefix}_state_{state['epoch']}.", f"{prefix}_state_{state['epoch']}_")):
                 path.unlink(missing_ok=True)
-    return Run(settings, directory, states, min(epochs) if min(epochs) < settings["epochs"] else None)
+    return Run(settings, directory, states, lengthened=min(epochs) < settings["epochs"])
 
 
 def _load_state(path, prefix):
     state = load_json(path)
     with invalid_contents(path):
         known = state["prefix"] == prefix and len(state["history"]) == state["epoch"] <= state["settings"]["epochs"]
-        if not known or state["ranks"] < 1:
+        if not known or state["ranks"] < 1 or not isinstance(state["rows"], list):
             raise ValueError
     return state
 
@@ -143,7 +151,8 @@ def save_state(state, rows, *, history, run, prefix):
         save_checkpoint(_path(run, prefix, epoch, f"_rows_{rank()}_of_{size()}"), rows)
     barrier()
     if rank() == 0:
-        known = {"prefix": prefix, "epoch": epoch, "ranks": size(), "settings": run.settings, "history": history}
+        known = {"prefix": prefix, "epoch": epoch, "ranks": size(), "rows": sorted(rows)}
+        known |= {"settings": run.settings, "history": history}
         save_json(Path(run.checkpoint_dir) / f"{prefix}_state.json", known)
         for path in Path(run.checkpoint_dir).glob(f"{prefix}_state_{epoch - 1}[._]*"):
             path.unlink(missing_ok=True)
@@ -160,11 +169,12 @@ def restore(*, run, prefix, count, load_state_dict):
     epoch, ranks = saved["epoch"], saved["ranks"]
     path = _path(run, prefix, epoch)
     state, rows = load_checkpoint(path), {}
+    for other in range(ranks) if saved["rows"] else ():
+        if ranks != size() or other == rank():
+            part = load_checkpoint(_path(run, prefix, epoch, f"_rows_{other}_of_{ranks}"))
+            with invalid_contents(path):
+                _take_rows(part, rows, range(other, count, ranks), count)
     with invalid_contents(path):
-        for other in range(ranks):
-            part = _path(run, prefix, epoch, f"_rows_{other}_of_{ranks}")
-            if part.exists() and (ranks != size() or other == rank()):
-                _take_rows(load_checkpoint(part), rows, range(other, count, ranks), count)
         load_state_dict(state, rows)
     print(f"{prefix}: resumed after epoch {epoch}", flush=True)
     return saved["history"]
@@ -172,7 +182,7 @@ def restore(*, run, prefix, count, load_state_dict):
 
 def _take_rows(part, rows, there, count):
     """Copies what this rank needs of a file's tensors, which hold the rows `there` (a range) of `count`, to `rows`."""
-    there, own = torch.tensor(there), own_rows(count)
+    there, own = torch.tensor(there, dtype=torch.int64), own_rows(count)
     mine = there % size() == rank()
     for name, values in part.items():
         rows.setdefault(name, values.new_zeros(len(own), *values.shape[1:]))

@@ -68,7 +68,7 @@ def test_a_run_continues_after_its_last_epoch(find, tmp_path):
     assert again.settings == run.settings
     for prefix, epochs in (("first", 2), ("second", 1)):
         assert load(again, prefix) == (history(epochs), {"step": torch.tensor(epochs)}, {})
-    assert load(find(resume=True)._replace(states={}), "first") == ([],)
+    assert load(again._replace(states={}), "first") == ([],)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 3), (3, 1), (2, 3), (3, 2), (4, 2)])
@@ -123,7 +123,23 @@ def test_an_interrupted_run_is_continued_only_when_asked(find):
         find()
     with pytest.raises(InputError, match="of a run of 3 epochs, which --resume lengthens"):
         find(epochs=5)
-    assert find(resume=True).lengthened_from is None
+    assert not find(resume=True).lengthened
+    with pytest.raises(InputError, match="--overwrite: not together with --resume"):
+        find(resume=True, overwrite=True)
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_first_state_begins_again(find, tmp_path):
+    (tmp_path / "first_state_1.pt").write_text("of a killed run")
+    assert find(resume=True, check_only=True).states == {}
+    assert find(resume=True).states == {}
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_evaluation_of_half_a_run_does_not_finish_it(find, tmp_path):
+    save(find(), "first", 3)
+    save(find(resume=True), "second", 1)
+    save_json(tmp_path / "summary.json", {"settings": SETTINGS, "eval_config": {}})
+    assert list(find(resume=True).states) == ["first", "second"]
 
 
 def test_processes_that_torchrun_starts_again_continue(find, monkeypatch):
@@ -148,7 +164,7 @@ def finished(find, tmp_path, **changed):
     run = find()
     save(run, "first", 3)
     save(run, "second", 3)
-    save_json(tmp_path / "summary.json", {"settings": run.settings | changed})
+    save_json(tmp_path / "summary.json", {"settings": run.settings, "eval_config": changed})
 
 
 def test_a_finished_run_says_so(find, tmp_path, capsys):
@@ -169,7 +185,7 @@ def test_a_finished_run_says_so(find, tmp_path, capsys):
 def test_a_finished_run_can_be_lengthened_where_no_schedule_forbids_it(find, tmp_path):
     finished(find, tmp_path)
     run = find(resume=True, epochs=5)
-    assert (run.lengthened_from, run.settings["epochs"], list(run.states)) == (3, 5, ["first", "second"])
+    assert (run.lengthened, run.settings["epochs"], list(run.states)) == (True, 5, ["first", "second"])
     with pytest.raises(InputError, match="--epochs 3 there, 5 here"):
         find(resume=True, epochs=5, owned=OWNED._replace(extendable=False))
 
@@ -220,3 +236,14 @@ def test_finished_tasks_are_not_repeated(tmp_path):
     tasks = Tasks(tmp_path / "kept", {"seed": 1})
     tasks.remove()
     assert os.listdir(tmp_path) == []
+
+
+def test_missing_rows_are_noticed(find, as_rank, tmp_path):
+    run = find()
+    for rank in (1, 0):
+        as_rank(rank, 2)
+        save(run, "first", 1, {"rows": torch.zeros(4)})
+    (tmp_path / "first_state_1_rows_1_of_2.pt").unlink()
+    as_rank(0, 1)
+    with pytest.raises(InputError, match=r"first_state_1_rows_1_of_2.pt: no such checkpoint"):
+        load(find(resume=True), "first", count=8)

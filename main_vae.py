@@ -134,9 +134,8 @@ def evaluate_again(given, started, *, check_only=False):
             if check_only:
                 return None
             if earlier and earlier.get("train_config") != asdict(config) and rank() == 0:
-                for stale in OWNED.files(run_config):
-                    if stale.parent == path.parent and not stale.name.endswith(".pt"):
-                        stale.unlink()
+                for stale in (file for name in OWNED.results for file in path.parent.glob(name)):
+                    stale.unlink()
             trained = f"{config.train_size:,} training images, seed {config.seed}"
             print(f"{run_config.checkpoint_dir}: epoch {checkpoints.epochs[-1]} of {config.epochs}, {trained}")
             precision = f"gradients of annealing in {eval_config.precision}"

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from processes import MAIN, contents, wait_for
 
 from benchmarks import stress
 from main_vae import METHODS
-from runtime.checkpoint import load_checkpoint, save_checkpoint
+from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint
 from training import find_checkpoints
 
 SHORT = "--epochs 1 --train-size 60 --latent-dim 4 --seed 2 --sigma-p 0.3 --batch-size 32"
@@ -193,3 +194,33 @@ def test_the_cost_table_counts_gradients_and_updates(folder_of_runs):
     assert latent["unseen_image_gradients"] % 5 == 0
     assert latent["unseen_image_gradients"] > 0
     assert 0 < amortized["unseen_image_seconds"] < latent["unseen_image_seconds"]
+
+
+def test_results_of_another_training_are_not_replaced_by_mistake(folder_of_runs, whole):
+    path = whole / "results/summary.json"
+    there = summary(whole)
+    there["train_config"]["beta"] = 0.25
+    path.write_text(json.dumps(there))
+    before = contents(whole)
+    status, _, errors = run(whole, *AGAIN, "--seed", "2")
+    assert (status, len(errors)) == (2, 1)
+    assert "summary.json: of another run (--beta 0.25 there, 1.0 here); --overwrite removes its files" in errors[0]
+    assert contents(whole) == before
+    assert run(whole, *AGAIN, "--seed", "2", "--overwrite")[0] == 0
+    names = {name for name in contents(whole) if name.parent.name == "results"}
+    assert {name for name in before if name.parent.name == "results"} - names == {
+        Path("results/history.csv"),
+        Path("results/training_curves.png"),
+        Path("results/quality_over_seconds.png"),
+    }
+    assert {name for name in before if name.parent.name == "checkpoints"} <= contents(whole).keys()
+
+
+def test_what_an_interrupted_evaluation_kept_belongs_to_its_seed(whole):
+    process = start(whole, *AGAIN, "--results-dir", "new", "--seed", "5")
+    wait_for("new/recon_epoch_1.png", process, whole)
+    process.kill()
+    process.join()
+    identity = load_json(whole / "new/.evaluation/identity.json")
+    assert (identity["eval_config"]["seed"], identity["settings"]["seed"]) == (5, 2)
+    assert identity["files"].keys() == {"vae_epoch_1.pt", "latent_opt_epoch_1.pt"}

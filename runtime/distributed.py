@@ -45,7 +45,9 @@ def connect():
     """Finds torchrun's store, once; from then on `first_to_stop` knows of all ranks."""
     global _store
     if size() > 1 and _store is None:
-        _store, _, _ = next(rendezvous("env://"))
+        store, _, _ = next(rendezvous("env://"))
+        # torchrun's store outlives its processes: those that it starts again must not read what the killed ones wrote.
+        _store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 def start(device):

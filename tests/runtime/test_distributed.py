@@ -81,7 +81,6 @@ def test_a_killed_rank_ends_the_others_and_torchrun_starts_them_again(folder_of_
     assert stress.differences(folder_of_runs / "two", folder) == []
 
 
-@pytest.mark.skipif("SLOW_TESTS" not in os.environ, reason="takes a minute; set SLOW_TESTS to run it")
 def test_a_stopped_torchrun_leaves_a_run_for_another_number_of_ranks(folder_of_runs):
     folder = folder_of_runs / "stopped"
     torchrun = stress.start_ranks(MAIN, FLAGS, folder, ranks=2)

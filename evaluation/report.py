@@ -46,7 +46,7 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
     """
     results_dir, coarse = Path(results_dir), scores.at_earlier_epochs(config)
     sample = stratified_subset(data.test, size=min(config.fitted_images, len(data.test.labels)), seed=config.seed)
-    gap_rows = []  # of the earlier epochs
+    rows = []  # of gaps.csv
     for epoch in checkpoints.epochs:  # rising: the methods of the last one are scored below
         methods, last = checkpoints.load(epoch, data), epoch == checkpoints.epochs[-1]
         work = picture_tasks(epoch, methods, data, config)
@@ -63,7 +63,7 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
             measured = scores.collect_images(methods, data, coarse, done, "gaps", epoch)
             for method, split in product(methods, SPLITS):
                 summary = gaps.summarize(measured[method.name][split])
-                gap_rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": summary})
+                rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": summary})
     if rank():
         return None
     likelihood, classes = methods[0].model.likelihood.label, data.test.classes
@@ -93,7 +93,6 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         "log_probabilities", figures.log_probabilities, scores=log_prob, images=examples, example_values=shown, **counts
     )
 
-    rows = gap_rows
     last_gaps, per_class = ({method.name: {} for method in methods} for _ in range(2))
     for method, split in product(methods, SPLITS):
         measured = found[method.name][split]

@@ -82,7 +82,8 @@ def _rank_lost():
         yield
     except RuntimeError as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise RankLost(f"another process of this run has ended; --resume continues the run ({reason})") from None
+        advice = "--resume continues a run, the same command an evaluation"
+        raise RankLost(f"another process of this run has ended; {advice} ({reason})") from None
 
 
 def barrier():

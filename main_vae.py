@@ -11,7 +11,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: wai
 from amortized_vae import AmortizedVAE
 from data import load_data, rows_per_class, shard
 from evaluation import figures, seeds
-from evaluation.report import RESULTS, cost_table, evaluate, table
+from evaluation.page import write_page
+from evaluation.report import RESULTS, evaluate
+from evaluation.tables import cost_table, headline, table
 from latent_optimization import LatentOptimization
 from runtime.checkpoint import InputError, load_json, save_csv, save_figure, save_json
 from runtime.cli import Parser, add_flags, make_config, out_of_memory_hint, prepare_run, run_script
@@ -54,6 +56,7 @@ def print_tables(summary):
     if summary:
         print(table(summary))
         print(cost_table(summary))
+        print(headline(summary))
         seconds = summary["seconds"]
         times = {**seconds["training"], "evaluation": seconds["evaluation"], "total": seconds["total"]}
         print("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in times.items()))
@@ -171,7 +174,7 @@ def score(checkpoints, data, eval_config, settings, run_config, seconds, started
         known["files"] = checkpoints.digests()
         tasks = Tasks(Path(run_config.results_dir) / ".evaluation", identity=known)
         options = {"results_dir": run_config.results_dir, "training_seconds": seconds, "tasks": tasks}
-        numbers = evaluate(checkpoints, data, classifier, eval_config, **options)
+        numbers, explorer = evaluate(checkpoints, data, classifier, eval_config, **options)
     if rank():
         return None
     now = time.perf_counter()
@@ -184,6 +187,7 @@ def score(checkpoints, data, eval_config, settings, run_config, seconds, started
         **numbers,
         "seconds": {"training": seconds, "evaluation": now - before, "total": now - started},
     }
+    write_page(run_config.results_dir, summary, explorer, METHODS)
     save_json(Path(run_config.results_dir) / OWNED.summary, summary)
     tasks.remove()
     return summary

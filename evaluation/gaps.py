@@ -4,6 +4,7 @@ With q* the best diagonal Normal of an image, fitted from q to convergence,
 
     log p(x) - ELBO(q*)    approximation gap: no diagonal Normal comes nearer
     ELBO(q*) - ELBO(q)     amortization gap; of a row of the latent table, how far it is from convergence
+    log p(x) - ELBO(q)     inference gap, their sum
 """
 
 from typing import NamedTuple
@@ -73,10 +74,10 @@ def annealing(config):
 
 
 def summarize(gaps):
-    """{"elbo", "fitted_elbo", "log_prob", "approximation_gap", "amortization_gap"}, as `stratified_mean` gives them.
+    """{"elbo", "fitted_elbo", "log_prob" and three gaps}, as `stratified_mean` gives them.
 
-    gaps: Gaps (classes, images per class); log_prob is the annealed one. The two gaps are paired differences on the
-    same images.
+    gaps: Gaps (classes, images per class); log_prob is the annealed one. The gaps are paired differences on the same
+    images; the inference gap is the sum of the two others.
     """
     values = {
         "elbo": gaps.elbo,
@@ -84,14 +85,17 @@ def summarize(gaps):
         "log_prob": gaps.ais_log_prob,
         "approximation_gap": gaps.ais_log_prob - gaps.fitted_elbo,
         "amortization_gap": gaps.fitted_elbo - gaps.elbo,
+        "inference_gap": gaps.ais_log_prob - gaps.elbo,
     }
     return {name: stratified_mean(value) for name, value in values.items()}
 
 
 def differences(one, other):
-    """{"elbo", "fitted_elbo", "log_prob", "squared_error"} of one method less those of another, on the same images.
+    """{"elbo", "fitted_elbo", "log_prob", "squared_error", "inference_gap"} of one method less those of another.
 
-    Gaps (classes, images per class) each; every paired difference as `stratified_mean` gives it.
+    Gaps (classes, images per class) of the same images each; every difference as `stratified_mean` gives it.
     """
     names = {"elbo": "elbo", "fitted_elbo": "fitted_elbo", "log_prob": "ais_log_prob", "squared_error": "squared_error"}
-    return {name: stratified_mean(getattr(one, field) - getattr(other, field)) for name, field in names.items()}
+    values = {name: getattr(one, field) - getattr(other, field) for name, field in names.items()}
+    values["inference_gap"] = values["log_prob"] - values["elbo"]
+    return {name: stratified_mean(value) for name, value in values.items()}

@@ -222,7 +222,12 @@ def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, res
             "nearest_neighbor_has_the_same_class": share,
             "nearest_neighbor_in_pixels_has_the_same_class": in_pixels,
         }
-    return {"methods": numbers, "probes": {**scores, "baseline_itself": {"labels": len(train.labels), **itself}}}
+    points = {name: each.tolist() for name, each in points.items()}
+    return {
+        "methods": numbers,
+        "points": points,
+        "probes": {**scores, "baseline_itself": {"labels": len(train.labels), **itself}},
+    }
 
 
 def _draw_traversals(methods, train_q, sample_q, sample, save):

@@ -1,6 +1,5 @@
 """The evaluation of trained methods: every number, table and figure, in the order in which they are made."""
 
-import math
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from data import SPLITS, rows_per_class, stratified_subset
 from evaluation import figures, gaps, latents, samples, scores, style
+from evaluation.explorer import explorer
 from runtime.checkpoint import save_array, save_csv, save_figure
 from runtime.distributed import rank
 from vae_utils import random_generator
@@ -34,11 +34,12 @@ RESULTS = (  # the files in the results directory, as patterns
     "sample_quality.png",
     "history.csv",
     "summary.json",
+    "report.html",
 )
 
 
 def evaluate(checkpoints, data, classifier, config, *, results_dir, training_seconds, tasks):
-    """Every number and every figure but the training curves; returns the summary's numbers, on rank 0.
+    """Every number and every figure but the training curves; on rank 0 the summary's numbers, and those of `explorer`.
 
     checkpoints: a training.Checkpoints, whose last epoch is scored; data: a Data; classifier: the supervised baseline;
     config: an EvalConfig; training_seconds: {method's name: seconds}, where known; tasks: a Tasks. The work on images
@@ -65,7 +66,7 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
                 summary = gaps.summarize(measured[method.name][split])
                 rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": summary})
     if rank():
-        return None
+        return None, None
     likelihood, classes = methods[0].model.likelihood.label, data.test.classes
 
     def save(name, draw, **values):
@@ -122,7 +123,17 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         "latents": used["methods"],
         "cost": scores.compute_cost(methods, checkpoints, fits, seconds, training_seconds),
     }
-    return {
+    parts_of_page = {
+        "annealed": data.test.at(scores.scored_rows(data, "test", config.annealed_per_digit, config).flatten()),
+        "annealed_q": scores.collect_posteriors(methods, config, done, "log p(x)"),
+        "found": {
+            name: gaps.Gaps(*(field.flatten() for field in scores.annealed(of_splits["test"])))
+            for name, of_splits in found.items()
+        },
+        "points": used["points"],
+    }
+    moved = explorer(methods, train_q, sample, sample_q, **parts_of_page, seed=config.seed)
+    numbers = {
         "likelihood": likelihood,
         "methods": {
             method.name: {"label": method.label, **{name: part[method.name] for name, part in parts.items()}}
@@ -132,6 +143,7 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         "probes": used["probes"],
         "samples": quality,
     }
+    return numbers, moved
 
 
 def _flat(row):
@@ -205,95 +217,3 @@ def draw_epoch(epoch, methods, data, config, results_dir, done):
         likelihood=likelihood,
     )
     save_figure(results_dir / f"comparison_epoch_{epoch}.png", figure)
-
-
-def table(summary):
-    """The final table, at most 100 columns wide."""
-
-    def row(label, *cells):
-        return f"{label:44}{''.join(f'{value:>16}{count:>8}' for value, count in cells)}".rstrip()
-
-    def number(score):
-        error = score["standard_error"]
-        return f"{score['mean']:.2f}" if error is None else f"{score['mean']:.2f} ± {error:.2f}"
-
-    def line(label, of_splits):
-        return row(label, *((number(score), f"{score['images']:,}") for score in of_splits))
-
-    rule, title = "-" * 92, "nats per image (± standard error over images)"
-    lines = [summary["likelihood"], row(title, ("train", "images"), ("test", "images")), rule]
-    for method in summary["methods"].values():
-        lines.append(method["label"])
-        for part, name in (("elbo", "ELBO"), ("log_likelihood", "E_q log p(x|z)"), ("kl", "KL(q || p)")):
-            lines.append(line(f"  {name}", [method["bounds"][split][part] for split in SPLITS]))
-        of_splits, gap = [method["log_prob"][split] for split in SPLITS], method["bdmc"]["gap"]
-        if all(each["regression"] for each in of_splits):
-            lines.append(
-                line("  log p(x) of all images, regressed on ELBO", [each["regression"] for each in of_splits])
-            )
-        annealed = [each["annealed"] for each in of_splits]
-        lines.append(line("  log p(x), annealed from q*", annealed))
-        cells = [(f"± {score['monte_carlo_error']:.2f}", "") for score in annealed]
-        lines.append(row("    of that, Monte Carlo error", *cells))
-        errors = [(each["regression"] or each["annealed"])["standard_error"] or math.inf for each in of_splits]
-        biases = [score["bias"] for score in annealed]
-        cells = [(f"{bias:.2f}", _beyond(-bias, error)) for bias, error in zip(biases, errors, strict=True)]
-        lines.append(row("    of that, bias, an estimate", *cells))
-        cells = [(f"{each['images_beyond_twice_the_aim']}", "") for each in of_splits]
-        lines.append(row("    log-weights beyond twice the aim, images", *cells))
-        text = f"    bidirectional bounds of {gap['images']} simulated images are {number(gap)} nats apart"
-        lines.append(f"{text} {_beyond(gap['mean'], min(errors))}".rstrip())
-        for q, name in (("q", "importance_sampling"), ("q*", "importance_sampling_fitted")):
-            estimates = [each[name] for each in of_splits]
-            lines.append(line(f"  log p(x), importance sampling from {q}", estimates))
-            sizes = [score["effective_sample_size_median"] for score in estimates]
-            cells = [(f"{size:.1f}", "too low" if size < scores.FEW else "") for size in sizes]
-            lines.append(row("    rests on (median effective samples)", *cells))
-        cells = [(f"{each['fits_converged']:.0%}", "") for each in of_splits]
-        lines.append(row("  fits of q* that have converged", *cells))
-        for name, difference in (("approximation", "log p(x) - ELBO(q*)"), ("amortization", "ELBO(q*) - ELBO(q)")):
-            of_gap = [method["gaps"][split][f"{name}_gap"] for split in SPLITS]
-            lines.append(line(f"  {name} gap, {difference}", of_gap))
-        lines.append(rule)
-    for difference in summary["differences"]:
-        one, other = (summary["methods"][name]["label"] for name in difference["methods"])
-        lines.append(f"{one} less {other[0].lower()}{other[1:]}, the same images")
-        for name, label in DIFFERENCES.items():
-            lines.append(line(f"  {label}", [difference[split][name] for split in SPLITS]))
-        lines.append(rule)
-    return "\n".join(lines)
-
-
-DIFFERENCES = {
-    "elbo": "ELBO(q)",
-    "fitted_elbo": "ELBO(q*)",
-    "log_prob": "log p(x), annealed",
-    "squared_error": "squared error of the mean of q (not nats)",
-}
-
-
-def _beyond(error, standard_error):
-    """A mark for an error that is larger than the standard error of log p(x) of all images."""
-    return "> ±" if error > standard_error else ""
-
-
-COSTS = {
-    "decoder_updates": ("updates of the decoder", ",.0f"),
-    "training_gradients": ("training, all images: gradients of q", ",.0f"),
-    "training_gradients_per_q": ("training, one image: gradients that shape its q", ",.0f"),
-    "training_seconds": ("training: seconds, the decoder's included", ",.0f"),
-    "unseen_image_gradients": ("one unseen image: gradients of q", ",.0f"),
-    "unseen_image_seconds": ("one unseen image: seconds, several at a time", ".5f"),
-}
-
-
-def cost_table(summary):
-    """What training and inference took, as a table; a gradient is explained in scores.compute_cost."""
-    methods = summary["methods"].values()
-    header = f"{'computation':50}" + "".join(f"{method['label']:>21}" for method in methods)
-    lines = [header, "-" * len(header)]
-    for name, (label, form) in COSTS.items():
-        values = [method["cost"][name] for method in methods]
-        texts = ["not known" if value is None else format(value, form) for value in values]
-        lines.append(f"{label:50}" + "".join(f"{text:>21}" for text in texts))
-    return "\n".join([*lines, lines[1]])

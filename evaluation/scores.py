@@ -142,9 +142,10 @@ def _task_name(purpose, method, split, column):
 
 
 def measure_column(method, data, name, config, rows, annealed, *purpose):
-    """The fields of Gaps, (fields, classes), of the images at `rows` of the split `name`; NaN where not measured.
+    """{"gaps", "mean", "stddev"} of the images at `rows` (classes,) of the split `name`, on the CPU.
 
-    purpose: of the generators.
+    "gaps": the fields of Gaps, (fields, classes), NaN where not measured; mean and stddev: of q, (classes, D). purpose:
+    of the generators.
     """
     part = getattr(data, name).at(rows)
     if name == "train":
@@ -162,15 +163,28 @@ def measure_column(method, data, name, config, rows, annealed, *purpose):
     else:
         measured = gaps.measure_q(method.model, part.images, q, config, generator=own)
     fields[: len(measured)] = torch.stack(tuple(measured)).cpu()
-    return fields
+    return {"gaps": fields, "mean": q.mean.cpu(), "stddev": q.stddev.cpu()}
 
 
 def collect_images(methods, data, config, found, *purpose):
     """{method's name: {split: Gaps (classes, images per class)}} of the results of `image_tasks`, in float64."""
     columns, collected = range(config.images_per_digit), {}
     for method, split in product(methods, SPLITS):
-        parts = [found[_task_name(purpose, method, split, column)] for column in columns]
+        parts = [found[_task_name(purpose, method, split, column)]["gaps"] for column in columns]
         collected.setdefault(method.name, {})[split] = gaps.Gaps(*torch.stack(parts, dim=-1).double())
+    return collected
+
+
+def collect_posteriors(methods, config, found, *purpose):
+    """{method's name: q of the test images that were annealed}, diagonal Normals (classes * annealed_per_digit, D).
+
+    found: the results of `image_tasks`. The images are in the order of `scored_rows(...).flatten()`.
+    """
+    columns, collected = range(config.annealed_per_digit), {}
+    for method in methods:
+        parts = [found[_task_name(purpose, method, "test", column)] for column in columns]
+        mean, stddev = (torch.stack([part[name] for part in parts], dim=1).flatten(0, 1) for name in ("mean", "stddev"))
+        collected[method.name] = Normal(mean, stddev, validate_args=False)
     return collected
 
 

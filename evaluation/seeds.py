@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from data import SPLITS
-from evaluation.report import DIFFERENCES
 from evaluation.stats import intervals
+from evaluation.tables import DIFFERENCES
 from runtime.checkpoint import InputError, RunError, invalid_contents, load_json, save_csv
 from runtime.cli import add_list_flag, make_config
 from runtime.config import RunConfig, TrainConfig

@@ -13,7 +13,7 @@ from scipy import stats
 
 from benchmarks import stress
 from evaluation import seeds
-from evaluation.report import DIFFERENCES
+from evaluation.tables import DIFFERENCES
 from runtime.checkpoint import RunError, exclusive_lock
 
 FLAGS = (

@@ -1,0 +1,113 @@
+"""What report.html needs to draw from z by itself: the decoders in half precision, and q of test images."""
+
+import base64
+
+import torch
+from torch import nn
+
+from evaluation.latents import principal_directions
+from vae_utils import elbo, kl_per_dimension, random_generator
+
+SLIDER_DIMENSIONS, SLIDER_DIRECTIONS = 6, 3
+ELBO_DRAWS = 16  # of z, for the ELBO of each image
+# How E[x|z] follows from the last layer: page.js calculates it.
+MEAN_LAYERS = {"gaussian": [], "bernoulli": [{"type": "Tanh", "scale": 0.5}]}
+
+
+@torch.no_grad()
+def explorer(methods, train_q, sample, sample_q, annealed, annealed_q, found, points, *, seed):
+    """Plain values with which the page shows test images and moves their z.
+
+    train_q, sample_q, annealed_q: {method's name: diagonal Normal (B, D)}, of all training images, of the Split
+    `sample` of test images and of the Split `annealed`; found: {method's name: Gaps (B,)} of the latter; points:
+    {method's name: (x, y) of every image of the sample}.
+    """
+    new = ~torch.isin(annealed.index, sample.index)  # q of an image is the same in both
+    images = torch.cat((sample.images, annealed.images[new]))
+    labels, index = (torch.cat((getattr(sample, name), getattr(annealed, name)[new])) for name in ("labels", "index"))
+    position = {int(row): number for number, row in enumerate(index)}
+    parts = {}
+    for method in methods:
+        q_train, q_sample, q_annealed = train_q[method.name], sample_q[method.name], annealed_q[method.name]
+        mean, stddev = (
+            torch.cat((getattr(q_sample, name), getattr(q_annealed, name).to(images.device)[new]))
+            for name in ("mean", "stddev")
+        )
+        q = torch.distributions.Normal(mean, stddev, validate_args=False)
+        generator = random_generator(seed, "explorer", method.name, device=images.device)
+        bound = sum(
+            elbo(method.model, images, q, torch.randn(mean.shape, generator=generator, device=mean.device)).elbo
+            for _ in range(ELBO_DRAWS)
+        )
+        log_prob = [None] * len(images)
+        own = found[method.name]
+        for row, *values in zip(annealed.index.tolist(), own.ais_log_prob, own.ais_standard_error, strict=True):
+            log_prob[position[row]] = [round(float(value), 3) for value in values]
+        vectors, names = sliders(q_train)
+        parts[method.name] = {
+            "label": method.label,
+            "color": method.color,
+            "layers": layers(method.model),
+            "first": half(method.model.mean(mean[0])),  # by which the page checks what it draws
+            "latent_dim": mean.shape[1],
+            "means": half(mean),
+            "elbo": [round(value, 2) for value in (bound / ELBO_DRAWS).tolist()],
+            "log_prob": log_prob,
+            "points": [[round(value, 2) for value in point] for point in points[method.name]],
+            "sliders": names,
+            "directions": half(vectors),
+            "deviations": [round(value, 4) for value in (q_train.mean @ vectors.T).std(0).tolist()],
+        }
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+    return {
+        "image_shape": list(images.shape[1:]),
+        "classes": list(sample.classes),
+        "labels": labels.tolist(),
+        "index": index.tolist(),
+        "images": base64.b64encode(pixels.numpy().tobytes()).decode(),
+        "methods": parts,
+    }
+
+
+def sliders(q):
+    """Unit vectors (S, D) along which the page moves z, and what each is called.
+
+    q: of the training images. The dimensions with most KL come first, then the principal directions of its means.
+    """
+    nats, dimensions = kl_per_dimension(q).mean(0).topk(min(SLIDER_DIMENSIONS, q.mean.shape[1]))
+    principal, variances = principal_directions(q.mean, SLIDER_DIRECTIONS)
+    names = [f"z[{d}], {kl:.2f} nats" for d, kl in zip(dimensions.tolist(), nats.tolist(), strict=True)]
+    names += [f"direction {n}, variance {variance:.1f}" for n, variance in enumerate(variances.tolist(), 1)]
+    return torch.cat((torch.eye(q.mean.shape[1]).to(q.mean)[dimensions], principal)), names
+
+
+def half(values):
+    """Values of a tensor in half precision, little-endian, as base64."""
+    return base64.b64encode(values.detach().cpu().contiguous().numpy().astype("<f2").tobytes()).decode()
+
+
+def layers(model):
+    """The layers from z to E[x|z] as plain values, weights as `half` gives them.
+
+    None if the decoder is not the Sequential `layers` of known kinds, or the likelihood is not known.
+    """
+    settings = {
+        nn.Linear: (),
+        nn.LayerNorm: ("eps",),
+        nn.SiLU: (),
+        nn.Unflatten: ("unflattened_size",),
+        nn.ConvTranspose2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
+        nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
+        nn.PixelShuffle: ("upscale_factor",),
+        nn.Tanh: (),
+        nn.Identity: (),
+    }
+    modules, last = getattr(model.decoder, "layers", None), MEAN_LAYERS.get(model.likelihood.name)
+    if not isinstance(modules, nn.Sequential) or last is None or any(type(each) not in settings for each in modules):
+        return None
+    found = []
+    for module in modules:
+        values = {name: getattr(module, name) for name in settings[type(module)]}
+        values |= {name: half(weights) for name, weights in module.named_parameters()}
+        found.append({"type": type(module).__name__, **values})
+    return found + last

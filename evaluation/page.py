@@ -1,0 +1,370 @@
+"""report.html: what a run has found, in one file that needs no other."""
+
+import base64
+import csv
+import json
+import re
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from evaluation import style
+from evaluation.tables import conclusions, cost_rows, final_rows, headline_rows
+from runtime.checkpoint import atomic_write
+
+WEB = Path(__file__).parent / "web"
+# The columns of log_probabilities.csv that are shown, and their titles.
+COLUMNS = {
+    "method": "method",
+    "split": "split",
+    "class": "class",
+    "index": "image",
+    "ais_log_prob": "log p(x)",
+    "ais_standard_error": "its standard error",
+    "ais_bias": "its bias",
+    "elbo": "ELBO(q)",
+    "fitted_elbo": "ELBO(q*)",
+    "is_log_prob": "importance sampling",
+    "squared_error": "squared error",
+    "ais_temperatures": "temperatures",
+}
+TEXTS = ("method", "split", "class")
+COUNTS = ("index", "ais_temperatures")
+
+
+def write_page(results_dir, summary, explorer, methods):
+    """Writes report.html into the directory, from its figures and log_probabilities.csv.
+
+    summary: what summary.json will hold; explorer: as `explorer.explorer` gives it; methods: their classes. Raises
+    RunError if it cannot be written.
+    """
+    results_dir = Path(results_dir)
+    classes, found = explorer["classes"], summary["methods"]
+    drawable = all(method["layers"] for method in explorer["methods"].values())
+    known = [f"{method['label']}: {method['bounds']['test']['elbo']['images']:,}" for method in found.values()]
+    annealed = next(iter(found.values()))["log_prob"]["test"]["annealed"]["images"]
+    with open(results_dir / "log_probabilities.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["ais_log_prob"]]
+    gaussian = summary["train_config"]["likelihood"] == "gaussian"
+    parts = {
+        "style": (WEB / "page.css").read_text(encoding="utf-8"),
+        "script": (WEB / "page.js").read_text(encoding="utf-8"),
+        "train_size": f"{summary['train_config']['train_size']:,}",
+        "conclusions": "".join(f'<p class="lead"><strong>{escape(text)}</strong></p>' for text in conclusions(summary)),
+        "headline": _headline(summary),
+        "counts": f"ELBO of test images ({escape('; '.join(known))}); log p(x) of the same, by a regression on "
+        f"{annealed} annealed ones; the last row of these {annealed}.",
+        "likelihood": escape(summary["likelihood"]),
+        "units": "log-densities, which do not compare with results on binarized images."
+        if gaussian
+        else "log-probabilities, never above 0.",
+        "explore": _explore(explorer) if drawable else "<p>The page does not know a layer of these decoders.</p>",
+        "figures": _figures(results_dir, captions(summary, methods), summary["scored_epoch"]),
+        "numbers": _numbers(summary),
+        "costs": _costs(summary),
+        "per_class": str(summary["eval_config"]["annealed_per_digit"]),
+        "images": _images(rows, found, drawable),
+        "settings": _settings(summary),
+        "data": _data({**explorer, "colors": [to_hex(color) for color in style.class_colors(len(classes))]})
+        if drawable
+        else "",
+    }
+    template = (WEB / "page.html").read_text(encoding="utf-8")
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    with atomic_write(results_dir / "report.html") as tmp_path:
+        tmp_path.write_text(page, encoding="utf-8")
+
+
+def _data(value):
+    """Plain values as JSON in a script element, in which a "<" could end it."""
+    text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="explorer">{text}</script>'
+
+
+def _head(*titles):
+    return "<thead><tr>" + "".join(f'<th scope="col">{escape(title)}</th>' for title in titles) + "</tr></thead>"
+
+
+def _headline(summary):
+    titles, rows = headline_rows(summary)
+    body = "".join(
+        f'<tr><th scope="row">{escape(label)}</th>' + "".join(f"<td>{escape(text)}</td>" for text in texts) + "</tr>"
+        for label, texts in rows
+    )
+    return f"{_head('', *titles)}<tbody>{body}</tbody>"
+
+
+def _numbers(summary):
+    found = [_head("nats per image", "training images", "test images")]
+    for rows in final_rows(summary):
+        found.append("<tbody>")
+        for row in rows:
+            cells = "".join(f"<td>{escape(value)} <small>{escape(note)}</small></td>" for value, note in row.cells)
+            if row.depth == 0:
+                found.append(f'<tr><th scope="rowgroup" colspan="3">{escape(row.label)}</th></tr>')
+            else:
+                kind, span = ' class="detail"' * (row.depth == 2), "" if cells else ' colspan="3"'
+                found.append(f'<tr{kind}><th scope="row"{span}>{escape(row.label)}</th>{cells}</tr>')
+        found.append("</tbody>")
+    return "".join(found)
+
+
+def _costs(summary):
+    body = "".join(
+        f'<tr><th scope="row">{escape(label)}</th>' + "".join(f"<td>{text}</td>" for text in texts) + "</tr>"
+        for label, texts in cost_rows(summary)
+    )
+    return f"{_head('', *(method['label'] for method in summary['methods'].values()))}<tbody>{body}</tbody>"
+
+
+def _images(rows, methods, drawable):
+    """The rows of log_probabilities.csv of annealed images, as a table."""
+    head = "".join(f'<th scope="col"><button>{escape(title)}</button></th>' for title in COLUMNS.values())
+    body = []
+    for row in rows:
+        cells = []
+        for name in COLUMNS:
+            text = escape(methods[row["method"]]["label"] if name == "method" else row[name])
+            if name == "index" and row["split"] == "test" and drawable:
+                text = f'<button class="link" data-image="{text}">{text}</button>'
+            elif name not in (*TEXTS, *COUNTS):
+                text = f"{float(text):.2f}"
+            elif name == "ais_temperatures":
+                text = f"{float(text):.0f}"
+            cells.append(f'<td class="text">{text}</td>' if name in TEXTS else f"<td>{text}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+
+
+def _settings(summary):
+    found = []
+    seconds = summary["seconds"]
+    times = {f"training, {name}": value for name, value in seconds["training"].items()}
+    times |= {"evaluation": seconds["evaluation"], "total": seconds["total"]}
+    parts = {
+        "Training": summary["train_config"],
+        "Evaluation": summary["eval_config"],
+        "Versions": {**summary["versions"], "device": summary["settings"]["device"]},
+        "Seconds": {name: f"{value:.0f}" for name, value in times.items()},
+    }
+    for title, values in parts.items():
+        pairs = "".join(
+            f"<dt>{escape(str(name).replace('_', ' '))}</dt><dd>{escape(str(value))}</dd>"
+            for name, value in values.items()
+        )
+        found.append(f'<h3>{title}</h3><dl class="settings">{pairs}</dl>')
+    return "".join(found)
+
+
+def _explore(explorer):
+    """The controls and canvases of page.js."""
+    methods, (_, height, width) = list(explorer["methods"].values()), explorer["image_shape"]
+    size = f'width="{width}" height="{height}"'
+    pictures = [
+        f'<div class="picture"><strong>The image</strong><canvas id="original" {size} role="img" '
+        'aria-label="The chosen test image"></canvas><span id="original-title"></span></div>'
+    ]
+    maps = []
+    for number, method in enumerate(methods):
+        label = escape(method["label"])
+        pictures.append(
+            f'<div class="picture"><strong>{label}</strong><canvas id="picture-{number}" {size} role="img" '
+            f' aria-label="What the decoder of {label} draws from z"></canvas><dl>'
+            f'<dt>ELBO</dt><dd id="elbo-{number}"></dd><dt>log p(x)</dt><dd id="log-prob-{number}"></dd>'
+            f'<dt>squared error</dt><dd id="error-{number}"></dd></dl></div>'
+        )
+        maps.append(
+            f'<div class="map"><strong>{label}</strong><canvas id="map-{number}" width="640" height="560" tabindex="0" '
+            f'role="img" aria-label="Map of the latents of {label}; arrow keys go to the next image"></canvas></div>'
+        )
+    count, sliders = max(len(method["sliders"]) for method in methods), []
+    for number in range(count):
+        names = [
+            f"{escape(method['label'])}: {escape(method['sliders'][number])}"
+            for method in methods
+            if number < len(method["sliders"])
+        ]
+        sliders.append(
+            f'<div class="slider"><label for="slider-{number}">{"<br>".join(names)}</label><input id="slider-{number}" '
+            'type="range" min="-3" max="3" step="0.1" value="0"><output></output></div>'
+        )
+    names, colors = explorer["classes"], style.class_colors(len(explorer["classes"]))
+    legend = "".join(
+        f'<span><i style="background:{to_hex(color)}"></i>{escape(name)}</span>'
+        for name, color in zip(names, colors, strict=True)
+    )
+    return f"""
+<p>Choose a test image: z begins at the mean of its q(z) under each method. Then move z, and see what each decoder
+draws, the mean of p(x|z).</p>
+<div class="controls"><label for="image">Test image</label><select id="image"></select>
+<button id="previous">Previous</button><button id="next">Next</button><button id="back">Back to this image</button>
+<button id="prior">Draw z from the prior</button></div>
+<div class="controls"><label for="walk">Walk</label><input id="walk" type="range" min="0" max="1" step="0.02" value="0">
+<output id="walk-value"></output><label for="target">to</label><select id="target"></select></div>
+<div class="workbench">
+<div class="pictures">{"".join(pictures)}</div>
+<p id="where" aria-live="polite"></p>
+<p class="soft">ELBO and log p(x) (annealed, ± its standard error over the chains) are those of the image, in nats; the
+squared error is that of the drawn picture, summed over pixels in [-1, 1]. <span id="agreement"></span></p>
+<h3>Move along one direction</h3>
+<p class="soft">From -3 to 3 standard deviations of the means of q over the training images: the dimensions with most
+KL, then the directions in which these means vary most. Every method has dimensions of its own.</p>
+<div id="sliders">{"".join(sliders)}</div>
+</div>
+<h3>The latents of {len(methods[0]["points"])} test images in two dimensions</h3>
+<p class="soft">t-SNE, whose axes have no units; distances between clusters mean nothing. Click an image, or go on
+with the arrow keys.</p>
+<div class="maps">{"".join(maps)}</div><div class="legend">{legend}</div>"""
+
+
+def _figures(results_dir, texts, last):
+    """Every figure that is there with its text; of those drawn at several epochs, a choice of the epoch."""
+    of_epochs, found = {}, []
+    for path in results_dir.glob("*_epoch_[0-9]*.png"):
+        name, _, epoch = path.stem.rpartition("_epoch_")
+        of_epochs.setdefault(int(epoch), []).append(name)
+    if len(of_epochs) > 1:
+        options = "".join(
+            f'<option value="{epoch}"{" selected" * (epoch == last)}>{epoch}</option>' for epoch in sorted(of_epochs)
+        )
+        found.append(
+            '<div class="controls"><label for="epoch">Epoch of the next pictures</label>'
+            f'<select id="epoch">{options}</select></div>'
+        )
+    for epoch, names in sorted(of_epochs.items()):
+        for name in sorted(names, key=list(texts).index):
+            attributes = f' data-epoch="{epoch}"' + " hidden" * (epoch != last)
+            found.append(_figure(results_dir / f"{name}_epoch_{epoch}.png", *texts[name], attributes))
+    for name, (title, text) in texts.items():
+        if (path := results_dir / f"{name}.png").exists():
+            found.append(_figure(path, title, text))
+    return "\n".join(found)
+
+
+def _figure(path, title, text, attributes=""):
+    # Lossless, and half as large as PNG.
+    buffer = BytesIO()
+    with Image.open(path) as image:
+        width, height = image.size
+        image.convert("RGB").save(buffer, "WEBP", lossless=True, method=2)
+    source = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f"<figure{attributes}><h3>{escape(title)}</h3><figcaption><p>{escape(text)}</p></figcaption>"
+        f'<div class="scroll"><img alt="{escape(title)}: {escape(path.name)}" width="{width}" height="{height}" '
+        f'src="data:image/webp;base64,{source}"></div></figure>'
+    )
+
+
+def captions(summary, methods):
+    """{name of a figure, without its epoch: (title, what it shows and what to conclude)}, in their order."""
+    scores, of_samples = summary["methods"], summary["samples"]
+    labels = {method.name: method.label for method in methods}
+
+    def each(text):
+        """What `text` gives for every method, with its label."""
+        return "; ".join(f"{labels[name]} {text(name, method)}" for name, method in scores.items())
+
+    def difference(quantity):
+        found = []
+        for pair in summary["differences"]:
+            score, (one, other) = pair["test"][quantity], (labels[name] for name in pair["methods"])
+            error = "" if score["standard_error"] is None else f" ± {score['standard_error']:.1f}"
+            found.append(f"{one} less {other}: {score['mean']:.1f}{error} on the same {score['images']} test images.")
+        return " ".join(found)
+
+    def gap(name, split):
+        return each(lambda _, method: f"{method['gaps'][split][name]['mean']:.1f}")
+
+    dimensions = {name: method["latents"]["dimensions"]["test"] for name, method in scores.items()}
+    probes = {name: rows[-1] for name, rows in summary["probes"].items() if isinstance(rows, list)}
+    agreement = "nearest_neighbor_has_the_same_class"
+    of_pixels = next(iter(scores.values()))["latents"]["nearest_neighbor_in_pixels_has_the_same_class"]
+    return {
+        "comparison": (
+            "The same unseen images through every method",
+            "Test images and what each decoder draws at the mean of their q(z), with the squared error below. "
+            + difference("squared_error"),
+        ),
+        **{
+            method.reconstruction_prefix: (
+                f"Reconstructions: {method.label}",
+                "Training images, then test images, each over its reconstruction: where the test images are as good, "
+                "the decoder has not merely memorized.",
+            )
+            for method in methods
+        },
+        "samples": (
+            "Samples from the prior",
+            "What each decoder draws at the same z from p(z): pictures that could be training images mean that p(z) is "
+            "covered by what was learned.",
+        ),
+        "training_curves": (
+            "Training",
+            "The negative ELBO and its two parts over epochs, lower is better; a dashed line far above its solid one "
+            "is overfitting. At the end the ELBO of test images is: "
+            + each(lambda _, method: f"{method['bounds']['test']['elbo']['mean']:.1f}")
+            + ".",
+        ),
+        "quality_over_seconds": (
+            "What a second of training buys",
+            "ELBO and log p(x) of the same test images over seconds: compare the methods at equal seconds here, and at "
+            "equal updates by the numbers at the markers, which are epochs.",
+        ),
+        "log_probabilities": (
+            "log p(x) of every class",
+            "One image of each class with its log p(x), and the means of the classes. Annealing is the estimate to "
+            "compare by; importance sampling is low by more than its intervals say. " + difference("log_prob"),
+        ),
+        "gaps_over_epochs": (
+            "What inference loses, over epochs",
+            "The approximation gap is what no diagonal Gaussian can reach, the amortization gap what a better q could "
+            f"gain. On test images at the end: approximation gap: {gap('approximation_gap', 'test')}; amortization "
+            f"gap: {gap('amortization_gap', 'test')} nats.",
+        ),
+        "gaps_per_digit": (
+            "What inference loses, class by class",
+            "Both gaps of every class at the last epoch: classes with more variety cost more. In all, on test images: "
+            + each(lambda _, method: f"{method['gaps']['test']['inference_gap']['mean']:.1f}")
+            + " nats.",
+        ),
+        "latent_usage": (
+            "Which dimensions of z are used",
+            "KL of every dimension, sorted: a dimension near 0 is ignored by the decoder. Above "
+            f"{next(iter(dimensions.values()))['kl_threshold']:g} nats on test images are: "
+            + each(lambda name, _: f"{dimensions[name]['used_dimensions']}")
+            + ".",
+        ),
+        "latent_probes": (
+            "What a linear classifier reads from z",
+            f"Accuracy over the number of labels. With {next(iter(probes.values()))['labels']:,}: "
+            + each(lambda name, _: f"{probes[name]['accuracy']:.1%}")
+            + f"; raw pixels {probes['pixels']['accuracy']:.1%}: a latent below raw pixels has lost something "
+            "that they show.",
+        ),
+        "latent_map": (
+            "A map of the latents",
+            "t-SNE of the means of q of test images. Trust the nearest neighbours in all dimensions rather than the "
+            "picture: they are of the same class for "
+            + each(lambda _, method: f"{method['latents'][agreement]['accuracy']:.1%}")
+            + f"; raw pixels {of_pixels['accuracy']:.1%}.",
+        ),
+        "traversals": (
+            "Along one dimension",
+            "What each decoder draws as z moves along a dimension or a principal direction: a change that can be named "
+            "is one that the decoder has separated from others.",
+        ),
+        "interpolation": (
+            "Between two images",
+            "Pictures halfway that could be real mean that the line between two codes stays where the decoder has "
+            "learned; mixed pixels are what that is to be compared with.",
+        ),
+        "sample_quality": (
+            "How real samples look to a classifier",
+            "Fréchet distance of samples from the test images, lower is better, over that of a Gaussian of pixels: "
+            + each(lambda name, _: f"{of_samples[name]['frechet_distance']['over_pixel_gaussian']['value']:.2f}")
+            + ".",
+        ),
+    }

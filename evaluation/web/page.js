@@ -1,0 +1,366 @@
+"use strict";
+// Draws E[x|z] of both decoders from the JSON in #explorer (evaluation/explorer.py), and sorts the table of images.
+
+// ---- Weights ----
+
+function bytesOf(base64) {
+  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+}
+
+// Half precision, little-endian, as base64 -> Float32Array.
+function floatsOf(base64) {
+  const bytes = bytesOf(base64);
+  const floats = new Float32Array(bytes.length / 2);
+  for (let i = 0; i < floats.length; i++) {
+    const bits = bytes[2 * i] | (bytes[2 * i + 1] << 8);
+    const exponent = (bits >> 10) & 31;
+    const fraction = bits & 1023;
+    const size = exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24;
+    floats[i] = bits & 32768 ? -size : size;
+  }
+  return floats;
+}
+
+// ---- Layers, by PyTorch's names: (layer, {values, shape}) -> {values, shape}; a shape is [channels, height, width] ----
+
+const LAYERS = {
+  Linear({ weight, bias }, { values }) {
+    const inputs = values.length;
+    const outputs = new Float32Array(weight.length / inputs);
+    for (let o = 0; o < outputs.length; o++) {
+      let sum = bias ? bias[o] : 0;
+      for (let i = 0, w = o * inputs; i < inputs; i++, w++) sum += weight[w] * values[i];
+      outputs[o] = sum;
+    }
+    return { values: outputs, shape: [outputs.length, 1, 1] };
+  },
+  LayerNorm({ weight, bias, eps }, { values, shape }) {
+    const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+    const variance = values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / values.length;
+    const scale = 1 / Math.sqrt(variance + eps);
+    return { values: values.map((value, i) => (value - mean) * scale * weight[i] + bias[i]), shape };
+  },
+  SiLU(layer, { values, shape }) {
+    return { values: values.map((value) => value / (1 + Math.exp(-value))), shape };
+  },
+  Tanh({ scale = 1 }, { values, shape }) {
+    return { values: values.map((value) => Math.tanh(scale * value)), shape };
+  },
+  Identity(layer, input) {
+    return input;
+  },
+  Unflatten({ unflattened_size: shape }, { values }) {
+    return { values, shape };
+  },
+  ConvTranspose2d({ weight, bias, out_channels: outputs, kernel_size, stride, padding }, { values, shape }) {
+    const [inputs, height, width] = shape;
+    const [rows, columns] = kernel_size;
+    const size = [0, 1].map((d) => (shape[d + 1] - 1) * stride[d] - 2 * padding[d] + kernel_size[d]);
+    const drawn = new Float32Array(outputs * size[0] * size[1]);
+    for (let o = 0; o < outputs; o++) {
+      const plane = drawn.subarray(o * size[0] * size[1], (o + 1) * size[0] * size[1]);
+      if (bias) plane.fill(bias[o]);
+      for (let i = 0; i < inputs; i++)
+        for (let r = 0; r < rows; r++)
+          for (let c = 0; c < columns; c++) {
+            const w = weight[((i * outputs + o) * rows + r) * columns + c];
+            for (let y = 0; y < height; y++) {
+              const row = y * stride[0] - padding[0] + r;
+              if (row < 0 || row >= size[0]) continue;
+              for (let x = 0; x < width; x++) {
+                const column = x * stride[1] - padding[1] + c;
+                if (column >= 0 && column < size[1])
+                  plane[row * size[1] + column] += w * values[(i * height + y) * width + x];
+              }
+            }
+          }
+    }
+    return { values: drawn, shape: [outputs, ...size] };
+  },
+  Conv2d({ weight, bias, out_channels: outputs, kernel_size, stride, padding }, { values, shape }) {
+    const [inputs, height, width] = shape;
+    const [rows, columns] = kernel_size;
+    const size = [0, 1].map((d) => Math.floor((shape[d + 1] + 2 * padding[d] - kernel_size[d]) / stride[d]) + 1);
+    const drawn = new Float32Array(outputs * size[0] * size[1]);
+    for (let o = 0; o < outputs; o++) {
+      const plane = drawn.subarray(o * size[0] * size[1], (o + 1) * size[0] * size[1]);
+      if (bias) plane.fill(bias[o]);
+      for (let i = 0; i < inputs; i++)
+        for (let r = 0; r < rows; r++)
+          for (let c = 0; c < columns; c++) {
+            const w = weight[((o * inputs + i) * rows + r) * columns + c];
+            for (let y = 0; y < size[0]; y++) {
+              const row = y * stride[0] - padding[0] + r;
+              if (row < 0 || row >= height) continue;
+              for (let x = 0; x < size[1]; x++) {
+                const column = x * stride[1] - padding[1] + c;
+                if (column >= 0 && column < width)
+                  plane[y * size[1] + x] += w * values[(i * height + row) * width + column];
+              }
+            }
+          }
+    }
+    return { values: drawn, shape: [outputs, ...size] };
+  },
+  PixelShuffle({ upscale_factor: factor }, { values, shape }) {
+    const [channels, height, width] = [shape[0] / factor ** 2, shape[1], shape[2]];
+    const drawn = new Float32Array(values.length);
+    for (let c = 0; c < shape[0]; c++) {
+      const channel = Math.floor(c / factor ** 2);
+      const [down, right] = [Math.floor((c % factor ** 2) / factor), c % factor];
+      for (let y = 0; y < height; y++)
+        for (let x = 0; x < width; x++) {
+          const row = channel * height * factor + y * factor + down;
+          drawn[row * width * factor + x * factor + right] = values[(c * height + y) * width + x];
+        }
+    }
+    return { values: drawn, shape: [channels, height * factor, width * factor] };
+  },
+};
+
+function decode(layers, z) {
+  let output = { values: Float32Array.from(z), shape: [z.length, 1, 1] };
+  for (const layer of layers) output = LAYERS[layer.type](layer, output);
+  return output.values;
+}
+
+// ---- The explorer ----
+
+function explore(data) {
+  const byId = (id) => document.getElementById(id);
+  const methods = Object.values(data.methods);
+  const [channels, height, width] = data.image_shape;
+  const pixels = channels * height * width;
+  const images = Float32Array.from(bytesOf(data.images), (value) => value / 127.5 - 1);
+  const count = data.labels.length;
+  for (const method of methods) {
+    const means = floatsOf(method.means);
+    const vectors = floatsOf(method.directions);
+    const split = (values) =>
+      Array.from({ length: values.length / method.latent_dim }, (_, n) =>
+        values.subarray(n * method.latent_dim, (n + 1) * method.latent_dim));
+    method.means = split(means);
+    method.directions = split(vectors);
+    for (const layer of method.layers)
+      for (const name of ["weight", "bias"]) if (name in layer) layer[name] = floatsOf(layer[name]);
+  }
+
+  // What is shown: two images, how far from the first to the second, the sliders, and a draw from the prior, if any.
+  const state = { image: 0, target: Math.min(1, count - 1), walk: 0, prior: null };
+  const sliders = [...document.querySelectorAll("#sliders input")];
+
+  const image = (n) => images.subarray(n * pixels, (n + 1) * pixels);
+  const title = (n) => `${data.classes[data.labels[n]]}, test image ${data.index[n].toLocaleString("en")}`;
+
+  function latent(method) {
+    const z = Float32Array.from(method.means[state.image]);
+    const end = method.means[state.target];
+    for (let d = 0; d < z.length; d++) z[d] = state.prior ? state.prior[d] : z[d] + state.walk * (end[d] - z[d]);
+    sliders.forEach((slider, s) => {
+      const direction = method.directions[s];
+      if (direction) for (let d = 0; d < z.length; d++) z[d] += slider.value * method.deviations[s] * direction[d];
+    });
+    return z;
+  }
+
+  // Values in [-1, 1], channel by channel, on a canvas of the image's own size.
+  function paint(canvas, values) {
+    const context = canvas.getContext("2d");
+    const drawn = context.createImageData(width, height);
+    const plane = height * width;
+    for (let i = 0; i < plane; i++) {
+      let colour = Array.from({ length: channels }, (_, c) => values[c * plane + i]);
+      if (channels !== 3) colour = Array(3).fill(colour.reduce((sum, value) => sum + value, 0) / channels);
+      drawn.data.set([...colour.map((value) => Math.round((value + 1) * 127.5)), 255], 4 * i);
+    }
+    context.putImageData(drawn, 0, 0);
+  }
+
+  function draw() {
+    paint(byId("original"), image(state.image));
+    byId("original-title").textContent = title(state.image);
+    methods.forEach((method, m) => {
+      const picture = decode(method.layers, latent(method));
+      paint(byId(`picture-${m}`), picture);
+      const error = picture.reduce((sum, value, i) => sum + (value - image(state.image)[i]) ** 2, 0);
+      const known = method.log_prob[state.image];
+      byId(`elbo-${m}`).textContent = method.elbo[state.image].toFixed(1);
+      byId(`log-prob-${m}`).textContent = known ? `${known[0].toFixed(1)} ± ${known[1].toFixed(1)}` : "not annealed";
+      byId(`error-${m}`).textContent = state.prior ? "–" : error.toFixed(1);
+    });
+    sliders.forEach((slider) => (slider.nextElementSibling.textContent = (+slider.value).toFixed(1)));
+    byId("walk-value").textContent = `${Math.round(100 * state.walk)}%`;
+    byId("where").textContent = state.prior
+      ? "z is a draw from p(z), the same for both where they have as many dimensions"
+      : state.walk > 0
+        ? `z is on the line to: ${title(state.target)}`
+        : "z is the mean of q(z) of the image";
+    drawMaps();
+  }
+
+  function choose(n) {
+    state.image = (n + count) % count;
+    state.prior = null;
+    state.walk = 0;
+    byId("walk").value = 0;
+    byId("image").value = state.image;
+    sliders.forEach((slider) => (slider.value = 0));
+    draw();
+  }
+
+  // ---- The maps: the first images of the list have points ----
+
+  const inside = (method, canvas) => {
+    const ends = [0, 1].map((d) => {
+      const values = method.points.map((point) => point[d]);
+      return [Math.min(...values), Math.max(...values)];
+    });
+    const place = (value, [low, high], size) => 14 + ((value - low) / (high - low || 1)) * (size - 28);
+    return method.points.map(([x, y]) => [
+      place(x, ends[0], canvas.width),
+      canvas.height - place(y, ends[1], canvas.height),
+    ]);
+  };
+  const places = methods.map((method, m) => inside(method, byId(`map-${m}`)));
+  const short = Math.max(...data.classes.map((name) => name.length)) <= 2;
+
+  function drawMaps() {
+    methods.forEach((method, m) => {
+      const canvas = byId(`map-${m}`);
+      const context = canvas.getContext("2d");
+      context.fillStyle = "white";
+      context.fillRect(0, 0, canvas.width, canvas.height);
+      context.font = "15px sans-serif";
+      context.textAlign = "center";
+      context.textBaseline = "middle";
+      places[m].forEach(([x, y], n) => {
+        context.fillStyle = data.colors[data.labels[n]];
+        if (short) context.fillText(data.classes[data.labels[n]], x, y);
+        else context.fillRect(x - 3, y - 3, 6, 6);
+      });
+      const place = places[m][state.image];
+      if (!place || state.prior) return;
+      context.strokeStyle = "#d00000";
+      context.lineWidth = 3;
+      context.beginPath();
+      context.arc(...place, 13, 0, 2 * Math.PI);
+      context.stroke();
+    });
+  }
+
+  function nearest(points, x, y, allowed = () => true) {
+    const distance = ([px, py]) => (px - x) ** 2 + (py - y) ** 2;
+    return points.reduce(
+      (best, point, n) => (allowed(point, n) && (best < 0 || distance(point) < distance(points[best])) ? n : best), -1);
+  }
+
+  methods.forEach((method, m) => {
+    const canvas = byId(`map-${m}`);
+    canvas.addEventListener("click", (event) => {
+      const box = canvas.getBoundingClientRect();
+      const scale = canvas.width / box.width;
+      choose(nearest(places[m], (event.clientX - box.left) * scale, (event.clientY - box.top) * scale));
+    });
+    canvas.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const [x, y] = places[m][state.image] || [canvas.width / 2, canvas.height / 2];
+      const found = nearest(places[m], x, y, ([px, py], n) => {
+        const along = (px - x) * step[0] + (py - y) * step[1];
+        const across = Math.abs((px - x) * step[1]) + Math.abs((py - y) * step[0]);
+        return n !== state.image && along > 0 && along >= across;
+      });
+      if (found >= 0) choose(found);
+    });
+  });
+
+  // ---- Controls ----
+
+  for (const [id, name] of [["image", "image"], ["target", "target"]]) {
+    const select = byId(id);
+    const order = [...Array(count).keys()].sort((one, other) => data.labels[one] - data.labels[other] || one - other);
+    for (const n of order) {
+      const annealed = methods.some((method) => method.log_prob[n]);
+      select.add(new Option(title(n) + (annealed ? ", log p(x) known" : ""), n));
+    }
+    select.value = state[name];
+  }
+  byId("image").addEventListener("change", (event) => choose(+event.target.value));
+  const options = byId("image").options;
+  const beside = (step) => choose(+options[(byId("image").selectedIndex + step + count) % count].value);
+  byId("previous").addEventListener("click", () => beside(-1));
+  byId("next").addEventListener("click", () => beside(1));
+  byId("back").addEventListener("click", () => choose(state.image));
+  byId("prior").addEventListener("click", () => {
+    const most = Math.max(...methods.map((method) => method.latent_dim));
+    const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+    state.prior = Float32Array.from({ length: most }, normal);
+    sliders.forEach((slider) => (slider.value = 0));
+    draw();
+  });
+  byId("target").addEventListener("change", (event) => {
+    state.target = +event.target.value;
+    draw();
+  });
+  byId("walk").addEventListener("input", (event) => {
+    state.walk = +event.target.value;
+    state.prior = null;
+    draw();
+  });
+  sliders.forEach((slider) => slider.addEventListener("input", draw));
+  for (const button of document.querySelectorAll("button[data-image]")) {
+    const n = data.index.indexOf(+button.dataset.image);
+    button.addEventListener("click", () => {
+      choose(n);
+      byId("explore").scrollIntoView();
+    });
+  }
+
+  const differences = methods.map((method) => {
+    const drawn = decode(method.layers, method.means[0]);
+    return floatsOf(method.first).reduce((most, value, i) => Math.max(most, Math.abs(value - drawn[i])), 0);
+  });
+  const most = Math.max(...differences) / 2;
+  byId("agreement").textContent =
+    `Weights are in half precision: this picture and PyTorch's differ by at most ${(255 * most).toFixed(2)}/255.`;
+  byId("agreement").classList.toggle("warning", most > 1 / 255);
+  const annealed = data.labels.findIndex((_, n) => methods.some((method) => method.log_prob[n]));
+  choose(Math.max(annealed, 0));
+}
+
+// ---- The table of images ----
+
+function sortable(table) {
+  const body = table.tBodies[0];
+  const key = (row, column) => {
+    const text = row.cells[column].textContent;
+    return text === "" ? -Infinity : isNaN(text) ? text : +text;
+  };
+  for (const button of table.querySelectorAll("th button"))
+    button.addEventListener("click", () => {
+      const header = button.closest("th");
+      const sign = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      for (const each of table.querySelectorAll("th")) each.removeAttribute("aria-sort");
+      header.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+      const rows = [...body.rows].map((row) => [key(row, header.cellIndex), row]);
+      rows.sort(([one], [other]) => sign * (one < other ? -1 : one > other ? 1 : 0));
+      body.append(...rows.map(([, row]) => row));
+    });
+}
+
+// ---- Figures of an epoch ----
+
+function chooseEpoch(select) {
+  const show = () => {
+    for (const figure of document.querySelectorAll("figure[data-epoch]"))
+      figure.hidden = figure.dataset.epoch !== select.value;
+  };
+  select.addEventListener("change", show);
+  show();
+}
+
+const stored = document.getElementById("explorer");
+if (stored) explore(JSON.parse(stored.textContent));
+document.querySelectorAll("table.sortable").forEach(sortable);
+document.querySelectorAll("#epoch").forEach(chooseEpoch);

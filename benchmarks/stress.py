@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -221,6 +222,8 @@ def contents(path):
         return _comparable(list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())))
     if path.suffix == ".json":
         return _comparable(json.loads(path.read_text(encoding="utf-8"), parse_constant=str))
+    if path.suffix == ".html":  # its other parts show the files above
+        return re.findall('id="explorer">(.*)</script>', path.read_text(encoding="utf-8"))
     return path.read_bytes() if path.is_file() and not path.stem.endswith("seconds") else None
 
 

@@ -3,12 +3,14 @@
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from browser import open_page
 from conftest import ROOT
 
 import main_vae
@@ -42,6 +44,7 @@ FILES = {
     "sample_quality.png",
     "history.csv",
     "summary.json",
+    "report.html",
 }
 STATES = {f"{prefix}_state{part}" for prefix in ("vae", "latent_opt") for part in (".json", "_1.pt")}
 STATES |= {"latent_opt_state_1_rows_0_of_1.pt"}
@@ -196,6 +199,15 @@ def test_bernoulli_writes_every_file_and_no_number_above_zero(bernoulli_tour):
     for method in summary["methods"].values():
         assert method["bounds"]["test"]["log_likelihood"]["mean"] < 0
         assert method["log_prob"]["test"]["annealed"]["mean"] < 0
+
+
+def test_the_pages_of_both_likelihoods_draw_and_show_every_figure(tour, bernoulli_tour):
+    for folder, _ in (tour, bernoulli_tour):
+        with open_page(folder / "results/report.html") as page:
+            assert float(re.search(r"at most ([\d.]+)/255", page.page_source)[1]) < 0.5
+            images = page.find_elements("css selector", "figure img")
+            shown = {image.get_attribute("alt").rpartition(": ")[2] for image in images}
+            assert shown == {name for name in FILES if name.endswith(".png")}
 
 
 def test_bernoulli_checkpoints_are_scored_again(bernoulli_tour, tmp_path):

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,7 +149,8 @@ def main():
     given = parser.parse_args()
     run_config, config = make_config(RunConfig, given), make_config(ClassifierConfig, given)
     device, config = prepare_run(run_config, config)
-    data = load_data(config, data_dir=run_config.data_dir, device=device)
+    data = load_data(config, data_dir=run_config.data_dir, device=device, at_most="train_size" not in given)
+    config = replace(config, train_size=len(data.train.labels))
     settings = {**asdict(config), "device": device.type}
     with locked_run(run_config, settings=settings, owned=OWNED) as run:
         if run is None:

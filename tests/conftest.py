@@ -9,7 +9,7 @@ import torch
 from torch import distributions, nn
 from torch.distributions import MultivariateNormal, Normal
 
-from data import Data, Split, load_mnist
+from data import Data, Split, load_dataset
 from model import Bernoulli, Gaussian, LatentVariableModel
 from runtime.config import TrainConfig
 
@@ -158,7 +158,7 @@ def model(request):
 
 @pytest.fixture(scope="session")
 def mnist():
-    return load_mnist(data_dir=ROOT / "data")
+    return load_dataset(data_dir=ROOT / "data")
 
 
 def toy_data(*, device="cpu", binary=False):

@@ -13,8 +13,8 @@ from PIL import Image
 from data import (
     binarized,
     load_data,
+    load_dataset,
     load_images,
-    load_mnist,
     random_rows_per_class,
     remaining,
     rows_per_class,
@@ -75,7 +75,7 @@ def test_the_remaining_images_are_those_that_were_not_drawn(mnist):
 
 
 def test_the_data_of_an_experiment_do_not_overlap(mnist, monkeypatch):
-    monkeypatch.setattr("data.load_mnist", lambda **_: mnist)
+    monkeypatch.setattr("data.load_dataset", lambda *_, **__: mnist)
     data = load_data(toy_config(train_size=30_000, seed=2))
     train, validation, rest = (set(split.index.tolist()) for split in data[:3])
     assert (len(train), len(validation), len(rest)) == (30_000, 5000, 30_000)
@@ -105,7 +105,7 @@ def test_a_damaged_archive_is_one_clear_line(tmp_path):
     shutil.copytree(ROOT / "data/MNIST/raw", raw, ignore=shutil.ignore_patterns("*-ubyte"))
     os.truncate(raw / "train-images-idx3-ubyte.gz", 1000)
     with pytest.raises(InputError, match="MNIST cannot be read") as error:
-        load_mnist(data_dir=tmp_path)
+        load_dataset(data_dir=tmp_path)
     assert "\n" not in str(error.value)
 
 

@@ -193,10 +193,11 @@ def report(model, test, history, settings, results_dir, started):
             "seconds": time.perf_counter() - started,
         },
     )
-    print(f"{'class':>8}{'accuracy':>10}{'95% interval':>18}{'images':>8}")
+    width = max(8, 1 + max(map(len, names)))
+    print(f"{'class':>{width}}{'accuracy':>10}{'95% interval':>18}{'images':>8}")
     for name, score in (*zip(names, per_class, strict=True), ("all", overall)):
         low, high = score["interval_95"]
-        print(f"{name:>8}{score['accuracy']:>10.2%}{f'{low:.2%} to {high:.2%}':>18}{score['images']:>8,}")
+        print(f"{name:>{width}}{score['accuracy']:>10.2%}{f'{low:.2%} to {high:.2%}':>18}{score['images']:>8,}")
     print(f"{time.perf_counter() - started:.0f} seconds")
 
 

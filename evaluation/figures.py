@@ -65,10 +65,11 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     classes, and example_values (methods, M) their log p(x), nats, annealed.
     """
     width = max(1 + 5.5 * max(2, len(methods)), 2 + 0.6 * len(images))
-    figure = Figure(figsize=(width, 6.4 + 0.15 * len(methods)))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(0.8 + 0.15 * len(methods), 2.3))
     texts = [[f"{value:.1f}" for value in of_method] for of_method in example_values]
-    captions = [(method.label, line, method.color) for method, line in zip(methods, texts, strict=True)]
+    names = [] if style.are_short(classes) else [("", map(style.short, classes[: len(images)]), style.INK)]
+    captions = names + [(method.label, line, method.color) for method, line in zip(methods, texts, strict=True)]
+    figure = Figure(figsize=(width, 6.4 + 0.15 * len(captions)))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(0.8 + 0.15 * len(captions), 2.3))
     style.show_images(upper.subplots(), images, captions=captions, size=9)
     of_classes = "each class" if len(images) == len(classes) else f"each of the first {len(images)} classes"
     upper.suptitle(f"One test image of {of_classes}: log p(x), nats, annealed")
@@ -248,7 +249,7 @@ def latent_map(*, points, labels, agreement, in_pixels, methods, classes):
     points: {method's name: (M, 2)}; labels: (M,); agreement: {method's name: stats.accuracy of latents.nearest_agree};
     in_pixels: the same in raw pixels.
     """
-    short = all(len(name) <= 2 and name.isalnum() for name in classes)
+    short = style.are_short(classes)
     figure = Figure(figsize=(6 * max(2, len(methods)) + 2.5 * (not short), 6.4))
     for method, axes in style.method_row(figure, methods):
         for label, (name, color) in enumerate(zip(classes, style.class_colors(len(classes)), strict=True)):
@@ -338,7 +339,8 @@ def classification(*, history, per_class, confusion, wrong, classes):
     history: of training.train; per_class: stats.accuracy of each class; confusion: counts (classes, classes), label by
     prediction; wrong: tuples (image, label, prediction, probability).
     """
-    figure = Figure(figsize=(13, 7.4))
+    scale = min(3, max(1, len(classes) / 18))  # or the confusion matrix could not be read
+    figure = Figure(figsize=(13 * scale, 7.4 * scale))
     upper, lower = figure.subfigures(2, 1, height_ratios=(2.2, 1))
     curves, shares, matrix = upper.subplots(1, 3, width_ratios=(1.1, 1.1, 1))
     plot_history(curves, history, "error", scale=100, label="", color=style.BASELINE)
@@ -353,7 +355,7 @@ def classification(*, history, per_class, confusion, wrong, classes):
     matrix.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1, 1.3 * mistakes.max()))
     matrix.grid(False)
     for label, prediction in np.argwhere(confusion):
-        size = min(7, 100 / len(classes))
+        size = min(7, 110 * scale / len(classes))
         matrix.text(prediction, label, confusion[label, prediction], ha="center", va="center", fontsize=size)
     matrix.set(title="Confusion matrix, mistakes shaded")
     style.class_axis(matrix, classes, label="prediction")

@@ -267,7 +267,7 @@ def _draw_interpolation(methods, sample_q, sample, classifier, save):
     for method in methods:
         mean = sample_q[method.name].mean
         rows[method.label] = method.model.mean(line(mean[start], mean[end]))
-    captions, between = {}, ": " if max(map(len, sample.classes)) <= 2 else "\n"
+    captions, between = {}, ": " if style.are_short(sample.classes) else "\n"
     for name, images in rows.items():
         _, labels, confidence = classify(classifier, images)
         pairs = zip(labels.tolist(), confidence.tolist(), strict=True)

@@ -169,6 +169,7 @@ def draw_epoch(epoch, methods, data, config, results_dir, done):
     likelihood = methods[0].model.likelihood.label
     train_rows = rows_per_class(data.train, 1)[:MOST_PICTURED].flatten()
     seen, (unseen, original) = data.train.images[train_rows], pictured(data).images.chunk(2)
+    names = [] if style.are_short(data.test.classes) else [style.short(name) for name in data.test.classes[: len(seen)]]
     compared, sheets = {}, {}
     for method in methods:
         mean = done[_picture_task(epoch, method)].to(data.device)
@@ -183,6 +184,7 @@ def draw_epoch(epoch, methods, data, config, results_dir, done):
         rows += [("test image", unseen), ("reconstruction", of_unseen)]
         figure = style.image_rows(
             rows=rows,
+            captions={"training image": names, "test image": names} if names else None,
             title=f"{method.label}, epoch {epoch}: reconstructions at the mean of q(z)",
             likelihood=likelihood,
         )
@@ -199,7 +201,7 @@ def draw_epoch(epoch, methods, data, config, results_dir, done):
     }
     figure = style.image_rows(
         rows=[("test image", original), *compared.items()],
-        captions=errors,
+        captions=errors | ({"test image": names} if names else {}),
         title=f"Unseen test images, epoch {epoch}; below each reconstruction its squared error "
         r"$\|x-\hat x\|^2$ (pixels in [-1, 1])",
         likelihood=likelihood,

@@ -61,6 +61,11 @@ def short(name):
     return (name if len(name) <= 12 else f"{name[:6]}…{name[-5:]}").replace("$", r"\$")
 
 
+def are_short(classes):
+    """Whether the names of classes are so short that they can stand for points, and need no room of their own."""
+    return all(len(name) <= 2 and name.isalnum() for name in classes)
+
+
 def styled(draw):
     """Draws in this style, with one more keyword, likelihood: the label of p(x|z), printed small at the lower right."""
 
@@ -177,7 +182,7 @@ def plot_shares(axes, x, scores, *, name="accuracy", **style):
 def class_axis(axes, classes, *, which="x", label="class"):
     """Names the classes along an axis; long names are turned, many are small."""
     form = {}
-    if which == "x" and max(map(len, classes)) > 2:
+    if which == "x" and not are_short(classes):
         form = {"rotation": 45, "ha": "right"} if len(classes) <= 12 else {"rotation": 90}
     if len(classes) > 12:
         form["fontsize"] = 7

@@ -213,7 +213,7 @@ def table(summary):
     """The final table, at most 100 columns wide."""
 
     def row(label, *cells):
-        return f"{label:44}{''.join(f'{value:>16}{count:>8}' for value, count in cells)}".rstrip()
+        return f"{label:44}{''.join(f'{value:>19}{count:>8}' for value, count in cells)}".rstrip()
 
     def number(score):
         error = score["standard_error"]
@@ -222,7 +222,7 @@ def table(summary):
     def line(label, of_splits):
         return row(label, *((number(score), f"{score['images']:,}") for score in of_splits))
 
-    rule, title = "-" * 92, "nats per image (± standard error over images)"
+    rule, title = "-" * 98, "nats per image (± standard error over images)"
     lines = [summary["likelihood"], row(title, ("train", "images"), ("test", "images")), rule]
     for method in summary["methods"].values():
         lines.append(method["label"])

@@ -180,7 +180,7 @@ class LatentOptimization(training.Method):
         )
         adam = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         self.optimizers = [adam, self.table]
-        count = min(VALIDATION_IMAGES, len(data.validation.labels))
+        count = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(data.validation.labels))
         self.validation_images = stratified_subset(data.validation, size=count, seed=config.seed).images
         start = initial_posterior(count, config.latent_dim, device=data.device)
         self.validation_fit = PosteriorFit(start)

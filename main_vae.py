@@ -70,9 +70,10 @@ def experiment(given, started, *, check_only=False):
     """
     run_config, config = make_config(RunConfig, given), make_config(TrainConfig, given)
     device, config = prepare_run(run_config, config)
-    eval_config = replace(EvalConfig.for_training(config, vars(given)), precision=config.precision)
-    data = load_data(config, data_dir=run_config.data_dir, device=device)
-    check_counts(data, eval_config)
+    at_most = "train_size" not in given
+    data = load_data(config, data_dir=run_config.data_dir, device=device, at_most=at_most)
+    config = replace(config, train_size=len(data.train.labels))
+    eval_config = choose_counts(config, given, data, precision=config.precision)
     checkpoint_dir, results_dir = run_config.checkpoint_dir, Path(run_config.results_dir)
     training, scoring = {**asdict(config), "device": device.type}, asdict(eval_config)
     history, seconds = [], {}
@@ -124,13 +125,15 @@ def evaluate_again(given, started, *, check_only=False):
             raise InputError(f"{run_config.checkpoint_dir}: the checkpoints are of another training: {others}")
         device, eval_config = prepare_run(run_config, EvalConfig.for_training(config, vars(given)))
         data = load_data(config, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
-        check_counts(data, eval_config)
+        eval_config = choose_counts(config, given, data, precision=eval_config.precision)
         for epoch in checkpoints.epochs:
             checkpoints.load(epoch, data)  # refuses a bad file before any work
         with lock(run_config, check_only=check_only):
             path, earlier = Path(run_config.results_dir) / OWNED.summary, {}
             with contextlib.suppress(InputError):  # no summary, or none that can be read
                 earlier = load_json(path)
+                if "train_config" in earlier:  # of an older version, without the settings that are new
+                    earlier["train_config"] = {**asdict(TrainConfig()), **earlier["train_config"]}
             if earlier and not run_config.overwrite and earlier.get("train_config") != asdict(config):
                 others = differences(earlier.get("train_config", {}), asdict(config)) or "of another version"
                 raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")
@@ -150,11 +153,20 @@ def evaluate_again(given, started, *, check_only=False):
             return score(checkpoints, data, eval_config, settings, run_config, seconds, started)
 
 
-def check_counts(data, eval_config):
-    """Raises InputError, before any work, if there are too few images for the evaluation."""
+def choose_counts(config, given, data, *, precision):
+    """The EvalConfig that suits the TrainConfig and the Data.
+
+    Raises InputError, before any work, if there are too few images for the counts that the user gave.
+    """
+    fewest = min(int(split.labels.bincount(minlength=split.num_classes).min()) for split in (data.train, data.test))
+    options = {"fewest": fewest, "classes": data.test.num_classes}
+    eval_config = replace(EvalConfig.for_training(config, vars(given), **options), precision=precision)
     for split in (data.train, data.test):
         rows_per_class(split, eval_config.images_per_digit)
     rows_per_class(data.test, 2)
+    if eval_config.fitted_images < data.test.num_classes:
+        raise InputError(f"--fitted-images {eval_config.fitted_images}: fewer than the {data.test.num_classes} classes")
+    return eval_config
 
 
 def score(checkpoints, data, eval_config, settings, run_config, seconds, started):
@@ -166,9 +178,8 @@ def score(checkpoints, data, eval_config, settings, run_config, seconds, started
     flags = f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim ({config.latent_dim:,})"
     with out_of_memory_hint(flags):
         # The classifier belongs to the training: it stays the same when the evaluation has another seed.
-        classifier_config = ClassifierConfig(
-            train_size=config.train_size, seed=config.seed, binarize=config.binarize, precision=config.precision
-        )
+        shared = ("train_size", "seed", "dataset", "resize", "binarize", "precision")
+        classifier_config = ClassifierConfig(**{name: getattr(config, name) for name in shared})
         classifier = find_classifier(data, classifier_config, checkpoint_dir=run_config.checkpoint_dir)
         known = {"settings": settings, "eval_config": asdict(eval_config), "versions": versions()}
         known["files"] = checkpoints.digests()

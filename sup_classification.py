@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,7 +149,8 @@ def main():
     given = parser.parse_args()
     run_config, config = make_config(RunConfig, given), make_config(ClassifierConfig, given)
     device, config = prepare_run(run_config, config)
-    data = load_data(config, data_dir=run_config.data_dir, device=device)
+    data = load_data(config, data_dir=run_config.data_dir, device=device, at_most="train_size" not in given)
+    config = replace(config, train_size=len(data.train.labels))
     settings = {**asdict(config), "device": device.type}
     with locked_run(run_config, settings=settings, owned=OWNED) as run:
         if run is None:
@@ -192,10 +193,11 @@ def report(model, test, history, settings, results_dir, started):
             "seconds": time.perf_counter() - started,
         },
     )
-    print(f"{'class':>8}{'accuracy':>10}{'95% interval':>18}{'images':>8}")
+    width = max(8, 1 + max(map(len, names)))
+    print(f"{'class':>{width}}{'accuracy':>10}{'95% interval':>18}{'images':>8}")
     for name, score in (*zip(names, per_class, strict=True), ("all", overall)):
         low, high = score["interval_95"]
-        print(f"{name:>8}{score['accuracy']:>10.2%}{f'{low:.2%} to {high:.2%}':>18}{score['images']:>8,}")
+        print(f"{name:>{width}}{score['accuracy']:>10.2%}{f'{low:.2%} to {high:.2%}':>18}{score['images']:>8,}")
     print(f"{time.perf_counter() - started:.0f} seconds")
 
 

@@ -38,7 +38,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPAT
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from data import load_mnist  # noqa: E402
+from data import load_dataset  # noqa: E402
 from runtime.checkpoint import PARTIAL  # noqa: E402
 from runtime.cli import run_script  # noqa: E402
 
@@ -59,7 +59,7 @@ def small_mnist(directory, *, train=600, test=150):
     """Writes the first images of MNIST to `directory`/MNIST/raw, as torchvision unpacks them."""
     raw = Path(directory) / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for split, name, count in zip(load_mnist(data_dir=ROOT / "data"), ("train", "t10k"), (train, test), strict=True):
+    for split, name, count in zip(load_dataset(data_dir=ROOT / "data"), ("train", "t10k"), (train, test), strict=True):
         images = ((split.images[:count] + 1) * 127.5).round().byte().numpy().tobytes()
         (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + images)
         labels = split.labels[:count].byte().numpy().tobytes()

@@ -4,6 +4,7 @@ methods: objects with name, label and color; classes: the classes' names; scores
 All functions take `likelihood`, too; see style.styled.
 """
 
+import math
 from itertools import product
 
 import numpy as np
@@ -60,15 +61,18 @@ def training_curves(*, history, methods, saved_epochs):
 def log_probabilities(*, scores, images, example_values, num_samples, methods, classes):
     """One image of each class with its log p(x), over the mean of each class, training images next to test images.
 
-    scores: {method's name: {split: a scores.summarize_log_prob}}; images: (classes, C, H, W) test images and
-    example_values (methods, classes) their log p(x), nats, annealed.
+    scores: {method's name: {split: a scores.summarize_log_prob}}; images: (M, C, H, W), test images of the first M
+    classes, and example_values (methods, M) their log p(x), nats, annealed.
     """
-    figure = Figure(figsize=(1 + 5.5 * max(2, len(methods)), 6.4 + 0.15 * len(methods)))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(0.8 + 0.15 * len(methods), 2.3))
+    width = max(1 + 5.5 * max(2, len(methods)), 2 + 0.6 * len(images))
     texts = [[f"{value:.1f}" for value in of_method] for of_method in example_values]
-    captions = [(method.label, line, method.color) for method, line in zip(methods, texts, strict=True)]
+    names = [] if style.are_short(classes) else [("", map(style.short, classes[: len(images)]), style.INK)]
+    captions = names + [(method.label, line, method.color) for method, line in zip(methods, texts, strict=True)]
+    figure = Figure(figsize=(width, 6.4 + 0.15 * len(captions)))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(0.8 + 0.15 * len(captions), 2.3))
     style.show_images(upper.subplots(), images, captions=captions, size=9)
-    upper.suptitle("One test image of each class: log p(x), nats, annealed")
+    of_classes = "each class" if len(images) == len(classes) else f"each of the first {len(images)} classes"
+    upper.suptitle(f"One test image of {of_classes}: log p(x), nats, annealed")
     panels = style.method_row(lower, methods, sharey=True)
     for method, axes in panels:
         for split, shift, inside in zip(SPLITS, (-0.2, 0.12), (method.color, "white"), strict=True):
@@ -245,18 +249,20 @@ def latent_map(*, points, labels, agreement, in_pixels, methods, classes):
     points: {method's name: (M, 2)}; labels: (M,); agreement: {method's name: stats.accuracy of latents.nearest_agree};
     in_pixels: the same in raw pixels.
     """
-    figure, short = Figure(figsize=(6 * max(2, len(methods)), 6.4)), max(map(len, classes)) <= 2
+    short = style.are_short(classes)
+    figure = Figure(figsize=(6 * max(2, len(methods)) + 2.5 * (not short), 6.4))
     for method, axes in style.method_row(figure, methods):
         for label, (name, color) in enumerate(zip(classes, style.class_colors(len(classes)), strict=True)):
             x, y = points[method.name][labels == label].numpy().T
             form = {"marker": f"${name}$", "s": 42} if short else {"s": 14}
-            axes.scatter(x, y, color=color, linewidths=0.2, label=name, **form)
+            axes.scatter(x, y, color=color, linewidths=0.2, label=style.short(name), **form)
         share, (low, high) = agreement[method.name]["accuracy"], agreement[method.name]["interval_95"]
         axes.set_title(f"{method.label}\n{share:.1%} ({low:.1%} to {high:.1%}) have a nearest neighbor of their class")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     if not short:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", markerscale=2)
+        columns = math.ceil(len(classes) / 30)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", markerscale=2, ncols=columns)
     share, (low, high) = in_pixels["accuracy"], in_pixels["interval_95"]
     figure.suptitle(
         f"Means of q of {len(labels):,} test images, each drawn {'as' if short else 'in the colour of'} its class: "
@@ -333,7 +339,8 @@ def classification(*, history, per_class, confusion, wrong, classes):
     history: of training.train; per_class: stats.accuracy of each class; confusion: counts (classes, classes), label by
     prediction; wrong: tuples (image, label, prediction, probability).
     """
-    figure = Figure(figsize=(13, 7.4))
+    scale = min(3, max(1, len(classes) / 18))  # or the confusion matrix could not be read
+    figure = Figure(figsize=(13 * scale, 7.4 * scale))
     upper, lower = figure.subfigures(2, 1, height_ratios=(2.2, 1))
     curves, shares, matrix = upper.subplots(1, 3, width_ratios=(1.1, 1.1, 1))
     plot_history(curves, history, "error", scale=100, label="", color=style.BASELINE)
@@ -348,12 +355,14 @@ def classification(*, history, per_class, confusion, wrong, classes):
     matrix.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1, 1.3 * mistakes.max()))
     matrix.grid(False)
     for label, prediction in np.argwhere(confusion):
-        matrix.text(prediction, label, confusion[label, prediction], ha="center", va="center", fontsize=7)
+        size = min(7, 110 * scale / len(classes))
+        matrix.text(prediction, label, confusion[label, prediction], ha="center", va="center", fontsize=size)
     matrix.set(title="Confusion matrix, mistakes shaded")
     style.class_axis(matrix, classes, label="prediction")
     style.class_axis(matrix, classes, which="y", label="label")
     if wrong:
-        texts = [(classes[label], f"as {classes[guess]}", f"p = {share:.3f}") for _, label, guess, share in wrong]
+        names = [style.short(name) for name in classes]
+        texts = [(names[label], f"as {names[guess]}", f"p = {share:.3f}") for _, label, guess, share in wrong]
         captions = [("", line, style.INK) for line in zip(*texts, strict=True)]
         style.show_images(lower.subplots(), torch.stack([image for image, *_ in wrong]), captions=captions)
     lower.suptitle("The most confidently wrong test images: label as prediction, its probability")

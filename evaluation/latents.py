@@ -10,9 +10,9 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
-from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
-from data import SPLITS, rows_per_class, stratified_subset
+from data import SPLITS, stratified_subset
 from evaluation import figures, style
 from evaluation.samples import classify
 from evaluation.stats import accuracy, bootstrap_counts, count_interval, wilson_interval
@@ -80,18 +80,19 @@ def rescale(features, others):
 def probe(features, labels, *, seed):
     """A logistic regression on features (N, F) with the labels (N,): (scikit-learn model, converged).
 
-    C is the one of PROBE_C with the best accuracy in cross-validation on these labels; of equals, the smallest.
+    C is the one of PROBE_C with the best accuracy in cross-validation on these labels; of equals, the smallest. Where
+    a class has fewer labels than there are folds, it is 1.
     """
     x, y = features.cpu().numpy(), labels.cpu().numpy()
-    few = len(y) <= FEW_LABELS
+    few, best = len(y) <= FEW_LABELS, {"C": 1.0}
     folds = FEW_FOLDS if few else MANY_FOLDS
-    kind = StratifiedKFold if np.unique(y, return_counts=True)[1].min() >= folds else KFold
-    splits = list(kind(folds, shuffle=True, random_state=seed).split(x, y))
-    regression = LogisticRegression(tol=SEARCH_TOLERANCE, max_iter=PROBE_ITERATIONS)
-    search = GridSearchCV(regression, {"C": PROBE_C}, cv=splits if few else splits[:1], refit=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it is returned
-        best = search.fit(x, y).best_params_
+        if np.unique(y, return_counts=True)[1].min() >= folds:
+            splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y))
+            regression = LogisticRegression(tol=SEARCH_TOLERANCE, max_iter=PROBE_ITERATIONS)
+            search = GridSearchCV(regression, {"C": PROBE_C}, cv=splits if few else splits[:1], refit=False)
+            best = search.fit(x, y).best_params_
         model = LogisticRegression(**best, tol=PROBE_TOLERANCE, max_iter=PROBE_ITERATIONS).fit(x, y)
     return model, bool(model.n_iter_.max() < PROBE_ITERATIONS)
 
@@ -100,13 +101,16 @@ def probe_scores(features, *, train, sample, seed):
     """How well classes can be read from features, `rescale`d: {name: one dict for each number of labels}.
 
     features: {name: (of the training images (N, F), of the test images (M, F))}; train, sample: the Splits of these
-    images. The numbers of labels are PROBE_LABELS, at most N. Fewer than N labels are drawn PROBE_DRAWS times,
-    stratified, the same draws for all features; each has a C of its own. The accuracy is the mean over the draws; the
-    interval is Wilson's over the M test images alone, and the standard deviation is that over the draws.
+    images. The numbers of labels are PROBE_LABELS, at most N, without those in which the rarest class has no share of
+    one label. Fewer than N labels are drawn PROBE_DRAWS times, stratified, the same draws for all features; each has a
+    C of its own. The accuracy is the mean over the draws; the interval is Wilson's over the M test images alone, and
+    the standard deviation is that over the draws.
     """
     count, images, scores = len(train.labels), len(sample.labels), {name: [] for name in features}
     numbered = replace(train, index=torch.arange(count, device=train.labels.device))
-    for size in sorted({min(size, count) for size in PROBE_LABELS}):
+    rarest = int(train.labels.bincount().min())
+    sizes = {min(size, count) for size in PROBE_LABELS if min(size, count) * rarest >= count}
+    for size in sorted(sizes or {count}):
         draws = {}  # {seed: rows}
         for draw in range(PROBE_DRAWS if size < count else 1):
             of_draw = _seed(seed, "labels of the probe", size, draw)
@@ -232,7 +236,8 @@ def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, res
 
 def _draw_traversals(methods, train_q, sample_q, sample, save):
     """From -3 to 3: the dimensions with most KL in training, and the directions in which the means of q vary most."""
-    row = int(rows_per_class(sample, 1)[TRAVERSED_CLASS % sample.num_classes])
+    labels = sample.labels.unique()  # a small sample may lack a rare class
+    row = int((sample.labels == labels[TRAVERSED_CLASS % len(labels)]).nonzero()[0])
     values, columns = torch.linspace(-3, 3, 7, device=sample.images.device), {}
     for method in methods:
         q, start, decode = train_q[method.name], sample_q[method.name].mean[row], method.model.mean
@@ -259,18 +264,19 @@ def _draw_traversals(methods, train_q, sample_q, sample, save):
 
 def _draw_interpolation(methods, sample_q, sample, classifier, save):
     """Between two test images: a mixture of their pixels, and what each model draws between their means of q."""
-    first, last = (position % sample.num_classes for position in INTERPOLATED_CLASSES)
-    last = last if last != first else (first + 1) % sample.num_classes
-    start, end = rows_per_class(sample, 1)[[first, last], 0].tolist()
+    labels = sample.labels.unique()
+    first, last = (position % len(labels) for position in INTERPOLATED_CLASSES)
+    last = last if last != first else (first + 1) % len(labels)
+    start, end = (int((sample.labels == labels[position]).nonzero()[0]) for position in (first, last))
     rows = {"mixed pixels": line(sample.images[start], sample.images[end])}
     for method in methods:
         mean = sample_q[method.name].mean
         rows[method.label] = method.model.mean(line(mean[start], mean[end]))
-    captions = {}
+    captions, between = {}, ": " if style.are_short(sample.classes) else "\n"
     for name, images in rows.items():
         _, labels, confidence = classify(classifier, images)
         pairs = zip(labels.tolist(), confidence.tolist(), strict=True)
-        captions[name] = [f"{sample.classes[label]}: {share:.0%}" for label, share in pairs]
+        captions[name] = [f"{style.short(sample.classes[label])}{between}{share:.0%}" for label, share in pairs]
     save(
         "interpolation",
         style.image_rows,

@@ -14,7 +14,7 @@ from runtime.checkpoint import save_array, save_csv, save_figure
 from runtime.distributed import rank
 from vae_utils import random_generator
 
-PRIOR_SAMPLES = 64
+PRIOR_SAMPLES, MOST_PICTURED = 64, 30  # how many classes at most have an image of their own in a figure
 RESULTS = (  # the files in the results directory, as patterns
     "*recon_epoch_[0-9]*.png",
     "samples_epoch_[0-9]*.png",
@@ -87,8 +87,8 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
     values = np.stack([[found[method.name][split].is_log_prob for split in SPLITS] for method in methods])
     save_csv(results_dir / "log_probabilities.csv", scores.records(found, data, config))
     save_array(results_dir / "log_probabilities.npy", values)
-    examples = data.test.images[scores.scored_rows(data, "test", 1, config).flatten()]
-    shown = [found[method.name]["test"].ais_log_prob[:, 0].tolist() for method in methods]
+    examples = data.test.images[scores.scored_rows(data, "test", 1, config).flatten()[:MOST_PICTURED]]
+    shown = [found[method.name]["test"].ais_log_prob[:MOST_PICTURED, 0].tolist() for method in methods]
     counts = {"num_samples": config.num_samples, "classes": classes}
     save(
         "log_probabilities", figures.log_probabilities, scores=log_prob, images=examples, example_values=shown, **counts
@@ -170,7 +170,7 @@ def _picture_task(epoch, method):
 
 def pictured(data):
     """The test images that are drawn, a Split: the first of each class to reconstruct, then the second."""
-    return data.test.at(rows_per_class(data.test, 2).T.flatten())
+    return data.test.at(rows_per_class(data.test, 2)[:MOST_PICTURED].T.flatten())
 
 
 def draw_epoch(epoch, methods, data, config, results_dir, done):
@@ -179,8 +179,9 @@ def draw_epoch(epoch, methods, data, config, results_dir, done):
     done: the results of `picture_tasks`.
     """
     likelihood = methods[0].model.likelihood.label
-    train_rows = rows_per_class(data.train, 1).flatten()
+    train_rows = rows_per_class(data.train, 1)[:MOST_PICTURED].flatten()
     seen, (unseen, original) = data.train.images[train_rows], pictured(data).images.chunk(2)
+    names = [] if style.are_short(data.test.classes) else [style.short(name) for name in data.test.classes[: len(seen)]]
     compared, sheets = {}, {}
     for method in methods:
         mean = done[_picture_task(epoch, method)].to(data.device)
@@ -195,6 +196,7 @@ def draw_epoch(epoch, methods, data, config, results_dir, done):
         rows += [("test image", unseen), ("reconstruction", of_unseen)]
         figure = style.image_rows(
             rows=rows,
+            captions={"training image": names, "test image": names} if names else None,
             title=f"{method.label}, epoch {epoch}: reconstructions at the mean of q(z)",
             likelihood=likelihood,
         )
@@ -211,7 +213,7 @@ def draw_epoch(epoch, methods, data, config, results_dir, done):
     }
     figure = style.image_rows(
         rows=[("test image", original), *compared.items()],
-        captions=errors,
+        captions=errors | ({"test image": names} if names else {}),
         title=f"Unseen test images, epoch {epoch}; below each reconstruction its squared error "
         r"$\|x-\hat x\|^2$ (pixels in [-1, 1])",
         likelihood=likelihood,

@@ -56,6 +56,16 @@ def class_colors(count):
     return CLASS_COLORS[:count] if count <= len(CLASS_COLORS) else mpl.colormaps["turbo"](np.linspace(0, 1, count))
 
 
+def short(name):
+    """The name of a class as figures show it: long ones without their middle, a dollar not taken for mathematics."""
+    return (name if len(name) <= 12 else f"{name[:6]}…{name[-5:]}").replace("$", r"\$")
+
+
+def are_short(classes):
+    """Whether the names of classes are so short that they can stand for points, and need no room of their own."""
+    return all(len(name) <= 2 and name.isalnum() for name in classes)
+
+
 def styled(draw):
     """Draws in this style, with one more keyword, likelihood: the label of p(x|z), printed small at the lower right."""
 
@@ -113,7 +123,8 @@ def image_rows(*, rows, title, captions=None):
     columns, captions = rows if isinstance(rows, dict) else {"": rows}, captions or {}
     rows = max(columns.values(), key=len)
     most, (height, width) = max(len(images) for _, images in rows), rows[0][1].shape[-2:]
-    row_heights = sum(0.82 * height / width + 0.2 * (label in captions) for label, _ in rows)
+    lines = {label: 1 + max(text.count("\n") for text in texts) for label, texts in captions.items()}
+    row_heights = sum(0.82 * height / width + 0.2 * lines.get(label, 0) for label, _ in rows)
     size = max(9, (0.82 * most + 1.6) * len(columns)), row_heights + 0.8 + 0.25 * (len(columns) + title.count("\n"))
     figure = Figure(figsize=size, layout="compressed")
     parts = figure.subfigures(1, len(columns), squeeze=False)[0] if len(columns) > 1 else [figure]
@@ -169,10 +180,14 @@ def plot_shares(axes, x, scores, *, name="accuracy", **style):
 
 
 def class_axis(axes, classes, *, which="x", label="class"):
-    """Names the classes along an axis; long names are turned."""
-    turned = {"rotation": 45, "ha": "right"} if which == "x" and max(map(len, classes)) > 2 else {}
+    """Names the classes along an axis; long names are turned, many are small."""
+    form = {}
+    if which == "x" and not are_short(classes):
+        form = {"rotation": 45, "ha": "right"} if len(classes) <= 12 else {"rotation": 90}
+    if len(classes) > 12:
+        form["fontsize"] = 7
     axes.set(**{f"{which}label": label})
-    getattr(axes, f"set_{which}ticks")(range(len(classes)), classes, **turned)
+    getattr(axes, f"set_{which}ticks")(range(len(classes)), map(short, classes), **form)
 
 
 def log_axis(axes, *, sign=1):

@@ -89,9 +89,9 @@ def table(summary):
     """The final table, at most 100 columns wide."""
 
     def line(label, cells):
-        return f"{label:44}{''.join(f'{value:>16}{count:>8}' for value, count in cells)}".rstrip()
+        return f"{label:44}{''.join(f'{value:>19}{count:>8}' for value, count in cells)}".rstrip()
 
-    rule = "-" * 92
+    rule = "-" * 98
     lines = [summary["likelihood"], line(TITLE, (("train", "images"), ("test", "images"))), rule]
     for rows in final_rows(summary):
         lines += [line("  " * row.depth + row.label, row.cells) for row in rows]

@@ -30,12 +30,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=formatter, allow_abbrev=False, **keywords)
 
     def parse_args(self, args=None, namespace=None):
-        """Parses like its base class; its error for an unknown flag names the most similar one."""
+        """Parses like its base class; its error for unknown flags names the most similar ones."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known = [option[2:] for option in self._option_string_actions if option.startswith("--")]
-            given = [text[2:].split("=")[0] for text in unknown if text.startswith("--")]
-            near = [f"--{match}" for name in given for match in difflib.get_close_matches(name, known, n=1)]
+            near = dict.fromkeys(_similar(unknown, self._option_string_actions))
             hint = f" (did you mean {', '.join(near)}?)" if near else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed
@@ -44,6 +42,25 @@ class Parser(argparse.ArgumentParser):
         if rank():
             sys.exit(2)
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+
+def _similar(unknown, flags):
+    """Yields, for each unknown flag of a command line, the most similar of the flags, if any is similar.
+
+    Hyphens do not count, so that words may be joined, or split: --trainsize, --train_size, --train size.
+    """
+    known = {_joined(name): name for name in flags}
+    for text, following in zip(unknown, [*unknown[1:], ""], strict=True):
+        if text.startswith("-"):
+            name = _joined(text.split("=")[0])
+            matches = difflib.get_close_matches(name, known, n=1)
+            if not following.startswith("-") and (both := name + _joined(following)) in known:
+                matches = [both]
+            yield from (known[match] for match in matches)
+
+
+def _joined(text):
+    return text.lower().replace("-", "").replace("_", "")
 
 
 def add_flags(parser, config_class, title, *, skip=()):

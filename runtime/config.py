@@ -37,6 +37,14 @@ def check_ranges(config):
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 MANY = 10**9  # no limit of ours; the data and the memory have theirs
+TRAIN_SIZE = (
+    "training images, stratified; without this flag at most 7/8 of those there are, so that others validate. If fewer "
+    "than 20 are left, the test images validate"
+)
+DATASET = (
+    "mnist, fashion-mnist, kmnist, or folder:PATH, a folder with a folder of images for each class, of which a fifth "
+    "are test images"
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,9 @@ class TrainConfig:
     """All that the trained weights depend on, but for the data and the device."""
 
     epochs: int = setting(30, "passes over the training images", low=1, high=100_000)
-    train_size: int = setting(20_000, "training images, stratified", low=1, high=MANY)
+    train_size: int = setting(20_000, TRAIN_SIZE, low=1, high=MANY)
+    dataset: str = setting("mnist", DATASET)
+    resize: bool = setting(False, "resize the images of a folder to 28 x 28, padded to squares with their ground")
     batch_size: int = setting(64, "images per step", low=1, high=MANY)
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
     latent_dim: int = setting(200, "dimensions of z", low=1, high=10_000)
@@ -74,7 +84,7 @@ class EvalConfig:
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
     precision: str = setting("auto", "number format of the networks in gradients of annealing", choices=PRECISIONS)
     num_samples: int = setting(1000, "importance samples per image", low=1, high=MANY, least=100)
-    images_per_digit: int = setting(10, "images of each class and split for log p(x)", low=1, high=MANY)
+    images_per_digit: int = setting(10, "images of each class and split for log p(x), if there are", low=1, high=MANY)
     annealed_per_digit: int = setting(5, "of these, how many are annealed", low=1, high=MANY, least=1)
     chains: int = setting(8, "annealed chains per image", low=2, high=MANY)
     log_weight_std: float = setting(0.8, "standard deviation of an image's log-weights to aim at", low=0.01, high=100.0)
@@ -90,17 +100,25 @@ class EvalConfig:
         if self.annealed_per_digit > self.images_per_digit:
             whole = f"--images-per-digit {self.images_per_digit}, of which they are taken"
             raise InputError(f"--annealed-per-digit {self.annealed_per_digit}: more than {whole}")
+        if self.gap_images_per_digit > self.annealed_per_digit:
+            whole = f"--annealed-per-digit {self.annealed_per_digit}, of which they are at the last epoch"
+            raise InputError(f"--gap-images-per-digit {self.gap_images_per_digit}: more than {whole}")
 
     @classmethod
-    def for_training(cls, training, given):
-        """The counts that suit the TrainConfig `training`; given: {name: value} of those that the user chose."""
+    def for_training(cls, training, given, *, fewest=MANY, classes=1):
+        """The counts that suit the TrainConfig `training` and its data.
+
+        given: {name: value} of those that the user chose; fewest: images of the smallest class, in either split;
+        classes: how many there are.
+        """
         default = TrainConfig()
         share = min(1.0, training.epochs * training.train_size / (default.epochs * default.train_size))
         scaled = [entry for entry in fields(cls) if entry.metadata["least"] is not None]
         values = {entry.name: max(entry.metadata["least"], round(share * entry.default)) for entry in scaled}
         given = {entry.name: given[entry.name] for entry in fields(cls) if entry.name in given}
-        if "annealed_per_digit" not in given and "images_per_digit" in given:
-            values["annealed_per_digit"] = min(values["annealed_per_digit"], given["images_per_digit"])
+        values["images_per_digit"] = given.get("images_per_digit", max(1, min(cls.images_per_digit, fewest)))
+        values["annealed_per_digit"] = min(values["annealed_per_digit"], values["images_per_digit"])
+        values["fitted_images"] = max(values["fitted_images"], classes)
         return cls(**{**values, **given})
 
 
@@ -109,7 +127,9 @@ class ClassifierConfig:
     """All that the supervised baseline's weights depend on, but for the data and the device."""
 
     epochs: int = setting(8, "passes over the training images", low=1, high=100_000)
-    train_size: int = setting(20_000, "training images, stratified", low=1, high=MANY)
+    train_size: int = setting(20_000, TRAIN_SIZE, low=1, high=MANY)
+    dataset: str = setting("mnist", DATASET)
+    resize: bool = setting(False, "resize the images of a folder to 28 x 28, padded to squares with their ground")
     batch_size: int = setting(128, "images per step", low=2, high=MANY)  # batch normalization needs two
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
     learning_rate: float = setting(0.006, "the peak of Adam's", low=0.0, high=1e3)
@@ -125,7 +145,7 @@ class RunConfig:
     """Where a run reads and writes, and how it works."""
 
     device: str = setting("auto", "cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS, then the CPU")
-    data_dir: str = setting("data", "directory that holds MNIST/raw")
+    data_dir: str = setting("data", "directory that holds MNIST/raw, FashionMNIST/raw, KMNIST/raw")
     checkpoint_dir: str = setting("checkpoints", "directory of the checkpoints")
     results_dir: str = setting("results", "directory of figures and tables")
     resume: bool = setting(False, "continue the run in these directories: it was interrupted, or is to be longer")

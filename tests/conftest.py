@@ -4,12 +4,14 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import distributions, nn
 from torch.distributions import MultivariateNormal, Normal
 
-from data import Data, Split, load_mnist
+from data import Data, Split, load_dataset
 from model import Bernoulli, Gaussian, LatentVariableModel
 from runtime.config import TrainConfig
 
@@ -158,7 +160,18 @@ def model(request):
 
 @pytest.fixture(scope="session")
 def mnist():
-    return load_mnist(data_dir=ROOT / "data")
+    return load_dataset(data_dir=ROOT / "data")
+
+
+def image_folder(path, counts, *, size=(28, 28)):
+    """Writes a folder of noise images for each class of `counts`, {name: images}, all of them different."""
+    generator = np.random.default_rng(4)
+    for label, (name, count) in enumerate(counts.items()):
+        (path / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 60 + 40 * label, size, dtype=np.uint8)
+            Image.fromarray(pixels).save(path / name / f"{number:03}.png")
+    return path
 
 
 def toy_data(*, device="cpu", binary=False):

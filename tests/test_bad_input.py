@@ -4,6 +4,7 @@ import os
 import shlex
 
 import pytest
+from conftest import image_folder
 from processes import CLASSIFIER, MAIN, arguments, contents, run
 
 import main_vae
@@ -71,6 +72,22 @@ CASES = [
     (MAIN, "--data-dir file", "file/MNIST/raw: MNIST cannot be read"),
     (MAIN, "--data-dir damaged", "damaged/MNIST/raw: MNIST cannot be read"),
     (MAIN, "--epoch 2", "unrecognized arguments: --epoch 2 (did you mean --epochs?)"),  # no abbreviations
+    (MAIN, "--epoch 1 --trainsize 100", "(did you mean --epochs, --train-size?)"),
+    (MAIN, "--dataset mnst", "--dataset mnst: not one of mnist, fashion-mnist, kmnist, folder:PATH"),
+    (MAIN, "--dataset folder:", "--dataset folder:: not one of"),
+    (MAIN, "--dataset folder:none", "--dataset folder:none: No such file or directory"),
+    (MAIN, "--dataset folder:file", "--dataset folder:file: Not a directory"),
+    (MAIN, "--dataset folder:results", "--dataset folder:results: Couldn't find any class folder"),
+    (MAIN, "--dataset folder:images/one", "--dataset folder:images/one: has one class, a; it needs"),
+    (MAIN, "--dataset folder:images/few", "class b has 9 images; every class needs 10 or more"),
+    (MAIN, "--dataset folder:images/empty", "Found no valid file for the classes b"),
+    (MAIN, "--dataset folder:images/damaged", "images/damaged/b/000.png: not an image"),
+    (MAIN, "--dataset folder:images/large", "images/large/a/000.png: is 30 x 30 pixels, not 28 x 28"),
+    (MAIN, "--dataset folder:images/large --resize", "a stratified subset of 200 images is impossible: 2 to 16"),
+    (MAIN, "--dataset folder:images/large --resize --train-size 16 --images-per-digit 3", "one class has only 2"),
+    (MAIN, "--resize", "--resize: for the images of --dataset folder:PATH, not for mnist"),
+    (MAIN, "--gap-images-per-digit 2", "--gap-images-per-digit 2: more than --annealed-per-digit 1"),
+    (CLASSIFIER, "--dataset folder:images/few", "class b has 9 images"),
     (MAIN, "train", "unrecognized arguments: train"),
     (MAIN, "--resume yes", "unrecognized arguments: yes"),
     (MAIN, "--lines 'a\nb'", "unrecognized arguments"),
@@ -96,6 +113,10 @@ def folder(tmp_path_factory):
         (folder / name).mkdir()
         (folder / name / "kept").write_text("of an earlier run")
     (folder / "file").write_text("a file")
+    for name, counts in (("one", {"a": 12}), ("few", {"a": 10, "b": 9}), ("empty", {"a": 10, "b": 0})):
+        image_folder(folder / "images" / name, counts)
+    image_folder(folder / "images/large", {"a": 10, "b": 10}, size=(30, 30))
+    (image_folder(folder / "images/damaged", {"a": 10, "b": 10}) / "b/000.png").write_text("no image")
     (folder / "two\nlines/file").write_text("a file")
     (folder / "circle").symlink_to("circle")
     return folder

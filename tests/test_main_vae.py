@@ -6,19 +6,21 @@ import math
 import re
 import subprocess
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 from browser import open_page
-from conftest import ROOT
+from conftest import ROOT, image_folder
 
 import main_vae
+import sup_classification
 from amortized_vae import AmortizedVAE
 from benchmarks import stress
 from latent_optimization import LatentOptimization
 from model import ConvModel, LatentVariableModel, make_likelihood
-from runtime.checkpoint import load_checkpoint
+from runtime.checkpoint import InputError, load_checkpoint
 from training import Method
 from vae_utils import diagonal_normal, evaluate_bound, forward_pass, random_generator
 
@@ -266,6 +268,42 @@ def test_a_new_method_is_one_class_and_one_entry_of_the_list(tmp_path, monkeypat
     for method in methods:
         assert (results / f"{method.reconstruction_prefix}_epoch_2.png").exists()
         assert (tmp_path / "checkpoints" / f"{method.prefix}_epoch_1.pt").exists()
+
+
+def test_a_folder_of_images_without_further_counts(tmp_path, monkeypatch, capsys):
+    """Training, evaluation and baseline, four classes of 14 to 17 images of another size, one name long."""
+    names = ("a$", "b", "c", "a name that is far too long")
+    image_folder(tmp_path / "mine", {name: 14 + number for number, name in enumerate(names)}, size=(20, 30))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main_vae, "METHODS", (LatentOptimization,))
+    flags = ["--dataset", "folder:mine", "--resize", "--epochs", "1", "--latent-dim", "5", "--seed", "1"]
+    quick = "--num-samples 20 --chains 2 --temperatures 2 --fit-steps 2 --simulated-images 2 --classified-samples 200"
+    monkeypatch.setattr("sys.argv", ["main_vae.py", *flags, *quick.split()])
+    main_vae.main()
+    summary = json.loads((tmp_path / "results/summary.json").read_text())
+    config = {name: summary["train_config"][name] for name in ("dataset", "resize", "train_size")}
+    assert config == {"dataset": "folder:mine", "resize": True, "train_size": 51 - 51 // 8}
+    assert summary["eval_config"]["images_per_digit"] == 2  # of the test images there are no more
+    assert np.load(tmp_path / "results/log_probabilities.npy", allow_pickle=False).shape == (1, 2, 4, 2)
+    rows = read_csv(tmp_path / "results/log_probabilities.csv")
+    assert [row["class"] for row in rows[:8:2]] == sorted(names)
+    assert names_in(tmp_path / "results") == FILES - {"recon_epoch_1.png"}
+    monkeypatch.setattr("sys.argv", ["main_vae.py", "--evaluate-only", "--dataset", "mnist"])
+    with pytest.raises(InputError, match="--dataset folder:mine there, mnist here"):
+        main_vae.main()
+    summary["train_config"].pop("dataset")  # as of an older version, whose data set was MNIST
+    (tmp_path / "results/summary.json").write_text(json.dumps(summary))
+    with pytest.raises(InputError, match="of another run \\(--dataset mnist there, folder:mine here\\)"):
+        main_vae.evaluate_again(Namespace(), 0.0, check_only=True)  # the checkpoints say which one to read
+    capsys.readouterr()
+    directories = ["--checkpoint-dir", "baseline", "--results-dir", "baseline"]
+    monkeypatch.setattr("sys.argv", ["sup_classification.py", *flags[:3], "--epochs", "1", *directories])
+    sup_classification.main()
+    table = capsys.readouterr().out.splitlines()[-7:-1]
+    assert {line.index("%") for line in table[1:]} == {line.index("%") for line in table[1:2]}
+    result = json.loads((tmp_path / "baseline/classification.json").read_text())
+    assert list(result["classes"]) == sorted(names)
+    assert result["test"]["images"] == 2 + 3 + 3 + 3
 
 
 def test_the_supervised_baseline(tmp_path):

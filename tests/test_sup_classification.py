@@ -76,6 +76,14 @@ def test_other_files_are_refused(trained, data, tmp_path):
             load_classifier(tmp_path / "classifier.pt", train_index=data.train.index)
 
 
+def test_a_checkpoint_of_a_version_without_other_data_sets_is_of_mnist(trained, tmp_path):
+    checkpoint = load_checkpoint(trained[0] / "classifier.pt")
+    old = {name: value for name, value in checkpoint["config"].items() if name not in ("dataset", "resize")}
+    save_checkpoint(tmp_path / "classifier.pt", {**checkpoint, "config": old})
+    assert load_classifier(tmp_path / "classifier.pt").config == CONFIG
+    assert CONFIG.dataset == "mnist"
+
+
 def test_a_classifier_is_trained_only_where_it_is_not_there(trained, data, tmp_path):
     folder, model, _ = trained
     path = folder / "classifier.pt"

@@ -135,6 +135,15 @@ def test_a_probe_reads_what_is_there_and_nothing_else(monkeypatch):
         assert row["images"] == 200
 
 
+def test_a_probe_needs_a_label_of_the_rarest_class(monkeypatch):
+    monkeypatch.setattr(latents, "PROBE_LABELS", (10, 30, 20_000))
+    features, split = blobs(images=200, width=8, deviation=0.1, seed=1)
+    rare = split.at(torch.cat(((split.labels == 0).nonzero().flatten(), (split.labels == 1).nonzero().flatten()[:2])))
+    features = features[rare.index - 1000]
+    scores = latents.probe_scores({"blobs": (features, features)}, train=rare, sample=rare, seed=2)
+    assert [row["labels"] for row in scores["blobs"]] == [30, 31]  # two of 31 are less than one of ten
+
+
 def test_a_probe_that_does_not_converge_says_so(monkeypatch):
     features, train = blobs(images=200, width=8, deviation=3, seed=1, shuffled=True)
     assert latents.probe(features, train.labels, seed=0)[1]
@@ -169,6 +178,7 @@ def test_the_penalty_of_a_probe_is_that_of_scikit_learns_cross_validation(monkey
 def test_a_probe_can_have_fewer_images_of_a_class_than_folds():
     features, train = blobs(images=9, width=8, deviation=0.1, seed=1)
     model, _ = latents.probe(features, train.labels, seed=0)
+    assert model.C == 1  # nothing to choose it by
     assert (model.predict(features.numpy()) == train.labels.numpy()).all()
 
 

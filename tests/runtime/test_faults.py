@@ -15,7 +15,7 @@ from processes import CLASSIFIER, MAIN, arguments, contents, run, stop, wait_for
 
 from amortized_vae import AmortizedVAE
 from benchmarks import stress
-from data import load_data, load_mnist
+from data import load_data, load_dataset
 from runtime.checkpoint import InputError, RunError, load_checkpoint, load_json, save_checkpoint, save_json
 from runtime.config import TrainConfig
 from training import train
@@ -156,11 +156,11 @@ def test_a_truncated_image_file_without_its_archive(folder_of_runs, tmp_path):
 def test_what_a_killed_run_has_unpacked_in_part_is_unpacked_again(tmp_path):
     raw = shutil.copytree(ROOT / "data/MNIST/raw", tmp_path / "MNIST/raw")
     unpacked = raw / ARCHIVE.removesuffix(".gz")
-    load_mnist(data_dir=tmp_path)
+    load_dataset(data_dir=tmp_path)
     whole = unpacked.read_bytes()
     for size in (0, 5, 10_000, len(whole) - 1):
         unpacked.write_bytes(whole[:size])
-        assert load_mnist(data_dir=tmp_path)[0].images.shape == (60_000, 1, 28, 28)
+        assert load_dataset(data_dir=tmp_path)[0].images.shape == (60_000, 1, 28, 28)
         assert unpacked.read_bytes() == whole
 
 

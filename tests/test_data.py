@@ -180,6 +180,7 @@ def test_a_fifth_of_each_folder_is_for_testing_whatever_the_seed(pictures):
     assert pool.classes == test.classes == tuple(COUNTS)
     assert test.labels.bincount().tolist() == [2, 2, 10]
     assert sorted([*pool.index.tolist(), *test.index.tolist()]) == list(range(75))
+    assert test.index[4:].tolist() != list(range(24, 34))  # not simply the first ones, but drawn
     files = ImageFolder(pictures).samples
     for split in (pool, test):
         for image, label, index in zip(split.images, split.labels.tolist(), split.index.tolist(), strict=True):
@@ -367,6 +368,9 @@ def test_a_light_garment_that_fills_the_image_is_not_dark_on_light():
     assert shirt.median() > 0
     assert not dark_on_light(shirt).any()
     assert not dark_on_light(torch.ones(1, 1, 28, 28)).any()
+    frame = torch.full((1, 1, 28, 28), -1.0)
+    frame[..., 0, :] = -0.8
+    assert not dark_on_light(frame).any()
 
 
 @pytest.mark.parametrize(

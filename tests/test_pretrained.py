@@ -15,31 +15,32 @@ from latent_optimization import fit_posterior, initial_posterior
 from main_vae import METHODS
 from runtime.checkpoint import InputError, load_json, save_json
 from training import find_checkpoints, train
-from vae_utils import elbo, evaluate_bound, select
+from vae_utils import evaluate_bound, importance_sampling, random_generator, select
 
 FOLDER = ROOT / "pretrained"
 LOAD_MODEL = {module.__name__: module.load_model for module in (amortized_vae, latent_optimization)}
 
 
 def test_the_amortized_elbo_of_all_test_images_is_the_summarys(mnist):
-    """Of a draw of their own: within two standard errors of the difference of two one-draw estimates."""
+    """Of another draw, within two standard errors of the difference of two draws; of the run's own, but for rounding."""
     model, x = amortized_vae.load_model(FOLDER / "vae.pt"), mnist[1].images
     with torch.no_grad():
         q = model.encode(x)
-    first, second = (
-        evaluate_bound(model, x, lambda x, rows: select(q, rows), generator=seeded(seed)).elbo.double()
-        for seed in (11, 12)
+    other, own = (
+        evaluate_bound(model, x, lambda x, rows: select(q, rows), generator=generator).elbo.double()
+        for generator in (seeded(11), random_generator(0, "final bound", "amortized", "test"))
     )
-    error = (first - second).std() / math.sqrt(len(x))
-    assert error < 0.1
+    error = (other - own).std() / math.sqrt(len(x))
+    assert error < 0.2
     summary = load_json(FOLDER / "summary.json")["methods"]["amortized"]["bounds"]["test"]["elbo"]
     assert summary["images"] == len(x)
-    assert abs(first.mean() - summary["mean"]) < 2 * error
+    assert abs(other.mean() - summary["mean"]) < 2 * error
+    assert abs(own.mean() - summary["mean"]) < 0.01
 
 
 def test_the_fitted_elbo_of_test_images_under_latent_optimization_is_that_of_the_run(mnist):
     """Within three standard errors, by how much repeated fits of the same images differ."""
-    repeats, images = 3, 6
+    repeats, images = 2, 5
     with open(FOLDER / "log_probabilities.csv", newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if (row["method"], row["split"]) == ("latent_optimization", "test")]
     rows = rows[:: len(rows) // images][:images]
@@ -47,9 +48,8 @@ def test_the_fitted_elbo_of_test_images_under_latent_optimization_is_that_of_the
     x = mnist[1].images[[int(row["index"]) for row in rows]].repeat(repeats, 1, 1, 1)
     start = initial_posterior(len(x), model.latent_dim)
     q = fit_posterior(model, x, start, generator=seeded(1), fit_steps=250).q
-    with torch.no_grad():
-        found = elbo(model, x, q, torch.randn(200, *q.mean.shape, generator=seeded(2))).elbo.double()
-    found = found.reshape(repeats, images)
+    found = importance_sampling(model, x, q, generator=seeded(2), num_samples=1000).elbo  # as many as in the run
+    found = found.double().reshape(repeats, images)
     variance = found.var(0).mean()  # of one fit of one image
     difference = (found.mean(0) - torch.tensor([float(row["elbo"]) for row in rows])).mean()
     error = ((1 + 1 / repeats) * variance / images).sqrt()

@@ -22,7 +22,7 @@ LOAD_MODEL = {module.__name__: module.load_model for module in (amortized_vae, l
 
 
 def test_the_amortized_elbo_of_all_test_images_is_the_summarys(mnist):
-    """Of another draw, within two standard errors of the difference of two draws; of the run's own, but for rounding."""
+    """Of another draw, within two standard errors of the difference of two draws; of the run's own, within 0.01."""
     model, x = amortized_vae.load_model(FOLDER / "vae.pt"), mnist[1].images
     with torch.no_grad():
         q = model.encode(x)

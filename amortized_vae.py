@@ -44,5 +44,5 @@ class AmortizedVAE(training.Method):
 
 
 def load_model(path, *, device="cpu"):
-    """The ConvVAE of a checkpoint `vae_epoch_{N}.pt`, in evaluation mode; see training.load_model."""
+    """The ConvVAE of `vae_epoch_{N}.pt` or pretrained/vae.pt, in evaluation mode; see training.load_model."""
     return training.load_model(path, AmortizedVAE.name, ConvVAE, device=device)

@@ -8,6 +8,7 @@ import training
 from data import stratified_subset
 from latent_table import INITIAL_LOG_VAR, LatentTable
 from model import ConvModel, make_likelihood
+from runtime.checkpoint import InputError
 from runtime.distributed import gather_rows
 from vae_utils import (
     Fit,
@@ -148,15 +149,17 @@ def _bounds(model, x, candidates, generator):
 
 
 class LatentModel(ConvModel):
-    """A trained decoder with the q of every training image."""
+    """A trained decoder with the q of every training image, or, as in pretrained/latent_opt.pt, the decoder alone."""
 
     def load_state_dict(self, weights):
         """Takes over what `LatentOptimization.weights` gave: the decoder, and mean and log-variance (N, D) of q."""
         self.decoder.load_state_dict(weights["decoder"])
-        self.mean_of_q, self.log_var_of_q = weights["mean"], weights["log_var"]
+        self.mean_of_q, self.log_var_of_q = weights.get("mean"), weights.get("log_var")
 
     def posterior(self, rows):
-        """q of the training images at `rows` (B,), a diagonal Normal (B, D)."""
+        """q of the training images at `rows` (B,), a diagonal Normal (B, D). Raises InputError if it has none."""
+        if self.mean_of_q is None:
+            raise InputError("this checkpoint holds no q of training images: fit_posterior finds the q of any image")
         return diagonal_normal(self.mean_of_q[rows], self.log_var_of_q[rows])
 
 
@@ -234,5 +237,5 @@ class LatentOptimization(training.Method):
 
 
 def load_model(path, *, device="cpu"):
-    """The LatentModel of a checkpoint `latent_opt_epoch_{N}.pt`; see training.load_model."""
+    """The LatentModel of `latent_opt_epoch_{N}.pt` or pretrained/latent_opt.pt; see training.load_model."""
     return training.load_model(path, LatentOptimization.name, LatentModel, device=device)

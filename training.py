@@ -240,14 +240,14 @@ def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
         config = config_class(**checkpoint["config"])
         if checkpoint["train_index"].shape != (config.train_size,) or len(checkpoint["image_shape"]) != 3:
             raise ValueError
-    return {**checkpoint, "config": config}
+    return {**checkpoint, "config": config, "train_index": checkpoint["train_index"].long()}
 
 
 def load_model(path, name, model_class, *, device="cpu"):
     """The trained model, a ConvModel, in a checkpoint of the method called `name`; on the device, in evaluation mode.
 
     It knows its likelihood, and gets the attributes config (a TrainConfig), epoch, and train_index (N,), the training
-    images' rows in the data set. Raises InputError for any other file.
+    images' rows in the data set. Weights in half precision become float32. Raises InputError for any other file.
     """
     checkpoint = read_checkpoint(path, name, device=device)
     config = checkpoint["config"]

@@ -1,0 +1,108 @@
+"""log p(x) of any images in one call, for notebooks and scripts."""
+
+from typing import NamedTuple
+
+import torch
+from torch.distributions import Normal
+from tqdm import tqdm
+
+from evaluation.ais import annealed_importance_sampling, gauss_newton_posterior
+from evaluation.gaps import annealing
+from latent_optimization import fit_posterior, initial_posterior
+from runtime.config import EvalConfig
+from vae_utils import concatenate, mean_and_error, random_generator
+
+AT_ONCE = 10  # images: more would save little time, and the bar would stand still for long
+TRUSTED = 1.5  # nats: a standard deviation of the log-weights beyond which the errors are too small (see AISEstimate)
+
+
+class LogProb(NamedTuple):
+    """log p(x) of each image, (B,) each, nats; as text, one line: of one image its own numbers, of many their means."""
+
+    log_prob: torch.Tensor  # a lower bound in expectation: not corrected by `bias`
+    standard_error: torch.Tensor  # of the estimate, over the annealed chains
+    bias: torch.Tensor  # an estimate, mostly negative
+    log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains
+    converged: torch.Tensor  # bool: the fit of q
+    q: Normal  # the fitted diagonal Normal, (B, D)
+
+    def __repr__(self):
+        value, count = mean_and_error(self.log_prob), len(self.log_prob)
+        bias, vague = float(self.bias.mean()), int((self.log_weight_std > TRUSTED).sum())
+        if count == 1:
+            error = f"± {float(self.standard_error):.2g} (standard error of the estimate)"
+            text = f"log p(x) = {value['mean']:.1f} nats, {error}, bias about {bias:.2f}; "
+            text += "fit converged" if self.converged else "fit not converged"
+        else:
+            over_images = f"± {value['standard_error']:.1f} (mean of {count:,} images, standard error over images)"
+            own = float(self.standard_error.square().sum().sqrt()) / count
+            text = f"log p(x) = {value['mean']:.1f} nats, {over_images}, Monte Carlo error {own:.2g}, "
+            text += f"bias about {bias:.2f}; {float(self.converged.double().mean()):.0%} of the fits converged"
+        if vague:
+            text += f"; errors may be too small: log-weights of {vague:,} of {count:,} deviate by over {TRUSTED} nats"
+        return text
+
+    __str__ = __repr__
+
+
+def log_prob(
+    model,
+    images,
+    *,
+    seed=0,
+    chains=EvalConfig.chains,
+    log_weight_std=EvalConfig.log_weight_std,
+    fit_steps=EvalConfig.fit_steps,
+):
+    """log p(x) of images under a LatentVariableModel, by annealed importance sampling: a LogProb.
+
+    images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. A diagonal
+    q is fitted to each, from the encoder's if the model has one; its covariance is made full, and annealing begins
+    there. The other arguments are EvalConfig's. What is random about an image is a function of the seed and its pixels:
+    its result does not depend on the other images. Raises ValueError for images that the model cannot have been made
+    for, and for settings out of range.
+    """
+    config = EvalConfig(seed=seed, chains=chains, log_weight_std=log_weight_std, fit_steps=fit_steps)
+    x, parts = _batch(model, images), []
+    with tqdm(total=len(x), desc="log p(x)", unit="img") as bar:
+        for part in x.split(AT_ONCE):
+            parts.append(_log_prob(model, part, config, bar.set_postfix_str))
+            bar.update(len(part))
+    *values, qs = zip(*parts, strict=True)
+    return LogProb(*(torch.cat(value) for value in values), concatenate(qs))
+
+
+@torch.no_grad()
+def _log_prob(model, x, config, say):
+    """The fields of LogProb of images x (B, *image); say: shows what is being done."""
+    pixels = [image.cpu().numpy().tobytes() for image in x]
+    generators = [random_generator(config.seed, "log p(x)", own, device=x.device) for own in pixels]
+    if hasattr(model, "encode"):
+        start = model.encode(x)
+    else:
+        start = initial_posterior(len(x), model.latent_dim, device=x.device, dtype=x.dtype)
+    say("fit of q")
+    fit = fit_posterior(model, x, start, generator=generators, fit_steps=config.fit_steps)
+    say("covariance")
+    full = gauss_newton_posterior(model, x, fit.q, generator=generators)
+    say("annealing")
+    found = annealed_importance_sampling(model, x, full, generator=generators, **annealing(config))
+    return found.log_prob, found.standard_error, found.bias, found.log_weight_std, fit.converged, fit.q
+
+
+@torch.no_grad()
+def _batch(model, images):
+    """The images as a batch (N, *image) of the model's type, on its device. Raises ValueError if they do not fit."""
+    like = next(model.parameters())
+    shape = tuple(model.mean(torch.zeros(1, model.latent_dim).to(like)).shape[1:])
+    x = torch.as_tensor(images).to(like)
+    shapes = (shape, shape[1:]) if len(shape) == 3 and shape[0] == 1 else (shape,)
+    fitting = any(x.shape in (each, (*x.shape[:1], *each)) for each in shapes)
+    if not fitting or not len(x):
+        raise ValueError(f"images of shape {tuple(x.shape)}: the model needs {shape} or (N, {str(shape)[1:]}")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= -1 and high <= 1):  # of NaN, neither is true
+        scaled = "pixels must be scaled to [-1, 1], as data.load_images does it"
+        raise ValueError(f"pixels from {low:g} to {high:g}: {scaled}")
+    model.likelihood.check(x)
+    return x.reshape(-1, *shape)

@@ -1,0 +1,108 @@
+"""The weights in pretrained/ are worth what the summary beside them says; how they are made, and how they are read."""
+
+import csv
+import math
+from dataclasses import asdict
+
+import pytest
+import torch
+from conftest import ROOT, seeded, toy_config, toy_data
+
+import amortized_vae
+import latent_optimization
+from benchmarks import pretrained
+from latent_optimization import fit_posterior, initial_posterior
+from main_vae import METHODS
+from runtime.checkpoint import InputError, load_json, save_json
+from training import find_checkpoints, train
+from vae_utils import evaluate_bound, importance_sampling, random_generator, select
+
+FOLDER = ROOT / "pretrained"
+LOAD_MODEL = {module.__name__: module.load_model for module in (amortized_vae, latent_optimization)}
+
+
+def test_the_amortized_elbo_of_all_test_images_is_the_summarys(mnist):
+    """Of another draw, within two standard errors of the difference of two draws; of the run's own, within 0.01."""
+    model, x = amortized_vae.load_model(FOLDER / "vae.pt"), mnist[1].images
+    with torch.no_grad():
+        q = model.encode(x)
+    other, own = (
+        evaluate_bound(model, x, lambda x, rows: select(q, rows), generator=generator).elbo.double()
+        for generator in (seeded(11), random_generator(0, "final bound", "amortized", "test"))
+    )
+    error = (other - own).std() / math.sqrt(len(x))
+    assert error < 0.2
+    summary = load_json(FOLDER / "summary.json")["methods"]["amortized"]["bounds"]["test"]["elbo"]
+    assert summary["images"] == len(x)
+    assert abs(other.mean() - summary["mean"]) < 2 * error
+    assert abs(own.mean() - summary["mean"]) < 0.01
+
+
+def test_the_fitted_elbo_of_test_images_under_latent_optimization_is_that_of_the_run(mnist):
+    """Within three standard errors, by how much repeated fits of the same images differ."""
+    repeats, images = 2, 5
+    with open(FOLDER / "log_probabilities.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (row["method"], row["split"]) == ("latent_optimization", "test")]
+    rows = rows[:: len(rows) // images][:images]
+    model = latent_optimization.load_model(FOLDER / "latent_opt.pt")
+    x = mnist[1].images[[int(row["index"]) for row in rows]].repeat(repeats, 1, 1, 1)
+    start = initial_posterior(len(x), model.latent_dim)
+    q = fit_posterior(model, x, start, generator=seeded(1), fit_steps=250).q
+    found = importance_sampling(model, x, q, generator=seeded(2), num_samples=1000).elbo  # as many as in the run
+    found = found.double().reshape(repeats, images)
+    variance = found.var(0).mean()  # of one fit of one image
+    difference = (found.mean(0) - torch.tensor([float(row["elbo"]) for row in rows])).mean()
+    error = ((1 + 1 / repeats) * variance / images).sqrt()
+    assert error < 0.5
+    assert difference.abs() < 3 * error
+
+
+def test_the_pretrained_weights_are_small():
+    assert sum(path.stat().st_size for path in FOLDER.glob("*.pt")) <= 6e6
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with the checkpoints of a short run, and results that are taken for its own."""
+    folder = tmp_path_factory.mktemp("run")
+    for method_class in METHODS:
+        train(method_class(toy_config(), toy_data()), checkpoint_dir=folder)
+    save_json(folder / "summary.json", {"train_config": asdict(toy_config()), "scored_epoch": 2})
+    (folder / "log_probabilities.csv").write_text("numbers per image")
+    return folder
+
+
+def test_what_is_written_reads_as_the_checkpoints_but_for_rounding(run, tmp_path):
+    pretrained.make(run, run, tmp_path / "one")
+    pretrained.make(run, run, tmp_path / "two")
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    for name in ("summary.json", "log_probabilities.csv"):
+        assert (tmp_path / "one" / name).read_bytes() == (run / name).read_bytes()
+    found = find_checkpoints(METHODS, run)
+    for method_class in METHODS:
+        load_model = LOAD_MODEL[method_class.__module__]
+        whole, half = load_model(found.path(method_class, 2)), load_model(tmp_path / f"one/{method_class.prefix}.pt")
+        assert (half.config, half.epoch) == (toy_config(), 2)
+        assert torch.equal(half.train_index, whole.train_index)
+        assert half.train_index.dtype == torch.int64
+        for one, other in zip(whole.parameters(), half.parameters(), strict=True):
+            assert other.dtype == torch.float32
+            assert torch.equal(one.half().float(), other)
+
+
+def test_a_decoder_without_its_table_says_so(run, tmp_path):
+    pretrained.make(run, run, tmp_path)
+    model = latent_optimization.load_model(tmp_path / "latent_opt.pt")
+    with pytest.raises(InputError, match="holds no q of training images") as error:
+        model.posterior(torch.arange(3))
+    assert "\n" not in str(error.value)
+
+
+def test_results_of_another_run_are_refused(run, tmp_path):
+    others = {"train_config": asdict(toy_config(seed=4)), "scored_epoch": 2}
+    for summary in (others, {"train_config": asdict(toy_config()), "scored_epoch": 1}):
+        save_json(tmp_path / "summary.json", summary)
+        with pytest.raises(InputError, match="not of the last epoch of the checkpoints in"):
+            pretrained.make(run, tmp_path, tmp_path / "pretrained")
+        assert not (tmp_path / "pretrained").exists()

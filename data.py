@@ -126,9 +126,6 @@ def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False,
     return tuple(splits)
 
 
-load_mnist = load_dataset
-
-
 def _read_archives(name, data_dir):
     """The classes of a torchvision data set; grey values (N, 1, 28, 28), labels and index of both splits."""
     dataset = DATASETS[name]

@@ -6,6 +6,7 @@ import torch
 from torch.distributions import Normal
 from tqdm import tqdm
 
+from data import warn_unlike_mnist
 from evaluation.ais import annealed_importance_sampling, gauss_newton_posterior
 from evaluation.gaps import annealing
 from latent_optimization import fit_posterior, initial_posterior
@@ -59,11 +60,13 @@ def log_prob(
     images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. A diagonal
     q is fitted to each, from the encoder's if the model has one; its covariance is made full, and annealing begins
     there. The other arguments are EvalConfig's. What is random about an image is a function of the seed and its pixels:
-    its result does not depend on the other images. Raises ValueError for images that the model cannot have been made
-    for, and for settings out of range.
+    its result does not depend on the other images. Warns of images that cannot be like MNIST's. Raises ValueError for
+    images that the model cannot have been made for, and for settings out of range.
     """
     config = EvalConfig(seed=seed, chains=chains, log_weight_std=log_weight_std, fit_steps=fit_steps)
     x, parts = _batch(model, images), []
+    if x.dim() == 4:
+        warn_unlike_mnist(x)
     with tqdm(total=len(x), desc="log p(x)", unit="img") as bar:
         for part in x.split(AT_ONCE):
             parts.append(_log_prob(model, part, config, bar.set_postfix_str))

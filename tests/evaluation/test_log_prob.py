@@ -126,3 +126,10 @@ def test_grey_pixels_have_no_probability_under_a_bernoulli_likelihood(capsys):
     with pytest.raises(ValueError, match="binarize the images first"):
         log_prob(model, torch.zeros(6))
     assert capsys.readouterr() == ("", "")
+
+
+def test_pixels_in_the_wrong_range_give_a_warning_that_names_the_call():
+    model = ConvModel(2, Gaussian(SIGMA), image_shape=(1, 4, 4), seed=1)
+    with pytest.warns(UserWarning, match=r"pixels in \[0, 1\]\?") as caught:
+        log_prob(model, torch.rand(1, 4, 4, generator=seeded(2)), **{**SETTINGS, "fit_steps": 1})
+    assert caught[0].filename == __file__

@@ -64,7 +64,7 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     scores: {method's name: {split: a scores.summarize_log_prob}}; images: (M, C, H, W), test images of the first M
     classes, and example_values (methods, M) their log p(x), nats, annealed.
     """
-    width = max(1 + 5.5 * max(2, len(methods)), 2 + 0.6 * len(images))
+    width = max(1 + 5.5 * max(2, len(methods)), 2 + 0.85 * len(images))
     texts = [[f"{value:.1f}" for value in of_method] for of_method in example_values]
     names = [] if style.are_short(classes) else [("", map(style.short, classes[: len(images)]), style.INK)]
     captions = names + [(method.label, line, method.color) for method, line in zip(methods, texts, strict=True)]

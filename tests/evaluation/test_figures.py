@@ -162,6 +162,29 @@ def test_the_map_draws_short_names_and_explains_long_ones(names):
     assert any("In raw pixels 62.0% (48.2% to 74.1%)" in text for text in found)
 
 
+def test_names_of_classes_are_cut_in_the_middle_and_are_no_mathematics():
+    assert [style.short(name) for name in ("Ankle boot", "a$b$", "class_number_27")] == [
+        "Ankle boot",
+        r"a\$b\$",
+        "class_…er_27",
+    ]
+    assert style.are_short("0123")
+    assert not style.are_short(["a", "_b"])  # an underscore would be an index in a marker
+    images, values = torch.zeros(2, 1, 8, 8), np.zeros((1, 2))
+    of_split = {"classes": [dict.fromkeys(("annealed", "importance_sampling"), score(-80))] * 2}
+    figure = figures.log_probabilities(
+        scores={"one": dict.fromkeys(("train", "test"), of_split)},
+        images=images,
+        example_values=values,
+        num_samples=3,
+        methods=METHODS[:1],
+        classes=("a$b$", "class_number_27"),
+    )
+    upper, lower = figure.axes
+    assert "class_…er_27" in [text.get_text() for text in upper.texts]
+    assert [label.get_text() for label in lower.get_xticklabels()] == [r"a\$b\$", "class_…er_27"]
+
+
 def test_probes_draw_every_feature_with_its_look():
     rows = [{"labels": labels, "draws": draws, **share(0.8)} for labels, draws in ((70, 5), (150, 1))]
     scores = dict.fromkeys(("one", "one_used", "two", "three", "pixels", "baseline_features"), rows)

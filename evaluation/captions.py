@@ -18,8 +18,8 @@ def captions(summary, methods):
             found.append(f"{one} less {other}: {score['mean']:.1f}{error} on the same {score['images']} test images.")
         return " ".join(found)
 
-    def gap(name, split):
-        return each(lambda _, method: f"{method['gaps'][split][name]['mean']:.1f}")
+    def gap(name):
+        return each(lambda _, method: f"{method['gaps']['test'][name]['mean']:.1f}")
 
     dimensions = {name: method["latents"]["dimensions"]["test"] for name, method in scores.items()}
     probes = {name: rows[-1] for name, rows in summary["probes"].items() if isinstance(rows, list)}
@@ -64,13 +64,13 @@ def captions(summary, methods):
         "gaps_over_epochs": (
             "What inference loses, over epochs",
             "The approximation gap is what no diagonal Gaussian can reach, the amortization gap what a better q could "
-            f"gain. On test images at the end: approximation gap: {gap('approximation_gap', 'test')}; amortization "
-            f"gap: {gap('amortization_gap', 'test')} nats.",
+            f"gain. On test images at the end: approximation gap: {gap('approximation_gap')}; amortization "
+            f"gap: {gap('amortization_gap')} nats.",
         ),
         "gaps_per_digit": (
             "What inference loses, class by class",
             "Both gaps of every class at the last epoch: classes with more variety cost more. In all, on test images: "
-            + each(lambda _, method: f"{method['gaps']['test']['inference_gap']['mean']:.1f}")
+            + gap("inference_gap")
             + " nats.",
         ),
         "latent_usage": (

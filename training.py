@@ -235,7 +235,7 @@ def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
     """The dict of a checkpoint of the learner called `name`, its "config" a config_class. Else raises InputError."""
     checkpoint = load_checkpoint(path, device=device)
     if checkpoint.get("method") != name:
-        raise InputError(f"{path}: not a checkpoint of {name}")
+        raise InputError(f"{path}: not a checkpoint of {name}, but of {checkpoint.get('method')}")
     with invalid_contents(path):
         config = config_class(**checkpoint["config"])
         if checkpoint["train_index"].shape != (config.train_size,) or len(checkpoint["image_shape"]) != 3:

@@ -32,15 +32,16 @@ class LogProb(NamedTuple):
         bias, vague = float(self.bias.mean()), int((self.log_weight_std > TRUSTED).sum())
         if count == 1:
             error = f"± {float(self.standard_error):.2g} (standard error of the estimate)"
-            text = f"log p(x) = {value['mean']:.1f} nats, {error}, bias about {bias:.2f}; "
+            text = f"log p(x) = {value['mean']:.1f} nats, {error}, bias about {bias:.2f} (not corrected); "
             text += "fit converged" if self.converged else "fit not converged"
         else:
             over_images = f"± {value['standard_error']:.1f} (mean of {count:,} images, standard error over images)"
             own = float(self.standard_error.square().sum().sqrt()) / count
             text = f"log p(x) = {value['mean']:.1f} nats, {over_images}, Monte Carlo error {own:.2g}, "
-            text += f"bias about {bias:.2f}; {float(self.converged.double().mean()):.0%} of the fits converged"
+            text += f"bias about {bias:.2f} (not corrected); "
+            text += f"{float(self.converged.double().mean()):.0%} of the fits converged"
         if vague:
-            text += f"; errors may be too small: log-weights of {vague:,} of {count:,} deviate by over {TRUSTED} nats"
+            text += f"; errors may be too small for {vague:,} of {count:,}: lower log_weight_std, or raise chains"
         return text
 
     __str__ = __repr__
@@ -98,7 +99,10 @@ def _batch(model, images):
     """The images as a batch (N, *image) of the model's type, on its device. Raises ValueError if they do not fit."""
     like = next(model.parameters())
     shape = tuple(model.mean(torch.zeros(1, model.latent_dim).to(like)).shape[1:])
-    x = torch.as_tensor(images).to(like)
+    try:
+        x = torch.as_tensor(images).to(like)
+    except TypeError:
+        raise ValueError("images: give a tensor or an array; data.load_images reads files") from None
     shapes = (shape, shape[1:]) if len(shape) == 3 and shape[0] == 1 else (shape,)
     fitting = any(x.shape in (each, (*x.shape[:1], *each)) for each in shapes)
     if not fitting or not len(x):

@@ -89,12 +89,13 @@ def test_a_result_is_one_line():
     one, many = result(1), result(2, deviation=2.1)
     assert str(one) == repr(one)
     assert str(one) == (
-        "log p(x) = -83.1 nats, ± 0.31 (standard error of the estimate), bias about -0.05; fit converged"
+        "log p(x) = -83.1 nats, ± 0.31 (standard error of the estimate), bias about -0.05 (not corrected); "
+        "fit converged"
     )
     assert str(many) == (
         "log p(x) = -82.6 nats, ± 0.5 (mean of 2 images, standard error over images), Monte Carlo error 0.67, "
-        "bias about -0.55; 50% of the fits converged; errors may be too small: log-weights of 2 of 2 deviate by over "
-        "1.5 nats"
+        "bias about -0.55 (not corrected); 50% of the fits converged; errors may be too small for 2 of 2: lower "
+        "log_weight_std, or raise chains"
     )
     assert str(one._replace(converged=torch.tensor([False]))).endswith("fit not converged")
 
@@ -107,6 +108,7 @@ BAD = {
     "none": (torch.zeros(0, 1, 8, 12), {}, r"\(0, 1, 8, 12\): the model needs"),
     "bytes": (torch.arange(96, dtype=torch.uint8).reshape(8, 12), {}, r"pixels from 0 to 95: .* to \[-1, 1\]"),
     "no number": (torch.full((8, 12), torch.nan), {}, "pixels from nan to nan"),
+    "a path": ("digit.png", {}, "give a tensor or an array; data.load_images reads files"),
     "one chain": (torch.zeros(8, 12), {"chains": 1}, "chains 1: not from 2"),
     "an impossible aim": (torch.zeros(8, 12), {"log_weight_std": 0}, "log-weight-std 0: not from 0.01"),
 }

@@ -114,7 +114,8 @@ def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False,
     if kind == "folder" and path:
         classes, parts = _read_folder(path, resize=resize)
     elif name not in DATASETS:
-        raise InputError(f"--dataset {name}: not one of {', '.join(DATASETS)}, folder:PATH")
+        hint = f"; for that folder say folder:{name}" if Path(name).is_dir() else ""
+        raise InputError(f"--dataset {name}: not one of {', '.join(DATASETS)}, folder:PATH{hint}")
     elif resize:
         raise InputError(f"--resize: for the images of --dataset folder:PATH, not for {name}")
     else:
@@ -168,7 +169,8 @@ def _read_folder(path, *, resize):
     try:
         folder = ImageFolder(path)
     except OSError as error:  # torchvision's own are without an errno: no folder of a class, or an empty one
-        raise InputError(f"{name}: {error.strerror or error}") from None
+        reason = error.strerror or f"{error}; it needs a folder of images for each class"
+        raise InputError(f"{name}: {reason}") from None
     labels = torch.tensor(folder.targets)
     counts = labels.bincount(minlength=len(folder.classes)).tolist()
     if len(counts) == 1:

@@ -262,7 +262,8 @@ def load_model(path, name, model_class, *, device="cpu"):
 def lengthen(methods, run_config, config):
     """Makes the checkpoints of a shorter run those of one with the TrainConfig `config`.
 
-    Of the epochs that the longer run does not keep, it removes checkpoints and figures. May be done twice.
+    Of the epochs that the longer run does not keep, it removes checkpoints and figures, and the page of the shorter
+    run. May be done twice.
     """
     for method in methods:
         for path in Path(run_config.checkpoint_dir).glob(f"{method.prefix}_epoch_*.pt"):
@@ -273,6 +274,7 @@ def lengthen(methods, run_config, config):
             path.unlink()
             for figure in Path(run_config.results_dir).glob(f"*_epoch_{checkpoint['epoch']}.png"):
                 figure.unlink()
+    (Path(run_config.results_dir) / "report.html").unlink(missing_ok=True)
 
 
 class Checkpoints(NamedTuple):

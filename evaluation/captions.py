@@ -28,8 +28,8 @@ def captions(summary, methods):
     return {
         "comparison": (
             "The same unseen images through every method",
-            "Test images and what each decoder draws at the mean of their q(z), with the squared error below. "
-            + difference("squared_error"),
+            "Test images and what each decoder draws at the mean of their q(z), with the squared error below. Of all "
+            "annealed test images, at the last epoch: " + difference("squared_error"),
         ),
         **{
             method.reconstruction_prefix: (
@@ -69,9 +69,8 @@ def captions(summary, methods):
         ),
         "gaps_per_digit": (
             "What inference loses, class by class",
-            "Both gaps of every class at the last epoch: classes with more variety cost more. In all, on test images: "
-            + gap("inference_gap")
-            + " nats.",
+            "Both gaps of every class at the last epoch: they differ where intervals do not overlap. In all, on test "
+            "images: " + gap("inference_gap") + " nats.",
         ),
         "latent_usage": (
             "Which dimensions of z are used",
@@ -89,7 +88,7 @@ def captions(summary, methods):
         ),
         "latent_map": (
             "A map of the latents",
-            "t-SNE of the means of q of test images. Trust the nearest neighbours in all dimensions rather than the "
+            "t-SNE of the means of q of test images. Trust the nearest neighbors in all dimensions rather than the "
             "picture: they are of the same class for "
             + each(lambda _, method: f"{method['latents'][agreement]['accuracy']:.1%}")
             + f"; raw pixels {of_pixels['accuracy']:.1%}.",
@@ -108,6 +107,7 @@ def captions(summary, methods):
             "How real samples look to a classifier",
             "Fréchet distance of samples from the test images, lower is better, over that of a Gaussian of pixels: "
             + each(lambda name, _: f"{of_samples[name]['frechet_distance']['over_pixel_gaussian']['value']:.2f}")
-            + ".",
+            + f". The classifier itself has {summary['probes']['baseline_itself']['accuracy']:.1%} of the test images "
+            "right.",
         ),
     }

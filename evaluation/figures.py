@@ -196,12 +196,13 @@ def latent_usage(*, table, dimensions, methods):
         )
         form = {"color": method.color if split == "train" else style.INK, "line": line, "label": label}
         style.plot_band(axes, range(1, len(rows) + 1), *column_intervals(rows, "kl"), **form)
-        axes.set(xlabel=f"rank of the dimension, of {len(rows)}", ylim=(0, None))
+        axes.set(xlabel=f"rank of the dimension, of {len(rows)}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper right", labelspacing=1)
     for _, axes in panels:
         axes.axhline(threshold, color=style.INK, linestyle=":", linewidth=0.8)
     panels[0][1].set_ylabel("KL(q(z) || p(z)), nats per image")
+    panels[0][1].set_ylim(bottom=0)  # at the end, since it stops the scaling of all panels
     figure.suptitle(
         f"Which dimensions are used: KL per dimension, sorted, mean over images with its 95% interval; dotted: "
         f"{threshold:g} nats\nActive units (Burda et al. 2016): the variance over images of the mean of q is above "

@@ -13,6 +13,7 @@ from PIL import Image
 
 from evaluation import style
 from evaluation.captions import captions
+from evaluation.explorer import ELBO_DRAWS
 from evaluation.tables import conclusions, cost_rows, final_rows, headline_rows
 from runtime.checkpoint import atomic_write
 
@@ -58,7 +59,7 @@ def write_page(results_dir, summary, explorer, methods):
         "conclusions": "".join(f'<p class="lead"><strong>{escape(text)}</strong></p>' for text in conclusions(summary)),
         "headline": _table(*headline_rows(summary)),
         "counts": f"ELBO of test images ({escape('; '.join(known))}); log p(x) of the same{by} "
-        f"{annealed} annealed ones; the last row of these {annealed}.",
+        f"{annealed} annealed ones, whose error the ± is; the last row of these {annealed}.",
         "likelihood": escape(summary["likelihood"]),
         "units": "log-densities, which do not compare with results on binarized images."
         if gaussian
@@ -201,8 +202,9 @@ draws, the mean of p(x|z).</p>
 <div class="workbench">
 <div class="pictures">{"".join(pictures)}</div>
 <p id="where" aria-live="polite"></p>
-<p class="soft">ELBO and log p(x) (annealed, ± its standard error over the chains) are those of the image, in nats; the
-squared error is that of the drawn picture, summed over pixels in [-1, 1]. <span id="agreement"></span></p>
+<p class="soft">ELBO (of {ELBO_DRAWS} draws) and log p(x) (annealed, ± its standard error over the chains) are those of
+the image, in nats; the squared error is that of the drawn picture, summed over pixels in [-1, 1].
+<span id="agreement"></span></p>
 <h3>Move along one direction</h3>
 <p class="soft">From -3 to 3 standard deviations of the means of q over the training images: the dimensions with most
 KL, then the directions in which these means vary most. Every method has dimensions of its own.</p>

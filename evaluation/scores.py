@@ -29,6 +29,7 @@ from vae_utils import (
 )
 
 FEW = 10  # effective samples: below, log p(x) is too low by an amount that the weights cannot tell
+FEWEST_REGRESSED = 10  # images: the errors of a regression on fewer are not to be trusted
 INFERRED_AT_ONCE, SIMULATED_AT_ONCE = 100, 10  # images
 EARLIER_NUM_SAMPLES = 100  # importance samples at the epochs before the last
 
@@ -265,7 +266,7 @@ def summarize_log_prob(found, known, split, config):
     """
     both, shares = annealed(found), torch.bincount(split.labels, minlength=split.num_classes).double()
     regression = None
-    if both.elbo.numel() > 2 and both.elbo.std() > 0:
+    if both.elbo.numel() >= FEWEST_REGRESSED and both.elbo.std() > 0:
         part, bound = known
         options = {"shares": shares / shares.sum(), "known": bound.elbo, "known_labels": part.labels}
         options["population"] = len(split.labels)

@@ -1,6 +1,7 @@
 """Independent pieces of work: dealt to the ranks, and each result kept on disk until all work is finished."""
 
 import shutil
+import time
 from pathlib import Path
 
 from runtime.checkpoint import PARTIAL, InputError, load_checkpoint, load_json, save_checkpoint, save_json
@@ -47,12 +48,14 @@ class Tasks:
 
         The functions are dealt to the ranks in turn. title: of the progress bar.
         """
-        own = list(functions.items())[rank() :: size()]
+        own, started = list(functions.items())[rank() :: size()], time.perf_counter()
         found = {}
         with ProgressBar(title, total=len(own), unit="task") as bar:
             for name, function in own:
                 found[name] = self.keep(name, function)
                 bar.advance()
+            seconds = f"{time.perf_counter() - started:.0f} s"
+            bar.line(f"{len(own)} tasks, {seconds}", short=seconds)
         found = {name: result for part in gather(found) for name, result in part.items()}
         return {name: found[name] for name in functions}
 

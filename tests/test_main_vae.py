@@ -284,6 +284,7 @@ def test_a_folder_of_images_without_further_counts(tmp_path, monkeypatch, capsys
     config = {name: summary["train_config"][name] for name in ("dataset", "resize", "train_size")}
     assert config == {"dataset": "folder:mine", "resize": True, "train_size": 51 - 51 // 8}
     assert summary["eval_config"]["images_per_digit"] == 2  # of the test images there are no more
+    assert summary["methods"]["latent_optimization"]["log_prob"]["test"]["regression"] is None  # four are too few
     assert np.load(tmp_path / "results/log_probabilities.npy", allow_pickle=False).shape == (1, 2, 4, 2)
     rows = read_csv(tmp_path / "results/log_probabilities.csv")
     assert [row["class"] for row in rows[:8:2]] == sorted(names)

@@ -190,11 +190,12 @@ function explore(data) {
     });
     sliders.forEach((slider) => (slider.nextElementSibling.textContent = (+slider.value).toFixed(1)));
     byId("walk-value").textContent = `${Math.round(100 * state.walk)}%`;
-    byId("where").textContent = state.prior
+    const base = state.prior
       ? "z is a draw from p(z), the same for both where they have as many dimensions"
       : state.walk > 0
         ? `z is on the line to: ${title(state.target)}`
         : "z is the mean of q(z) of the image";
+    byId("where").textContent = base + (sliders.some((slider) => +slider.value) ? ", moved by the sliders below" : "");
     drawMaps();
   }
 

@@ -204,8 +204,8 @@ def test_usage_says_both_numbers_with_their_thresholds():
     row = {"images": 30, "kl_standard_error": 0.1, "variance_of_mean": 1.0}
     kl = (0.4, 3.0, 0.01)
     table = [
-        {"method": method.name, "split": split, "dimension": number, "kl": value, **row}
-        for method in METHODS
+        {"method": method.name, "split": split, "dimension": number, "kl": value * 10**shift, **row}
+        for shift, method in enumerate(METHODS)
         for split in ("train", "test")
         for number, value in enumerate(kl)
     ]
@@ -218,6 +218,8 @@ def test_usage_says_both_numbers_with_their_thresholds():
     assert sum(text.endswith(expected) for text in found) == 6
     assert any("dotted: 0.25 nats" in text and "above 0.07" in text for text in found)
     assert list(figure.axes[0].lines[0].get_ydata()) == [3, 0.4, 0.01]
+    assert figure.axes[0].get_ylim()[0] == 0
+    assert figure.axes[0].get_ylim()[1] > 300  # the same axis for the last method, whose KL is larger
     assert list(figure.axes[2].lines[-1].get_ydata()) == [0.25, 0.25]
 
 

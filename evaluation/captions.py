@@ -47,7 +47,11 @@ def captions(summary, methods):
         "training_curves": (
             "Training",
             "The negative ELBO and its two parts over epochs, lower is better; a dashed line far above its solid one "
-            "is overfitting. At the end the ELBO of test images is: "
+            "is overfitting."
+            + " Where q is fitted to each image, validation images may be ahead: they get more steps than a row of the "
+            "table."
+            * any(not method.shared_inference for method in methods)
+            + " At the end the ELBO of test images is: "
             + each(lambda _, method: f"{method['bounds']['test']['elbo']['mean']:.1f}")
             + ".",
         ),

@@ -48,7 +48,8 @@ def write_page(results_dir, summary, explorer, methods):
     drawable = all(method["layers"] for method in explorer["methods"].values())
     known = [f"{method['label']}: {method['bounds']['test']['elbo']['images']:,}" for method in found.values()]
     log_prob = next(iter(found.values()))["log_prob"]["test"]
-    annealed, by = log_prob["annealed"]["images"], ", by a regression on" if log_prob["regression"] else ":"
+    annealed = log_prob["annealed"]["images"]
+    of_all = "all test images, by a regression on" if log_prob["regression"] else "the"
     with open(results_dir / "log_probabilities.csv", newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["ais_log_prob"]]
     gaussian = summary["train_config"]["likelihood"] == "gaussian"
@@ -58,8 +59,8 @@ def write_page(results_dir, summary, explorer, methods):
         "train_size": f"{summary['train_config']['train_size']:,}",
         "conclusions": "".join(f'<p class="lead"><strong>{escape(text)}</strong></p>' for text in conclusions(summary)),
         "headline": _table(*headline_rows(summary)),
-        "counts": f"ELBO of test images ({escape('; '.join(known))}); log p(x) of the same{by} "
-        f"{annealed} annealed ones, whose error the ± is; the last row of these {annealed}.",
+        "counts": f"ELBO of test images ({escape('; '.join(known))}); log p(x) of {of_all} "
+        f"{annealed} annealed ones (its ± is for these test images); last row and difference: those {annealed}.",
         "likelihood": escape(summary["likelihood"]),
         "units": "log-densities, which do not compare with results on binarized images."
         if gaussian

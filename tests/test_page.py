@@ -30,7 +30,7 @@ def methods():
     """Objects with all that the page needs of a method; both models are the pretrained ones."""
     loads = amortized_vae.load_model, latent_optimization.load_model
     paths = [ROOT / "pretrained" / f"{method.prefix}.pt" for method in main_vae.METHODS]
-    names = ("name", "label", "color", "reconstruction_prefix")
+    names = ("name", "label", "color", "reconstruction_prefix", "shared_inference")
     return [
         SimpleNamespace(model=load(path), **{name: getattr(method, name) for name in names})
         for method, load, path in zip(main_vae.METHODS, loads, paths, strict=True)

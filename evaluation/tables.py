@@ -1,6 +1,7 @@
 """The tables of a run, from its summary: as rows of plain texts, for the terminal and for report.html."""
 
 import math
+import textwrap
 from typing import NamedTuple
 
 from data import SPLITS
@@ -150,9 +151,12 @@ def headline_rows(summary):
 def headline(summary):
     """The three numbers of every method, as a table for the terminal, and what follows from them."""
     titles, rows = headline_rows(summary)
-    lines = [f"{'test images, nats per image':28}" + "".join(f"{title:>28}" for title in titles)]
-    lines += [f"{label:28}" + "".join(f"{text:>28}" for text in texts) for label, texts in rows]
-    return "\n".join([*(line.rstrip() for line in lines), *conclusions(summary)])
+    widths = [max(20, len(title) + 2) for title in titles]
+    lines = [
+        f"{label:18}" + "".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
+        for label, texts in [("test images, nats", titles), *rows]
+    ]
+    return "\n".join([*lines, *(line for text in conclusions(summary) for line in textwrap.wrap(text, 98))])
 
 
 def conclusions(summary):

@@ -26,6 +26,8 @@ def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted, monkeypatch):
     torch.testing.assert_close(found.ais_log_prob, exact, atol=0.05, rtol=0)
     torch.testing.assert_close(found.squared_error, (model.decoder(q.mean) - x).square().sum(1))
     scores = gaps.summarize(found)
+    both = scores["approximation_gap"]["mean"] + scores["amortization_gap"]["mean"]
+    assert scores["inference_gap"]["mean"] == pytest.approx(both, abs=1e-4)
     assert scores["approximation_gap"]["mean"] == pytest.approx((exact - bound).mean().item(), abs=0.1)
     assert scores["amortization_gap"]["mean"] == pytest.approx((bound - own).mean().item(), abs=0.1)
     if fitted:
@@ -45,9 +47,10 @@ def test_differences_are_paired_and_signed():
     """Two methods that differ by a constant in each class: the error over images is zero, and the first is better."""
     generator = seeded(0)
     one = gaps.Gaps(*torch.randn(len(gaps.Gaps._fields), 3, 4, generator=generator).double())
-    other = gaps.Gaps(*(field - torch.tensor([[1.0], [2.0], [6.0]]) for field in one))
-    for score in gaps.differences(one, other).values():
-        assert score["mean"] == pytest.approx(3)
+    shift = torch.tensor([[1.0], [2.0], [6.0]])
+    other = gaps.Gaps(*(field - shift for field in one))._replace(ais_log_prob=one.ais_log_prob - 3 * shift)
+    for name, score in gaps.differences(one, other).items():
+        assert score["mean"] == pytest.approx({"log_prob": 9, "inference_gap": 6}.get(name, 3))
         assert score["standard_error"] == pytest.approx(0, abs=1e-9)
         assert score["images"] == 12
 

@@ -1,5 +1,7 @@
 """The three numbers of the first screen, and the sentence that follows from them."""
 
+import re
+
 import pytest
 
 from evaluation import tables
@@ -61,3 +63,16 @@ def test_one_method_has_no_difference():
 def test_the_conclusion_names_the_better_method_and_doubts_small_differences(difference, start):
     (sentence,) = tables.conclusions(summary(difference=difference))
     assert sentence.startswith(start)
+
+
+def test_the_headline_fits_a_terminal():
+    lines = tables.headline(summary()).splitlines()
+    assert re.split(" {2,}", lines[0]) == [
+        "test images, nats",
+        "Method one",
+        "Method other",
+        "difference, same 50 images",
+    ]
+    assert max(map(len, lines)) <= 100
+    assert len({len(line) for line in lines[:4]}) == 1
+    assert "12.50 ± 0.90" in lines[2]

@@ -168,7 +168,7 @@ def _explore(explorer):
         label = escape(method["label"])
         pictures.append(
             f'<div class="picture"><strong>{label}</strong><canvas id="picture-{number}" {size} role="img" '
-            f' aria-label="What the decoder of {label} draws from z"></canvas><dl>'
+            f'aria-label="What the decoder of {label} draws from z"></canvas><dl>'
             f'<dt>ELBO</dt><dd id="elbo-{number}"></dd><dt>log p(x)</dt><dd id="log-prob-{number}"></dd>'
             f'<dt>squared error</dt><dd id="error-{number}"></dd></dl></div>'
         )
@@ -222,7 +222,8 @@ def _figures(results_dir, texts, last):
     of_epochs, found = {}, []
     for path in results_dir.glob("*_epoch_[0-9]*.png"):
         name, _, epoch = path.stem.rpartition("_epoch_")
-        of_epochs.setdefault(int(epoch), []).append(name)
+        if name in texts and epoch.isdecimal():  # or it is the user's own
+            of_epochs.setdefault(int(epoch), []).append(name)
     if len(of_epochs) > 1:
         options = "".join(
             f'<option value="{epoch}"{" selected" * (epoch == last)}>{epoch}</option>' for epoch in sorted(of_epochs)

@@ -53,6 +53,8 @@ def folder(methods, posteriors, mnist, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     for name in FIGURES:
         save_figure(folder / f"{name}.png", Figure())
+    for name in ("mine_epoch_5", "comparison_epoch_5b"):  # the user's own
+        save_figure(folder / f"{name}.png", Figure())
     images = stratified_subset(mnist[1], size=SAMPLE + TRAIN, seed=3)
     sample = images.at(torch.arange(SAMPLE))
     annealed = torch.tensor([*range(ANNEALED - 1), SAMPLE])

@@ -132,7 +132,7 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         },
         "points": used["points"],
     }
-    moved = explorer(methods, train_q, sample, sample_q, **parts_of_page, seed=config.seed)
+    page_data = explorer(methods, train_q, sample, sample_q, **parts_of_page, seed=config.seed)
     numbers = {
         "likelihood": likelihood,
         "methods": {
@@ -143,7 +143,7 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         "probes": used["probes"],
         "samples": quality,
     }
-    return numbers, moved
+    return numbers, page_data
 
 
 def _flat(row):

@@ -10,7 +10,7 @@ Four tables for either method's decoder:
    doubled until the bounds meet, or until the next run would take more than --limit seconds; then the seconds are
    extrapolated, the gap taken to fall as one over the number of temperatures. Importance sampling with 100,000 samples
    has no such bound; the table says what it is short of annealing.
-2. Chains against temperatures at equal cost: the root mean square of the error against a long run, and the jackknife's.
+2. Chains against temperatures at equal cost: the root mean square of the error against a long run, and the stated bias.
 3. Fits of test images against one of 24,000 gradients, after the first epoch, the tenth and the last.
 4. Test images annealed with 4 times the chains and 4 times the temperatures: for how many the difference is within the
    stated error, Student's t times the standard error plus the bias.
@@ -113,6 +113,9 @@ def cost_table(model, precision, *, images, limit):
     x, z = model.sample(images, random_generator(0, "simulated images"))
     own = {"generator": image_generators(0, "accuracy", index=torch.arange(images))}
     fast, start = model.in_precision(precision), initial_posterior(images, model.latent_dim)
+    if hasattr(model, "encode"):
+        with torch.no_grad():
+            start = model.encode(x)
     fit, fitting = timed(fit_posterior, model, x, start, **own)
     full, linearizing = timed(gauss_newton_posterior, fast, x, fit.q, **own)
     rows, prior = [], Normal(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean))
@@ -155,7 +158,7 @@ def trade_table(model, x, q, precision):
         row += [text(mean_and_error(error), ".3f"), text(mean_and_error(estimate.bias), ".3f"), f"{spread:.2f}"]
         rows.append(row)
     header = ["chains", "temperatures", "seconds per image", "root mean square error", "mean error"]
-    print_table([*header, "bias by the jackknife", "standard deviation of the log-weights"], rows)
+    print_table([*header, "stated bias", "standard deviation of the log-weights"], rows)
 
 
 def long_fit(model, x, q, *, steps=3000, pairs=4):

@@ -58,9 +58,8 @@ def annealed(model, data, per_class):
     bound = evaluate_bound(model, data.test.images, lambda x, rows: model.encode(x), generator=generator)
     shares = torch.bincount(data.test.labels) / len(data.test.labels)
     values, bounds = (field.reshape(rows.shape) for field in (found.ais_log_prob, found.elbo))
-    score = regression_estimate(
-        values, bounds, shares=shares, known=bound.elbo, known_labels=data.test.labels, population=len(data.test.labels)
-    )
+    error = mean_and_error(bound.elbo)["standard_error"]
+    score = regression_estimate(values, bounds, shares=shares, known=bound.elbo, known_error=error)
     return (
         f"{-score['mean']:.2f} ± {score['standard_error']:.2f}",
         f"{-bound.elbo.mean():.2f}",

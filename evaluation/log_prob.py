@@ -14,7 +14,7 @@ from runtime.config import EvalConfig
 from vae_utils import concatenate, mean_and_error, random_generator
 
 AT_ONCE = 10  # images: more would save little time, and the bar would stand still for long
-TRUSTED = 1.5  # nats: a standard deviation of the log-weights beyond which the errors are too small (see AISEstimate)
+TRUSTED = 1.5  # nats: a standard deviation beyond which log-weights are hardly normal, which their errors assume
 
 
 class LogProb(NamedTuple):

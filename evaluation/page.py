@@ -60,7 +60,7 @@ def write_page(results_dir, summary, explorer, methods):
         "conclusions": "".join(f'<p class="lead"><strong>{escape(text)}</strong></p>' for text in conclusions(summary)),
         "headline": _table(*headline_rows(summary)),
         "counts": f"ELBO of test images ({escape('; '.join(known))}); log p(x) of {of_all} "
-        f"{annealed} annealed ones (its ± is for these test images); last row and difference: those {annealed}.",
+        f"{annealed} annealed ones; last row and difference: those {annealed}.",
         "likelihood": escape(summary["likelihood"]),
         "units": "log-densities, which do not compare with results on binarized images."
         if gaussian

@@ -110,12 +110,17 @@ def score_bounds(bounds, data):
     scores = {}
     for name, split in product(bounds, SPLITS):
         part, bound = bounds[name][split]
-        found = {field: mean_and_error(value) for field, value in bound._asdict().items()}
-        if len(part.labels) < len(getattr(data, split).labels):
-            for field, score in found.items():
-                score["standard_error"] = proportional_error(getattr(bound, field), part.labels)
+        found = {field: _mean_of_part(value, part, getattr(data, split)) for field, value in bound._asdict().items()}
         scores.setdefault(name, {})[split] = found
     return scores
+
+
+def _mean_of_part(values, part, split):
+    """`mean_and_error` of values of all images of `split`, or of those of a stratified `part` of it."""
+    score = mean_and_error(values)
+    if len(part.labels) < len(split.labels):
+        score["standard_error"] = proportional_error(values, part.labels)
+    return score
 
 
 def scored_rows(data, name, count, config):
@@ -268,8 +273,8 @@ def summarize_log_prob(found, known, split, config):
     regression = None
     if both.elbo.numel() >= FEWEST_REGRESSED and both.elbo.std() > 0:
         part, bound = known
-        options = {"shares": shares / shares.sum(), "known": bound.elbo, "known_labels": part.labels}
-        options["population"] = len(split.labels)
+        options = {"shares": shares / shares.sum(), "known": bound.elbo}
+        options["known_error"] = _mean_of_part(bound.elbo, part, split)["standard_error"]
         regression = regression_estimate(both.ais_log_prob, both.elbo, **options)
     beyond = int((both.ais_log_weight_std > 2 * config.log_weight_std).sum())
     return {
@@ -289,8 +294,8 @@ def _per_class(found):
 def _estimates(found):
     """Three estimates of log p(x), of Gaps (classes, images per class).
 
-    Of annealing, "monte_carlo_error" is the standard error of the mean's own estimate, over the chains, and "bias" the
-    jackknife's estimate of the mean's bias.
+    Of annealing, "monte_carlo_error" is the standard error of the mean's own estimate, over draws of the chains, and
+    "bias" an estimate of the mean's bias.
     """
 
     def sampled(log_prob, sizes):

@@ -41,15 +41,15 @@ def proportional_error(values, labels):
     return float(sum(variances).sqrt() / len(values))
 
 
-def regression_estimate(values, bounds, *, shares, known, known_labels, population):
-    """The mean of `values` over a population, by their regression on `bounds` (Cochran 1977, sections 7.10 and 12.6).
+def regression_estimate(values, bounds, *, shares, known, known_error):
+    """The mean of `values`, by their regression on `bounds` (two-phase sampling, Cochran 1977, sections 7.10 and 12.6).
 
-    values, bounds: (classes, images per class), random images of every class; shares: (classes,), of the classes in the
-    population; known, known_labels: (M,), the bounds and classes of all its `population` images, or of a part in which
-    the classes have their shares. The slope, common to all classes, and the residuals are taken within the classes
-    where these have two images or more. Returns a dict like that of `stratified_mean`, with "known_images" and the
-    "slope". The error is over images: that of the residuals, and if the bounds are known for a part alone, that of
-    their mean. Needs three images, not all of the same bound.
+    values, bounds: (classes, images per class), random images of every class; shares: (classes,), of all images; known:
+    (M,), the bounds of many images, among which the classes have these shares; known_error: the standard error of their
+    mean over images. The slope, common to all classes, and the residuals are taken within the classes where these have
+    two images or more. Returns a dict like that of `stratified_mean`, with "known_images" and the "slope". The error is
+    over draws of images: that of the residuals and that of the bounds' mean. Needs three images, not all of the same
+    bound.
     """
     y, x, known = (each.cpu().double() for each in (values, bounds, known))
     classes, count = y.shape
@@ -63,8 +63,7 @@ def regression_estimate(values, bounds, *, shares, known, known_labels, populati
     freedom = y.numel() - (classes if count > 1 else 1) - 1
     of_one = (centered(y) - slope * centered(x)).square().sum() / freedom
     variance = of_one * (weights.square().sum() + shift.square() / centered(x).square().sum())
-    if len(known) < population:
-        variance += (slope * proportional_error(known, known_labels)).square() * (1 - len(known) / population)
+    variance += (slope * known_error).square()
     return {
         "mean": float((weights * y).sum() + slope * shift),
         "standard_error": float(variance.sqrt()),

@@ -2,10 +2,10 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from conftest import LINEAR, SIGMA, linear_gaussian, seeded
+from scipy.stats import t
 from torch.distributions import MultivariateNormal, Normal
 
 from evaluation.ais import (
@@ -17,7 +17,7 @@ from evaluation.ais import (
     bidirectional_bounds,
     gauss_newton_posterior,
     hmc_step,
-    jackknife,
+    log_mean_errors,
 )
 from model import Bernoulli, ConvModel, Gaussian, LatentVariableModel
 from vae_utils import image_generators, reparameterize, select
@@ -100,6 +100,7 @@ def test_the_temperatures_of_a_pilot_by_hand():
     pilot = Pilot(deviations, torch.ones_like(deviations))
     assert pilot.temperatures(0.5).tolist() == [16, 64, 128, 1024]  # 46.2 and 104
     assert pilot.temperatures(0.25).tolist() == [16, 256, 512, 1024]  # 185 and 416
+    assert pilot.log_weight_std(torch.tensor([4, 25, 100, 1])).tolist() == pytest.approx([0.085, 0.68, 0.51, 1700])
 
 
 def test_a_schedule_is_close_where_the_log_weight_varies_most():
@@ -144,24 +145,30 @@ def test_images_that_are_not_sorted_by_their_temperatures_are_refused():
         anneal(target.draw(2, generator), schedule=schedule, target=target, generator=generator)
 
 
-def test_the_jackknife_by_leaving_each_chain_out():
-    log_w = torch.randn(5, 3, generator=seeded(0)).double()
-    error, bias = jackknife(log_w)
-    for image, weights in enumerate(log_w.exp().T.numpy()):
-        left = np.array([np.log(np.delete(weights, chain).mean()) for chain in range(5)])
-        assert float(error[image]) == pytest.approx(math.sqrt(4 / 5 * ((left - left.mean()) ** 2).sum()))
-        assert float(bias[image]) == pytest.approx(4 * (left.mean() - math.log(weights.mean())))
-    assert jackknife(log_w[:1])[0].isnan().all()
-
-
-@pytest.mark.parametrize(("std", "chains"), [(0.5, 4), (0.9, 8)])
-def test_the_jackknife_of_lognormal_weights_has_the_true_bias_and_error(std, chains):
+@pytest.mark.parametrize(("std", "chains"), [(0.5, 4), (0.9, 8), (3.0, 8)])
+def test_the_stated_errors_of_normal_log_weights_are_the_true_ones(std, chains):
     """log(mean exp(w)) of w ~ N(-std^2 / 2, std^2) estimates 0; errors whose like many runs have."""
     log_w = std * torch.randn(chains, 40_000, generator=seeded(1)).double() - std**2 / 2
-    error, bias = jackknife(log_w)
     estimate = log_w.logsumexp(0) - math.log(chains)
-    assert float(bias.mean()) == pytest.approx(float(estimate.mean()), rel=0.2)
-    assert float(error.square().mean().sqrt()) == pytest.approx(float(estimate.std()), rel=0.12)
+    (error,), (bias,) = log_mean_errors(torch.tensor([std]), chains)
+    assert float(error) == pytest.approx(float(estimate.std()), rel=0.03)
+    assert float(bias) == pytest.approx(float(estimate.mean()), rel=0.1)
+
+
+def test_the_interval_of_an_estimate_holds_log_prob_in_95_of_100_cases():
+    """Student's t times the error, and the bias; the pilot's prediction keeps chains that agree by chance from it."""
+    model = linear_gaussian(pixels=30, latent_dim=10)
+    x, _, generator = draw(model, count=400)
+    exact = model.posterior(x)
+    q = MultivariateNormal(exact.mean + 1.2 * model.best_diagonal(x)[0].stddev, scale_tril=exact.scale_tril)
+    found = annealed_importance_sampling(model, x, q, generator=generator, chains=5, log_weight_std=1.2)
+    error, allowed = (found.log_prob - model.log_prob(x)).abs(), t.ppf(0.975, 4)
+    assert float((error < allowed * found.standard_error + found.bias.abs()).double().mean()) > 0.94
+    of_chains, _ = log_mean_errors(found.log_weight_std, 5)
+    assert (found.standard_error >= of_chains).all()
+    agreeing = found.log_weight_std < 0.4 * found.log_weight_std.mean()
+    assert agreeing.any()
+    assert (found.standard_error[agreeing] > 1.5 * of_chains[agreeing]).all()
 
 
 def test_a_transition_leaves_the_posterior_as_it_is():

@@ -35,11 +35,15 @@ def test_a_stratified_mean_has_the_error_within_classes():
     assert alone == {**mean_and_error(values[:, 0]), "freedom": 2}
 
 
-def regression_population(generator):
-    """Values, bounds and classes of 3,000 images whose classes differ in size, mean and relation of the two."""
-    label = torch.arange(3000) % 6 % 4  # classes of 1,000, 1,000, 500 and 500
-    bound = 20 * torch.randn(3000, generator=generator).double() - 30 * label
-    value = 0.8 * bound + 12 + 8 * (label < 2) + 3 * torch.randn(3000, generator=generator).double()
+SHARES = torch.tensor([2, 2, 1, 1]) / 6  # of the classes
+MEAN = float((SHARES * (0.8 * -30 * torch.arange(4) + 12 + 8 * (torch.arange(4) < 2))).sum())
+
+
+def draw_images(count, generator):
+    """Values, whose mean is MEAN, bounds and classes of so many new images; classes differ in size and in both."""
+    label = torch.arange(count) % 6 % 4
+    bound = 20 * torch.randn(count, generator=generator).double() - 30 * label
+    value = 0.8 * bound + 12 + 8 * (label < 2) + 3 * torch.randn(count, generator=generator).double()
     return value, bound, label
 
 
@@ -49,39 +53,25 @@ def draw_sample(label, count, generator):
     return torch.stack([row[torch.randperm(len(row), generator=generator)[:count]] for row in rows])
 
 
-def draw_part(label, count, generator):
-    """Rows of a random part in which every class has its share."""
-    parts = []
-    for kind in range(4):
-        row = torch.nonzero(label == kind).flatten()
-        parts.append(row[torch.randperm(len(row), generator=generator)[: count * len(row) // 3000]])
-    return torch.cat(parts)
-
-
 def test_the_error_of_a_stratified_part_is_that_of_many():
     generator = random_generator(5)
-    value, _, label = regression_population(generator)
-    parts = [draw_part(label, 60, generator) for _ in range(500)]
-    found = np.std([float(value[part].mean()) for part in parts])
-    stated = np.mean([stats.proportional_error(value[part], label[part]) for part in parts])
+    parts = [draw_images(60, generator) for _ in range(500)]
+    found = np.std([float(value.mean()) for value, _, _ in parts])
+    stated = np.mean([stats.proportional_error(value, label) for value, _, label in parts])
     assert stated == pytest.approx(found, rel=0.1)
-    assert found < 0.7 * value.std() / 60**0.5
+    assert found < 0.7 * parts[0][0].std() / 60**0.5
 
 
 @pytest.mark.parametrize("known", [3000, 300])
-def test_the_regression_estimate_covers_the_populations_mean(known):
-    """Its 95% interval does so in 95 of 100 samples; the error is that of many samples, of one phase or two."""
-    generator = random_generator(5)
-    value, bound, label = regression_population(generator)
-    options = {"shares": torch.bincount(label) / 3000, "population": 3000}
-    errors, stated, inside = [], [], []
+def test_the_regression_estimate_covers_the_mean_of_all_images(known):
+    """Its 95% interval does so in 95 of 100 draws of images; the error is that of many draws."""
+    generator, errors, stated, inside = random_generator(5), [], [], []
     for _ in range(600):
-        rows, part = draw_sample(label, 6, generator), draw_part(label, known, generator)
-        found = stats.regression_estimate(
-            value[rows], bound[rows], known=bound[part], known_labels=label[part], **options
-        )
+        value, bound, label = draw_images(known, generator)
+        rows, error = draw_sample(label, 6, generator), stats.proportional_error(bound, label)
+        found = stats.regression_estimate(value[rows], bound[rows], shares=SHARES, known=bound, known_error=error)
         (mean,), (half,) = stats.intervals([found])
-        errors.append(mean - float(value.mean()))
+        errors.append(mean - MEAN)
         stated.append(found["standard_error"])
         inside.append(abs(errors[-1]) < half)
     assert (found["images"], found["freedom"], found["known_images"]) == (24, 19, known)
@@ -92,9 +82,9 @@ def test_the_regression_estimate_covers_the_populations_mean(known):
 
 
 def test_the_regression_estimate_is_sharper_than_the_plain_mean():
-    value, bound, label = regression_population(random_generator(5))
+    value, bound, label = draw_images(3000, random_generator(5))
     rows = draw_sample(label, 6, random_generator(6))
-    options = {"shares": torch.bincount(label) / 3000, "population": 3000, "known": bound, "known_labels": label}
+    options = {"shares": SHARES, "known": bound, "known_error": stats.proportional_error(bound, label)}
     error = stats.regression_estimate(value[rows], bound[rows], **options)["standard_error"]
     assert error < stats.stratified_mean(value[rows])["standard_error"] / 3
 

@@ -65,16 +65,16 @@ def test_evenly_spaced_temperatures_meet_log_prob_from_the_prior():
     assert seconds > 0
 
 
-def test_the_temperatures_are_doubled_until_the_bounds_meet_or_extrapolated():
+def test_the_temperatures_are_raised_until_the_bounds_meet_or_extrapolated():
     def run(temperatures):
         return torch.full((4,), 100.0 / temperatures), temperatures / 10
 
     found = accuracy.until_the_bounds_meet(run, 50, limit=1000)
-    assert found == ("400", "0.25 ± 0.00", 40)
+    assert found == ("283", "0.35 ± 0.00", 28.3)
     temperatures, gap, seconds = accuracy.until_the_bounds_meet(run, 50, limit=30)
     assert temperatures == "200 (extrapolated)"
-    assert gap == "1.00 ± 0.00 with 100"
-    assert seconds == 20
+    assert gap == "0.71 ± 0.00 with 141"
+    assert seconds == pytest.approx(20)
 
 
 def test_a_long_fit_finds_the_best_diagonal_normal():

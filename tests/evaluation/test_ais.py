@@ -153,6 +153,7 @@ def test_the_stated_errors_of_normal_log_weights_are_the_true_ones(std, chains):
     (error,), (bias,) = log_mean_errors(torch.tensor([std]), chains)
     assert float(error) == pytest.approx(float(estimate.std()), rel=0.03)
     assert float(bias) == pytest.approx(float(estimate.mean()), rel=0.1)
+    assert all(value.isnan().all() for value in log_mean_errors(torch.tensor([math.nan]), 1))  # of one chain
 
 
 def test_the_interval_of_an_estimate_holds_log_prob_in_95_of_100_cases():

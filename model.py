@@ -199,7 +199,7 @@ class Decoder(nn.Module):
         ]
         # A sub-pixel convolution (Shi et al. 2016): a transposed convolution to one channel takes three times as long.
         to_pixels = nn.Conv2d(32, 4 * channels, 3, padding=1)
-        # The initial range of a transposed convolution; PyTorch's for this one is a third of it, and slow to train.
+        # The initial range of a transposed convolution; PyTorch's for this one is a quarter of it, and slow to train.
         nn.init.uniform_(to_pixels.weight, -0.25, 0.25)
         self.layers = nn.Sequential(*layers, to_pixels, nn.PixelShuffle(2), activation())
         self.to(memory_format=torch.channels_last)

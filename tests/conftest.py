@@ -26,7 +26,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no core waits for them at the end."""
-    longest = ("test_main_vae.py", "test_resume.py", "test_documents.py")
+    names = "main_vae", "resume", "seeds", "distributed", "evaluate_only", "documents"
+    longest = [f"test_{name}.py" for name in names]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 

@@ -83,7 +83,7 @@ CASES = [
     (MAIN, "--dataset folder:images/empty", "Found no valid file for the classes b"),
     (MAIN, "--dataset folder:images/damaged", "images/damaged/b/000.png: not an image"),
     (MAIN, "--dataset folder:images/large", "images/large/a/000.png: is 30 x 30 pixels, not 28 x 28"),
-    (MAIN, "--dataset folder:images/large --resize", "a stratified subset of 200 images is impossible: 2 to 16"),
+    (MAIN, "--dataset folder:images/large --resize", "a stratified subset of 100 images is impossible: 2 to 16"),
     (MAIN, "--dataset folder:images/large --resize --train-size 16 --images-per-digit 3", "one class has only 2"),
     (MAIN, "--resize", "--resize: for the images of --dataset folder:PATH, not for mnist"),
     (MAIN, "--gap-images-per-digit 2", "--gap-images-per-digit 2: more than --annealed-per-digit 1"),

@@ -57,7 +57,7 @@ COUNTS = (
     "--fitted-images 20 --simulated-images 2 --classified-samples 200"
 )
 SMALL = COUNTS.split()
-TOY = "--epochs 2 --train-size 200 --latent-dim 5 --sigma-p 0.7 --beta 0.5 --batch-size 50"
+TOY = "--epochs 2 --train-size 100 --latent-dim 5 --sigma-p 0.7 --beta 0.5 --batch-size 50"
 
 
 def run(script, folder, *flags):
@@ -87,7 +87,7 @@ def tour(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bernoulli_tour(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bernoulli")
-    done = run("main_vae.py", folder, *TOUR, "--likelihood", "bernoulli", *SMALL)
+    done = run("main_vae.py", folder, *TOUR, "--likelihood", "bernoulli", "--latent-dim", "10", *SMALL)
     assert done.returncode == 0, done.stderr
     return folder, done
 

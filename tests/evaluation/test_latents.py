@@ -230,6 +230,7 @@ def random_q(methods, count):
 
 def test_the_analysis_writes_its_files_and_says_the_same_twice(mnist, tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "PROBE_DRAWS", 2)
+    monkeypatch.setattr(latents, "PROBE_C", (0.01, 1.0))
     train, test, sample = (stratified_subset(mnist[part], size=size) for part, size in ((0, 200), (1, 100), (1, 60)))
     methods = toy_methods((3, 1), (1, 28, 28))
     settings = {
@@ -280,6 +281,7 @@ def test_the_analysis_writes_its_files_and_says_the_same_twice(mnist, tmp_path, 
 
 def test_any_number_of_methods_and_classes_can_be_analysed(tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "PROBE_DRAWS", 2)
+    monkeypatch.setattr(latents, "PROBE_C", (0.01, 1.0))
     data = toy_data()
     sample = replace(data.test, classes=("T-shirt", "Dress", "Coat", "Shirt", "Bag"))
     methods = toy_methods((2, 5, 3), data.image_shape)

@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py --checkpoint-dir checkpoints
 
-Four tables for either method's decoder:
+Four tables for either method's decoder. Seconds are of the processor, on one thread: work beside does not count.
 
 1. Seconds per image until the bidirectional bounds of simulated images are less than 0.5 nats apart: annealing as the
    program does it (a fit, a Gaussian with full covariance, as many temperatures as needed), with those of AIMS that are
@@ -63,9 +63,9 @@ AIMS = 1.6, 1.13, LOG_WEIGHT_STD  # standard deviations of the log-weights, each
 
 
 def timed(function, *arguments, **keywords):
-    """(what the function returns, seconds)."""
-    started = time.perf_counter()
-    return function(*arguments, **keywords), time.perf_counter() - started
+    """(what the function returns, processor seconds)."""
+    started = time.process_time()
+    return function(*arguments, **keywords), time.process_time() - started
 
 
 def text(score, form=".2f"):
@@ -75,13 +75,13 @@ def text(score, form=".2f"):
 
 def evenly_spaced(model, x, z, q, *, generator, temperatures):
     """(bounds' gap (B,), seconds of the forward half) with evenly spaced temperatures."""
-    target, started = AISTarget(model, x, q), time.perf_counter()
+    target, started = AISTarget(model, x, q), time.process_time()
     pilot = run_pilot(target, leapfrog_steps=LEAPFROG_STEPS, generator=generator)
     counts = torch.full((len(x),), temperatures, device=x.device)
     schedule = Pilot(torch.ones_like(pilot.deviations), pilot.step_sizes).schedule(counts, LEAPFROG_STEPS)
     options = {"schedule": schedule, "target": target, "generator": generator}
     forwards, _ = anneal(target.draw(CHAINS, generator), **options)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     backwards, _ = anneal(whiten(q, z).expand(CHAINS, -1, -1), **options, backwards=True)
     return math.log(CHAINS) - backwards.neg().logsumexp(0) - (forwards.logsumexp(0) - math.log(CHAINS)), seconds
 
@@ -226,6 +226,7 @@ def main():
     parser.add_argument("--limit", type=float, default=600, metavar="X", help="seconds of one annealing (600)")
     parser.add_argument("--tables", type=int, nargs="+", default=[1, 2, 3, 4], choices=(1, 2, 3, 4), metavar="N")
     given = parser.parse_args()
+    torch.set_num_threads(1)
     checkpoints = find_checkpoints(METHODS, given.checkpoint_dir)
     precision = choose_precision("auto", torch.device("cpu"))
     data = load_data(checkpoints.config, data_dir=ROOT / "data", train_index=checkpoints.train_index)

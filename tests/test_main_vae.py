@@ -77,7 +77,7 @@ def names_in(folder):
 
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory):
-    """The one-minute tour of the README."""
+    """The tour of the README."""
     folder = tmp_path_factory.mktemp("tour")
     done = run("main_vae.py", folder, *TOUR)
     assert done.returncode == 0, done.stderr

@@ -281,5 +281,5 @@ def test_a_last_step_that_leads_nowhere_is_seen_too(folder_of_runs, tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
 def test_out_of_memory_names_the_flag_to_lower(folder_of_runs):
     flags = ["--latent-dim", "10000"]
-    result = run(MAIN, folder_of_runs / "large", *flags, spare_memory=200_000_000)
+    result = run(MAIN, folder_of_runs / "large", *flags, spare_memory=60_000_000)
     refused(result, "out of memory; lower --batch-size (64) or --latent-dim (10,000)", status=1)

@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py --checkpoint-dir checkpoints
 
-Four tables for either method's decoder. Seconds are of the processor, on one thread: work beside does not count.
+Four tables for either method's decoder. Seconds are processor time of one thread: other processes do not change it.
 
 1. Seconds per image until the bidirectional bounds of simulated images are less than 0.5 nats apart: annealing as the
    program does it (a fit, a Gaussian with full covariance, as many temperatures as needed), with those of AIMS that are

@@ -2,159 +2,108 @@
 
 import math
 
+import numpy as np
 import torch
+from sklearn.decomposition import PCA
+from torch import nn
+from torch.distributions import Normal
 
 import training
 from data import stratified_subset
-from latent_table import INITIAL_LOG_VAR, LatentTable
-from model import ConvModel, make_likelihood
+from latent_table import LatentTable
+from model import INITIAL_LOG_VAR, ConvModel, make_likelihood
+from posterior_fit import PosteriorFit, fit_posterior
 from runtime.checkpoint import InputError
-from runtime.distributed import gather_rows
+from runtime.distributed import broadcast, gather_rows
 from vae_utils import (
     Fit,
-    check_inputs,
     concatenate,
     diagonal_normal,
     draw,
     elbo,
     generators_of,
+    image_generators,
     random_generator,
-    select,
 )
 
 VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
 VALIDATION_STEPS = 30
 VALIDATION_RATE = 0.03
-SCORED_PAIRS = 8  # antithetic pairs of samples for which two q are compared
-SCORED_AT_ONCE = 500  # samples of z in memory meanwhile
+LEAST_NATS = 1.2  # that a dimension carries in the linear model, for a start away from the prior
+LEAST_NOISE = 1e-4  # of the estimated noise variance of a pixel
+MOST_ANALYSED = 50_000  # images for the principal components
+STARTED_AT_ONCE = 1000  # rows of the table
 
 
-def initial_posterior(count, latent_dim, *, device="cpu", dtype=torch.float32):
-    """The q that every row of a LatentTable and every fit without a better guess starts from, (count, D)."""
-    mean = torch.zeros(count, latent_dim, device=device, dtype=dtype)
-    return diagonal_normal(mean, torch.full_like(mean, INITIAL_LOG_VAR))
+class LinearPosterior(nn.Module):
+    """q(z|x) = N(projection (x - center) + spread * noise, diag stddev^2), from which the q of an image is optimized.
 
-
-class PosteriorFit:
-    """q of images outside the training set, during its optimization: gradient ascent on the bound, decoder frozen."""
-
-    def __init__(self, q):
-        """q: where to start, diagonal Normal (B, D)."""
-        self.parameters = torch.cat((q.mean, 2 * q.stddev.log()), dim=-1).detach().requires_grad_()
-        self.optimizer = torch.optim.Adam([self.parameters])
-
-    def q(self):
-        """The diagonal Normal as it is now, (B, D)."""
-        return diagonal_normal(*self.parameters.chunk(2, dim=-1))
-
-    @torch.enable_grad()
-    def run(self, model, x, *, noise, learning_rates, rows=slice(None)):
-        """One step of Adam for each learning rate, with noise (B, D) of its own; x, noise: of the images at `rows`.
-
-        Returns the mean of the parameters over the steps, (B, 2D).
-        """
-        total = torch.zeros_like(self.parameters)
-        for learning_rate, e in zip(learning_rates, noise, strict=True):
-            self.optimizer.param_groups[0]["lr"] = learning_rate
-            q = diagonal_normal(*self.parameters[rows].chunk(2, dim=-1))
-            loss = -elbo(model, x, q, e).elbo.sum()
-            # torch.autograd.grad, unlike backward, does not compute the gradients of the decoder's weights.
-            (self.parameters.grad,) = torch.autograd.grad(loss, self.parameters)
-            self.optimizer.step()
-            total += self.parameters.detach()
-        return (total / len(learning_rates))[rows]
-
-    def state_dict(self):
-        """What `run` needs to continue."""
-        return {"parameters": self.parameters.detach(), "adam": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state):
-        """Takes over what `state_dict` gave."""
-        with torch.no_grad():
-            self.parameters.copy_(state["parameters"])
-        self.optimizer.load_state_dict(state["adam"])
-
-
-def balanced_noise(count, q, *, generator):
-    """Standard normal noise (count, B, D), count > D, whose mean is 0 and whose second moment is I for every image.
-
-    Moments are matched by a linear map (Barraquand 1995); if count = D + 1, the draws are the corners of a regular
-    simplex. The mean over them of a function that is quadratic in z, hence of the gradient of a quadratic log p(x, z),
-    is exact. All images share the draws, but for their order, and the order and the signs of their dimensions.
+    As made, the start "zero": the same q for all images, with mean 0 and log-variance INITIAL_LOG_VAR.
     """
-    images, latent_dim = q.mean.shape
-    drawn = torch.randn(count, latent_dim, generator=random_generator(0, "balanced noise"), dtype=torch.float64)
-    drawn = math.sqrt(count) * torch.linalg.qr(drawn - drawn.mean(0)).Q
-    order = draw(torch.rand, generator, (count, images), like=q.mean).argsort(0)
-    dimensions = draw(torch.rand, generator, (1, images, latent_dim), like=q.mean).argsort(-1)
-    signs = (draw(torch.rand, generator, (1, images, latent_dim), like=q.mean) - 0.5).sign()
-    drawn = drawn.to(q.mean.dtype).to(q.mean.device)[order]  # (count, B, D)
-    return drawn.gather(2, dimensions.expand(count, -1, -1)) * signs
+
+    def __init__(self, latent_dim, pixels):
+        super().__init__()
+        self.register_buffer("center", torch.zeros(pixels))
+        self.register_buffer("projection", torch.zeros(latent_dim, pixels))
+        self.register_buffer("stddev", torch.full((latent_dim,), math.exp(0.5 * INITIAL_LOG_VAR)))
+        self.register_buffer("spread", torch.zeros(()))  # 1: means are draws from the prior, the start "normal"
+
+    def forward(self, x, generator=None):
+        """q of images x (B, *image), a diagonal Normal (B, D). generator: needed with a spread alone."""
+        mean = ((x.flatten(1) - self.center) @ self.projection.T).to(x.dtype)
+        if self.spread:
+            if generator is None:
+                raise ValueError("a start at draws from the prior needs a generator: initial_posterior(x, generator)")
+            mean = mean + self.spread * draw(torch.randn, generator, (1, *mean.shape), like=mean)[0]
+        return Normal(mean, self.stddev.to(x.dtype).expand_as(mean), validate_args=False)
 
 
-@torch.no_grad()
-def fit_posterior(
-    model, x, q, *, generator, learning_rate=0.1, averaged_rate=0.02, fit_steps=300, tolerance=0.4, max_cycles=20
-):
-    """The diagonal Normal q*(z) that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018).
+def probabilistic_pca(images, latent_dim, noise_variance=None):
+    """The posterior of a linear decoder that is fitted to images (N, *image), a LinearPosterior on the CPU.
 
-    x: (B, *image); q: where to start, diagonal Normal (B, D), for example the encoder's q or `initial_posterior`;
-    generator: one, or one for each image. Adam takes `fit_steps` steps whose rate falls from `learning_rate` to
-    `averaged_rate` along a cosine. Cycles at that rate follow, whose iterates are averaged (Polyak & Juditsky 1992):
-    each passes once over a set of `balanced_noise`, so that most of the noise of the gradients cancels in the average.
-    After every cycle the average over the last two is compared with the best q so far, on fresh noise that both share;
-    each image keeps the better one. An image has converged when a cycle changes its bound by less than `tolerance` nats
-    in that comparison: then it stops. Returns a Fit; score its q with fresh samples. Raises ValueError if x, q and the
-    model do not fit.
+    Probabilistic PCA: x = W z + center + noise (Tipping & Bishop 1999), the optimum of a linear VAE (Lucas et al.
+    2019). With the eigenvalue l of the images' covariance and the noise variance s2 of a pixel, a dimension has in its
+    posterior the mean sqrt(l - s2) / l times the principal component of x, and the variance s2 / l; it carries
+    0.5 log(l / s2) nats in the mean. Dimensions that carry less than LEAST_NATS, and those beyond latent_dim, begin at
+    the prior. noise_variance: s2, that of the likelihood; None: its maximum-likelihood estimate, the mean of the
+    eigenvalues of the directions that are left out (Tipping & Bishop, Eq. 8), as for binary pixels.
     """
-    check_inputs(model, x, q, generator)
-    images, latent_dim = q.mean.shape
-    cycle = max(2 * fit_steps // 3, latent_dim + 1)
-    falling = [0.5 + 0.5 * math.cos(math.pi * step / fit_steps) for step in range(fit_steps)]
-    rates = [averaged_rate + (learning_rate - averaged_rate) * share for share in falling]
-    fit, rows = PosteriorFit(q), torch.arange(images, device=x.device)  # of the images that have not converged
-    best = fit.parameters.detach().clone()
-    noise = balanced_noise(max(fit_steps, latent_dim + 1), q, generator=generator)[:fit_steps]
-    previous = fit.run(model, x, noise=noise, learning_rates=rates)
-    trace = [_bounds(model, x, (best,), generator)[0]]
-    gradients = torch.full((images,), fit_steps, device=x.device)
-    converged = torch.zeros(images, dtype=torch.bool, device=x.device)
-    for number in range(max_cycles):
-        own = generators_of(generator, rows)
-        noise = balanced_noise(cycle, select(q, rows), generator=own)
-        average = fit.run(model, x[rows], noise=noise, learning_rates=[averaged_rate] * cycle, rows=rows)
-        candidate = (average + previous[rows]) / 2 if number else average
-        previous[rows] = average
-        before, after = _bounds(model, x[rows], (best[rows], candidate), own)
-        gain = after - before
-        best[rows] = torch.where((gain > 0).unsqueeze(-1), candidate, best[rows])
-        trace.append(trace[-1].index_add(0, rows, gain.clamp(min=0)))
-        gradients[rows] += cycle
-        if number:
-            converged[rows] = gain.abs() < tolerance
-            rows = rows[gain.abs() >= tolerance]
-        if not len(rows):
-            break
-    return Fit(diagonal_normal(*best.chunk(2, dim=-1)), torch.stack(trace), converged, gradients)
-
-
-def _bounds(model, x, candidates, generator):
-    """The bound of each candidate, parameters (B, 2D), at the same antithetic noise: (candidates, B)."""
-    found = torch.zeros(len(candidates), len(x), dtype=x.dtype, device=x.device)
-    noise = draw(torch.randn, generator, (SCORED_PAIRS, len(x), candidates[0].shape[1] // 2), like=x)
-    for part in torch.cat((noise, -noise)).split(max(1, SCORED_AT_ONCE // len(x))):
-        for number, parameters in enumerate(candidates):
-            found[number] += len(part) * elbo(model, x, diagonal_normal(*parameters.chunk(2, dim=-1)), part).elbo
-    return found / (2 * SCORED_PAIRS)
+    x = images[:: -(-len(images) // MOST_ANALYSED)].flatten(1).cpu().double().numpy()
+    pca = PCA(min(latent_dim, *x.shape), random_state=0).fit(x)
+    values, pixels = pca.explained_variance_, x.shape[1]
+    if noise_variance is None:
+        left_out = np.maximum(pixels - np.arange(1, len(values) + 1), 1)
+        noise_variance = np.maximum((x.var(0, ddof=1).sum() - values.cumsum()) / left_out, LEAST_NOISE)
+    carried = 0.5 * np.log(np.maximum(values, np.finfo(float).tiny) / noise_variance)  # (components,), nats
+    kept = int((carried >= LEAST_NATS).cumprod().sum())  # falling: the leading ones
+    values, noise_variance = values[:kept], np.broadcast_to(noise_variance, carried.shape)[max(kept - 1, 0)]
+    start = LinearPosterior(latent_dim, pixels)
+    start.center.copy_(torch.from_numpy(pca.mean_))
+    scale = np.sqrt(values - noise_variance) / values
+    start.projection[:kept] = torch.from_numpy(scale[:, None] * pca.components_[:kept]).float()
+    start.stddev.fill_(1)
+    start.stddev[:kept] = torch.from_numpy(np.sqrt(noise_variance / values)).float()
+    return start
 
 
 class LatentModel(ConvModel):
-    """A trained decoder with the q of every training image, or, as in pretrained/latent_opt.pt, the decoder alone."""
+    """A decoder with the start of every fit, and the q of every training image unless the file leaves them out."""
+
+    def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), **options):
+        """See ConvModel."""
+        super().__init__(latent_dim, likelihood, image_shape=image_shape, **options)
+        self.start = LinearPosterior(latent_dim, math.prod(image_shape))
+        self.mean_of_q = self.log_var_of_q = None
+
+    def initial_posterior(self, x, generator=None):
+        """Where the q of images x (B, *image) begins, those of the table as well as any other's: (B, D)."""
+        return self.start(x, generator)
 
     def load_state_dict(self, weights):
-        """Takes over what `LatentOptimization.weights` gave: the decoder, and mean and log-variance (N, D) of q."""
-        self.decoder.load_state_dict(weights["decoder"])
-        self.mean_of_q, self.log_var_of_q = weights.get("mean"), weights.get("log_var")
+        """Takes over what `state_dict` gave, or LatentOptimization.weights, with "mean" and "log_var" (N, D)."""
+        weights = dict(weights)
+        self.mean_of_q, self.log_var_of_q = weights.pop("mean", None), weights.pop("log_var", None)
+        return super().load_state_dict(weights)
 
     def posterior(self, rows):
         """q of the training images at `rows` (B,), a diagonal Normal (B, D). Raises InputError if it has none."""
@@ -173,35 +122,78 @@ class LatentOptimization(training.Method):
     def __init__(self, config, data):
         super().__init__(config, data)
         options = {"image_shape": data.image_shape, "seed": config.seed, "precision": config.precision}
-        self.model = ConvModel(config.latent_dim, make_likelihood(config), **options).to(data.device)
+        self.model = LatentModel(config.latent_dim, make_likelihood(config), **options)
+        self._make_start()
+        self.model.to(data.device)
         self.table = LatentTable(
             size=len(self.images),
             latent_dim=config.latent_dim,
-            max_steps=config.steps,
+            max_steps=config.steps * config.latent_steps,
             learning_rate=config.latent_learning_rate,
             device=data.device,
         )
+        q = concatenate(
+            [
+                self._started(self.images[rows], self.train_index[rows])
+                for rows in torch.arange(len(self.images), device=data.device).split(STARTED_AT_ONCE)
+            ]
+        )
+        self.table.load_parameters(q.mean, 2 * q.stddev.log())
         adam = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         self.optimizers = [adam, self.table]
         count = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(data.validation.labels))
-        self.validation_images = stratified_subset(data.validation, size=count, seed=config.seed).images
-        start = initial_posterior(count, config.latent_dim, device=data.device)
-        self.validation_fit = PosteriorFit(start)
+        validation = stratified_subset(data.validation, size=count, seed=config.seed)
+        self.validation_images = validation.images
+        self.validation_fit = PosteriorFit(self._started(validation.images, validation.index))
         self.also_resumed = [self.validation_fit]
+
+    def _make_start(self):
+        """Sets model.start; rank 0 makes it of the images of all ranks."""
+        if self.config.latent_start == "normal":
+            self.model.start.spread.fill_(1)
+        elif self.config.latent_start == "pca":
+            images = self.images if self.ranks == 1 else gather_rows(self.images, self.count)
+            start = None
+            if images is not None:
+                start = probabilistic_pca(images, self.config.latent_dim, self.model.likelihood.noise_variance)
+            self.model.start = start if self.ranks == 1 else broadcast(start)
+
+    def _started(self, x, index):
+        """`initial_posterior` of images x (B, *image) at the rows `index` (B,) of the data set."""
+        own = None
+        if self.config.latent_start == "normal":
+            own = image_generators(self.config.seed, "start", index=index, device=x.device)
+        return self.model.initial_posterior(x, own)
 
     def posterior(self, x, rows):
         """The table's q of the training images at `rows`; x is ignored."""
         return self.table.posterior(rows)
 
     def infer(self, x, *, generator, fit_steps=300, batch_size=100):
-        """q of images outside the training set, fitted from `initial_posterior`, `batch_size` at a time: a Fit."""
+        """q of images outside the training set, fitted from model.initial_posterior, `batch_size` at a time: a Fit."""
         fits = []
         for rows in torch.arange(len(x), device=x.device).split(batch_size):
-            start = initial_posterior(len(rows), self.model.latent_dim, device=x.device, dtype=x.dtype)
             own = generators_of(generator, rows)
+            start = self.model.initial_posterior(x[rows], own)
             fits.append(fit_posterior(self.model, x[rows], start, generator=own, fit_steps=fit_steps))
         q, empty = concatenate([fit.q for fit in fits]), torch.empty(0, len(x))
         return Fit(q, empty, *(torch.cat([fit[field] for fit in fits]) for field in (2, 3)))
+
+    def draw_noise(self, count, generator):
+        """Standard normal noise of every step of the table, (latent_steps, count, D)."""
+        shape = self.config.latent_steps, count, self.model.latent_dim
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    def train_step(self, rows, noise, *, beta=None):
+        """See Method.train_step. Before it the table alone takes latent_steps - 1 steps on the same images."""
+        *before, last = noise  # (latent_steps, B, D)
+        if before:
+            self.model.requires_grad_(False)
+            for of_step in before:
+                self.backward(rows, of_step, beta=beta)
+                self.table.step()
+            self.model.requires_grad_(True)
+        return super().train_step(rows, last, beta=beta)
 
     def validate(self, epoch):
         """The Bound of VALIDATION_IMAGES images, after VALIDATION_STEPS steps from their q of the epoch before."""
@@ -228,11 +220,12 @@ class LatentOptimization(training.Method):
         mean, log_var = self.table.parameters()
         if self.ranks > 1:
             mean, log_var = (gather_rows(part, self.count) for part in (mean, log_var))
-        return {"decoder": self.model.decoder.state_dict(), "mean": mean, "log_var": log_var}
+        return {**self.model.state_dict(), "mean": mean, "log_var": log_var}
 
     def load_weights(self, weights):
         """Takes over what `weights` gave."""
-        self.model.decoder.load_state_dict(weights["decoder"])
+        networks = {name: value for name, value in weights.items() if name not in ("mean", "log_var")}
+        self.model.load_state_dict(networks)
         self.table.load_parameters(weights["mean"], weights["log_var"])
 
 

@@ -2,9 +2,8 @@
 
 import torch
 
+from model import INITIAL_LOG_VAR
 from vae_utils import diagonal_normal
-
-INITIAL_LOG_VAR = -2.0
 
 
 class LatentTable:

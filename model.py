@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal
 
+INITIAL_LOG_VAR = -2.0  # of a q of an image of which nothing is known
+
 
 class Gaussian:
     """p(x|z) = N(x; output, sigma^2 I): log-densities in nats, no constant dropped."""
@@ -22,7 +24,7 @@ class Gaussian:
     activation = nn.Tanh  # the last layer of a decoder whose output is the mean of pixels in [-1, 1]
 
     def __init__(self, sigma=0.4):
-        self.sigma = sigma
+        self.sigma, self.noise_variance = sigma, sigma**2
         self.label = f"Gaussian p(x|z), sigma {sigma:g}, pixels in [-1, 1]"
 
     def log_prob(self, x, output):
@@ -54,6 +56,7 @@ class Bernoulli:
     name = "bernoulli"
     activation = nn.Identity
     label = "Bernoulli p(x|z), binarized pixels"
+    noise_variance = None  # of a pixel given z: that of a probability, no constant
 
     def log_prob(self, x, output):
         """log p(x|z), (..., B), of x (B, *image) under logits (..., B, *image)."""
@@ -118,6 +121,13 @@ class LatentVariableModel(nn.Module):
         """log p(x, z) = log p(x|z) + log N(z; 0, I), (..., B), for x (B, *image) and z (..., B, D)."""
         log_prior = -0.5 * z.square().sum(-1) - 0.5 * self.latent_dim * math.log(2 * math.pi)
         return self.log_likelihood(x, z) + log_prior
+
+    def initial_posterior(self, x, generator=None):
+        """A diagonal Normal (B, D) from which the q of images x (B, *image) is fitted: the encoder's, if there is one."""
+        if hasattr(self, "encode"):
+            return self.encode(x)
+        mean = torch.zeros(len(x), self.latent_dim, dtype=x.dtype, device=x.device)
+        return Normal(mean, torch.full_like(mean, math.exp(0.5 * INITIAL_LOG_VAR)), validate_args=False)
 
     @torch.no_grad()
     def sample(self, count, generator):

@@ -104,25 +104,29 @@ class Method(Learner):
         """What is random in a step on `count` images: standard normal, (count, D)."""
         return torch.randn(count, self.model.latent_dim, generator=generator, device=generator.device)
 
-    def train_step(self, rows, noise, *, beta=None):
-        """One step of every optimizer on the training images at `rows` (B,) with the noise (B, D).
+    def backward(self, rows, noise, *, beta=None):
+        """Leaves the gradients of the loss of the training images at `rows` (B,), with the noise (B, D), at parameters.
 
-        beta weighs the KL in the loss alone; None: config.beta. Returns ELBO, log-likelihood and KL before the step,
-        each summed over this rank's images, (3,). The loss is a sum over images, not a mean: Adam ignores the scale, a
-        short last batch counts by its images, and the gradients of the latent table stay far above Adam's eps.
+        beta weighs the KL in the loss alone; None: config.beta. Returns ELBO, log-likelihood and KL, each summed over
+        this rank's images, (3,). The loss is a sum over images, not a mean: Adam ignores the scale, a short last batch
+        counts by its images, and the gradients of the latent table stay far above Adam's eps.
         """
         beta = self.config.beta if beta is None else beta
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()  # first, so that an interrupted step leaves no gradients
         if self.ranks > 1:
             own = rows % self.ranks == rank()
             rows, noise = rows[own] // self.ranks, noise[own]
-        sums = torch.zeros(len(Bound._fields), device=noise.device)
-        if len(rows):  # a rank may have none
-            x = self.images[rows]
-            bound = elbo(self.model, x, self.posterior(x, rows), noise)
-            (beta * bound.kl - bound.log_likelihood).sum().backward()
-            sums = torch.stack([part.detach().sum() for part in bound])
+        if not len(rows):  # a rank may have none
+            return torch.zeros(len(Bound._fields), device=noise.device)
+        x = self.images[rows]
+        bound = elbo(self.model, x, self.posterior(x, rows), noise)
+        (beta * bound.kl - bound.log_likelihood).sum().backward()
+        return torch.stack([part.detach().sum() for part in bound])
+
+    def train_step(self, rows, noise, *, beta=None):
+        """One step of every optimizer; arguments and result are those of `backward`, before the step."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()  # first, so that an interrupted step leaves no gradients
+        sums = self.backward(rows, noise, beta=beta)
         if self.ranks > 1:
             add_gradients(self.model.parameters())
         for optimizer in self.optimizers:

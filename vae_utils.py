@@ -177,16 +177,19 @@ def importance_sampling(model, x, q, *, generator, num_samples=1000, chunk=500):
 
 
 @torch.no_grad()
-def evaluate_bound(model, images, posterior, *, generator, batch_size=1000):
-    """The bound of every image with one sample each: a Bound of (N,) each.
+def evaluate_bound(model, images, posterior, *, generator, draws=1, batch_size=1000):
+    """The bound of every image, the mean over `draws` samples of z: a Bound of (N,) each.
 
     posterior(x, rows): q of the images x (B, *image) at `rows` (B,) of `images` (N, *image).
     """
     parts = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):
         q = posterior(images[rows], rows)
-        noise = torch.randn(q.mean.shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
-        parts.append(elbo(model, images[rows], q, noise))
+        bounds = []
+        for _ in range(draws):
+            noise = torch.randn(q.mean.shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
+            bounds.append(torch.stack(elbo(model, images[rows], q, noise)))
+        parts.append(torch.stack(bounds).mean(0))
     return Bound(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

@@ -43,7 +43,7 @@ from evaluation.ais import (  # noqa: E402
     gauss_newton_posterior,
     run_pilot,
 )
-from latent_optimization import LatentOptimization, PosteriorFit, fit_posterior, initial_posterior  # noqa: E402
+from latent_optimization import LatentOptimization  # noqa: E402
 from runtime.config import choose_precision  # noqa: E402
 from training import find_checkpoints  # noqa: E402
 from vae_utils import (  # noqa: E402
@@ -115,10 +115,9 @@ def cost_table(model, precision, *, images, limit):
     """Table 1 of one model."""
     x, z = model.sample(images, random_generator(0, "simulated images"))
     own = {"generator": image_generators(0, "accuracy", index=torch.arange(images))}
-    fast, start = model.in_precision(precision), initial_posterior(images, model.latent_dim)
-    if hasattr(model, "encode"):
-        with torch.no_grad():
-            start = model.encode(x)
+    fast = model.in_precision(precision)
+    with torch.no_grad():
+        start = model.initial_posterior(x)
     fit, fitting = timed(fit_posterior, model, x, start, **own)
     full, linearizing = timed(gauss_newton_posterior, fast, x, fit.q, **own)
     rows, prior = [], Normal(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean))
@@ -235,9 +234,8 @@ def main():
         for method in checkpoints.load(epoch, data):
             model, last = method.model, epoch == checkpoints.epochs[-1]
             own = image_generators(0, "inference", index=sample.index)
-            start = method.infer(sample.images, generator=own).q
-            if not method.shared_inference:
-                start = initial_posterior(len(start.mean), model.latent_dim)
+            with torch.no_grad():
+                start = model.initial_posterior(sample.images, own)
             if 3 in given.tables and epoch in (checkpoints.epochs[0], 10, checkpoints.epochs[-1]):
                 print(f"\n{method.label}, fits after epoch {epoch}\n")
                 print_table(["gradients of a fit", "nats short of 24,000"], [short_of_long_fit(model, sample, start)])

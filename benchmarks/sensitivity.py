@@ -1,146 +1,175 @@
-"""Does the verdict on latent optimization hang on its settings? The same images under several of its trainings.
+"""Start and budget of latent optimization: the study's main table, one thing changed at a time.
 
-    python benchmarks/sensitivity.py --checkpoint-dir /tmp/sensitivity
+    python benchmarks/sensitivity.py --directory /tmp/sensitivity [--seeds 0 1 2] [--rows "zero start" ...]
 
-One setting at a time is changed: the table's learning rate, its steps per visit, the epochs. Every decoder is scored on
-the same stratified validation images: the ELBO at q*, log p(x) by annealing, and the paired differences from the
-amortized VAE of the same seed and epochs. Trainings whose checkpoints are there are not repeated.
+Every training is scored on the same stratified validation images: used dimensions, ELBO(q*), log p(x), and the paired
+differences from the amortized VAE of the same seed. Beside them stand the objective that the training reached, which is
+the mean ELBO of the training images at their own q, and its seconds, one thread each, JOBS trainings side by side.
+Numbers that are in the directory are not made again.
 """
 
 import argparse
+import itertools
+import multiprocessing
+import os
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes of JOBS
 
 import torch  # noqa: E402
 
+import latent_optimization  # noqa: E402
 from amortized_vae import AmortizedVAE  # noqa: E402
 from benchmarks.harness import print_table  # noqa: E402
 from data import load_data, stratified_subset  # noqa: E402
 from evaluation import gaps  # noqa: E402
-from latent_optimization import LatentOptimization, fit_posterior, initial_posterior  # noqa: E402
-from latent_table import LatentTable  # noqa: E402
+from evaluation.scores import posterior_of_train  # noqa: E402
+from latent_optimization import LatentOptimization  # noqa: E402
+from posterior_fit import fit_posterior  # noqa: E402
+from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json  # noqa: E402
 from runtime.config import EvalConfig, TrainConfig, choose_precision  # noqa: E402
-from training import read_checkpoint, train  # noqa: E402
-from vae_utils import elbo, image_generators, mean_and_error  # noqa: E402
+from training import train_epoch  # noqa: E402
+from vae_utils import evaluate_bound, image_generators, kl_per_dimension, mean_and_error, random_generator  # noqa: E402
+
+JOBS = 2
+AMORTIZED, LONG_AMORTIZED = "amortized VAE", "amortized VAE, 90 epochs"
 
 
-class StepsPerVisit(LatentOptimization):
-    """Latent optimization that takes further steps of the table alone before each step of table and decoder."""
-
-    further_steps = 3
+class StartedAtCodes(LatentOptimization):
+    """Latent optimization whose table begins at the q(z|x) of an amortized VAE after its first epoch."""
 
     def __init__(self, config, data):
         super().__init__(config, data)
-        self.table = LatentTable(
-            size=len(self.images),
-            latent_dim=config.latent_dim,
-            max_steps=(1 + self.further_steps) * config.steps,
-            learning_rate=config.latent_learning_rate,
-            device=data.device,
-        )
-        self.optimizers[1] = self.table
-
-    def train_step(self, rows, noise, *, beta=None):
-        """See training.Method.train_step; the further steps draw their noise from PyTorch's global generator."""
-        beta = self.config.beta if beta is None else beta
-        x = self.images[rows]
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-        for _ in range(self.further_steps):
-            bound = elbo(self.model, x, self.posterior(x, rows), torch.randn_like(noise))
-            (beta * bound.kl - bound.log_likelihood).sum().backward()
-            self.table.step()
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(True)
-        return super().train_step(rows, noise, beta=beta)
+        encoder = AmortizedVAE(config, data)
+        train_epoch(encoder, 1)
+        q = posterior_of_train(encoder, data)
+        self.table.load_parameters(q.mean, 2 * q.stddev.log())
 
 
 class Variant(NamedTuple):
-    """One training."""
+    """One training: its method and what it changes of the TrainConfig, of the module's constants, and of the epochs."""
 
-    method_class: type = LatentOptimization
-    changes: dict = {}  # noqa: RUF012  of the TrainConfig
-    reference: str = "amortized VAE"  # what it is compared with
+    method: type = LatentOptimization
+    changes: dict = {}  # noqa: RUF012
+    least_nats: float = latent_optimization.LEAST_NATS
+    times: float = 1  # epochs, over those of the default
+    reference: str = AMORTIZED  # what it is compared with
 
 
+ZERO = {"latent_start": "zero"}
 VARIANTS = {
-    "amortized VAE": Variant(AmortizedVAE),
-    "latent optimization: rate 0.01, 1 step, 30 epochs": Variant(),
-    "rate 0.003": Variant(changes={"latent_learning_rate": 0.003}),
-    "rate 0.03": Variant(changes={"latent_learning_rate": 0.03}),
-    "4 steps per visit": Variant(StepsPerVisit),
-    "90 epochs": Variant(changes={"epochs": 90}, reference="amortized VAE, 90 epochs"),
-    "amortized VAE, 90 epochs": Variant(AmortizedVAE, {"epochs": 90}, "amortized VAE, 90 epochs"),
+    AMORTIZED: Variant(AmortizedVAE),
+    "pca start": Variant(),
+    "zero start": Variant(changes=ZERO),
+    "normal start": Variant(changes={"latent_start": "normal"}),
+    "start at the VAE's codes": Variant(StartedAtCodes),
+    "pca, 4 steps": Variant(changes={"latent_steps": 4}),
+    "zero, 4 steps": Variant(changes={**ZERO, "latent_steps": 4}),
+    "pca, rate 0.003": Variant(changes={"latent_learning_rate": 0.003}),
+    "zero, rate 0.003": Variant(changes={**ZERO, "latent_learning_rate": 0.003}),
+    LONG_AMORTIZED: Variant(AmortizedVAE, times=3, reference=LONG_AMORTIZED),
+    "pca, 90 epochs": Variant(times=3, reference=LONG_AMORTIZED),
+    "zero, 90 epochs": Variant(changes=ZERO, times=3, reference=LONG_AMORTIZED),
+    "amortized VAE, equal seconds": Variant(AmortizedVAE, times=0.6),
+    **{
+        f"pca, dimensions of {nats:g} nats": Variant(least_nats=nats) for nats in (1.5, 1.1, 0.9, 0.75, 0)
+    },  # 17, 29, 46, 67 and all 115 of MNIST
 }
 
 
-def trained(variant, config, data, directory):
-    """The method after its last epoch, from its checkpoint if there is one."""
-    method = variant.method_class(config, data)
-    path = directory / f"{method.prefix}_epoch_{config.epochs}.pt"
+def work(name, seed, given):
+    """Trains and scores one variant with one seed, unless its numbers are there: a dict of plain values."""
+    directory = Path(given.directory) / f"{name.replace(' ', '_').replace(',', '')}_seed_{seed}"
+    directory.mkdir(parents=True, exist_ok=True)
+    if (directory / "scores.json").exists():
+        return load_json(directory / "scores.json")
+    variant, precision = VARIANTS[name], choose_precision("auto", torch.device("cpu"))
+    config = TrainConfig(epochs=given.epochs, train_size=given.train_size, seed=seed, precision=precision)
+    config = replace(config, **variant.changes, epochs=max(1, round(variant.times * given.epochs)))
+    latent_optimization.LEAST_NATS = variant.least_nats
+    data = load_data(config, data_dir=ROOT / "data")
+    started = time.perf_counter()
+    method, path = variant.method(config, data), directory / "weights.pt"
     if path.exists():
-        method.load_weights(read_checkpoint(path, method.name)["weights"])
+        saved = load_checkpoint(path)
+        method.load_weights(saved["weights"])
     else:
-        directory.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(config.seed)
-        train(method, checkpoint_dir=directory)
-    method.model.precision = "float32"
-    return method
+        for epoch in range(1, config.epochs + 1):
+            train_epoch(method, epoch)
+        saved = {"weights": method.weights(), "seconds": time.perf_counter() - started}
+        save_checkpoint(path, saved)
+    sample = stratified_subset(data.validation, size=given.images, seed=seed)
+    scores = score(method, data, sample, EvalConfig(seed=seed, precision=precision))
+    save_json(directory / "scores.json", {"seconds": saved["seconds"], **scores})
+    print(f"{name}, seed {seed}: {mean_and_error(torch.tensor(scores['log_prob']))}", file=sys.stderr, flush=True)
+    return {"seconds": saved["seconds"], **scores}
 
 
-def score(method, images, index, eval_config):
-    """(ELBO at q*, log p(x)), (B,) each, of images that the method never saw."""
-    own = image_generators(eval_config.seed, "sensitivity", index=index)
-    start = initial_posterior(len(images), method.model.latent_dim)
-    q = fit_posterior(method.model, images, start, generator=own).q
-    found = gaps.measure(method.model, images, q, eval_config, generator=own, fitted=True)
-    return found.fitted_elbo, found.ais_log_prob
+@torch.no_grad()
+def score(method, data, sample, config):
+    """{"objective", "used_dimensions", "fitted_elbo", "log_prob"}; the last two: of each image of `sample`."""
+    model, seed = method.model, config.seed
+    model.precision = "float32"
+    q, generator = posterior_of_train(method, data), random_generator(seed, "objective")
+    objective = evaluate_bound(
+        model, data.train.images, lambda x, rows: type(q)(q.mean[rows], q.stddev[rows]), generator=generator
+    )
+    own = image_generators(seed, "sensitivity", index=sample.index)
+    start = model.initial_posterior(sample.images, own)
+    fitted = fit_posterior(model, sample.images, start, generator=own).q
+    found = gaps.measure(model, sample.images, fitted, config, generator=own, fitted=True)
+    return {
+        "objective": float(objective.elbo.mean()),
+        "used_dimensions": int((kl_per_dimension(fitted).mean(0) > 0.1).sum()),
+        "fitted_elbo": found.fitted_elbo.tolist(),
+        "log_prob": found.ais_log_prob.tolist(),
+    }
+
+
+def table_row(name, seeds, found):
+    """A row of the table: of one seed ± the standard error over images, of several that over seeds."""
+    own, other = ([found[key, seed] for seed in seeds] for key in (name, VARIANTS[name].reference))
+
+    def cell(quantity, less=False):
+        values = [torch.tensor(one[quantity]) for one in own]
+        if less:
+            values = [value - torch.tensor(two[quantity]) for value, two in zip(values, other, strict=True)]
+        values = values[0] if len(seeds) == 1 else torch.stack([value.mean() for value in values])
+        score = mean_and_error(values)
+        return f"{score['mean']:.1f} ± {score['standard_error']:.1f}"
+
+    def mean(quantity, form):
+        return format(sum(one[quantity] for one in own) / len(own), form)
+
+    differences = [cell(quantity, less=True) if other != own else "" for quantity in ("fitted_elbo", "log_prob")]
+    shown = [mean("seconds", ".0f"), mean("objective", ".1f"), mean("used_dimensions", ".0f")]
+    return [name, str(len(seeds)), *shown, cell("fitted_elbo"), cell("log_prob"), *differences]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint-dir", required=True, metavar="DIR", help="a directory for every training's")
+    parser.add_argument("--directory", required=True, metavar="DIR", help="for weights and numbers")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    parser.add_argument("--rows", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--images", type=int, default=50, metavar="N", help="validation images (50)")
-    parser.add_argument(
-        "--epochs", type=int, default=30, metavar="N", help="of the default; the longest has 3 times as many"
-    )
+    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="of the default")
     parser.add_argument("--train-size", type=int, default=20_000, metavar="N")
     given = parser.parse_args()
-    precision, rows = choose_precision("auto", torch.device("cpu")), []
-    for seed in given.seeds:
-        found = {}
-        for number, (name, variant) in enumerate(VARIANTS.items()):
-            config = TrainConfig(epochs=given.epochs, train_size=given.train_size, seed=seed, precision=precision)
-            longer = {"epochs": 3 * given.epochs} if "epochs" in variant.changes else {}
-            config = replace(config, **variant.changes | longer)
-            data = load_data(config, data_dir=ROOT / "data")
-            directory = Path(given.checkpoint_dir) / f"variant_{number}_seed_{seed}"
-            method = trained(variant, config, data, directory)
-            sample = stratified_subset(data.validation, size=given.images, seed=seed)
-            found[name] = score(method, sample.images, sample.index, EvalConfig(seed=seed, precision=precision))
-            print(f"{name}, seed {seed}: {float(found[name][1].mean()):.2f}", file=sys.stderr, flush=True)
-        for name, variant in VARIANTS.items():
-            values = [
-                *found[name],
-                *(one - other for one, other in zip(found[name], found[variant.reference], strict=True)),
-            ]
-            scores = (mean_and_error(value) for value in values)
-            rows.append([name, str(seed), *(f"{each['mean']:.1f} ± {each['standard_error']:.1f}" for each in scores)])
-    header = [
-        "",
-        "seed",
-        "ELBO at q*",
-        "log p(x)",
-        "ELBO at q*, less the amortized VAE's",
-        "log p(x), less the amortized VAE's",
-    ]
-    print_table(header, rows)
+    needed = dict.fromkeys([*(VARIANTS[name].reference for name in given.rows), *given.rows])
+    tasks = list(itertools.product(needed, given.seeds))
+    with ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn")) as pool:
+        results = pool.map(work, *zip(*tasks, strict=True), itertools.repeat(given))
+        found = dict(zip(tasks, results, strict=True))
+    header = ["latent optimization", "seeds", "seconds", "objective reached", "used dimensions", "ELBO(q*)", "log p(x)"]
+    header += ["ELBO(q*), less the amortized VAE's", "log p(x), less the amortized VAE's"]
+    print_table(header, [table_row(name, given.seeds, found) for name in given.rows])
 
 
 if __name__ == "__main__":

@@ -27,8 +27,11 @@ LOG_WEIGHT_STD = 0.8  # of an image's chains, nats: what the number of temperatu
 FEWEST, MOST = 16, 1024  # temperatures
 DEPENDENCE = 1.7  # by which successive temperatures raise the standard deviation: 1.5 to 1.9, measured
 PILOT_CHAINS, PILOT_TEMPERATURES = 4, 16
+TRUSTED_STD, TRUSTED_ACCEPTANCE = 1.5, 0.3  # beyond: log-weights hardly normal, chains that hardly move
 SIMULATED = 30_000  # log-weights, from which the errors of an estimate follow
-TARGET_ACCEPTANCE = 0.65
+TARGET_ACCEPTANCE, ACCEPTABLE = 0.65, (0.4, 0.95)
+MOST_ADAPTATIONS = 12  # of the step size, at one temperature of the pilot run
+UNKNOWN_DEVIATION = 1e4  # nats, where log-weights are not finite
 LONGEST_PATH = math.pi / 2  # a quarter turn: on N(0, I) it ends at a draw that is independent of the start
 JITTER = 0.2  # the share by which the length of a path varies: at a fixed length some directions would be periodic
 
@@ -45,10 +48,15 @@ class AISEstimate(NamedTuple):
     log_prob: torch.Tensor
     standard_error: torch.Tensor  # of log_prob, over draws of the chains; NaN for one chain
     bias: torch.Tensor  # of log_prob, mostly negative; NaN for one chain
-    log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains
+    log_weight_std: torch.Tensor  # of the log-weights: that over the chains or the predicted one, whichever is larger
     acceptance: torch.Tensor  # mean over transitions and chains
     temperatures: torch.Tensor
     log_weights: torch.Tensor  # (K, B)
+
+    @property
+    def trusted(self):
+        """Whether the stated errors can be relied on, (B,) bool: log-weights vary little, and chains do move."""
+        return (self.log_weight_std <= TRUSTED_STD) & (self.acceptance >= TRUSTED_ACCEPTANCE)
 
 
 class Bounds(NamedTuple):
@@ -114,16 +122,41 @@ class ChainState(NamedTuple):
     gradient: torch.Tensor  # (K, B, D): of l with respect to e
 
 
+class Mixture(NamedTuple):
+    """For each of B images M Gaussians in z, of which some may be missing."""
+
+    mean: torch.Tensor  # (B, M, D)
+    scale_tril: torch.Tensor  # (B, M, D, D)
+    present: torch.Tensor  # (B, M), bool
+
+    def select(self, rows):
+        """The Mixture of the images at `rows` (M,)."""
+        return Mixture(*(part[rows] for part in self))
+
+    def log_sum(self, z):
+        """log of the sum of the Gaussians' densities at z (K, B, D), (K, B)."""
+        gaussians = MultivariateNormal(self.mean, scale_tril=self.scale_tril, validate_args=False)
+        return gaussians.log_prob(z.unsqueeze(2)).masked_fill(~self.present, -math.inf).logsumexp(-1)
+
+
 class AISTarget:
     """l(e) of some images in full precision, and its gradient in the model's precision."""
 
-    def __init__(self, model, x, q):
-        self.model, self.x, self.q = model, x, q
+    def __init__(self, model, x, q, mixture=None):
+        """mixture: None, or for each image several q, of which its own is one; see annealed_importance_sampling."""
+        self.model, self.x, self.q, self.mixture = model, x, q, mixture
         self.full_precision = model.in_precision("float32")
 
     def select(self, rows):
         """The AISTarget of the images at `rows` (M,)."""
-        return AISTarget(self.model, self.x[rows], select(self.q, rows))
+        return AISTarget(self.model, self.x[rows], select(self.q, rows), self.mixture and self.mixture.select(rows))
+
+    def _log_weight(self, model, noise):
+        """l(e), (K, B), with the networks of `model`."""
+        if self.mixture is None:
+            return log_weight(model, self.x, self.q, noise)
+        z = reparameterize(self.q, noise)
+        return model.log_joint(self.x, z) - self.mixture.log_sum(z)
 
     def draw(self, chains, generator):
         """e of `chains` draws from q, (K, B, D)."""
@@ -133,14 +166,14 @@ class AISTarget:
         """(l(e), its gradient): (K, B) and (K, B, D). With respect to e alone, not to the decoder's weights."""
         noise = noise.detach().requires_grad_()
         with torch.enable_grad():
-            values = log_weight(self.model, self.x, self.q, noise)
+            values = self._log_weight(self.model, noise)
             (gradient,) = torch.autograd.grad(values.sum(), noise)
         return values.detach(), gradient
 
     @torch.no_grad()
     def value(self, noise):
         """l(e), (K, B)."""
-        return log_weight(self.full_precision, self.x, self.q, noise)
+        return self._log_weight(self.full_precision, noise)
 
     def value_and_gradient(self, noise):
         """(l(e) in full precision, its gradient): (K, B) and (K, B, D)."""
@@ -184,8 +217,9 @@ def run_pilot(target, *, leapfrog_steps, generator):
     """The Pilot of some images; its chains are then thrown away.
 
     Its PILOT_CHAINS chains pass evenly spaced temperatures, and the logarithm of every image's step size is adapted
-    towards an acceptance of TARGET_ACCEPTANCE. The transitions of the weighted run are thus fixed before it begins, and
-    its estimate stays unbiased: a step size that depends on the chain's own past would not leave pi_beta invariant.
+    towards an acceptance of TARGET_ACCEPTANCE: at each temperature until the acceptance lies in ACCEPTABLE, by at most
+    MOST_ADAPTATIONS transitions. The transitions of the weighted run are thus fixed before it begins, and its estimate
+    stays unbiased: a step size that depends on the chain's own past would not leave pi_beta invariant.
     """
     noise = target.draw(PILOT_CHAINS, generator)
     state = ChainState(noise, *target.value_and_gradient(noise))
@@ -193,11 +227,26 @@ def run_pilot(target, *, leapfrog_steps, generator):
     log_step = torch.full_like(state.log_weight[0], longest)  # (B,)
     deviations, log_steps = [], []
     for temperature in range(1, PILOT_TEMPERATURES + 1):
-        deviations.append(state.log_weight.std(0).nan_to_num(0, posinf=0))
-        beta, step_size = temperature / PILOT_TEMPERATURES, log_step.exp()
-        state, acceptance = hmc_step(state, target, beta, step_size, leapfrog_steps, generator=generator)
-        log_step = (log_step + 0.5 * (acceptance.mean(0) - TARGET_ACCEPTANCE)).clamp(max=longest)
-        log_steps.append(log_step)
+        # Log-weights that are not finite vary more than any that are.
+        deviations.append(state.log_weight.std(0).nan_to_num(UNKNOWN_DEVIATION, posinf=UNKNOWN_DEVIATION))
+        beta, rows = temperature / PILOT_TEMPERATURES, torch.arange(len(log_step), device=log_step.device)
+        for _ in range(MOST_ADAPTATIONS):
+            part = ChainState(*(value[:, rows] for value in state))
+            options = {"generator": generators_of(generator, rows)}
+            part, acceptance = hmc_step(
+                part, target.select(rows), beta, log_step[rows].exp(), leapfrog_steps, **options
+            )
+            for whole, new in zip(state, part, strict=True):
+                whole[:, rows] = new
+            acceptance = acceptance.mean(0)
+            in_range = (acceptance > ACCEPTABLE[0]) & (acceptance < ACCEPTABLE[1])
+            in_range |= (acceptance >= ACCEPTABLE[1]) & (log_step[rows] >= longest)
+            gain = torch.where(in_range, 0.5, 1.5)
+            log_step[rows] = (log_step[rows] + gain * (acceptance - TARGET_ACCEPTANCE)).clamp(max=longest)
+            rows = rows[~in_range]
+            if not len(rows):
+                break
+        log_steps.append(log_step.clone())
     return Pilot(torch.stack(deviations), torch.stack(log_steps).exp())
 
 
@@ -272,13 +321,14 @@ class _Runs(NamedTuple):
     predicted_std: torch.Tensor  # (B,): of the log-weights
 
 
-def _weighted_runs(model, x, q, exact, generator, chains, temperatures, log_weight_std, leapfrog_steps, chunk):
+def _weighted_runs(target, exact, generator, chains, temperatures, log_weight_std, leapfrog_steps, chunk):
     """The _Runs of all images. exact: draws of the posterior (B, D), at which the backward chains start, or None.
 
     Images with many temperatures run together, so that batches stay large.
     """
-    check_inputs(model, x, q, generator)
-    whole, rows = AISTarget(model, x, q), torch.arange(len(x), device=x.device)
+    whole, x = target, target.x
+    check_inputs(whole.model, x, whole.q, generator)
+    rows = torch.arange(len(x), device=x.device)
     pilots = [
         run_pilot(whole.select(part), leapfrog_steps=leapfrog_steps, generator=generators_of(generator, part))
         for part in rows.split(max(1, chunk // PILOT_CHAINS))
@@ -312,6 +362,10 @@ def log_mean_errors(log_weight_std, chains):
     noise = torch.randn(draws, chains, generator=generator, dtype=torch.float64)
     noise, errors, biases = torch.cat((noise, -noise)), [], []
     for std in log_weight_std.tolist():
+        if std == math.inf:
+            errors.append(math.inf)
+            biases.append(-math.inf)
+            continue
         simulated = (std * noise - std**2 / 2).logsumexp(1) - math.log(chains)  # estimates of 0
         errors.append(float(simulated.std()))
         biases.append(float(simulated.mean()))
@@ -329,6 +383,7 @@ def annealed_importance_sampling(
     log_weight_std=LOG_WEIGHT_STD,
     leapfrog_steps=5,
     chunk=500,
+    mixture=None,
 ):
     """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017).
 
@@ -338,11 +393,18 @@ def annealed_importance_sampling(
     `log_weight_std` over the chains, from FEWEST to MOST. At most `chunk` chains are held at once. Returns an
     AISEstimate; its log_prob is a lower bound in expectation, and p(x) is exactly the expectation of exp(log_weights).
     Raises ValueError if x, q and the model do not fit.
+
+    mixture: a Mixture of which q is one Gaussian: then only q's share of p(x) is found, the integral of
+    p(x, z) q(z) / sum_m q_m(z). The shares of all its Gaussians add up to p(x), wherever they lie.
     """
-    runs = _weighted_runs(model, x, q, None, generator, chains, temperatures, log_weight_std, leapfrog_steps, chunk)
+    target = AISTarget(model, x, q, mixture)
+    runs = _weighted_runs(target, None, generator, chains, temperatures, log_weight_std, leapfrog_steps, chunk)
     log_w = runs.forwards
-    log_prob, std = log_w.logsumexp(0) - math.log(chains), log_w.std(0)
-    errors = log_mean_errors(torch.maximum(std, runs.predicted_std), chains)
+    # A weight of 0, or without a value, is a sign that the others cannot be relied on.
+    broken = ~log_w.isfinite().all(0)
+    std = torch.maximum(log_w.std(0), runs.predicted_std).masked_fill(broken, math.inf)
+    log_prob = log_w.nan_to_num(-math.inf, neginf=-math.inf).logsumexp(0) - math.log(chains)
+    errors = log_mean_errors(std, chains)
     return AISEstimate(log_prob, *errors, std, runs.acceptance.mean(0), runs.temperatures, log_w)
 
 
@@ -367,6 +429,7 @@ def bidirectional_bounds(
     """
     if z.shape != q.mean.shape:
         raise ValueError(f"z {tuple(z.shape)} and q {tuple(q.mean.shape)} are of different images")
-    runs = _weighted_runs(model, x, q, z, generator, chains, temperatures, log_weight_std, leapfrog_steps, chunk)
+    target = AISTarget(model, x, q)
+    runs = _weighted_runs(target, z, generator, chains, temperatures, log_weight_std, leapfrog_steps, chunk)
     lower = runs.forwards.logsumexp(0) - math.log(chains)
     return Bounds(lower, upper=math.log(chains) - runs.backwards.neg().logsumexp(0))

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from evaluation.ais import annealed_importance_sampling, gauss_newton_posterior
+from evaluation.modes import estimate_log_prob
 from evaluation.stats import stratified_mean
-from latent_optimization import fit_posterior
+from posterior_fit import fit_posterior
 from vae_utils import generators_of, importance_sampling, select
 
 
@@ -28,12 +28,13 @@ class Gaps(NamedTuple):
     fitted_elbo: torch.Tensor  # ELBO(q*)
     fitted_effective_sample_size: torch.Tensor
     fit_converged: torch.Tensor  # 1 or 0; 1 where q is q* already
-    ais_log_prob: torch.Tensor  # annealed importance sampling from q* with a full covariance
+    ais_log_prob: torch.Tensor  # the best estimate: annealed, or integrated with one or two latent dimensions
     ais_standard_error: torch.Tensor  # over its chains
     ais_bias: torch.Tensor  # an estimate, mostly negative; ais_log_prob is not corrected by it
-    ais_log_weight_std: torch.Tensor  # over its chains
+    ais_log_weight_std: torch.Tensor  # over its chains, or predicted, whichever is larger
     ais_acceptance: torch.Tensor
     ais_temperatures: torch.Tensor
+    ais_modes: torch.Tensor  # how many modes of the posterior were combined; 0: integrated, or annealed from the prior
 
 
 OF_Q = 4  # the first fields, which need neither a fit nor annealing
@@ -53,7 +54,7 @@ def measure(model, x, q, config, *, generator, fitted=False, batch_size=50):
     float32. The bounds are means over the draws of importance sampling. generator: one, or one for each image. fitted:
     q is q* already, as of unseen images under latent optimization; both then have the same numbers.
     """
-    fast, parts = model.in_precision(config.precision), []
+    parts = []
     for rows in torch.arange(len(x), device=x.device).split(batch_size):
         images, own, generators = x[rows], select(q, rows), generators_of(generator, rows)
         of_own = measure_q(model, images, own, config, generator=generators)
@@ -62,9 +63,9 @@ def measure(model, x, q, config, *, generator, fitted=False, batch_size=50):
             fit = fit_posterior(model, images, own, generator=generators, fit_steps=config.fit_steps)
             best, converged = fit.q, fit.converged.to(x.dtype)
             of_best = importance_sampling(model, images, best, generator=generators, num_samples=config.num_samples)
-        start = gauss_newton_posterior(fast, images, best, generator=generators)
-        ais = annealed_importance_sampling(fast, images, start, generator=generators, **annealing(config))
-        parts.append(Gaps(*of_own, *of_best, converged, *ais[:6]))
+        options = {"generator": generators, "precision": config.precision, "fit_steps": config.fit_steps}
+        found = estimate_log_prob(model, images, best, **options, **annealing(config))
+        parts.append(Gaps(*of_own, *of_best, converged, *found.ais[:6], found.modes.to(x.dtype)))
     return Gaps(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

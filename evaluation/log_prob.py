@@ -7,14 +7,13 @@ from torch.distributions import Normal
 from tqdm import tqdm
 
 from data import warn_unlike_mnist
-from evaluation.ais import annealed_importance_sampling, gauss_newton_posterior
 from evaluation.gaps import annealing
-from latent_optimization import fit_posterior, initial_posterior
+from evaluation.modes import estimate_log_prob
+from posterior_fit import fit_posterior
 from runtime.config import EvalConfig
 from vae_utils import concatenate, mean_and_error, random_generator
 
 AT_ONCE = 10  # images: more would save little time, and the bar would stand still for long
-TRUSTED = 1.5  # nats: a standard deviation beyond which log-weights are hardly normal, which their errors assume
 
 
 class LogProb(NamedTuple):
@@ -23,13 +22,16 @@ class LogProb(NamedTuple):
     log_prob: torch.Tensor  # a lower bound in expectation: not corrected by `bias`
     standard_error: torch.Tensor  # of the estimate, over the annealed chains
     bias: torch.Tensor  # an estimate, mostly negative
-    log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains
+    log_weight_std: torch.Tensor  # standard deviation of the log-weights, over the chains or predicted
+    acceptance: torch.Tensor  # share of accepted transitions
+    modes: torch.Tensor  # int64: modes of the posterior that were combined; 0: integrated, or annealed from the prior
+    trusted: torch.Tensor  # bool: whether the stated errors can be relied on
     converged: torch.Tensor  # bool: the fit of q
     q: Normal  # the fitted diagonal Normal, (B, D)
 
     def __repr__(self):
         value, count = mean_and_error(self.log_prob), len(self.log_prob)
-        bias, vague = float(self.bias.mean()), int((self.log_weight_std > TRUSTED).sum())
+        bias, vague = float(self.bias.mean()), int((~self.trusted).sum())
         if count == 1:
             error = f"± {float(self.standard_error):.2g} (standard error of the estimate)"
             text = f"log p(x) = {value['mean']:.1f} nats, {error}, bias about {bias:.2f} (not corrected); "
@@ -40,8 +42,11 @@ class LogProb(NamedTuple):
             text = f"log p(x) = {value['mean']:.1f} nats, {over_images}, Monte Carlo error {own:.2g}, "
             text += f"bias about {bias:.2f} (not corrected); "
             text += f"{float(self.converged.double().mean()):.0%} of the fits converged"
+        text += f"; acceptance {float(self.acceptance.min()):.2f}" + (" or more" if count > 1 else "")
+        if several := int((self.modes > 1).sum()):
+            text += f"; several modes in {several:,} of {count:,}"
         if vague:
-            text += f"; errors may be too small for {vague:,} of {count:,}: lower log_weight_std, or raise chains"
+            text += f"; may be wrong by more than that for {vague:,} of {count:,}: lower log_weight_std"
         return text
 
     __str__ = __repr__
@@ -56,12 +61,12 @@ def log_prob(
     log_weight_std=EvalConfig.log_weight_std,
     fit_steps=EvalConfig.fit_steps,
 ):
-    """log p(x) of images under a LatentVariableModel, by annealed importance sampling: a LogProb.
+    """log p(x) of images under a LatentVariableModel: a LogProb. By `estimate_log_prob`, which says how.
 
     images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. A diagonal
-    q is fitted to each, from the encoder's if the model has one; its covariance is made full, and annealing begins
-    there. The other arguments are EvalConfig's. What is random about an image is a function of the seed and its pixels:
-    its result does not depend on the other images. Warns of images that cannot be like MNIST's. Raises ValueError for
+    q is fitted to each, from the model's `initial_posterior`; its covariance is made full, and annealing begins there.
+    The other arguments are EvalConfig's. What is random about an image is a function of the seed and its pixels: its
+    result does not depend on the other images. Warns of images that cannot be like MNIST's. Raises ValueError for
     images that the model cannot have been made for, and for settings out of range.
     """
     config = EvalConfig(seed=seed, chains=chains, log_weight_std=log_weight_std, fit_steps=fit_steps)
@@ -81,17 +86,14 @@ def _log_prob(model, x, config, say):
     """The fields of LogProb of images x (B, *image); say: shows what is being done."""
     pixels = [image.cpu().numpy().tobytes() for image in x]
     generators = [random_generator(config.seed, "log p(x)", own, device=x.device) for own in pixels]
-    if hasattr(model, "encode"):
-        start = model.encode(x)
-    else:
-        start = initial_posterior(len(x), model.latent_dim, device=x.device, dtype=x.dtype)
     say("fit of q")
+    start = model.initial_posterior(x, generators)
     fit = fit_posterior(model, x, start, generator=generators, fit_steps=config.fit_steps)
-    say("covariance")
-    full = gauss_newton_posterior(model, x, fit.q, generator=generators)
     say("annealing")
-    found = annealed_importance_sampling(model, x, full, generator=generators, **annealing(config))
-    return found.log_prob, found.standard_error, found.bias, found.log_weight_std, fit.converged, fit.q
+    options = {"generator": generators, "fit_steps": config.fit_steps}
+    found = estimate_log_prob(model, x, fit.q, **options, **annealing(config))
+    of_weights = (found.ais.log_weight_std, found.ais.acceptance, found.modes, found.trusted)
+    return found.ais.log_prob, found.ais.standard_error, found.ais.bias, *of_weights, fit.converged, fit.q
 
 
 @torch.no_grad()

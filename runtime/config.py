@@ -46,6 +46,10 @@ DATASET = (
     "are test images"
 )
 
+LATENT_START = (
+    "where the latent table begins: at the posteriors of probabilistic PCA, at mean 0, or at draws from the prior"
+)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -64,6 +68,8 @@ class TrainConfig:
     beta: float = setting(1.0, "weight of the KL in the training loss", low=0.0, high=1e6)
     learning_rate: float = setting(0.001, "Adam's, of encoder and decoder", low=0.0, high=1e3)
     latent_learning_rate: float = setting(0.01, "Adam's, of the latent table", low=0.0, high=1e3)
+    latent_start: str = setting("pca", LATENT_START, choices=("pca", "zero", "normal"))
+    latent_steps: int = setting(1, "steps of the latent table for each step of the decoder", low=1, high=1000)
     precision: str = setting("auto", "number format; auto takes bfloat16 where the hardware has it", choices=PRECISIONS)
 
     def __post_init__(self):

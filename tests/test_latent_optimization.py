@@ -5,8 +5,9 @@ import torch
 from conftest import linear_gaussian, seeded, toy_config, toy_data
 from torch.distributions import Normal
 
-import latent_optimization
-from latent_optimization import LatentOptimization, balanced_noise, fit_posterior, initial_posterior
+import posterior_fit
+from latent_optimization import LatentOptimization
+from posterior_fit import balanced_noise, fit_posterior
 from vae_utils import image_generators, select
 
 
@@ -46,7 +47,7 @@ def test_what_a_fit_finds_for_an_image_depends_on_no_other():
     model = linear_gaussian(pixels=30, latent_dim=4)
     x, _ = model.sample(3, seeded(0))
     x[2] *= 30
-    index, start = torch.tensor([7, 3, 9]), initial_posterior(3, 4, dtype=torch.float64)
+    index, start = torch.tensor([7, 3, 9]), model.initial_posterior(x)
 
     def fit(rows):
         own = image_generators(1, "a fit", index=index[rows])
@@ -82,7 +83,7 @@ def test_a_fit_works_where_gradients_are_off_and_leaves_none_at_the_weights():
 def test_a_fit_says_when_it_has_not_converged():
     model = linear_gaussian(pixels=30, latent_dim=4)
     x, _ = model.sample(3, seeded(0))
-    start = initial_posterior(3, 4, dtype=torch.float64)
+    start = model.initial_posterior(x)
     options = {"learning_rate": 0.01, "averaged_rate": 0.01, "tolerance": 0.01}  # too slow
     fit = fit_posterior(model, x, start, generator=seeded(0), fit_steps=5, max_cycles=3, **options)
     assert not fit.converged.any()
@@ -105,7 +106,7 @@ def test_a_lower_bound_is_no_convergence_and_the_best_q_is_kept():
 
 @pytest.mark.parametrize("at_once", [500, 15])  # all 16 draws together; five, and one that is left
 def test_a_fits_trace_is_the_bound_however_many_samples_are_taken_at_once(monkeypatch, at_once):
-    monkeypatch.setattr(latent_optimization, "SCORED_AT_ONCE", at_once)
+    monkeypatch.setattr(posterior_fit, "SCORED_AT_ONCE", at_once)
     model = linear_gaussian(pixels=30, latent_dim=4)
     x, _ = model.sample(3, seeded(0))
     start = Normal(torch.zeros(3, 4).double(), 0.1)

@@ -11,8 +11,8 @@ from conftest import ROOT, seeded, toy_config, toy_data
 import amortized_vae
 import latent_optimization
 from benchmarks import pretrained
-from latent_optimization import fit_posterior, initial_posterior
 from main_vae import METHODS
+from posterior_fit import fit_posterior
 from runtime.checkpoint import InputError, load_json, save_json
 from training import find_checkpoints, train
 from vae_utils import evaluate_bound, importance_sampling, random_generator, select
@@ -46,7 +46,7 @@ def test_the_fitted_elbo_of_test_images_under_latent_optimization_is_that_of_the
     rows = rows[:: len(rows) // images][:images]
     model = latent_optimization.load_model(FOLDER / "latent_opt.pt")
     x = mnist[1].images[[int(row["index"]) for row in rows]].repeat(repeats, 1, 1, 1)
-    start = initial_posterior(len(x), model.latent_dim)
+    start = model.initial_posterior(x)
     q = fit_posterior(model, x, start, generator=seeded(1), fit_steps=250).q
     found = importance_sampling(model, x, q, generator=seeded(2), num_samples=1000).elbo  # as many as in the run
     found = found.double().reshape(repeats, images)

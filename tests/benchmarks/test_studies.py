@@ -8,7 +8,7 @@ from torch.distributions import Normal
 from amortized_vae import AmortizedVAE
 from benchmarks import accuracy, networks, sensitivity
 from data import Data, Split
-from latent_optimization import LatentOptimization, initial_posterior
+from latent_optimization import LatentOptimization
 
 
 def mnist_like(count=60):
@@ -81,7 +81,7 @@ def test_a_long_fit_finds_the_best_diagonal_normal():
     model = linear_gaussian(pixels=30, latent_dim=4)
     x, _ = model.sample(3, seeded(0))
     best, exact = model.best_diagonal(x)
-    start = initial_posterior(3, 4, dtype=torch.float64)
+    start = model.initial_posterior(x)
     found = accuracy.long_fit(model, x, start, steps=600)
     assert (exact - model.elbo(found, x)).max() < 0.02
     torch.testing.assert_close(accuracy.bound(model, x, best), exact, atol=0.2, rtol=0)

@@ -9,7 +9,6 @@ from torch.distributions import Normal
 
 from evaluation import log_prob as module
 from evaluation.log_prob import LogProb, log_prob
-from latent_optimization import initial_posterior
 from model import ConvModel, Gaussian
 
 SETTINGS = {"seed": 5, "chains": 24, "log_weight_std": 0.2, "fit_steps": 60}
@@ -33,7 +32,7 @@ def test_log_prob_is_the_exact_one_within_its_stated_errors(model):
     assert (error.abs() < 4 * found.standard_error + rare).all()
     assert error.mean().abs() < 3 * found.standard_error.square().sum().sqrt() / len(x) + rare
     assert found.standard_error.max() < 0.4
-    start, bound = initial_posterior(6, model.latent_dim, dtype=x.dtype), model.elbo(found.q, x)
+    start, bound = model.initial_posterior(x), model.elbo(found.q, x)
     assert ((model.elbo(start, x) < bound) & (bound < exact)).all()
     assert found.converged.all()
 
@@ -51,8 +50,7 @@ def test_what_is_found_for_an_image_depends_on_no_other_and_not_on_its_place(mon
     assert len(together.log_weight_std.unique()) == 5
 
 
-def test_a_fit_starts_from_the_encoders_q_if_there_is_one(monkeypatch):
-    monkeypatch.setattr(module, "initial_posterior", None)
+def test_a_fit_starts_from_the_encoders_q_if_there_is_one():
     model = linear_gaussian()
     x = images_of(model, 2)
     model.encode = lambda x: model.best_diagonal(x)[0]

@@ -1,0 +1,185 @@
+"""log p(x) of images whose posterior may have several modes: the one recipe from a fitted q to an estimate.
+
+Annealing that starts at one q sees the modes that its chains reach. So:
+- with one or two latent dimensions, log p(x) is integrated on a grid;
+- else q is fitted from further places, and where that ends in other modes, annealing starts in each of them. The share
+  of mode m is the integral of p(x, z) q_m(z) / sum_k q_k(z), and these shares add up to p(x) exactly;
+- with few dimensions, chains also start at the prior, from where they reach all modes.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch.distributions import Normal
+
+from evaluation.ais import AISEstimate, Mixture, annealed_importance_sampling, gauss_newton_posterior
+from evaluation.quadrature import MOST_DIMENSIONS, integrate
+from posterior_fit import PosteriorFit, bounds, fit_posterior
+from vae_utils import concatenate, diagonal_normal, draw, generators_of, random_generator, select
+
+FEW_DIMENSIONS = 10  # from the prior, chains find their way in so many
+STARTS, STARTS_IN_FEW = 2, 32  # further places: draws from the prior
+SEARCH_STEPS, SEARCH_RATES = 100, (0.1, 0.02)  # of the fits from there: how many, and the first and the last rate
+RELEVANT = 10.0  # nats: a mode whose bound is lower by more has no share that counts
+BARRIER = 1.0  # nats by which log p(x, z) falls between two modes, on the straight line from one to the other
+MOST_MODES = 8
+
+
+class Estimate(NamedTuple):
+    """log p(x) of each image, (B,) each: an AISEstimate, in which an integrated value has no chains, and its modes."""
+
+    ais: AISEstimate
+    modes: torch.Tensor  # int64: how many were combined; 0: integrated, or found from the prior
+
+    @property
+    def trusted(self):
+        """Whether the stated errors can be relied on, (B,) bool."""
+        return self.ais.trusted
+
+
+def estimate_log_prob(model, x, q, *, generator, precision="float32", fit_steps=300, **annealing):
+    """log p(x) of images x (B, *image) under any LatentVariableModel, an Estimate.
+
+    q: a fitted diagonal Normal (B, D); generator: one, or one for each image; precision: of the networks in gradients
+    of annealing; annealing: arguments of `annealed_importance_sampling`.
+    """
+    if model.latent_dim <= MOST_DIMENSIONS:
+        return _integrated(model, x)
+    fast = model.in_precision(precision)
+    owner, modes, generators = find_modes(model, x, q, generator=generator, fit_steps=fit_steps)
+    full = gauss_newton_posterior(fast, x[owner], modes, generator=generators)
+    alone = owner.bincount(minlength=len(x))[owner] == 1
+    order, parts = [], []
+    for rows, mixture in ((alone, None), (~alone, _mixtures(full, owner))):
+        rows = rows.nonzero().flatten()
+        if len(rows):
+            options = {"generator": generators_of(generators, rows), "mixture": mixture and mixture.select(rows)}
+            order.append(rows)
+            parts.append(annealed_importance_sampling(fast, x[owner[rows]], select(full, rows), **options, **annealing))
+    order = torch.cat(order).argsort()
+    found = AISEstimate(*(torch.cat(values, dim=-1)[..., order] for values in zip(*parts, strict=True)))
+    found = Estimate(_combine(found, owner, len(x)), owner.bincount(minlength=len(x)))
+    if model.latent_dim <= FEW_DIMENSIONS:
+        prior = Normal(torch.zeros_like(q.mean), torch.ones_like(q.mean), validate_args=False)
+        from_prior = annealed_importance_sampling(fast, x, prior, generator=generator, **annealing)
+        found = _better(found, from_prior)
+    return found
+
+
+def _integrated(model, x):
+    """The Estimate of `integrate`."""
+    log_prob, error = integrate(model, x)
+    none, one = torch.zeros_like(log_prob), torch.ones_like(log_prob)
+    counts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return Estimate(AISEstimate(log_prob, error, none, none, one, counts, log_prob.new_empty(0, len(x))), counts)
+
+
+@torch.no_grad()
+def find_modes(model, x, q, *, generator, fit_steps=300):
+    """(the image of each mode (P,), a q of each, diagonal Normal (P, D), their generators): `q` first, then others.
+
+    Short fits from draws of the prior end in other modes if log p(x, z) falls by more than BARRIER on the way from
+    there to each mode known already, and if their bound is within RELEVANT of the best. Those are fitted to the end.
+    """
+    images, starts = len(x), STARTS_IN_FEW if model.latent_dim <= FEW_DIMENSIONS else STARTS
+    searched = _search(model, x, starts, generator)  # (starts * B, 2D)
+    candidates = torch.stack([_parameters(q), *searched.chunk(starts)])  # (1 + starts, B, 2D)
+    found = bounds(model, x, candidates, generator)  # (1 + starts, B)
+    owners, parameters = [], []
+    for image in range(images):
+        near = found[:, image] > found[:, image].max() - RELEVANT
+        order = [n for n in found[:, image].argsort(descending=True, stable=True).tolist() if n and near[n]]
+        kept = [0]
+        for number in order:
+            if len(kept) < MOST_MODES and _apart(model, x[image], candidates[number, image], candidates[kept, image]):
+                kept.append(number)
+        owners += [image] * (len(kept) - 1)
+        parameters += [candidates[number, image] for number in kept[1:]]
+    owner = torch.tensor([*range(images), *owners], device=x.device)
+    if not owners:
+        return owner, q, generator
+    further, own = owner[images:], generator
+    if not isinstance(generator, torch.Generator):
+        numbers = [owners[:position].count(image) for position, image in enumerate(owners)]
+        seeds = [generator[image].initial_seed() for image in owners]
+        own = [random_generator(s, "mode", n, device=x.device) for s, n in zip(seeds, numbers, strict=True)]
+    start = diagonal_normal(*torch.stack(parameters).chunk(2, dim=-1))
+    fitted = fit_posterior(model, x[further], start, generator=own, fit_steps=fit_steps).q
+    generators = generator if own is generator else [*generator, *own]
+    return owner, concatenate([q, fitted]), generators
+
+
+def _search(model, x, starts, generator):
+    """Parameters (starts * B, 2D) of q that short fits find from draws of the prior."""
+    shape = (starts, len(x), model.latent_dim)
+    mean = draw(torch.randn, generator, shape, like=x).flatten(0, 1)
+    fit = PosteriorFit(Normal(mean, torch.full_like(mean, math.exp(-1)), validate_args=False))
+    noise = draw(torch.randn, generator, (SEARCH_STEPS * starts, *shape[1:]), like=x)
+    first, last = SEARCH_RATES
+    cosine = (0.5 + 0.5 * math.cos(math.pi * step / SEARCH_STEPS) for step in range(SEARCH_STEPS))
+    rates = [last + (first - last) * share for share in cosine]
+    copies = x.repeat(starts, *[1] * (x.dim() - 1))
+    fit.run(model, copies, noise=noise.view(SEARCH_STEPS, len(mean), -1), learning_rates=rates)
+    return _parameters(fit.q())
+
+
+def _parameters(q):
+    """Mean and log-variance of a diagonal Normal side by side, (B, 2D)."""
+    return torch.cat((q.mean, 2 * q.stddev.log()), dim=-1).detach()
+
+
+def _apart(model, image, candidate, known):
+    """Whether a barrier lies between the mean of a candidate (2D,) and that of every known mode (M, 2D)."""
+    dimensions = model.latent_dim
+    share = torch.linspace(0, 1, 9, dtype=image.dtype, device=image.device)[:, None, None]
+    z = candidate[:dimensions] + share * (known[:, :dimensions] - candidate[:dimensions])  # (9, M, D)
+    heights = model.log_joint(image.unsqueeze(0), z.flatten(0, 1).unsqueeze(1)).view(z.shape[:2])
+    lower_end = torch.minimum(heights[0], heights[-1])
+    return bool((heights.amin(0) < lower_end - BARRIER).all())
+
+
+def _mixtures(full, owner):
+    """The Mixture of all modes of the image of each mode; full: MultivariateNormal (P, D)."""
+    same = owner[:, None] == owner[None, :]  # (P, P)
+    most = int(same.sum(1).max())
+    present, rows = same.long().sort(dim=1, descending=True, stable=True)
+    present, rows = present[:, :most].bool(), rows[:, :most]
+    return Mixture(full.mean[rows], full.scale_tril[rows], present)
+
+
+def _combine(found, owner, images):
+    """The AISEstimate of each image from those of its modes: p(x) is the sum of their shares."""
+    if len(owner) == images:
+        return found
+    columns = []
+    for image in range(images):
+        own = AISEstimate(*(value[..., owner == image] for value in found))
+        share = own.log_prob.softmax(0)
+        large = share > 0.01
+        columns.append(
+            (
+                own.log_prob.logsumexp(0),
+                (share * own.standard_error).square().sum().sqrt(),
+                (share * own.bias).sum(),
+                own.log_weight_std[large].max(),
+                own.acceptance[large].min(),
+                own.temperatures.sum(),
+                # The mean of exp over these chains is p(x) in expectation, as of a single mode.
+                own.log_weights.logsumexp(1),
+            )
+        )
+    return AISEstimate(*(torch.stack(values, dim=-1) for values in zip(*columns, strict=True)))
+
+
+def _better(found, from_prior):
+    """Of two estimates of each image, the one from the prior if its errors can be relied on, else the higher one.
+
+    Both are lower bounds in expectation: one that is lower by more than its errors has missed something.
+    """
+    take = from_prior.trusted | (from_prior.log_prob > found.ais.log_prob)
+    # Chains from the prior that agree by chance in missing a mode are lower than those that start there.
+    errors = (from_prior.standard_error.square() + found.ais.standard_error.square()).sqrt()
+    take &= ~(from_prior.log_prob < found.ais.log_prob - 3 * errors)
+    chosen = (torch.where(take, new, old) for new, old in zip(from_prior, found.ais, strict=True))
+    return Estimate(AISEstimate(*chosen), found.modes.masked_fill(take, 0))

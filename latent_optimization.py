@@ -66,16 +66,19 @@ def probabilistic_pca(images, latent_dim, noise_variance=None):
     posterior the mean sqrt(l - s2) / l times the principal component of x, and the variance s2 / l; it carries
     0.5 log(l / s2) nats in the mean. Dimensions that carry less than LEAST_NATS, and those beyond latent_dim, begin at
     the prior. noise_variance: s2, that of the likelihood; None: its maximum-likelihood estimate, the mean of the
-    eigenvalues of the directions that are left out (Tipping & Bishop, Eq. 8), as for binary pixels.
+    eigenvalues of the directions that are left out (Tipping & Bishop, Eq. 8), as for binary pixels; of the numbers of
+    dimensions at which each carries enough, the largest is taken.
     """
     x = images[:: -(-len(images) // MOST_ANALYSED)].flatten(1).cpu().double().numpy()
     pca = PCA(min(latent_dim, *x.shape), random_state=0).fit(x)
     values, pixels = pca.explained_variance_, x.shape[1]
+    numbers = np.arange(1, len(values) + 1)  # of dimensions that might be kept
     if noise_variance is None:
-        left_out = np.maximum(pixels - np.arange(1, len(values) + 1), 1)
+        left_out = np.maximum(pixels - numbers, 1)
         noise_variance = np.maximum((x.var(0, ddof=1).sum() - values.cumsum()) / left_out, LEAST_NOISE)
+        numbers = numbers[: max(1, min(len(x) - 1, pixels) // 2)]  # so that enough are left out for the estimate
     carried = 0.5 * np.log(np.maximum(values, np.finfo(float).tiny) / noise_variance)  # (components,), nats
-    kept = int((carried >= LEAST_NATS).cumprod().sum())  # falling: the leading ones
+    kept = int(numbers[carried[: len(numbers)] >= LEAST_NATS].max(initial=0))
     values, noise_variance = values[:kept], np.broadcast_to(noise_variance, carried.shape)[max(kept - 1, 0)]
     start = LinearPosterior(latent_dim, pixels)
     start.center.copy_(torch.from_numpy(pca.mean_))
@@ -180,13 +183,14 @@ class LatentOptimization(training.Method):
         return Fit(q, empty, *(torch.cat([fit[field] for fit in fits]) for field in (2, 3)))
 
     def draw_noise(self, count, generator):
-        """Standard normal noise of every step of the table, (latent_steps, count, D)."""
-        shape = self.config.latent_steps, count, self.model.latent_dim
+        """Standard normal noise: (count, D), or if the table takes several steps, (latent_steps, count, D)."""
+        steps = self.config.latent_steps
+        shape = (count, self.model.latent_dim) if steps == 1 else (steps, count, self.model.latent_dim)
         return torch.randn(shape, generator=generator, device=generator.device)
 
     def train_step(self, rows, noise, *, beta=None):
-        """See Method.train_step. Before it the table alone takes latent_steps - 1 steps on the same images."""
-        *before, last = noise  # (latent_steps, B, D)
+        """See Method.train_step. Of several steps of the table all but the last are the table's alone."""
+        *before, last = noise if noise.dim() == 3 else [noise]
         if before:
             self.model.requires_grad_(False)
             for of_step in before:

@@ -123,7 +123,7 @@ class LatentVariableModel(nn.Module):
         return self.log_likelihood(x, z) + log_prior
 
     def initial_posterior(self, x, generator=None):
-        """A diagonal Normal (B, D) from which the q of images x (B, *image) is fitted: the encoder's, if there is one."""
+        """A diagonal Normal (B, D) from which q of images x (B, *image) is fitted: the encoder's, if there is one."""
         if hasattr(self, "encode"):
             return self.encode(x)
         mean = torch.zeros(len(x), self.latent_dim, dtype=x.dtype, device=x.device)

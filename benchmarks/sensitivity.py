@@ -5,7 +5,8 @@
 Every training is scored on the same stratified validation images: used dimensions, ELBO(q*), log p(x), and the paired
 differences from the amortized VAE of the same seed. Beside them stand the objective that the training reached, which is
 the mean ELBO of the training images at their own q, and its seconds, one thread each, JOBS trainings side by side.
-Numbers that are in the directory are not made again.
+Numbers that are in the directory are not made again. --runs DIR: the checkpoints of `main_vae.py --seeds` in DIR are
+taken where they are those of a row.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from latent_optimization import LatentOptimization  # noqa: E402
 from posterior_fit import fit_posterior  # noqa: E402
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json  # noqa: E402
 from runtime.config import EvalConfig, TrainConfig, choose_precision  # noqa: E402
-from training import train_epoch  # noqa: E402
+from training import read_checkpoint, train_epoch  # noqa: E402
 from vae_utils import evaluate_bound, image_generators, kl_per_dimension, mean_and_error, random_generator  # noqa: E402
 
 JOBS = 2
@@ -95,9 +96,14 @@ def work(name, seed, given):
     config = replace(config, **variant.changes, epochs=max(1, round(variant.times * given.epochs)))
     latent_optimization.LEAST_NATS = variant.least_nats
     data = load_data(config, data_dir=ROOT / "data")
+    run = Path(given.runs) / f"seed_{seed}" if given.runs and variant._replace(method=None) == Variant(None) else None
     started = time.perf_counter()
     method, path = variant.method(config, data), directory / "weights.pt"
-    if path.exists():
+    if run:
+        method.load_weights(read_checkpoint(run / f"{method.prefix}_epoch_{config.epochs}.pt", method.name)["weights"])
+        history = load_json(run / f"{method.prefix}_state.json")["history"]
+        saved = {"seconds": sum(row["training_seconds"] for row in history)}
+    elif path.exists():
         saved = load_checkpoint(path)
         method.load_weights(saved["weights"])
     else:
@@ -156,6 +162,7 @@ def table_row(name, seeds, found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", required=True, metavar="DIR", help="for weights and numbers")
+    parser.add_argument("--runs", metavar="DIR", help="checkpoints of main_vae.py --seeds, one thread each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
     parser.add_argument("--rows", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--images", type=int, default=50, metavar="N", help="validation images (50)")

@@ -4,7 +4,7 @@ Annealing that starts at one q sees the modes that its chains reach. So:
 - with one or two latent dimensions, log p(x) is integrated on a grid;
 - else q is fitted from further places, and where that ends in other modes, annealing starts in each of them. The share
   of mode m is the integral of p(x, z) q_m(z) / sum_k q_k(z), and these shares add up to p(x) exactly;
-- with few dimensions, chains also start at the prior, from where they reach all modes.
+- with few dimensions and several modes, chains also start at the prior, from where they reach all of them.
 """
 
 import math
@@ -59,12 +59,17 @@ def estimate_log_prob(model, x, q, *, generator, precision="float32", fit_steps=
             parts.append(annealed_importance_sampling(fast, x[owner[rows]], select(full, rows), **options, **annealing))
     order = torch.cat(order).argsort()
     found = AISEstimate(*(torch.cat(values, dim=-1)[..., order] for values in zip(*parts, strict=True)))
-    found = Estimate(_combine(found, owner, len(x)), owner.bincount(minlength=len(x)))
-    if model.latent_dim <= FEW_DIMENSIONS:
-        prior = Normal(torch.zeros_like(q.mean), torch.ones_like(q.mean), validate_args=False)
-        from_prior = annealed_importance_sampling(fast, x, prior, generator=generator, **annealing)
-        found = _better(found, from_prior)
-    return found
+    counts = owner.bincount(minlength=len(x))
+    found = _combine(found, owner, len(x))
+    several = (counts > 1).nonzero().flatten()
+    if model.latent_dim <= FEW_DIMENSIONS and len(several):
+        mean = torch.zeros_like(q.mean[several])
+        prior = Normal(mean, torch.ones_like(mean), validate_args=False)
+        own = generators_of(generator, several)
+        from_prior = annealed_importance_sampling(fast, x[several], prior, generator=own, **annealing)
+        found, taken = _better(found, from_prior, several)
+        counts[taken] = 0
+    return Estimate(found, counts)
 
 
 def _integrated(model, x):
@@ -172,14 +177,16 @@ def _combine(found, owner, images):
     return AISEstimate(*(torch.stack(values, dim=-1) for values in zip(*columns, strict=True)))
 
 
-def _better(found, from_prior):
-    """Of two estimates of each image, the one from the prior if its errors can be relied on, else the higher one.
+def _better(found, from_prior, rows):
+    """(the AISEstimate of all images, the rows whose estimate is new), from_prior: of the images at `rows` (M,).
 
-    Both are lower bounds in expectation: one that is lower by more than its errors has missed something.
+    From the prior chains reach every mode, so its estimate is taken where its errors can be relied on. Where not, the
+    higher one is taken: both are lower bounds in expectation.
     """
-    take = from_prior.trusted | (from_prior.log_prob > found.ais.log_prob)
-    # Chains from the prior that agree by chance in missing a mode are lower than those that start there.
-    errors = (from_prior.standard_error.square() + found.ais.standard_error.square()).sqrt()
-    take &= ~(from_prior.log_prob < found.ais.log_prob - 3 * errors)
-    chosen = (torch.where(take, new, old) for new, old in zip(from_prior, found.ais, strict=True))
-    return Estimate(AISEstimate(*chosen), found.modes.masked_fill(take, 0))
+    old = AISEstimate(*(value[..., rows] for value in found))
+    errors = (from_prior.standard_error.square() + old.standard_error.square()).sqrt()
+    take = from_prior.trusted & (from_prior.log_prob > old.log_prob - 3 * errors)
+    take |= from_prior.log_prob > old.log_prob
+    for whole, new in zip(found, from_prior, strict=True):
+        whole[..., rows[take]] = new[..., take]
+    return found, rows[take]

@@ -21,7 +21,8 @@ def integrate(model, x):
     x: (B, *image); model: a LatentVariableModel of at most MOST_DIMENSIONS dimensions. By the midpoint rule: on square
     cells that all images share, then, image by image, on cells of half the side wherever there is mass, until the
     result changes by less than TOLERANCE. For an integrand like a Gaussian the error of the rule is below 1e-8 once a
-    cell is as wide as its standard deviation. The error is the last change.
+    cell is as wide as its standard deviation. The stated error is the last change, but at least TOLERANCE: the networks
+    compute in float32.
     """
     model, reach = model.in_precision("float32"), REACH
     while True:
@@ -60,4 +61,4 @@ def _refine(model, image, z, values, step):
         before, total = total, torch.logaddexp(settled, values.logsumexp(0))
         if level and abs(total - before) < TOLERANCE:
             break
-    return float(total), float(abs(total - before))
+    return float(total), max(TOLERANCE, float(abs(total - before)))

@@ -1,13 +1,18 @@
 """Fitted posteriors against the closed form and quadrature, and the method that uses them."""
 
+import math
+
 import pytest
 import torch
-from conftest import linear_gaussian, seeded, toy_config, toy_data
+from conftest import LinearGaussian, linear_gaussian, seeded, toy_config, toy_data
 from torch.distributions import Normal
 
+import latent_optimization
 import posterior_fit
-from latent_optimization import LatentOptimization
+from latent_optimization import LEAST_NATS, LatentOptimization, probabilistic_pca
 from posterior_fit import balanced_noise, fit_posterior
+from runtime.checkpoint import load_checkpoint
+from training import train, train_epoch
 from vae_utils import image_generators, select
 
 
@@ -131,3 +136,108 @@ def test_validation_goes_on_from_where_the_epoch_before_left_it():
     elbos = [method.validate(epoch).elbo for epoch in (1, 2, 3)]
     assert elbos[0].shape == (40,)
     assert elbos[0].mean() < elbos[1].mean() < elbos[2].mean()
+
+
+def of_covariance(covariance, count=4000):
+    """Rows (count, P) in float64 whose sample covariance is exactly this one."""
+    drawn = torch.randn(count, len(covariance), generator=seeded(1), dtype=torch.float64)
+    standard = torch.linalg.qr(drawn - drawn.mean(0))[0] * math.sqrt(count - 1)
+    return standard @ torch.linalg.cholesky(covariance.double()).T
+
+
+def test_the_start_is_the_exact_posterior_of_a_linear_model():
+    """The columns of W are orthogonal: the posterior is diagonal, and z has the eigenvalues' order, but for signs."""
+    weight = torch.linalg.qr(torch.randn(12, 3, generator=seeded(1), dtype=torch.float64))[0]
+    weight *= torch.tensor([9.0, 6.0, 4.0])
+    model = LinearGaussian(weight, torch.randn(12, generator=seeded(2), dtype=torch.float64), sigma=0.6)
+    images = model.bias + of_covariance(weight @ weight.T + 0.36 * torch.eye(12))
+    start = probabilistic_pca(images, 5, 0.36).double()
+    x, _ = model.sample(7, seeded(4))
+    q, exact = start(x), model.posterior(x)
+    torch.testing.assert_close(q.mean[:, :3].abs(), exact.mean.abs(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(q.variance[:, :3], exact.variance, rtol=1e-4, atol=0)
+    assert (q.mean[:, 3:] == 0).all()
+    assert (q.variance[:, 3:] == 1).all()
+
+
+def test_a_dimension_is_used_where_it_carries_enough():
+    """Directions whose eigenvalues are a little above and below the threshold."""
+    noise = 0.25
+    wanted = noise * torch.tensor([2 * LEAST_NATS + 2, 2 * LEAST_NATS + 0.1, 2 * LEAST_NATS - 0.1]).exp()
+    images = of_covariance(torch.cat((wanted, torch.full((3,), noise))).diag())
+    start = probabilistic_pca(images, 4, noise)
+    assert (start.stddev < 1).tolist() == [True, True, False, False]
+    assert (probabilistic_pca(images, 1, noise).stddev < 1).tolist() == [True]
+    assert (probabilistic_pca(images, 4, 1e4).stddev == 1).all()  # noise that hides all
+
+
+def test_without_a_noise_of_the_likelihood_it_is_estimated():
+    """Probabilistic PCA's estimate for as many dimensions as are kept: here the two of eigenvalues 36 and 16."""
+    images = of_covariance(torch.tensor([36.0, 0.5, 16.0, 0.4, 0.6]).diag())
+    start = probabilistic_pca(images, 4)
+    expected = torch.tensor([(0.5 / 36) ** 0.5, (0.5 / 16) ** 0.5, 1, 1])
+    torch.testing.assert_close(start.stddev, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_rows_and_fits_of_unseen_images_start_alike(likelihood):
+    config, data = toy_config(likelihood=likelihood), toy_data(binary=likelihood == "bernoulli")
+    for start in ("pca", "zero", "normal"):
+        method = LatentOptimization(toy_config(likelihood=likelihood, latent_start=start), data)
+        rows = torch.tensor([3, 77])
+        q, x = method.posterior(None, rows), data.train.images[rows]
+        own = image_generators(config.seed, "start", index=data.train.index[rows])
+        expected = method.model.initial_posterior(x, own)
+        torch.testing.assert_close(q.mean, expected.mean)
+        torch.testing.assert_close(q.stddev, expected.stddev)
+        assert bool(q.mean[0].ne(q.mean[1]).any()) == (start != "zero")
+        method.model.posterior = None
+        unseen = method.infer(data.test.images[:2], generator=own, fit_steps=1)
+        assert unseen.q.mean.shape == (2, 5)
+    with pytest.raises(ValueError, match="needs a generator"):
+        method.model.initial_posterior(x)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_the_start_is_better_than_zero(likelihood):
+    data = toy_data(binary=likelihood == "bernoulli")
+    ends = {}
+    for start in ("pca", "zero"):
+        method = LatentOptimization(toy_config(likelihood=likelihood, latent_start=start, epochs=6), data)
+        ends[start] = [float(train_epoch(method, epoch)[:, 0].sum()) / 150 for epoch in range(1, 7)]
+    assert ends["pca"][-1] > ends["zero"][-1] + 0.5
+
+
+def test_further_steps_are_those_of_adam_on_the_rows_and_leave_the_decoder():
+    """A visit of three steps, against dense Adam and autograd written out."""
+    config, data = toy_config(latent_steps=3, beta=1.0), toy_data()
+    method = LatentOptimization(config, data)
+    rows, noise = torch.arange(40, 72), method.draw_noise(32, seeded(1))
+    assert noise.shape == (3, 32, 5)
+    mean, log_var = (value.clone().requires_grad_() for value in method.table.parameters())
+    adam = torch.optim.Adam([mean, log_var], lr=config.latent_learning_rate)
+    decoder = [parameter.clone() for parameter in method.model.decoder.parameters()]
+    for e in noise:
+        adam.zero_grad()
+        z = mean[rows] + (0.5 * log_var[rows]).exp() * e
+        divergence = 0.5 * (mean[rows].square() + log_var[rows].exp() - 1 - log_var[rows])
+        (divergence.sum() - method.model.log_likelihood(data.train.images[rows], z).sum()).backward()
+        adam.step()
+    method.optimizers[0].step = lambda: None
+    method.train_step(rows, noise)
+    for own, expected in zip(method.table.parameters(), (mean, log_var), strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-4, rtol=0)
+    assert int(method.table.steps) == 3
+    assert all(torch.equal(one, other) for one, other in zip(decoder, method.model.decoder.parameters(), strict=True))
+    assert all(parameter.requires_grad for parameter in method.model.parameters())
+
+
+def test_the_start_is_part_of_a_checkpoint(tmp_path):
+    method = LatentOptimization(toy_config(epochs=1, latent_steps=2), toy_data())
+    train(method, checkpoint_dir=tmp_path)
+    path, x = tmp_path / "latent_opt_epoch_1.pt", toy_data().test.images
+    model = latent_optimization.load_model(path)
+    assert (model.config.latent_start, model.config.latent_steps) == ("pca", 2)
+    assert torch.equal(model.initial_posterior(x).mean, method.model.initial_posterior(x).mean)
+    assert model.initial_posterior(x).mean.abs().max() > 0.1
+    assert "start.projection" in load_checkpoint(path)["weights"]

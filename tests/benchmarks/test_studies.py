@@ -1,14 +1,18 @@
 """The studies in benchmarks/: the candidates and variants are what they say, on toy data."""
 
+from argparse import Namespace
+from functools import partial
+
 import pytest
 import torch
-from conftest import linear_gaussian, seeded, toy_config, toy_data
+from conftest import linear_gaussian, seeded, toy_config
 from torch.distributions import Normal
 
 from amortized_vae import AmortizedVAE
 from benchmarks import accuracy, networks, sensitivity
 from data import Data, Split
 from latent_optimization import LatentOptimization
+from runtime.config import EvalConfig
 
 
 def mnist_like(count=60):
@@ -39,19 +43,23 @@ def test_every_candidate_trains_and_is_scored_and_is_not_trained_twice(tmp_path,
             monkeypatch.undo()
 
 
-def test_further_steps_move_the_table_and_not_the_decoder():
-    config, data = toy_config(), toy_data()
-    once, often = LatentOptimization(config, data), sensitivity.StepsPerVisit(config, data)
-    often.further_steps = 0
-    rows, noise = torch.arange(32), torch.randn(32, 5, generator=seeded(1))
-    assert torch.equal(once.train_step(rows, noise), often.train_step(rows, noise))
-    often.further_steps = 3
-    decoder = [parameter.clone() for parameter in often.model.parameters()]
-    often.optimizers[0].step = lambda: None
-    often.train_step(rows, noise)
-    assert all(torch.equal(one, other) for one, other in zip(decoder, often.model.parameters(), strict=True))
-    assert int(often.table.steps) == 1 + 4
-    assert all(parameter.requires_grad for parameter in often.model.parameters())
+def test_the_study_of_starts_makes_a_table_and_nothing_twice(tmp_path, monkeypatch):
+    data = mnist_like()
+    given = Namespace(directory=tmp_path, runs=None, epochs=1, train_size=60, images=10)
+    monkeypatch.setattr(sensitivity, "load_data", lambda config, data_dir: data)
+    monkeypatch.setattr(sensitivity, "EvalConfig", partial(EvalConfig, num_samples=3, chains=2, fit_steps=3))
+    names, found = (sensitivity.AMORTIZED, "zero, 4 steps", "start at the VAE's codes"), {}
+    for name in names:
+        found[name, 4] = sensitivity.work(name, 4, given)
+        monkeypatch.setattr(sensitivity, "load_data", None)  # its numbers are there
+        assert sensitivity.work(name, 4, given) == found[name, 4]
+        monkeypatch.setattr(sensitivity, "load_data", lambda config, data_dir: data)
+    _, seeds, *_, log_prob, _, less = sensitivity.table_row("zero, 4 steps", [4], found)
+    own, other = (torch.tensor(found[name, 4]["log_prob"]) for name in (names[1], names[0]))
+    assert seeds == "1"
+    assert log_prob == f"{own.mean():.1f} ± {own.std() / 10**0.5:.1f}"
+    assert less == f"{(own - other).mean():.1f} ± {(own - other).std() / 10**0.5:.1f}"
+    assert sensitivity.table_row(names[0], [4], found)[-2:] == ["", ""]
 
 
 def test_evenly_spaced_temperatures_meet_log_prob_from_the_prior():

@@ -48,15 +48,17 @@ class AISEstimate(NamedTuple):
     log_prob: torch.Tensor
     standard_error: torch.Tensor  # of log_prob, over draws of the chains; NaN for one chain
     bias: torch.Tensor  # of log_prob, mostly negative; NaN for one chain
-    log_weight_std: torch.Tensor  # of the log-weights: that over the chains or the predicted one, whichever is larger
+    log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains; infinite if one is
     acceptance: torch.Tensor  # mean over transitions and chains
     temperatures: torch.Tensor
+    predicted_std: torch.Tensor  # of the log-weights, by the pilot run
     log_weights: torch.Tensor  # (K, B)
 
     @property
     def trusted(self):
         """Whether the stated errors can be relied on, (B,) bool: log-weights vary little, and chains do move."""
-        return (self.log_weight_std <= TRUSTED_STD) & (self.acceptance >= TRUSTED_ACCEPTANCE)
+        largest = torch.maximum(self.log_weight_std, self.predicted_std)
+        return (largest <= TRUSTED_STD) & (self.acceptance >= TRUSTED_ACCEPTANCE)
 
 
 class Bounds(NamedTuple):
@@ -401,11 +403,11 @@ def annealed_importance_sampling(
     runs = _weighted_runs(target, None, generator, chains, temperatures, log_weight_std, leapfrog_steps, chunk)
     log_w = runs.forwards
     # A weight of 0, or without a value, is a sign that the others cannot be relied on.
-    broken = ~log_w.isfinite().all(0)
-    std = torch.maximum(log_w.std(0), runs.predicted_std).masked_fill(broken, math.inf)
+    std = log_w.std(0).masked_fill(~log_w.isfinite().all(0), math.inf)
     log_prob = log_w.nan_to_num(-math.inf, neginf=-math.inf).logsumexp(0) - math.log(chains)
-    errors = log_mean_errors(std, chains)
-    return AISEstimate(log_prob, *errors, std, runs.acceptance.mean(0), runs.temperatures, log_w)
+    errors = log_mean_errors(torch.maximum(std, runs.predicted_std), chains)
+    of_runs = runs.acceptance.mean(0), runs.temperatures, runs.predicted_std
+    return AISEstimate(log_prob, *errors, std, *of_runs, log_w)
 
 
 def bidirectional_bounds(

@@ -31,7 +31,7 @@ class Gaps(NamedTuple):
     ais_log_prob: torch.Tensor  # the best estimate: annealed, or integrated with one or two latent dimensions
     ais_standard_error: torch.Tensor  # over its chains
     ais_bias: torch.Tensor  # an estimate, mostly negative; ais_log_prob is not corrected by it
-    ais_log_weight_std: torch.Tensor  # over its chains, or predicted, whichever is larger
+    ais_log_weight_std: torch.Tensor  # over its chains
     ais_acceptance: torch.Tensor
     ais_temperatures: torch.Tensor
     ais_modes: torch.Tensor  # how many modes of the posterior were combined; 0: integrated, or annealed from the prior

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from data import warn_unlike_mnist
 from evaluation.gaps import annealing
 from evaluation.modes import estimate_log_prob
+from evaluation.quadrature import MOST_DIMENSIONS
 from posterior_fit import fit_posterior
 from runtime.config import EvalConfig
 from vae_utils import concatenate, mean_and_error, random_generator
@@ -22,7 +23,7 @@ class LogProb(NamedTuple):
     log_prob: torch.Tensor  # a lower bound in expectation: not corrected by `bias`
     standard_error: torch.Tensor  # of the estimate, over the annealed chains
     bias: torch.Tensor  # an estimate, mostly negative
-    log_weight_std: torch.Tensor  # standard deviation of the log-weights, over the chains or predicted
+    log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains
     acceptance: torch.Tensor  # share of accepted transitions
     modes: torch.Tensor  # int64: modes of the posterior that were combined; 0: integrated, or annealed from the prior
     trusted: torch.Tensor  # bool: whether the stated errors can be relied on
@@ -42,6 +43,8 @@ class LogProb(NamedTuple):
             text = f"log p(x) = {value['mean']:.1f} nats, {over_images}, Monte Carlo error {own:.2g}, "
             text += f"bias about {bias:.2f} (not corrected); "
             text += f"{float(self.converged.double().mean()):.0%} of the fits converged"
+        if self.q.mean.shape[-1] <= MOST_DIMENSIONS:
+            return f"{text}; integrated on a grid"
         text += f"; acceptance {float(self.acceptance.min()):.2f}" + (" or more" if count > 1 else "")
         if several := int((self.modes > 1).sum()):
             text += f"; several modes in {several:,} of {count:,}"

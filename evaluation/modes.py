@@ -77,7 +77,7 @@ def _integrated(model, x):
     log_prob, error = integrate(model, x)
     none, one = torch.zeros_like(log_prob), torch.ones_like(log_prob)
     counts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return Estimate(AISEstimate(log_prob, error, none, none, one, counts, log_prob.new_empty(0, len(x))), counts)
+    return Estimate(AISEstimate(log_prob, error, none, none, one, counts, none, log_prob.new_empty(0, len(x))), counts)
 
 
 @torch.no_grad()
@@ -170,6 +170,7 @@ def _combine(found, owner, images):
                 own.log_weight_std[large].max(),
                 own.acceptance[large].min(),
                 own.temperatures.sum(),
+                own.predicted_std[large].max(),
                 # The mean of exp over these chains is p(x) in expectation, as of a single mode.
                 own.log_weights.logsumexp(1),
             )

@@ -266,3 +266,38 @@ def test_values_are_in_float32_while_gradients_are_in_low_precision():
     assert torch.equal(target.value(noise), exact)
     assert not torch.equal(target.gradient(noise)[0], exact)
     assert 0 < (gradient - exact_gradient).norm() / exact_gradient.norm() < 0.05
+
+
+def test_step_sizes_fall_until_chains_move_however_far_the_image_is():
+    """From a q that is far too wide, of images far from the data: at first the steps are too long a hundred times."""
+    model = linear_gaussian(pixels=40, latent_dim=6)
+    x, _, generator = draw(model)
+    x *= torch.tensor([1.0, 1, 1, 30, 30, 30])[:, None]
+    model.likelihood.sigma = 0.02
+    prior = Normal(torch.zeros(6, 6).double(), torch.ones(6, 6).double())
+    found = annealed_importance_sampling(model, x, prior, generator=generator, temperatures=60)
+    assert found.acceptance.min() > 0.35
+    assert not found.trusted.all()  # so few temperatures
+
+
+class Walled(Gaussian):
+    """Where the first pixel is drawn light, x has no probability."""
+
+    def log_prob(self, x, output):
+        return super().log_prob(x, output).masked_fill(output[..., 0] > 0.3, -math.inf)
+
+
+def test_log_weights_that_are_not_finite_make_no_small_error():
+    model = linear_gaussian(pixels=12, latent_dim=3)
+    x, _, generator = draw(model)
+    model.likelihood = Walled(SIGMA)
+    prior = Normal(torch.zeros(6, 3).double(), torch.ones(6, 3).double())
+    found = annealed_importance_sampling(model, x, prior, generator=generator, temperatures=1, chains=30)
+    broken = ~found.log_weights.isfinite().all(0)
+    assert broken.any()
+    assert (found.standard_error[broken] == math.inf).all()
+    assert (found.bias[broken] == -math.inf).all()
+    assert not found.trusted[broken].any()
+    assert not found.log_prob.isnan().any()
+    by_the_pilot = annealed_importance_sampling(model, x, prior, generator=generator, chains=3)
+    assert (by_the_pilot.temperatures > 500).any()

@@ -42,7 +42,7 @@ def test_what_is_found_for_an_image_depends_on_no_other_and_not_on_its_place(mon
     model = linear_gaussian()
     x = images_of(model, 5)
     together, alone, turned = (log_prob(model, rows, **SETTINGS) for rows in (x, x[3], x.flip(0)))
-    for value, of_one, of_turned in zip(together[:5], alone, turned, strict=False):
+    for value, of_one, of_turned in zip(together[:5], alone[:5], turned[:5], strict=True):
         torch.testing.assert_close(value[3:4], of_one)
         torch.testing.assert_close(value, of_turned.flip(0))
     other = log_prob(model, x[3], **{**SETTINGS, "seed": 6})
@@ -77,25 +77,28 @@ def test_a_bar_is_shown(capsys):
     assert re.search(r"log p\(x\): 100%.* 3/3 .*img", errors)
 
 
-def result(count, *, deviation=0.7):
-    values = torch.arange(count).double()
+def result(count, *, trusted=True):
+    values, counts = torch.arange(count).double(), torch.arange(count)
     q = Normal(torch.zeros(count, 3), 1.0)
-    return LogProb(values - 83.13, values + 0.31, -values - 0.052, torch.full_like(values, deviation), values < 1, q)
+    of_weights = torch.full_like(values, 0.7), 0.6 + 0.1 * values, 1 + counts, counts < count * trusted
+    return LogProb(values - 83.13, values + 0.31, -values - 0.052, *of_weights, values < 1, q)
 
 
 def test_a_result_is_one_line():
-    one, many = result(1), result(2, deviation=2.1)
+    one, many = result(1), result(2, trusted=False)
     assert str(one) == repr(one)
     assert str(one) == (
         "log p(x) = -83.1 nats, ± 0.31 (standard error of the estimate), bias about -0.05 (not corrected); "
-        "fit converged"
+        "fit converged; acceptance 0.60"
     )
     assert str(many) == (
         "log p(x) = -82.6 nats, ± 0.5 (mean of 2 images, standard error over images), Monte Carlo error 0.67, "
-        "bias about -0.55 (not corrected); 50% of the fits converged; errors may be too small for 2 of 2: lower "
-        "log_weight_std, or raise chains"
+        "bias about -0.55 (not corrected); 50% of the fits converged; acceptance 0.60 or more; several modes in 1 of "
+        "2; may be wrong by more than that for 2 of 2: lower log_weight_std"
     )
-    assert str(one._replace(converged=torch.tensor([False]))).endswith("fit not converged")
+    assert "fit not converged" in str(one._replace(converged=torch.tensor([False])))
+    flat = result(1)._replace(q=Normal(torch.zeros(1, 2), 1.0))
+    assert str(flat).endswith("fit converged; integrated on a grid")
 
 
 BAD = {

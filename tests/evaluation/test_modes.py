@@ -1,0 +1,143 @@
+"""log p(x) where posteriors have several modes, against one-dimensional quadrature and closed forms."""
+
+import math
+
+import pytest
+import torch
+from conftest import SIGMA, LinearGaussian, linear_gaussian, seeded
+from scipy.stats import t
+from torch import nn
+from torch.distributions import Normal
+
+from evaluation import modes
+from evaluation.ais import annealed_importance_sampling, gauss_newton_posterior
+from evaluation.modes import estimate_log_prob, find_modes
+from evaluation.quadrature import integrate
+from model import Gaussian, LatentVariableModel
+from posterior_fit import fit_posterior
+from vae_utils import image_generators
+
+
+class Even(nn.Module):
+    """A decoder that draws three pixels for each dimension of z from the feature of that dimension alone."""
+
+    def __init__(self, feature, latent_dim):
+        super().__init__()
+        self.feature = feature
+        self.slope = nn.Parameter(0.5 + torch.rand(latent_dim, 3, generator=seeded(3), dtype=torch.float64))
+
+    def forward(self, z):
+        return (self.feature(z).unsqueeze(-1) * self.slope).flatten(-2)
+
+
+class EvenModel(LatentVariableModel):
+    """log p(x) is a sum of one-dimensional integrals, since no pixel depends on two dimensions of z."""
+
+    def __init__(self, feature, latent_dim, sigma=SIGMA):
+        super().__init__(Even(feature, latent_dim), Gaussian(sigma), latent_dim=latent_dim)
+
+    @torch.no_grad()
+    def log_prob(self, x, points=8001):
+        """log p(x), (B,), by the trapezoidal rule."""
+        axis = torch.linspace(-9, 9, points, dtype=torch.float64)
+        z = axis.unsqueeze(1).expand(points, self.latent_dim)
+        drawn = self.decoder.feature(z).unsqueeze(-1) * self.decoder.slope  # (points, D, 3)
+        log_likelihood = Normal(drawn, self.likelihood.sigma).log_prob(x.view(len(x), 1, self.latent_dim, 3)).sum(-1)
+        log_prior = Normal(0.0, 1.0).log_prob(axis) + math.log(18 / (points - 1))
+        return (log_likelihood + log_prior[:, None]).logsumexp(1).sum(-1)
+
+
+def absolute_first(z):
+    """|z| of the first dimension and z of the others: two modes, however many the dimensions."""
+    return torch.cat((z[..., :1].abs(), z[..., 1:]), dim=-1)
+
+
+FEATURES = {"square": torch.square, "sine": lambda z: torch.sin(3 * z), "absolute value": torch.abs}
+
+
+def images_of(model, count):
+    return model.sample(count, seeded(1))[0].detach()
+
+
+def estimate(model, x, index=None):
+    generator = image_generators(3, "modes", index=torch.arange(len(x)) if index is None else index)
+    q = fit_posterior(model, x, model.initial_posterior(x), generator=generator, fit_steps=100).q
+    return estimate_log_prob(model, x, q, generator=generator, chains=6, log_weight_std=0.7)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+@pytest.mark.parametrize("feature", FEATURES.values(), ids=FEATURES.keys())
+def test_one_or_two_dimensions_are_integrated(feature, latent_dim):
+    model = EvenModel(feature, latent_dim)
+    x = images_of(model, 12)
+    found = estimate(model, x)
+    assert ((found.ais.log_prob - model.log_prob(x)).abs() <= found.ais.standard_error).all()
+    assert (found.ais.standard_error < 0.01).all()
+    assert (found.modes == 0).all()
+    assert found.trusted.all()
+
+
+def test_the_integral_is_the_quadrature_of_nonlinear_models(nonlinear):
+    x, _ = nonlinear.sample(5, seeded(1))
+    found, error = integrate(nonlinear, x)
+    torch.testing.assert_close(found, nonlinear.log_prob(x), atol=1e-3, rtol=0)
+    assert (error < 0.01).all()
+
+
+def test_the_grid_grows_until_it_holds_the_posterior():
+    """A posterior 20 standard deviations from the prior's mean, far narrower than a cell of the grid."""
+    model = LinearGaussian(torch.full((9, 1), 2.0).double(), torch.zeros(9).double(), sigma=0.02)
+    x = 2.0 * torch.tensor([[20.0], [0.0], [-11.0]]).double().expand(3, 9)
+    found, error = integrate(model, x)
+    assert ((found - model.log_prob(x)).abs() <= error).all()
+    assert (error < 0.01).all()
+
+
+@pytest.mark.parametrize("name", ["square", "sine"])
+def test_the_intervals_of_five_dimensions_hold_log_prob(name):
+    """Up to 32 modes that are alike, and thousands."""
+    model = EvenModel(FEATURES[name], 5)
+    x = images_of(model, 20)
+    found = estimate(model, x).ais
+    held = (found.log_prob - model.log_prob(x)).abs() < t.ppf(0.975, 5) * found.standard_error + found.bias.abs()
+    assert held.sum() >= 18
+    assert found.standard_error.median() < 0.6
+
+
+def test_the_shares_of_two_modes_add_up(monkeypatch):
+    """Of 12 dimensions: annealing from one mode misses the other, half of p(x)."""
+    monkeypatch.setattr(modes, "STARTS", 8)
+    model = EvenModel(absolute_first, 12, sigma=0.3)
+    x = images_of(model, 8)
+    exact, found = model.log_prob(x), estimate(model, x)
+    several = found.modes == 2
+    assert several.sum() >= 4
+    error = found.ais.log_prob - exact
+    assert (error.abs() < 4 * found.ais.standard_error + 0.02).all()
+    generator = seeded(0)
+    q = fit_posterior(model, x, model.initial_posterior(x), generator=generator).q
+    full = gauss_newton_posterior(model, x, q, generator=generator)
+    alone = annealed_importance_sampling(model, x, full, generator=generator)
+    short = (exact - alone.log_prob)[several]
+    assert short.mean() == pytest.approx(math.log(2), abs=0.2)
+
+
+def test_a_posterior_of_one_mode_is_not_split():
+    model = linear_gaussian(pixels=30, latent_dim=12)
+    x, _ = model.sample(4, seeded(1))
+    best, _ = model.best_diagonal(x)
+    owner, found, generator = find_modes(model, x, best, generator=seeded(2))
+    assert owner.tolist() == [0, 1, 2, 3]
+    assert found is best
+    assert isinstance(generator, torch.Generator)
+
+
+@pytest.mark.parametrize("latent_dim", [5, 12])
+def test_what_is_found_for_an_image_depends_on_no_other(latent_dim):
+    model = EvenModel(torch.square, latent_dim, sigma=0.4)
+    x, rows = images_of(model, 5), torch.tensor([3, 1])
+    together, alone = estimate(model, x), estimate(model, x[rows], index=rows)
+    assert together.modes.max() > 1 or latent_dim == 5
+    for value, of_rows in zip(together.ais, alone.ais, strict=True):
+        torch.testing.assert_close(value[..., rows], of_rows)
+    assert torch.equal(together.modes[rows], alone.modes)

@@ -73,7 +73,7 @@ def captions(summary, methods):
         ),
         "gaps_per_digit": (
             "What inference loses, class by class",
-            "Both gaps of every class at the last epoch: they differ where intervals do not overlap. In all, on test "
+            "Both gaps of every class at the last epoch, with 95% intervals. In all, on test "
             "images: " + gap("inference_gap") + " nats.",
         ),
         "latent_usage": (

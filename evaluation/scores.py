@@ -98,18 +98,23 @@ def final_bounds(methods, data, sample, fits, train_q, config):
         bounds[method.name] = {}
         for split, part, q in (("train", data.train, train_q[method.name]), ("test", of_test, fit.q)):
             generator = random_generator(config.seed, "final bound", method.name, split, device=data.device)
-            draws = FEW_DRAWS if len(part.labels) > FEW_IMAGES else MANY_DRAWS
-            options = {"generator": generator, "draws": draws}
+            options = {"generator": generator, "draws": draws_of(len(part.labels))}
             bound = evaluate_bound(method.model, part.images, lambda x, rows, q=q: select(q, rows), **options)
             bounds[method.name][split] = part, bound
         converged[method.name] = float(fit.converged.double().mean())
     return bounds, converged
 
 
+def draws_of(images):
+    """Of how many draws of z an image's bound is the mean: of more where images are few, whose noise averages less."""
+    return MANY_DRAWS if images <= FEW_IMAGES else FEW_DRAWS
+
+
 def score_bounds(bounds, data):
     """{name: {split: {"elbo", "log_likelihood", "kl"}}} of what `final_bounds` found, as `mean_and_error` gives them.
 
-    The errors of a stratified part of a split are those within its classes.
+    The errors are over images, with what noise their `draws_of` z leave; of a stratified part of a split they are those
+    within its classes.
     """
     scores = {}
     for name, split in product(bounds, SPLITS):
@@ -273,7 +278,8 @@ def summarize_log_prob(found, known, split, config):
     images, or of a stratified part, and their Bound. Each is like a `stratified_mean`, nats. "regression" is log p(x)
     of the whole split, by the regression of the annealed values on the bounds, None if there are too few. "annealed"
     and the two by importance sampling, from q and from q*, are means over the images that have all three.
-    "images_beyond_twice_the_aim": whose log-weights have more than twice the standard deviation that was aimed at.
+    "images_not_trusted": whose log-weights have more than twice the standard deviation that was aimed at, or whose
+    chains hardly move; "images_with_several_modes": of which several were combined.
     "classes": the estimates of each class.
     """
     both, shares = annealed(found), torch.bincount(split.labels, minlength=split.num_classes).double()
@@ -283,12 +289,12 @@ def summarize_log_prob(found, known, split, config):
         options = {"shares": shares / shares.sum(), "known": bound.elbo}
         options["known_error"] = _mean_of_part(bound.elbo, part, split)["standard_error"]
         regression = regression_estimate(both.ais_log_prob, both.elbo, **options)
-    vague = both.ais_acceptance < TRUSTED_ACCEPTANCE  # their chains hardly move
-    beyond = int(((both.ais_log_weight_std > 2 * config.log_weight_std) | vague).sum())
+    vague = (both.ais_log_weight_std > 2 * config.log_weight_std) | (both.ais_acceptance < TRUSTED_ACCEPTANCE)
     return {
         "regression": regression,
         **_estimates(both),
-        "images_beyond_twice_the_aim": beyond,
+        "images_not_trusted": int(vague.sum()),
+        "images_with_several_modes": int((both.ais_modes > 1).sum()),
         "fits_converged": float(both.fit_converged.mean()),
         "classes": [_estimates(each) for each in _per_class(both)],
     }

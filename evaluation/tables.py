@@ -55,18 +55,25 @@ def final_rows(summary):
         of_splits, gap = [method["log_prob"][split] for split in SPLITS], method["bdmc"]["gap"]
         rows = [Row(method["label"], depth=0)]
         rows += [row(label, [method["bounds"][split][name] for split in SPLITS]) for name, label in BOUNDS.items()]
+        draws = (scores.draws_of(method["bounds"][split]["elbo"]["images"]) for split in SPLITS)
+        rows.append(Row("draws of z per image", tuple((f"{count}", "") for count in draws), 2))
         if all(each["regression"] for each in of_splits):
             rows.append(row("log p(x) of all images, regressed on ELBO", [each["regression"] for each in of_splits]))
         annealed = [each["annealed"] for each in of_splits]
-        rows.append(row("log p(x), annealed from q*", annealed))
+        integrated = annealed[0]["temperatures_median"] == 0
+        rows.append(row("log p(x), integrated on a grid" if integrated else "log p(x), annealed from q*", annealed))
         cells = tuple((f"± {score['monte_carlo_error']:.2f}", "") for score in annealed)
         rows.append(Row("of that, Monte Carlo error", cells, 2))
         errors = [(each["regression"] or each["annealed"])["standard_error"] or math.inf for each in of_splits]
         biases = [score["bias"] for score in annealed]
         cells = tuple((f"{bias:.2f}", _beyond(-bias, error)) for bias, error in zip(biases, errors, strict=True))
         rows.append(Row("of that, bias, an estimate", cells, 2))
-        cells = tuple((f"{each['images_beyond_twice_the_aim']}", "") for each in of_splits)
-        rows.append(Row("log-weights beyond twice the aim, images", cells, 2))
+        cells = tuple((f"{score['acceptance']:.2f}", "") for score in annealed)
+        rows.append(Row("of that, acceptance of transitions", cells, 2))
+        counts = {"images_not_trusted": "images that may be wrong by more"}
+        counts["images_with_several_modes"] = "images with several modes"
+        for name, label in counts.items():
+            rows.append(Row(label, tuple((f"{each[name]}", "") for each in of_splits), 2))
         text = f"bidirectional bounds of {gap['images']} simulated images are {number(gap)} nats apart"
         rows.append(Row(f"{text} {_beyond(gap['mean'], min(errors))}".rstrip(), depth=2))
         for q, name in (("q", "importance_sampling"), ("q*", "importance_sampling_fitted")):

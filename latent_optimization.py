@@ -31,7 +31,7 @@ VALIDATION_STEPS = 30
 VALIDATION_RATE = 0.03
 LEAST_NATS = 1.2  # that a dimension carries in the linear model, for a start away from the prior
 LEAST_NOISE = 1e-4  # of the estimated noise variance of a pixel
-MOST_ANALYSED = 50_000  # images for the principal components
+MOST_PIXELS = 40_000_000  # of all images that the principal components are of
 STARTED_AT_ONCE = 1000  # rows of the table
 
 
@@ -69,16 +69,19 @@ def probabilistic_pca(images, latent_dim, noise_variance=None):
     eigenvalues of the directions that are left out (Tipping & Bishop, Eq. 8), as for binary pixels; of the numbers of
     dimensions at which each carries enough, the largest is taken.
     """
-    x = images[:: -(-len(images) // MOST_ANALYSED)].flatten(1).cpu().double().numpy()
+    most = max(1, MOST_PIXELS // images[0].numel())
+    x = images[:: -(-len(images) // most)].flatten(1).cpu().double().numpy()
     pca = PCA(min(latent_dim, *x.shape), random_state=0).fit(x)
     values, pixels = pca.explained_variance_, x.shape[1]
     numbers = np.arange(1, len(values) + 1)  # of dimensions that might be kept
     if noise_variance is None:
         left_out = np.maximum(pixels - numbers, 1)
         noise_variance = np.maximum((x.var(0, ddof=1).sum() - values.cumsum()) / left_out, LEAST_NOISE)
-        numbers = numbers[: max(1, min(len(x) - 1, pixels) // 2)]  # so that enough are left out for the estimate
+        numbers = numbers[: max(1, min(len(x) - 1, pixels) // 10)]  # so that enough are left out for the estimate
     carried = 0.5 * np.log(np.maximum(values, np.finfo(float).tiny) / noise_variance)  # (components,), nats
-    kept = int(numbers[carried[: len(numbers)] >= LEAST_NATS].max(initial=0))
+    # Of few images with many pixels noise alone has eigenvalues up to this (Marchenko & Pastur 1967).
+    noise_alone = math.log(1 + math.sqrt(pixels / len(x)))  # as nats that it seems to carry
+    kept = int(numbers[carried[: len(numbers)] >= max(LEAST_NATS, noise_alone)].max(initial=0))
     values, noise_variance = values[:kept], np.broadcast_to(noise_variance, carried.shape)[max(kept - 1, 0)]
     start = LinearPosterior(latent_dim, pixels)
     start.center.copy_(torch.from_numpy(pca.mean_))

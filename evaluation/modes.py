@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch.distributions import Normal
 
-from evaluation.ais import AISEstimate, Mixture, annealed_importance_sampling, gauss_newton_posterior
+from evaluation.ais import TRUSTED_STD, AISEstimate, Mixture, annealed_importance_sampling, gauss_newton_posterior
 from evaluation.quadrature import MOST_DIMENSIONS, integrate
 from posterior_fit import PosteriorFit, bounds, fit_posterior
-from vae_utils import concatenate, diagonal_normal, draw, generators_of, random_generator, select
+from vae_utils import check_inputs, concatenate, diagonal_normal, draw, generators_of, random_generator, select
 
 FEW_DIMENSIONS = 10  # from the prior, chains find their way in so many
 STARTS, STARTS_IN_FEW = 2, 32  # further places: draws from the prior
@@ -44,6 +44,7 @@ def estimate_log_prob(model, x, q, *, generator, precision="float32", fit_steps=
     q: a fitted diagonal Normal (B, D); generator: one, or one for each image; precision: of the networks in gradients
     of annealing; annealing: arguments of `annealed_importance_sampling`.
     """
+    check_inputs(model, x, q, generator)
     if model.latent_dim <= MOST_DIMENSIONS:
         return _integrated(model, x)
     fast = model.in_precision(precision)
@@ -75,7 +76,10 @@ def estimate_log_prob(model, x, q, *, generator, precision="float32", fit_steps=
 def _integrated(model, x):
     """The Estimate of `integrate`."""
     log_prob, error = integrate(model, x)
-    none, one = torch.zeros_like(log_prob), torch.ones_like(log_prob)
+    none, one = (
+        torch.where(error.isfinite(), 0.0, error),
+        torch.ones_like(log_prob),
+    )  # not settled: as if no chain agreed
     counts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     return Estimate(AISEstimate(log_prob, error, none, none, one, counts, none, log_prob.new_empty(0, len(x))), counts)
 
@@ -85,34 +89,47 @@ def find_modes(model, x, q, *, generator, fit_steps=300):
     """(the image of each mode (P,), a q of each, diagonal Normal (P, D), their generators): `q` first, then others.
 
     Short fits from draws of the prior end in other modes if log p(x, z) falls by more than BARRIER on the way from
-    there to each mode known already, and if their bound is within RELEVANT of the best. Those are fitted to the end.
+    there to each mode known already. Those whose bound is within RELEVANT of the best of them are fitted to the end,
+    and kept if they are then still apart, and within RELEVANT of the best of all.
     """
     images, starts = len(x), STARTS_IN_FEW if model.latent_dim <= FEW_DIMENSIONS else STARTS
     searched = _search(model, x, starts, generator)  # (starts * B, 2D)
     candidates = torch.stack([_parameters(q), *searched.chunk(starts)])  # (1 + starts, B, 2D)
-    found = bounds(model, x, candidates, generator)  # (1 + starts, B)
+    found = bounds(model, x, candidates, generator).nan_to_num(-math.inf, neginf=-math.inf)  # (1 + starts, B)
     owners, parameters = [], []
     for image in range(images):
-        near = found[:, image] > found[:, image].max() - RELEVANT
-        order = [n for n in found[:, image].argsort(descending=True, stable=True).tolist() if n and near[n]]
-        kept = [0]
-        for number in order:
+        # Short fits are compared with short fits: q is fitted to the end.
+        order = 1 + found[1:, image].argsort(descending=True, stable=True)
+        best, kept = found[order[0], image], [0]
+        for number in order[found[order, image] > best - RELEVANT].tolist():
             if len(kept) < MOST_MODES and _apart(model, x[image], candidates[number, image], candidates[kept, image]):
                 kept.append(number)
         owners += [image] * (len(kept) - 1)
         parameters += [candidates[number, image] for number in kept[1:]]
-    owner = torch.tensor([*range(images), *owners], device=x.device)
     if not owners:
-        return owner, q, generator
-    further, own = owner[images:], generator
+        return torch.arange(images, device=x.device), q, generator
+    further, own = torch.tensor(owners, device=x.device), generator
     if not isinstance(generator, torch.Generator):
         numbers = [owners[:position].count(image) for position, image in enumerate(owners)]
         seeds = [generator[image].initial_seed() for image in owners]
         own = [random_generator(s, "mode", n, device=x.device) for s, n in zip(seeds, numbers, strict=True)]
     start = diagonal_normal(*torch.stack(parameters).chunk(2, dim=-1))
     fitted = fit_posterior(model, x[further], start, generator=own, fit_steps=fit_steps).q
-    generators = generator if own is generator else [*generator, *own]
-    return owner, concatenate([q, fitted]), generators
+    # Fitted to the end, some have come to a mode that is known, or are of no account.
+    ends = _parameters(fitted)
+    height = bounds(model, x[further], ends[None], own)[0].nan_to_num(-math.inf)
+    highest, kept = found[0].tolist(), []
+    for image, reached in zip(owners, height.tolist(), strict=True):
+        highest[image] = max(highest[image], reached)
+    for number in height.argsort(descending=True, stable=True).tolist():
+        image = owners[number]
+        known = torch.stack([candidates[0, image], *(ends[other] for other in kept if owners[other] == image)])
+        if height[number] > highest[image] - RELEVANT and _apart(model, x[image], ends[number], known):
+            kept.append(number)
+    kept = torch.tensor(sorted(kept), dtype=torch.int64, device=x.device)
+    owner = torch.cat((torch.arange(images, device=x.device), further[kept]))
+    generators = generator if own is generator else [*generator, *generators_of(own, kept)]
+    return owner, concatenate([q, select(fitted, kept)]), generators
 
 
 def _search(model, x, starts, generator):
@@ -160,13 +177,18 @@ def _combine(found, owner, images):
     columns = []
     for image in range(images):
         own = AISEstimate(*(value[..., owner == image] for value in found))
-        share = own.log_prob.softmax(0)
-        large = share > 0.01
+        share = own.log_prob.softmax(0).nan_to_num(0)
+        std = torch.maximum(own.log_weight_std, own.predicted_std)
+        # What a mode may be worth: log-weights that vary much are likely too low.
+        large = (own.log_prob + 0.5 * std.square()).nan_to_num(math.inf).clamp(max=1e6).softmax(0) > 0.01
+        large |= std == math.inf
+        error = torch.where(large, share * own.standard_error, 0).square().sum().sqrt()
+        broken = bool((std == math.inf).any())
         columns.append(
             (
                 own.log_prob.logsumexp(0),
-                (share * own.standard_error).square().sum().sqrt(),
-                (share * own.bias).sum(),
+                torch.full_like(error, math.inf) if broken else error,
+                torch.full_like(error, -math.inf) if broken else (share * own.bias).sum(),
                 own.log_weight_std[large].max(),
                 own.acceptance[large].min(),
                 own.temperatures.sum(),
@@ -181,13 +203,13 @@ def _combine(found, owner, images):
 def _better(found, from_prior, rows):
     """(the AISEstimate of all images, the rows whose estimate is new), from_prior: of the images at `rows` (M,).
 
-    From the prior chains reach every mode, so its estimate is taken where its errors can be relied on. Where not, the
-    higher one is taken: both are lower bounds in expectation.
+    From the prior chains reach every mode. The pilot run, not the result, decides where that is taken: a choice of the
+    higher one would be too high in the mean. Where it is not taken but higher, modes are missing, and the error is no
+    smaller than the difference.
     """
-    old = AISEstimate(*(value[..., rows] for value in found))
-    errors = (from_prior.standard_error.square() + old.standard_error.square()).sqrt()
-    take = from_prior.trusted & (from_prior.log_prob > old.log_prob - 3 * errors)
-    take |= from_prior.log_prob > old.log_prob
+    take = from_prior.predicted_std <= TRUSTED_STD
+    short = (from_prior.log_prob - found.log_prob[rows]).clamp(min=0)
+    found.standard_error[rows] = torch.maximum(found.standard_error[rows], short)
     for whole, new in zip(found, from_prior, strict=True):
         whole[..., rows[take]] = new[..., take]
     return found, rows[take]

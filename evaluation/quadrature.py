@@ -5,13 +5,15 @@ import math
 import torch
 
 MOST_DIMENSIONS = 2
-REACH, FARTHEST = 8.0, 128.0  # half the side of the square of z: at first, and where posteriors reach its border
+REACH = 8.0  # half the side of the first square of z; doubled where a posterior reaches its border
+DOUBLINGS = {1: 4, 2: 2}
 STEPS = {1: 1 / 512, 2: 1 / 10}  # sides of the first cells
 BORDER = 20.0  # nats: a border with less than exp(-BORDER) of the mass is far enough
-MARGINS = (60.0, 45.0, 30.0, 25.0, 20.0)  # nats below the whole up to which a cell is divided, level by level
+MARGINS = (45.0, 30.0, 25.0, 20.0)  # nats below the whole up to which a cell is divided, level by level
 TOLERANCE = 1e-3  # nats
-MOST_LEVELS = 12
-AT_ONCE = 20_000  # pictures compared with images
+RESOLVED = 8.0  # nats by which neighbors may differ, where most of the mass is, once cells are small enough
+MOST_LEVELS = 14
+AT_ONCE, POINTS_AT_ONCE = 20_000, 2000  # pictures compared with images; pictures of one image
 
 
 @torch.no_grad()
@@ -19,46 +21,77 @@ def integrate(model, x):
     """log p(x) = log of the integral of N(z; 0, I) p(x|z), and a bound on its error, (B,) each, nats.
 
     x: (B, *image); model: a LatentVariableModel of at most MOST_DIMENSIONS dimensions. By the midpoint rule: on square
-    cells that all images share, then, image by image, on cells of half the side wherever there is mass, until the
-    result changes by less than TOLERANCE. For an integrand like a Gaussian the error of the rule is below 1e-8 once a
-    cell is as wide as its standard deviation. The stated error is the last change, but at least TOLERANCE: the networks
-    compute in float32.
+    cells that all images share, then, image by image, on cells of half the side wherever there may be mass. A cell is
+    kept for its value and what neighbors differ by, since a peak may lie between two centres. It ends when the result
+    changes by less than TOLERANCE, and neighbors are alike. For an integrand like a Gaussian the error of the rule is
+    below 1e-8 once a cell is as wide as its standard deviation. The stated error is the last change, but at least
+    TOLERANCE, since the networks compute in float32; infinite, where the result is not finite or not settled.
     """
-    model, reach = model.in_precision("float32"), REACH
-    while True:
-        z, values = _shared_cells(model, x, reach)
-        total = values.logsumexp(0)
-        border = values[(z.abs().amax(1) > reach - STEPS[model.latent_dim])].logsumexp(0)
-        if (border < total - BORDER).all() or reach >= FARTHEST:
+    model, pending = model.in_precision("float32"), torch.arange(len(x), device=x.device)
+    log_prob, error = torch.full((2, len(x)), math.inf, dtype=torch.float64)
+    for doubling in range(DOUBLINGS[model.latent_dim] + 1):
+        z, values, slopes, at_border = _shared_cells(model, x[pending], REACH * 2**doubling)
+        rest = []
+        for column, image in enumerate(pending.tolist()):
+            if at_border[column] and doubling < DOUBLINGS[model.latent_dim]:
+                rest.append(image)
+                continue
+            log_prob[image], error[image] = _refine(model, x[image], z, values[:, column], slopes[:, column])
+            if at_border[column]:
+                error[image] = math.inf
+        pending = pending.new_tensor(rest)
+        if not rest:
             break
-        reach *= 2
-    found = [_refine(model, image, z, own, STEPS[model.latent_dim]) for image, own in zip(x, values.T, strict=True)]
-    log_prob, error = (torch.tensor(values, dtype=torch.float64) for values in zip(*found, strict=True))
     return log_prob.to(x), error.to(x)
 
 
 def _shared_cells(model, x, reach):
-    """Centres (M, D) of equal cells of [-reach, reach]^D, and the log of each image's mass in them, (M, B), float64."""
+    """Equal cells of [-reach, reach]^D, M of them: what `_refine` takes of all images, (M, ...), float64 on the CPU.
+
+    Centres (M, D); the log of each image's mass (M, B), and by how much that of neighbors differs (M, B); and
+    whether an image has mass at the border, (B,).
+    """
     step, dimensions = STEPS[model.latent_dim], model.latent_dim
     axis = torch.arange(-reach + step / 2, reach, step, dtype=x.dtype, device=x.device)
     z = torch.cartesian_prod(*[axis] * dimensions).reshape(-1, dimensions)
     parts = [model.log_joint(x, part.unsqueeze(1)).cpu() for part in z.split(max(1, AT_ONCE // len(x)))]
-    return z.cpu(), torch.cat(parts).double() + dimensions * math.log(step)
+    values = _finite(torch.cat(parts).double() + dimensions * math.log(step))
+    grid = values.view(*[len(axis)] * dimensions, len(x))
+    slopes = torch.zeros_like(grid)
+    for dimension in range(dimensions):
+        difference = grid.diff(dim=dimension).abs().nan_to_num(0)  # between two cells of mass 0
+        nothing = torch.zeros_like(difference.narrow(dimension, 0, 1))
+        sides = (torch.cat(parts, dim=dimension) for parts in ((difference, nothing), (nothing, difference)))
+        slopes += torch.maximum(*sides)
+    border = values[z.cpu().abs().amax(1) > reach - step].logsumexp(0)
+    at_border = border >= values.logsumexp(0) - BORDER
+    return z.cpu(), values, slopes.view_as(values), at_border & values.isfinite().any(0)
 
 
-def _refine(model, image, z, values, step):
-    """(log p(x), its last change) of one image, from the centres (M, D) of its cells and their log-masses (M,)."""
-    dimensions, device = model.latent_dim, image.device
+def _finite(values):
+    """Values of which those that are no number count as no mass."""
+    return values.nan_to_num(-math.inf, posinf=math.inf, neginf=-math.inf)
+
+
+def _refine(model, image, z, values, slopes):
+    """(log p(x), the error) of one image, from its cells: centres (M, D), log-masses and slopes (M,)."""
+    dimensions, step = model.latent_dim, STEPS[model.latent_dim]
     corners = torch.cartesian_prod(*[torch.tensor([-0.25, 0.25])] * dimensions).reshape(-1, dimensions)
     settled, total = torch.tensor(-math.inf, dtype=torch.float64), values.logsumexp(0)
     for level in range(MOST_LEVELS):
-        active = values > total - MARGINS[min(level, len(MARGINS) - 1)]
+        active = values + slopes.clamp(max=1e6) > total - MARGINS[min(level, len(MARGINS) - 1)]
+        if not active.any():
+            break
         settled = torch.logaddexp(settled, values[~active].logsumexp(0))
         z = (z[active].unsqueeze(1) + step * corners.to(z)).reshape(-1, dimensions)
         step /= 2
-        parts = [model.log_joint(image.unsqueeze(0), part.unsqueeze(1).to(device)) for part in z.split(AT_ONCE // 10)]
-        values = torch.cat(parts)[:, 0].cpu().double() + dimensions * math.log(step)
+        parts = [model.log_joint(image.unsqueeze(0), p.unsqueeze(1).to(image)) for p in z.split(POINTS_AT_ONCE)]
+        values = _finite(torch.cat(parts)[:, 0].cpu().double() + dimensions * math.log(step))
+        siblings = values.view(-1, 2**dimensions)
+        between = (siblings.amax(1) - siblings.amin(1)).nan_to_num(0)
+        slopes = torch.maximum(between, 0.5 * slopes[active]).repeat_interleave(2**dimensions)
         before, total = total, torch.logaddexp(settled, values.logsumexp(0))
-        if level and abs(total - before) < TOLERANCE:
-            break
-    return float(total), max(TOLERANCE, float(abs(total - before)))
+        resolved = (between.repeat_interleave(2**dimensions)[values > values.max() - 2] < RESOLVED).all()
+        if resolved and abs(total - before) < TOLERANCE:
+            return float(total), TOLERANCE
+    return float(total), math.inf

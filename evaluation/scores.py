@@ -258,7 +258,7 @@ def bdmc_gap(method, found):
     """{"lower", "upper", "gap"} of log p(x) of simulated images, each as `mean_and_error` gives it.
 
     found: the results of `bdmc_tasks`. The gap bounds the mean error of annealing with the same settings, in either
-    direction, on such images.
+    direction, on such images, where posteriors have one mode.
     """
     blocks = _blocks(found, f"bidirectional_bounds_{method.name}")
     lower, upper = torch.cat(blocks, dim=1)
@@ -289,11 +289,11 @@ def summarize_log_prob(found, known, split, config):
         options = {"shares": shares / shares.sum(), "known": bound.elbo}
         options["known_error"] = _mean_of_part(bound.elbo, part, split)["standard_error"]
         regression = regression_estimate(both.ais_log_prob, both.elbo, **options)
-    vague = (both.ais_log_weight_std > 2 * config.log_weight_std) | (both.ais_acceptance < TRUSTED_ACCEPTANCE)
+    sure = (both.ais_log_weight_std <= 2 * config.log_weight_std) & (both.ais_acceptance >= TRUSTED_ACCEPTANCE)
     return {
         "regression": regression,
         **_estimates(both),
-        "images_not_trusted": int(vague.sum()),
+        "images_not_trusted": int((~sure).sum()),
         "images_with_several_modes": int((both.ais_modes > 1).sum()),
         "fits_converged": float(both.fit_converged.mean()),
         "classes": [_estimates(each) for each in _per_class(both)],

@@ -171,16 +171,22 @@ def test_a_dimension_is_used_where_it_carries_enough():
     assert (probabilistic_pca(images, 4, 1e4).stddev == 1).all()  # noise that hides all
 
 
+def test_noise_of_few_images_is_no_dimension():
+    images = torch.randn(60, 784, generator=seeded(1))
+    for noise in (1.0, None):
+        assert (probabilistic_pca(images, 200, noise).stddev == 1).all()
+
+
 def test_without_a_noise_of_the_likelihood_it_is_estimated():
     """Probabilistic PCA's estimate for as many dimensions as are kept: here the two of eigenvalues 36 and 16."""
-    images = of_covariance(torch.tensor([36.0, 0.5, 16.0, 0.4, 0.6]).diag())
+    images = of_covariance(torch.tensor([36.0, 0.5, 16.0, *[0.4, 0.6] * 20]).diag())
     start = probabilistic_pca(images, 4)
     expected = torch.tensor([(0.5 / 36) ** 0.5, (0.5 / 16) ** 0.5, 1, 1])
     torch.testing.assert_close(start.stddev, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
-def test_rows_and_fits_of_unseen_images_start_alike(likelihood):
+def test_rows_and_fits_of_unseen_images_start_alike(likelihood, monkeypatch):
     config, data = toy_config(likelihood=likelihood), toy_data(binary=likelihood == "bernoulli")
     for start in ("pca", "zero", "normal"):
         method = LatentOptimization(toy_config(likelihood=likelihood, latent_start=start), data)
@@ -191,9 +197,16 @@ def test_rows_and_fits_of_unseen_images_start_alike(likelihood):
         torch.testing.assert_close(q.mean, expected.mean)
         torch.testing.assert_close(q.stddev, expected.stddev)
         assert bool(q.mean[0].ne(q.mean[1]).any()) == (start != "zero")
-        method.model.posterior = None
-        unseen = method.infer(data.test.images[:2], generator=own, fit_steps=1)
-        assert unseen.q.mean.shape == (2, 5)
+        starts = []
+
+        def no_fit(model, x, q, starts=starts, **options):
+            starts.append(q)
+            return fit_posterior(model, x, q, **{**options, "fit_steps": 1, "max_cycles": 1})
+
+        monkeypatch.setattr(latent_optimization, "fit_posterior", no_fit)
+        method.infer(x, generator=image_generators(config.seed, "start", index=data.train.index[rows]))
+        torch.testing.assert_close(starts[0].mean, expected.mean)
+        torch.testing.assert_close(starts[0].stddev, expected.stddev)
     with pytest.raises(ValueError, match="needs a generator"):
         method.model.initial_posterior(x)
 

@@ -7,10 +7,10 @@ import torch
 from conftest import SIGMA, LinearGaussian, linear_gaussian, seeded
 from scipy.stats import t
 from torch import nn
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from evaluation import modes
-from evaluation.ais import annealed_importance_sampling, gauss_newton_posterior
+from evaluation.ais import AISEstimate, annealed_importance_sampling, gauss_newton_posterior
 from evaluation.modes import estimate_log_prob, find_modes
 from evaluation.quadrature import integrate
 from model import Gaussian, LatentVariableModel
@@ -37,7 +37,7 @@ class EvenModel(LatentVariableModel):
         super().__init__(Even(feature, latent_dim), Gaussian(sigma), latent_dim=latent_dim)
 
     @torch.no_grad()
-    def log_prob(self, x, points=8001):
+    def log_prob(self, x, points=40_001):
         """log p(x), (B,), by the trapezoidal rule."""
         axis = torch.linspace(-9, 9, points, dtype=torch.float64)
         z = axis.unsqueeze(1).expand(points, self.latent_dim)
@@ -65,11 +65,12 @@ def estimate(model, x, index=None):
     return estimate_log_prob(model, x, q, generator=generator, chains=6, log_weight_std=0.7)
 
 
+@pytest.mark.parametrize("sigma", [SIGMA, 0.01])  # 0.01: modes far narrower than the first cells
 @pytest.mark.parametrize("latent_dim", [1, 2])
 @pytest.mark.parametrize("feature", FEATURES.values(), ids=FEATURES.keys())
-def test_one_or_two_dimensions_are_integrated(feature, latent_dim):
-    model = EvenModel(feature, latent_dim)
-    x = images_of(model, 12)
+def test_one_or_two_dimensions_are_integrated(feature, latent_dim, sigma):
+    model = EvenModel(feature, latent_dim, sigma)
+    x = images_of(model, 8)
     found = estimate(model, x)
     assert ((found.ais.log_prob - model.log_prob(x)).abs() <= found.ais.standard_error).all()
     assert (found.ais.standard_error < 0.01).all()
@@ -120,6 +121,62 @@ def test_the_shares_of_two_modes_add_up(monkeypatch):
     alone = annealed_importance_sampling(model, x, full, generator=generator)
     short = (exact - alone.log_prob)[several]
     assert short.mean() == pytest.approx(math.log(2), abs=0.2)
+
+
+def test_the_shares_of_gaussians_that_overlap_add_up_too():
+    """Three in one mode, off its centre on purpose: each alone would find all of p(x)."""
+    model = linear_gaussian()
+    x, _ = model.sample(5, seeded(1))
+    posterior, rows = model.posterior(x), torch.arange(5).repeat(3)
+    scale = posterior.scale_tril[rows] * torch.tensor([0.8, 1.0, 1.3]).repeat_interleave(5)[:, None, None]
+    shift = torch.tensor([-0.5, 0.0, 0.9]).repeat_interleave(5)[:, None]
+    full = MultivariateNormal(posterior.mean[rows] + shift * posterior.stddev[rows], scale_tril=scale)
+    options = {"generator": seeded(2), "chains": 100, "temperatures": 60, "mixture": modes._mixtures(full, rows)}
+    found = annealed_importance_sampling(model, x[rows], full, **options)
+    shares = found.log_prob.view(3, 5) - model.log_prob(x)
+    torch.testing.assert_close(shares.logsumexp(0), torch.zeros(5).double(), atol=0.03, rtol=0)
+    assert (shares < -0.3).all()
+
+
+def of_modes(log_prob, std, error):
+    """An AISEstimate of the modes of one image."""
+    values = [torch.tensor(v).double() for v in (log_prob, error, [0.0] * len(std), std, [0.9] * len(std))]
+    counts = torch.full((len(std),), 50)
+    return AISEstimate(*values, counts, values[3], torch.zeros(2, len(std)).double())
+
+
+@pytest.mark.parametrize("std", [5.0, math.inf])
+def test_a_mode_that_is_badly_annealed_is_no_small_share(std):
+    """It comes out low, which makes its share small, and its log-weights are as wide as the image's."""
+    owner = torch.zeros(2, dtype=torch.int64)
+    found = modes._combine(of_modes([-100.0, -106.0], [0.5, std], [0.2, 3.0]), owner, 1)
+    assert not found.trusted.any()
+    good = modes._combine(of_modes([-100.0, -106.0], [0.5, 0.6], [0.2, 0.2]), owner, 1)
+    assert good.trusted.all()
+    assert float(good.log_prob) == pytest.approx(math.log(math.exp(-100) + math.exp(-106)))
+
+
+def test_the_pilot_and_not_the_result_decides_what_is_taken():
+    old, new = (of_modes(values, [0.5, 0.5], [0.1, 0.1]) for values in ([-9.0, -9.0], [-7.0, -11.0]))
+    sure, unsure = torch.zeros(2).double(), torch.full((2,), 9.0).double()
+    found, rows = modes._better(old, new._replace(predicted_std=sure), torch.arange(2))
+    assert found.log_prob.tolist() == [-7, -11]
+    assert rows.tolist() == [0, 1]
+    old = of_modes([-9.0, -9.0], [0.5, 0.5], [0.1, 0.1])
+    found, rows = modes._better(old, new._replace(predicted_std=unsure), torch.arange(2))
+    assert found.log_prob.tolist() == [-9, -9]
+    assert found.standard_error.tolist() == pytest.approx([2, 0.1])  # the prior has found two nats more
+    assert not len(rows)
+
+
+def test_an_integral_without_a_value_is_not_trusted():
+    model = EvenModel(torch.square, 2)
+    x = images_of(model, 2)
+    x[1, 0] = math.nan
+    q = Normal(torch.zeros(2, 2).double(), 1.0)
+    found = estimate_log_prob(model, x, q, generator=seeded(0))
+    assert found.trusted.tolist() == [True, False]
+    assert found.ais.standard_error[1] == math.inf
 
 
 def test_a_posterior_of_one_mode_is_not_split():

@@ -50,7 +50,7 @@ class LinearPosterior(nn.Module):
 
     def forward(self, x, generator=None):
         """q of images x (B, *image), a diagonal Normal (B, D). generator: needed with a spread alone."""
-        mean = ((x.flatten(1) - self.center) @ self.projection.T).to(x.dtype)
+        mean = (x.flatten(1) - self.center.to(x.dtype)) @ self.projection.T.to(x.dtype)
         if self.spread:
             if generator is None:
                 raise ValueError("a start at draws from the prior needs a generator: initial_posterior(x, generator)")

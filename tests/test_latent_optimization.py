@@ -1,5 +1,6 @@
 """Fitted posteriors against the closed form and quadrature, and the method that uses them."""
 
+import copy
 import math
 
 import pytest
@@ -254,3 +255,16 @@ def test_the_start_is_part_of_a_checkpoint(tmp_path):
     assert torch.equal(model.initial_posterior(x).mean, method.model.initial_posterior(x).mean)
     assert model.initial_posterior(x).mean.abs().max() > 0.1
     assert "start.projection" in load_checkpoint(path)["weights"]
+
+
+@pytest.mark.parametrize("start", ["pca", "normal"])
+def test_a_resumed_training_with_further_steps_ends_with_the_same_bits(start):
+    config, data = toy_config(latent_steps=2, latent_start=start), toy_data()
+    whole, first, second = (LatentOptimization(config, data) for _ in range(3))
+    for epoch in (1, 2):
+        train_epoch(whole, epoch)
+    train_epoch(first, 1)
+    second.load_state_dict(copy.deepcopy(first.state_dict()), copy.deepcopy(first.own_state()))
+    train_epoch(second, 2)
+    for one, other in zip(whole.weights().values(), second.weights().values(), strict=True):
+        assert torch.equal(one, other)

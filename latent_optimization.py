@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import nn
 from torch.distributions import Normal
@@ -44,18 +45,24 @@ class LinearPosterior(nn.Module):
     def __init__(self, latent_dim, pixels):
         super().__init__()
         self.register_buffer("center", torch.zeros(pixels))
-        self.register_buffer("projection", torch.zeros(latent_dim, pixels))
+        self.register_buffer("projection", torch.zeros(0, pixels))  # (K, P): of the first K dimensions, 0 of the others
         self.register_buffer("stddev", torch.full((latent_dim,), math.exp(0.5 * INITIAL_LOG_VAR)))
         self.register_buffer("spread", torch.zeros(()))  # 1: means are draws from the prior, the start "normal"
 
     def forward(self, x, generator=None):
         """q of images x (B, *image), a diagonal Normal (B, D). generator: needed with a spread alone."""
-        mean = (x.flatten(1) - self.center.to(x.dtype)) @ self.projection.T.to(x.dtype)
+        mean = (x.flatten(1) - self.center.to(x.dtype)) @ self.projection.T.to(x.dtype)  # (B, K)
+        mean = F.pad(mean, (0, len(self.stddev) - len(self.projection)))
         if self.spread:
             if generator is None:
                 raise ValueError("a start at draws from the prior needs a generator: initial_posterior(x, generator)")
             mean = mean + self.spread * draw(torch.randn, generator, (1, *mean.shape), like=mean)[0]
         return Normal(mean, self.stddev.to(x.dtype).expand_as(mean), validate_args=False)
+
+    def _load_from_state_dict(self, state_dict, prefix, *others):
+        if (saved := state_dict.get(f"{prefix}projection")) is not None:  # of any number of dimensions
+            self.projection = self.projection.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 def probabilistic_pca(images, latent_dim, noise_variance=None):
@@ -73,20 +80,21 @@ def probabilistic_pca(images, latent_dim, noise_variance=None):
     x = images[:: -(-len(images) // most)].flatten(1).cpu().double().numpy()
     pca = PCA(min(latent_dim, *x.shape), random_state=0).fit(x)
     values, pixels = pca.explained_variance_, x.shape[1]
-    numbers = np.arange(1, len(values) + 1)  # of dimensions that might be kept
+    numbers, most_noise = np.arange(1, len(values) + 1), noise_variance  # of dimensions that might be kept
     if noise_variance is None:
-        left_out = np.maximum(pixels - numbers, 1)
-        noise_variance = np.maximum((x.var(0, ddof=1).sum() - values.cumsum()) / left_out, LEAST_NOISE)
+        left_out, total = np.maximum(pixels - numbers, 1), x.var(0, ddof=1).sum()
+        noise_variance, most_noise = np.maximum((total - values.cumsum()) / left_out, LEAST_NOISE), total / pixels
         numbers = numbers[: max(1, min(len(x) - 1, pixels) // 10)]  # so that enough are left out for the estimate
     carried = 0.5 * np.log(np.maximum(values, np.finfo(float).tiny) / noise_variance)  # (components,), nats
-    # Of few images with many pixels noise alone has eigenvalues up to this (Marchenko & Pastur 1967).
-    noise_alone = math.log(1 + math.sqrt(pixels / len(x)))  # as nats that it seems to carry
-    kept = int(numbers[carried[: len(numbers)] >= max(LEAST_NATS, noise_alone)].max(initial=0))
+    # Noise alone has eigenvalues up to about this, of few images with many pixels (Marchenko & Pastur 1967).
+    of_noise = 1.1 * (1 + math.sqrt(pixels / len(x))) ** 2 * most_noise
+    enough = (carried >= LEAST_NATS) & (values >= of_noise)
+    kept = int(numbers[enough[: len(numbers)]].max(initial=0))
     values, noise_variance = values[:kept], np.broadcast_to(noise_variance, carried.shape)[max(kept - 1, 0)]
     start = LinearPosterior(latent_dim, pixels)
     start.center.copy_(torch.from_numpy(pca.mean_))
     scale = np.sqrt(values - noise_variance) / values
-    start.projection[:kept] = torch.from_numpy(scale[:, None] * pca.components_[:kept]).float()
+    start.projection = torch.from_numpy(scale[:, None] * pca.components_[:kept]).float()
     start.stddev.fill_(1)
     start.stddev[:kept] = torch.from_numpy(np.sqrt(noise_variance / values)).float()
     return start

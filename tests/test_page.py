@@ -59,7 +59,7 @@ def folder(methods, posteriors, mnist, tmp_path_factory):
     sample = images.at(torch.arange(SAMPLE))
     annealed = torch.tensor([*range(ANNEALED - 1), SAMPLE])
     values = torch.arange(float(ANNEALED))
-    found = Gaps(*(values,) * 8, -90 - values, 0.1 + values / 10, *(values,) * 4)
+    found = Gaps(*(values,) * 8, -90 - values, 0.1 + values / 10, *(values,) * 5)
     points = torch.randn(SAMPLE, 2, generator=random_generator(0, "points")).tolist()
     moved = explorer(
         methods,

@@ -76,10 +76,8 @@ def estimate_log_prob(model, x, q, *, generator, precision="float32", fit_steps=
 def _integrated(model, x):
     """The Estimate of `integrate`."""
     log_prob, error = integrate(model, x)
-    none, one = (
-        torch.where(error.isfinite(), 0.0, error),
-        torch.ones_like(log_prob),
-    )  # not settled: as if no chain agreed
+    # Where it has not settled, it is trusted no more than chains that do not agree.
+    none, one = torch.where(error.isfinite(), 0.0, error), torch.ones_like(log_prob)
     counts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     return Estimate(AISEstimate(log_prob, error, none, none, one, counts, none, log_prob.new_empty(0, len(x))), counts)
 

@@ -65,13 +65,13 @@ class LinearPosterior(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
-def probabilistic_pca(images, latent_dim, noise_variance=None):
+def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEAST_NATS):
     """The posterior of a linear decoder that is fitted to images (N, *image), a LinearPosterior on the CPU.
 
     Probabilistic PCA: x = W z + center + noise (Tipping & Bishop 1999), the optimum of a linear VAE (Lucas et al.
     2019). With the eigenvalue l of the images' covariance and the noise variance s2 of a pixel, a dimension has in its
     posterior the mean sqrt(l - s2) / l times the principal component of x, and the variance s2 / l; it carries
-    0.5 log(l / s2) nats in the mean. Dimensions that carry less than LEAST_NATS, and those beyond latent_dim, begin at
+    0.5 log(l / s2) nats in the mean. Dimensions that carry less than `least_nats`, and those beyond latent_dim, begin at
     the prior. noise_variance: s2, that of the likelihood; None: its maximum-likelihood estimate, the mean of the
     eigenvalues of the directions that are left out (Tipping & Bishop, Eq. 8), as for binary pixels; of the numbers of
     dimensions at which each carries enough, the largest is taken.
@@ -88,7 +88,7 @@ def probabilistic_pca(images, latent_dim, noise_variance=None):
     carried = 0.5 * np.log(np.maximum(values, np.finfo(float).tiny) / noise_variance)  # (components,), nats
     # Noise alone has eigenvalues up to about this, of few images with many pixels (Marchenko & Pastur 1967).
     of_noise = 1.1 * (1 + math.sqrt(pixels / len(x))) ** 2 * most_noise
-    enough = (carried >= LEAST_NATS) & (values >= of_noise)
+    enough = (carried >= least_nats) & (values >= of_noise)
     kept = int(numbers[enough[: len(numbers)]].max(initial=0))
     values, noise_variance = values[:kept], np.broadcast_to(noise_variance, carried.shape)[max(kept - 1, 0)]
     start = LinearPosterior(latent_dim, pixels)

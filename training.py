@@ -174,12 +174,7 @@ def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
         history = restore(run=run, prefix=learner.prefix, **restored)
     if history:  # the run may have been killed between the writes of its state and of its checkpoint
         _save_epoch(learner, checkpoint_dir, history[-1])
-    step, device = learner.train_step, learner.images.device
-    if cuda_graph:
-        step = CUDAGraphStep(step, device=device)
-        for optimizer in learner.optimizers:
-            for group in getattr(optimizer, "param_groups", ()):
-                group["capturable"] = True
+    step = graph_step(learner) if cuda_graph else learner.train_step
     with (
         resume_hint(lambda: f"after epoch {len(history)} of {config.epochs}, {learner.name}" if history else None),
         ProgressBar(learner.name, total=config.epochs * count, unit="img", done=len(history) * count) as bar,
@@ -212,6 +207,14 @@ def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
             bar.line(f"epoch {short} ({row['validation_images']:,} images), {row['seconds']:.1f} s", short=short)
     barrier()  # no rank reads a checkpoint that is not there yet
     return history
+
+
+def graph_step(learner):
+    """The learner's train_step as a CUDA graph."""
+    for optimizer in learner.optimizers:
+        for group in getattr(optimizer, "param_groups", ()):
+            group["capturable"] = True
+    return CUDAGraphStep(learner.train_step, device=learner.images.device)
 
 
 def _save_epoch(learner, checkpoint_dir, row):

@@ -4,7 +4,7 @@
 
 Every training is scored on the same stratified validation images: used dimensions, ELBO(q*), log p(x), and the paired
 differences from the amortized VAE of the same seed. Beside them stand the objective that the training reached, which is
-the mean ELBO of the training images at their own q, and its seconds, one thread each, JOBS trainings side by side.
+the mean ELBO of the training images at their own q, and its seconds, one thread each, --jobs trainings side by side.
 Numbers that are in the directory are not made again. --runs DIR: the checkpoints of `main_vae.py --seeds` in DIR are
 taken where they are those of a row.
 """
@@ -26,6 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes of JOBS
 
 import torch  # noqa: E402
 
+import torch.nn.functional as F  # noqa: E402
+
 import latent_optimization  # noqa: E402
 from amortized_vae import AmortizedVAE  # noqa: E402
 from benchmarks.harness import print_table  # noqa: E402
@@ -35,11 +37,10 @@ from evaluation.scores import posterior_of_train  # noqa: E402
 from latent_optimization import LatentOptimization  # noqa: E402
 from posterior_fit import fit_posterior  # noqa: E402
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json  # noqa: E402
-from runtime.config import EvalConfig, TrainConfig, choose_precision  # noqa: E402
-from training import read_checkpoint, train_epoch  # noqa: E402
+from runtime.config import EvalConfig, TrainConfig, choose_device, choose_precision  # noqa: E402
+from training import graph_step, read_checkpoint, train_epoch  # noqa: E402
 from vae_utils import evaluate_bound, image_generators, kl_per_dimension, mean_and_error, random_generator  # noqa: E402
 
-JOBS = 2
 AMORTIZED, LONG_AMORTIZED = "amortized VAE", "amortized VAE, 90 epochs"
 
 
@@ -54,12 +55,23 @@ class StartedAtCodes(LatentOptimization):
         self.table.load_parameters(q.mean, 2 * q.stddev.log())
 
 
+class FixedDimensions(LatentOptimization):
+    """Latent optimization that starts at `dimensions` principal components, whatever these carry."""
+
+    dimensions = 0
+
+    def _make_start(self):
+        pca, noise = latent_optimization.probabilistic_pca, self.model.likelihood.noise_variance
+        start = pca(self.images, self.dimensions, noise, least_nats=0)
+        start.stddev = F.pad(start.stddev, (0, self.config.latent_dim - self.dimensions), value=1)  # the prior
+        self.model.start = start
+
+
 class Variant(NamedTuple):
-    """One training: its method and what it changes of the TrainConfig, of the module's constants, and of the epochs."""
+    """One training: its method and what it changes of the TrainConfig and of the epochs."""
 
     method: type = LatentOptimization
     changes: dict = {}  # noqa: RUF012
-    least_nats: float = latent_optimization.LEAST_NATS
     times: float = 1  # epochs, over those of the default
     reference: str = AMORTIZED  # what it is compared with
 
@@ -80,8 +92,9 @@ VARIANTS = {
     "zero, 90 epochs": Variant(changes=ZERO, times=3, reference=LONG_AMORTIZED),
     "amortized VAE, equal seconds": Variant(AmortizedVAE, times=0.6),
     **{
-        f"pca, dimensions of {nats:g} nats": Variant(least_nats=nats) for nats in (1.5, 1.1, 0.9, 0.75, 0)
-    },  # 17, 29, 46, 67 and all 115 of MNIST
+        f"pca, {count} dimensions": Variant(type(f"Of{count}", (FixedDimensions,), {"dimensions": count}))
+        for count in (16, 24, 32, 48, 64, 115)  # 115: all that are above the noise
+    },
 }
 
 
@@ -91,11 +104,11 @@ def work(name, seed, given):
     directory.mkdir(parents=True, exist_ok=True)
     if (directory / "scores.json").exists():
         return load_json(directory / "scores.json")
-    variant, precision = VARIANTS[name], choose_precision("auto", torch.device("cpu"))
+    variant, device = VARIANTS[name], choose_device(given.device)
+    precision = choose_precision("auto", device)
     config = TrainConfig(epochs=given.epochs, train_size=given.train_size, seed=seed, precision=precision)
     config = replace(config, **variant.changes, epochs=max(1, round(variant.times * given.epochs)))
-    latent_optimization.LEAST_NATS = variant.least_nats
-    data = load_data(config, data_dir=ROOT / "data")
+    data = load_data(config, data_dir=ROOT / "data", device=device)
     run = Path(given.runs) / f"seed_{seed}" if given.runs and variant._replace(method=None) == Variant(None) else None
     started = time.perf_counter()
     method, path = variant.method(config, data), directory / "weights.pt"
@@ -107,8 +120,9 @@ def work(name, seed, given):
         saved = load_checkpoint(path)
         method.load_weights(saved["weights"])
     else:
+        step = graph_step(method) if device.type == "cuda" else None
         for epoch in range(1, config.epochs + 1):
-            train_epoch(method, epoch)
+            train_epoch(method, epoch, train_step=step)
         saved = {"weights": method.weights(), "seconds": time.perf_counter() - started}
         save_checkpoint(path, saved)
     sample = stratified_subset(data.validation, size=given.images, seed=seed)
@@ -123,11 +137,11 @@ def score(method, data, sample, config):
     """{"objective", "used_dimensions", "fitted_elbo", "log_prob"}; the last two: of each image of `sample`."""
     model, seed = method.model, config.seed
     model.precision = "float32"
-    q, generator = posterior_of_train(method, data), random_generator(seed, "objective")
+    q, generator = posterior_of_train(method, data), random_generator(seed, "objective", device=data.device)
     objective = evaluate_bound(
         model, data.train.images, lambda x, rows: type(q)(q.mean[rows], q.stddev[rows]), generator=generator
     )
-    own = image_generators(seed, "sensitivity", index=sample.index)
+    own = image_generators(seed, "sensitivity", index=sample.index, device=data.device)
     start = model.initial_posterior(sample.images, own)
     fitted = fit_posterior(model, sample.images, start, generator=own).q
     found = gaps.measure(model, sample.images, fitted, config, generator=own, fitted=True)
@@ -165,13 +179,15 @@ def main():
     parser.add_argument("--runs", metavar="DIR", help="checkpoints of main_vae.py --seeds, one thread each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
     parser.add_argument("--rows", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, ... (cpu)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings side by side (2)")
     parser.add_argument("--images", type=int, default=50, metavar="N", help="validation images (50)")
     parser.add_argument("--epochs", type=int, default=30, metavar="N", help="of the default")
     parser.add_argument("--train-size", type=int, default=20_000, metavar="N")
     given = parser.parse_args()
     needed = dict.fromkeys([*(VARIANTS[name].reference for name in given.rows), *given.rows])
     tasks = list(itertools.product(needed, given.seeds))
-    with ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
         results = pool.map(work, *zip(*tasks, strict=True), itertools.repeat(given))
         found = dict(zip(tasks, results, strict=True))
     header = ["latent optimization", "seeds", "seconds", "objective reached", "used dimensions", "ELBO(q*)", "log p(x)"]

@@ -185,7 +185,7 @@ def choose_device(name, *, local_rank=None):
         name, device = f"cuda:{local_rank}", torch.device("cuda", local_rank)
     if (device.index or 0) >= (count := counts.get(device.type, 0)):
         raise InputError(f"--device {name}: this machine or this PyTorch has {count} of this kind")
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def choose_precision(precision, device):

@@ -1,6 +1,7 @@
 """The studies in benchmarks/: the candidates and variants are what they say, on toy data."""
 
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -45,21 +46,34 @@ def test_every_candidate_trains_and_is_scored_and_is_not_trained_twice(tmp_path,
 
 def test_the_study_of_starts_makes_a_table_and_nothing_twice(tmp_path, monkeypatch):
     data = mnist_like()
-    given = Namespace(directory=tmp_path, runs=None, epochs=1, train_size=60, images=10)
-    monkeypatch.setattr(sensitivity, "load_data", lambda config, data_dir: data)
+    given = Namespace(directory=tmp_path, runs=None, epochs=1, train_size=60, images=10, device="cpu")
+    monkeypatch.setattr(sensitivity, "load_data", lambda config, data_dir, device: data)
     monkeypatch.setattr(sensitivity, "EvalConfig", partial(EvalConfig, num_samples=3, chains=2, fit_steps=3))
     names, found = (sensitivity.AMORTIZED, "zero, 4 steps", "start at the VAE's codes"), {}
     for name in names:
         found[name, 4] = sensitivity.work(name, 4, given)
         monkeypatch.setattr(sensitivity, "load_data", None)  # its numbers are there
         assert sensitivity.work(name, 4, given) == found[name, 4]
-        monkeypatch.setattr(sensitivity, "load_data", lambda config, data_dir: data)
+        monkeypatch.setattr(sensitivity, "load_data", lambda config, data_dir, device: data)
     _, seeds, *_, log_prob, _, less = sensitivity.table_row("zero, 4 steps", [4], found)
     own, other = (torch.tensor(found[name, 4]["log_prob"]) for name in (names[1], names[0]))
     assert seeds == "1"
     assert log_prob == f"{own.mean():.1f} ± {own.std() / 10**0.5:.1f}"
     assert less == f"{(own - other).mean():.1f} ± {(own - other).std() / 10**0.5:.1f}"
     assert sensitivity.table_row(names[0], [4], found)[-2:] == ["", ""]
+
+
+def test_a_start_of_the_study_has_its_number_of_dimensions():
+    data = mnist_like()
+    images = torch.randn(60, 20, generator=seeded(1)) @ torch.randn(20, 784, generator=seeded(2))
+    data = data._replace(train=replace(data.train, images=images.view(60, 1, 28, 28)))
+    method = sensitivity.VARIANTS["pca, 16 dimensions"].method(toy_config(train_size=60, latent_dim=30), data)
+    assert method.model.start.projection.shape[0] == 16
+    q = method.model.initial_posterior(method.images)
+    assert (q.mean[:, :16].std(0) > 0).all()
+    assert (q.stddev[:, :16] < 1).all()
+    assert (q.mean[:, 16:] == 0).all()
+    assert (q.stddev[:, 16:] == 1).all()
 
 
 def test_evenly_spaced_temperatures_meet_log_prob_from_the_prior():

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -156,10 +156,14 @@ def test_a_run_is_prepared(monkeypatch, tmp_path):
     assert chosen.epochs == 3
     assert chosen.precision in ("float32", "bfloat16")
     assert not torch.backends.cudnn.deterministic
-    monkeypatch.setattr(cli, "choose_device", lambda name, local_rank: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: in_use.append(device.index))
+    in_use = []
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    cli.prepare_run(config, TrainConfig(precision="float32"))
+    for name in ("cuda", "cuda:1"):
+        cli.prepare_run(replace(config, device=name), TrainConfig(precision="float32"))
+    assert in_use == [0, 1]  # set_device refuses a device without an index
     assert torch.backends.cudnn.deterministic
     assert not torch.backends.cudnn.allow_tf32
     monkeypatch.undo()

@@ -3,8 +3,7 @@
 import torch
 
 import training
-from model import ConvVAE, make_likelihood
-from runtime.distributed import add, rank
+from model import ConvVAE
 from vae_utils import Bound, evaluate_bound, forward_pass, random_generator
 
 VALIDATED_AT_ONCE = 1000  # images
@@ -15,13 +14,11 @@ class AmortizedVAE(training.Method):
 
     name, label, color = "amortized", "Amortized VAE", "#0072B2"
     prefix, reconstruction_prefix = "vae", "recon"
+    model_class = ConvVAE
 
     def __init__(self, config, data):
         super().__init__(config, data)
-        options = {"image_shape": data.image_shape, "seed": config.seed, "precision": config.precision}
-        self.model = ConvVAE(config.latent_dim, make_likelihood(config), **options).to(data.device)
         self.validation_images = data.validation.images
-        self.optimizers = [torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)]
 
     def posterior(self, x, rows):
         """q(z|x); `rows` are ignored."""
@@ -37,12 +34,12 @@ class AmortizedVAE(training.Method):
         x, seed = self.validation_images, self.config.seed
         values = torch.zeros(len(Bound._fields), len(x), device=x.device)
         batches = list(enumerate(torch.arange(len(x), device=x.device).split(VALIDATED_AT_ONCE)))
-        for number, rows in batches[rank() :: self.ranks] if self.ranks > 1 else batches:
+        for number, rows in batches[self.shard.rank :: self.shard.size]:
             generator = random_generator(seed, epoch, "validation", number, device=x.device)
             values[:, rows] = torch.stack(evaluate_bound(self.model, x[rows], self.posterior, generator=generator))
-        return Bound(*(add(values) if self.ranks > 1 else values))
+        return Bound(*self.shard.add(values))
 
 
 def load_model(path, *, device="cpu"):
     """The ConvVAE of `vae_epoch_{N}.pt` or pretrained/vae.pt, in evaluation mode; see training.load_model."""
-    return training.load_model(path, AmortizedVAE.name, ConvVAE, device=device)
+    return training.load_model(path, AmortizedVAE, device=device)

@@ -16,7 +16,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import functional as transforms
 
 from runtime.checkpoint import InputError, exclusive_lock, new_directory
-from runtime.distributed import own_rows, size
+from runtime.distributed import WHOLE, Shard, own_shard
 from vae_utils import random_generator
 
 VALIDATION_SIZE, FEWEST_VALIDATION = 5_000, 20
@@ -51,7 +51,7 @@ class Data(NamedTuple):
     validation: Split  # for training curves and choices: none of `train`; of the test images only where none are left
     rest: Split  # the training images of the data set that are not in `train`
     test: Split  # scored once, at the end
-    ranks: int = 1  # if more, `train` holds this rank's `own_rows` alone
+    shard: Shard = WHOLE  # the part of the training images that `train` holds
 
     @property
     def image_shape(self):
@@ -94,12 +94,12 @@ def _rows_of(index, whole, config, data_dir):
     return rows
 
 
-def shard(data):
-    """The Data of which this rank trains: its own rows of the training images; the same with one rank."""
-    if size() == 1:
+def take_shard(data):
+    """The Data with which this rank trains: its own rows of the training images; the same with one rank."""
+    shard = own_shard()
+    if shard == WHOLE:
         return data
-    own = own_rows(len(data.train.labels), device=data.device)
-    return data._replace(train=data.train.at(own), ranks=size())
+    return data._replace(train=data.train.at(shard.rows(len(data.train.labels), device=data.device)), shard=shard)
 
 
 def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False, device="cpu"):

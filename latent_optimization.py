@@ -12,10 +12,8 @@ from torch.distributions import Normal
 import training
 from data import stratified_subset
 from latent_table import LatentTable
-from model import INITIAL_LOG_VAR, ConvModel, make_likelihood
+from model import INITIAL_LOG_VAR, ConvModel
 from posterior_fit import PosteriorFit, fit_posterior
-from runtime.checkpoint import InputError
-from runtime.distributed import broadcast, gather_rows
 from vae_utils import (
     Fit,
     concatenate,
@@ -71,7 +69,7 @@ def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEA
     Probabilistic PCA: x = W z + center + noise (Tipping & Bishop 1999), the optimum of a linear VAE (Lucas et al.
     2019). With the eigenvalue l of the images' covariance and the noise variance s2 of a pixel, a dimension has in its
     posterior the mean sqrt(l - s2) / l times the principal component of x, and the variance s2 / l; it carries
-    0.5 log(l / s2) nats in the mean. Dimensions that carry less than `least_nats`, and those beyond latent_dim, begin at
+    0.5 log(l / s2) nats in the mean. Dimensions that carry less than `least_nats`, or are beyond latent_dim, begin at
     the prior. noise_variance: s2, that of the likelihood; None: its maximum-likelihood estimate, the mean of the
     eigenvalues of the directions that are left out (Tipping & Bishop, Eq. 8), as for binary pixels; of the numbers of
     dimensions at which each carries enough, the largest is taken.
@@ -107,22 +105,25 @@ class LatentModel(ConvModel):
         """See ConvModel."""
         super().__init__(latent_dim, likelihood, image_shape=image_shape, **options)
         self.start = LinearPosterior(latent_dim, math.prod(image_shape))
-        self.mean_of_q = self.log_var_of_q = None
+        self.register_buffer("mean_of_q", None)  # (N, D), of every training image, if the weights hold them
+        self.register_buffer("log_var_of_q", None)  # (N, D)
 
     def initial_posterior(self, x, generator=None):
         """Where the q of images x (B, *image) begins, those of the table as well as any other's: (B, D)."""
         return self.start(x, generator)
 
-    def load_state_dict(self, weights):
-        """Takes over what `state_dict` gave, or LatentOptimization.weights, with "mean" and "log_var" (N, D)."""
-        weights = dict(weights)
-        self.mean_of_q, self.log_var_of_q = weights.pop("mean", None), weights.pop("log_var", None)
-        return super().load_state_dict(weights)
+    def _load_from_state_dict(self, state_dict, prefix, *others):
+        for name in ("mean", "log_var"):  # so called in a checkpoint
+            if f"{prefix}{name}" in state_dict:
+                state_dict[f"{prefix}{name}_of_q"] = state_dict.pop(f"{prefix}{name}")
+            saved = state_dict.get(f"{prefix}{name}_of_q")
+            setattr(self, f"{name}_of_q", None if saved is None else torch.empty_like(saved))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def posterior(self, rows):
-        """q of the training images at `rows` (B,), a diagonal Normal (B, D). Raises InputError if it has none."""
+        """q of the training images at `rows` (B,), a diagonal Normal (B, D). Raises ValueError if it has none."""
         if self.mean_of_q is None:
-            raise InputError("this checkpoint holds no q of training images: fit_posterior finds the q of any image")
+            raise ValueError("this checkpoint holds no q of training images: fit_posterior finds the q of any image")
         return diagonal_normal(self.mean_of_q[rows], self.log_var_of_q[rows])
 
 
@@ -132,13 +133,12 @@ class LatentOptimization(training.Method):
     name, label, color = "latent_optimization", "Latent optimization", "#D55E00"
     prefix, reconstruction_prefix = "latent_opt", "latent_opt_recon"
     shared_inference = False
+    model_class = LatentModel
+    sharded = ("table.rows", "table.last_visit")
 
     def __init__(self, config, data):
         super().__init__(config, data)
-        options = {"image_shape": data.image_shape, "seed": config.seed, "precision": config.precision}
-        self.model = LatentModel(config.latent_dim, make_likelihood(config), **options)
-        self._make_start()
-        self.model.to(data.device)
+        self.model.start = self._make_start().to(data.device)
         self.table = LatentTable(
             size=len(self.images),
             latent_dim=config.latent_dim,
@@ -153,24 +153,24 @@ class LatentOptimization(training.Method):
             ]
         )
         self.table.load_parameters(q.mean, 2 * q.stddev.log())
-        adam = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
-        self.optimizers = [adam, self.table]
+        self.optimizers.append(self.table)
         count = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(data.validation.labels))
         validation = stratified_subset(data.validation, size=count, seed=config.seed)
         self.validation_images = validation.images
         self.validation_fit = PosteriorFit(self._started(validation.images, validation.index))
-        self.also_resumed = [self.validation_fit]
+        self.also_saved.append(self.validation_fit)
 
     def _make_start(self):
-        """Sets model.start; rank 0 makes it of the images of all ranks."""
+        """The LinearPosterior of the configured start; rank 0 makes it of the images of all ranks."""
+        start = self.model.start
         if self.config.latent_start == "normal":
-            self.model.start.spread.fill_(1)
+            start.spread.fill_(1)
         elif self.config.latent_start == "pca":
-            images = self.images if self.ranks == 1 else gather_rows(self.images, self.count)
-            start = None
+            images = self.shard.gather(self.images, self.count)
             if images is not None:
                 start = probabilistic_pca(images, self.config.latent_dim, self.model.likelihood.noise_variance)
-            self.model.start = start if self.ranks == 1 else broadcast(start)
+            start = self.shard.broadcast(start)
+        return start
 
     def _started(self, x, index):
         """`initial_posterior` of images x (B, *image) at the rows `index` (B,) of the data set."""
@@ -221,20 +221,9 @@ class LatentOptimization(training.Method):
         with torch.no_grad():
             return elbo(self.model, x, self.validation_fit.q(), noise)
 
-    def own_state(self):
-        """The rows of the table."""
-        return self.table.row_state()
-
-    def load_state_dict(self, state, rows):
-        """Takes over what `state_dict` and `own_state` gave."""
-        super().load_state_dict(state, rows)
-        self.table.load_row_state(rows)
-
     def weights(self):
         """The decoder, and mean and log-variance of every row, brought up to date: the rows on rank 0 alone."""
-        mean, log_var = self.table.parameters()
-        if self.ranks > 1:
-            mean, log_var = (gather_rows(part, self.count) for part in (mean, log_var))
+        mean, log_var = (self.shard.gather(part, self.count) for part in self.table.current())
         return {**self.model.state_dict(), "mean": mean, "log_var": log_var}
 
     def load_weights(self, weights):
@@ -246,4 +235,4 @@ class LatentOptimization(training.Method):
 
 def load_model(path, *, device="cpu"):
     """The LatentModel of `latent_opt_epoch_{N}.pt` or pretrained/latent_opt.pt; see training.load_model."""
-    return training.load_model(path, LatentOptimization.name, LatentModel, device=device)
+    return training.load_model(path, LatentOptimization, device=device)

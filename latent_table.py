@@ -1,12 +1,13 @@
 """The latent table: q(z) of every image, and an Adam whose step costs a batch and not the table."""
 
 import torch
+from torch import nn
 
 from model import INITIAL_LOG_VAR
 from vae_utils import diagonal_normal
 
 
-class LatentTable:
+class LatentTable(nn.Module):
     """q_i(z) = N(mean_i, diag exp(log_var_i)) for every image i, with the Adam that learns it.
 
     The trajectory is that of torch.optim.Adam on the whole table; the cost of a step is that of a batch. Adam also
@@ -22,16 +23,17 @@ class LatentTable:
 
     def __init__(self, *, size, latent_dim, max_steps, learning_rate=0.01, betas=(0.9, 0.999), eps=1e-8, device="cpu"):
         """`size` images, `latent_dim` dimensions; `max_steps` bounds the number of calls of `step`."""
+        super().__init__()
         self._learning_rate, self.betas, self.eps = learning_rate, betas, eps
         # Value, first and second moment side by side, so that a batch is one gather and one scatter.
-        self.rows = torch.zeros(size, 3, 2 * latent_dim, device=device)  # (N, 3, 2D)
+        self.register_buffer("rows", torch.zeros(size, 3, 2 * latent_dim, device=device))  # (N, 3, 2D)
         self.rows[:, 0, latent_dim:] = INITIAL_LOG_VAR
         self._visit = None
-        self.last_visit = torch.zeros(size, dtype=torch.int64, device=device)  # (N,)
-        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.register_buffer("last_visit", torch.zeros(size, dtype=torch.int64, device=device))  # (N,)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
         self.exact = torch.float32 if torch.device(device).type == "mps" else torch.float64  # MPS has no float64
-        # (max_steps + 1,): H
-        self.deferred_sums = deferred_step_sums(max_steps=max_steps, betas=betas).to(self.exact).to(device)
+        sums = deferred_step_sums(max_steps=max_steps, betas=betas).to(self.exact).to(device)
+        self.register_buffer("deferred_sums", sums, persistent=False)  # (max_steps + 1,): H
 
     @property
     def learning_rate(self):
@@ -67,11 +69,11 @@ class LatentTable:
         self.last_visit[rows] = self.steps
         self._visit = None
 
-    def zero_grad(self):
+    def zero_grad(self, set_to_none=True):
         """Does nothing: `posterior` gives out new rows each time. The training loop calls it on every optimizer."""
 
     @torch.no_grad()
-    def parameters(self):
+    def current(self):
         """Mean and log-variance of every row as dense Adam has them now, (N, D) each; changes nothing."""
         value, _, _ = self.apply_deferred_steps(slice(None))
         return tuple(part.contiguous() for part in value.chunk(2, dim=-1))
@@ -99,23 +101,6 @@ class LatentTable:
         """Takes over the mean and the log-variance of every row, (N, D) each, as of a table that has made no step."""
         self.rows.zero_()
         self.rows[:, 0] = torch.cat((mean, log_var), dim=1)
-
-    def state_dict(self):
-        """What a run needs to continue, beside `row_state`."""
-        return {"steps": self.steps}
-
-    def load_state_dict(self, state):
-        """Takes over what `state_dict` gave."""
-        self.steps.copy_(state["steps"])
-
-    def row_state(self):
-        """What a run needs of each row to continue, {name: (N, ...)}."""
-        return {"rows": self.rows, "last_visit": self.last_visit}
-
-    def load_row_state(self, state):
-        """Takes over what `row_state` gave."""
-        self.rows.copy_(state["rows"])
-        self.last_visit.copy_(state["last_visit"])
 
 
 def deferred_step_sums(*, max_steps, betas=(0.9, 0.999)):

@@ -1,207 +1,165 @@
 """Trains the same decoder with every method, as an amortized VAE and by latent optimization, and compares them."""
 
-import contextlib
 import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads soon leave the processor
 
 from amortized_vae import AmortizedVAE
-from data import load_data, rows_per_class, shard
+from data import Data, load_data, take_shard
 from evaluation import figures, seeds
 from evaluation.page import write_page
 from evaluation.report import RESULTS, evaluate
+from evaluation.settings import choose_counts, refuse_other_flags
 from evaluation.tables import cost_table, headline, table
 from latent_optimization import LatentOptimization
-from runtime.checkpoint import InputError, load_json, save_csv, save_figure, save_json
+from runtime.checkpoint import save_csv, save_figure, save_json
 from runtime.cli import Parser, add_flags, make_config, out_of_memory_hint, prepare_run, run_script
-from runtime.config import ClassifierConfig, EvalConfig, RunConfig, TrainConfig, differences, versions
-from runtime.distributed import rank, size
-from runtime.progress import resume_hint
-from runtime.resume import BEGIN_ANEW, Owned, lock, locked_run
-from runtime.tasks import Tasks
+from runtime.config import ClassifierConfig, EvalConfig, RunConfig, TrainConfig, versions
+from runtime.distributed import rank
+from runtime.learners import Checkpoints, find_checkpoints, saved_epochs
+from runtime.plan import Owned, plan_evaluation, plan_run
+from runtime.run import open_evaluation, open_run, run_seeds
 from sup_classification import find_classifier
-from training import Checkpoints, find_checkpoints, lengthen, saved_epochs, train
+from training import train_epoch, validate
 
 METHODS = (AmortizedVAE, LatentOptimization)  # the one place where they are listed, in the order of every table
-PREFIXES = tuple(method.prefix for method in METHODS)
-OWNED = Owned(PREFIXES, tuple(f"{prefix}_epoch_*.pt" for prefix in PREFIXES), RESULTS, summary="summary.json")
-OF_EVALUATION = ("seed", "precision")  # with --evaluate-only these flags are the evaluation's, not the training's
+PATTERNS = tuple(f"{method.prefix}_epoch_*.pt" for method in METHODS)
+
+
+class Experiment(NamedTuple):
+    """What is known, and checked, before any work."""
+
+    run_config: RunConfig
+    config: TrainConfig
+    eval_config: EvalConfig
+    data: Data
+    checkpoints: Checkpoints | None = None  # with --evaluate-only, those that are scored again
+
+    @property
+    def settings(self):
+        """All that decides the training, a flat dict of plain values."""
+        return {**asdict(self.config), "device": self.data.device.type}
+
+
+def owned():
+    """The files of this script."""
+    return Owned(METHODS, PATTERNS, RESULTS, summary="summary.json")
+
+
+def prepare(given):
+    """The Experiment of the given flags. Refuses bad input; changes nothing."""
+    run_config, config = make_config(RunConfig, given), make_config(TrainConfig, given)
+    device, config = prepare_run(run_config, config)
+    data = load_data(config, data_dir=run_config.data_dir, device=device, at_most="train_size" not in given)
+    config = replace(config, train_size=len(data.train.labels))
+    eval_config = choose_counts(config, given, data, precision=config.precision)
+    experiment = Experiment(run_config, config, eval_config, data)
+    plan_run(run_config, experiment.settings, owned=owned(), scoring=asdict(eval_config))
+    return experiment
+
+
+def prepare_again(given):
+    """The Experiment that scores the checkpoints that are there, without training. Refuses bad input."""
+    run_config = make_config(RunConfig, given)
+    checkpoints = find_checkpoints(METHODS, run_config.checkpoint_dir)
+    config = checkpoints.config
+    refuse_other_flags(config, given, run_config.checkpoint_dir)
+    device, eval_config = prepare_run(run_config, EvalConfig.for_training(config, vars(given)))
+    data = load_data(config, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
+    eval_config = choose_counts(config, given, data, precision=eval_config.precision)
+    for epoch in checkpoints.epochs:
+        checkpoints.load(epoch, data)
+    plan_evaluation(run_config, config, owned=owned())
+    return Experiment(run_config, config, eval_config, data, checkpoints)
+
+
+def train_and_score(experiment):
+    """Trains every method, then scores all of them; continues what was interrupted."""
+    run_config, config, eval_config, data, _ = experiment
+    with open_run(run_config, experiment.settings, owned=owned(), scoring=asdict(eval_config)) as run:
+        if run.finished:
+            return
+        print(
+            f"{config.train_size:,} training images on {data.device.type}, networks in {config.precision}", flush=True
+        )
+        with out_of_memory_hint(f"--batch-size ({config.batch_size:,}) or --latent-dim ({config.latent_dim:,})"):
+            for method_class in METHODS:
+                method = method_class(config, take_shard(data))
+                for epoch in run.epochs(method):
+                    run.record(train_epoch(method, epoch, progress=run.progress), validate(method, epoch))
+        if rank() == 0:
+            save_csv(run.results / "history.csv", run.history)
+            options = {"methods": METHODS, "saved_epochs": saved_epochs(config.epochs)}
+            options["likelihood"] = method.model.likelihood.label
+            save_figure(run.results / "training_curves.png", figures.training_curves(history=run.history, **options))
+        checkpoints = Checkpoints(METHODS, run.directory, config, saved_epochs(config.epochs), data.train.index)
+        score(run, experiment._replace(checkpoints=checkpoints))
+
+
+def score_again(experiment):
+    """Scores the checkpoints; history.csv and training_curves.png stay as they are."""
+    config, eval_config = experiment.config, experiment.eval_config
+    with open_evaluation(experiment.run_config, config, owned=owned()) as run:
+        trained = f"{config.train_size:,} training images, seed {config.seed}"
+        print(f"{run.directory}: epoch {experiment.checkpoints.epochs[-1]} of {config.epochs}, {trained}")
+        precision = f"gradients of annealing in {eval_config.precision}"
+        print(f"evaluation with seed {eval_config.seed} on {experiment.data.device}, {precision}", flush=True)
+        score(run, experiment)
+
+
+def score(run, experiment):
+    """Every number and figure of the checkpoints; prints the tables and writes summary.json at the end."""
+    _, config, eval_config, data, checkpoints = experiment
+    started, training_seconds = time.perf_counter(), run.training_seconds()
+    settings = {**asdict(eval_config), **experiment.settings}
+    flags = f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim ({config.latent_dim:,})"
+    with out_of_memory_hint(flags):
+        # The classifier belongs to the training: it stays the same when the evaluation has another seed.
+        shared = ("train_size", "seed", "dataset", "resize", "binarize", "precision")
+        classifier = find_classifier(data, ClassifierConfig(**{name: getattr(config, name) for name in shared}), run)
+        known = {"settings": settings, "eval_config": asdict(eval_config), "versions": versions()}
+        run.keep_results({**known, "files": checkpoints.digests()})
+        options = {"results_dir": run.results, "training_seconds": training_seconds, "tasks": run}
+        numbers, explorer = evaluate(checkpoints, data, classifier, eval_config, **options)
+    if rank():
+        return
+    seconds = {"training": training_seconds, "evaluation": time.perf_counter() - started, "total": run.seconds()}
+    summary = {"settings": settings, "train_config": asdict(config), "eval_config": asdict(eval_config)}
+    summary |= {"scored_epoch": checkpoints.epochs[-1], "versions": versions(), **numbers, "seconds": seconds}
+    write_page(run.results, summary, explorer, METHODS)
+    save_json(run.results / owned().summary, summary)
+    run.forget_results()
+    print(table(summary))
+    print(cost_table(summary))
+    print(headline(summary))
+    times = {**training_seconds, "evaluation": seconds["evaluation"], "total": seconds["total"]}
+    print("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in times.items()))
 
 
 def main():
-    """Training and evaluation, or with --evaluate-only the evaluation alone; then the tables."""
-    started = time.perf_counter()
+    """Reads the flags; then trains and scores, or scores again, one seed or several."""
     parser = Parser(prog="main_vae.py", description=__doc__)
-    add_flags(parser, TrainConfig, "experiment")
-    add_flags(parser, RunConfig, "run")
-    add_flags(parser, EvalConfig, "evaluation")
+    for config_class, title in ((TrainConfig, "experiment"), (RunConfig, "run"), (EvalConfig, "evaluation")):
+        add_flags(parser, config_class, title)
     meaning = "score the checkpoints again, without training; --seed and --precision are then the evaluation's"
     parser.add_argument("--evaluate-only", action="store_true", help=meaning)
     seeds.add_seeds_flag(parser)
     given = parser.parse_args()
     if given.evaluate_only and "resume" in given:
         parser.error("--resume: not together with --evaluate-only, which continues what it had begun by itself")
-    work = evaluate_again if given.evaluate_only else experiment
-    if "seeds" in given:
-        seeds.run_all(work, given, print_tables)
-    else:
-        print_tables(work(given, started))
-
-
-def print_tables(summary):
-    """Prints what a run has found; summary: None if it was finished already."""
-    if summary:
-        print(table(summary))
-        print(cost_table(summary))
-        print(headline(summary))
-        seconds = summary["seconds"]
-        times = {**seconds["training"], "evaluation": seconds["evaluation"], "total": seconds["total"]}
-        print("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in times.items()))
-
-
-def experiment(given, started, *, check_only=False):
-    """Checks all input; then, in locked directories, trains and evaluates.
-
-    started: by time.perf_counter. Returns the summary; None if the run to be resumed is already finished, or after a
-    check.
-    """
-    run_config, config = make_config(RunConfig, given), make_config(TrainConfig, given)
-    device, config = prepare_run(run_config, config)
-    at_most = "train_size" not in given
-    data = load_data(config, data_dir=run_config.data_dir, device=device, at_most=at_most)
-    config = replace(config, train_size=len(data.train.labels))
-    eval_config = choose_counts(config, given, data, precision=config.precision)
-    checkpoint_dir, results_dir = run_config.checkpoint_dir, Path(run_config.results_dir)
-    training, scoring = {**asdict(config), "device": device.type}, asdict(eval_config)
-    history, seconds = [], {}
-    options = {"owned": OWNED, "scoring": scoring, "check_only": check_only}
-    with locked_run(run_config, settings=training, **options) as run:
-        if run is None or check_only:
-            return None
-        processes = f", {size()} processes" if size() > 1 else ""
-        work = f"{config.train_size:,} training images on {device.type}{processes}, networks in {config.precision}"
-        print(work, flush=True)
-        started -= sum(row["seconds"] for state in run.states.values() for row in state["history"])
-        if run.lengthened and rank() == 0:
-            lengthen(METHODS, run_config, config)
-        data = shard(data)
-        with (
-            resume_hint(lambda: f"after {len(history)} of {len(METHODS) * config.epochs} epochs" if history else None),
-            out_of_memory_hint(f"--batch-size ({config.batch_size:,}) or --latent-dim ({config.latent_dim:,})"),
-        ):
-            for method_class in METHODS:
-                method = method_class(config, data)
-                rows = train(method, checkpoint_dir=checkpoint_dir, run=run, cuda_graph=run_config.cuda_graph)
-                seconds[method.name] = sum(row["seconds"] for row in rows)
-                history += rows
-        epochs, likelihood = saved_epochs(config.epochs), method.model.likelihood.label
-        if rank() == 0:
-            save_csv(results_dir / "history.csv", history)
-            options = {"history": history, "methods": METHODS, "saved_epochs": epochs, "likelihood": likelihood}
-            save_figure(results_dir / "training_curves.png", figures.training_curves(**options))
-        if size() > 1:  # the evaluation deals other images to the ranks
-            data = load_data(config, data_dir=run_config.data_dir, device=device)
-        checkpoints = Checkpoints(METHODS, checkpoint_dir, config, epochs, data.train.index)
-        with resume_hint(lambda: "in the evaluation, after all training"):
-            return score(checkpoints, data, eval_config, {**scoring, **training}, run_config, seconds, started)
-
-
-def evaluate_again(given, started, *, check_only=False):
-    """Checks all input; then evaluates the checkpoints that are there. Returns the summary, or None after a check.
-
-    The checkpoints say what was trained and are only read; history.csv and training_curves.png stay as they are.
-    """
-    run_config, seconds = make_config(RunConfig, given), {}
-    with resume_hint(lambda: "in the evaluation", advice="give the same command again"):
-        checkpoints = find_checkpoints(METHODS, run_config.checkpoint_dir)
-        config = checkpoints.config
-        # Of several seeds each has its own checkpoints, whose training must have had that seed.
-        free = OF_EVALUATION if "seeds" not in given else ("precision",)
-        fixed = {name: value for name, value in asdict(config).items() if name not in free}
-        if others := differences(fixed, vars(given)):
-            raise InputError(f"{run_config.checkpoint_dir}: the checkpoints are of another training: {others}")
-        device, eval_config = prepare_run(run_config, EvalConfig.for_training(config, vars(given)))
-        data = load_data(config, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
-        eval_config = choose_counts(config, given, data, precision=eval_config.precision)
-        for epoch in checkpoints.epochs:
-            checkpoints.load(epoch, data)  # refuses a bad file before any work
-        with lock(run_config, check_only=check_only):
-            path, earlier = Path(run_config.results_dir) / OWNED.summary, {}
-            with contextlib.suppress(InputError):  # no summary, or none that can be read
-                earlier = load_json(path)
-                if "train_config" in earlier:  # of an older version, without the settings that are new
-                    earlier["train_config"] = {**asdict(TrainConfig()), **earlier["train_config"]}
-            if earlier and not run_config.overwrite and earlier.get("train_config") != asdict(config):
-                others = differences(earlier.get("train_config", {}), asdict(config)) or "of another version"
-                raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")
-            if check_only:
-                return None
-            if earlier and earlier.get("train_config") != asdict(config) and rank() == 0:
-                for stale in (file for name in OWNED.results for file in path.parent.glob(name)):
-                    stale.unlink()
-            trained = f"{config.train_size:,} training images, seed {config.seed}"
-            print(f"{run_config.checkpoint_dir}: epoch {checkpoints.epochs[-1]} of {config.epochs}, {trained}")
-            precision = f"gradients of annealing in {eval_config.precision}"
-            print(f"evaluation with seed {eval_config.seed} on {device}, {precision}", flush=True)
-            if earlier.get("train_config") == asdict(config):
-                seconds = earlier["seconds"]["training"]
-            settings = {**asdict(eval_config), **asdict(config), "device": device.type}
-            started -= sum(seconds.values())
-            return score(checkpoints, data, eval_config, settings, run_config, seconds, started)
-
-
-def choose_counts(config, given, data, *, precision):
-    """The EvalConfig that suits the TrainConfig and the Data.
-
-    Raises InputError, before any work, if there are too few images for the counts that the user gave.
-    """
-    fewest = min(int(split.labels.bincount(minlength=split.num_classes).min()) for split in (data.train, data.test))
-    options = {"fewest": fewest, "classes": data.test.num_classes}
-    eval_config = replace(EvalConfig.for_training(config, vars(given), **options), precision=precision)
-    for split in (data.train, data.test):
-        rows_per_class(split, eval_config.images_per_digit)
-    rows_per_class(data.test, 2)
-    if eval_config.fitted_images < data.test.num_classes:
-        raise InputError(f"--fitted-images {eval_config.fitted_images}: fewer than the {data.test.num_classes} classes")
-    return eval_config
-
-
-def score(checkpoints, data, eval_config, settings, run_config, seconds, started):
-    """Evaluates the Checkpoints, writes summary.json and returns its contents.
-
-    seconds: {name of a method: of its training}; started: by time.perf_counter, less the time of earlier processes.
-    """
-    before, config = time.perf_counter(), checkpoints.config
-    flags = f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim ({config.latent_dim:,})"
-    with out_of_memory_hint(flags):
-        # The classifier belongs to the training: it stays the same when the evaluation has another seed.
-        shared = ("train_size", "seed", "dataset", "resize", "binarize", "precision")
-        classifier_config = ClassifierConfig(**{name: getattr(config, name) for name in shared})
-        classifier = find_classifier(data, classifier_config, checkpoint_dir=run_config.checkpoint_dir)
-        known = {"settings": settings, "eval_config": asdict(eval_config), "versions": versions()}
-        known["files"] = checkpoints.digests()
-        tasks = Tasks(Path(run_config.results_dir) / ".evaluation", identity=known)
-        options = {"results_dir": run_config.results_dir, "training_seconds": seconds, "tasks": tasks}
-        numbers, explorer = evaluate(checkpoints, data, classifier, eval_config, **options)
-    if rank():
-        return None
-    now = time.perf_counter()
-    summary = {
-        "settings": settings,
-        "train_config": asdict(config),
-        "eval_config": asdict(eval_config),
-        "scored_epoch": checkpoints.epochs[-1],
-        "versions": versions(),
-        **numbers,
-        "seconds": {"training": seconds, "evaluation": now - before, "total": now - started},
-    }
-    write_page(run_config.results_dir, summary, explorer, METHODS)
-    save_json(Path(run_config.results_dir) / OWNED.summary, summary)
-    tasks.remove()
-    return summary
+    steps = (prepare_again, score_again) if given.evaluate_only else (prepare, train_and_score)
+    if "seeds" not in given:
+        check, work = steps
+        work(check(given))
+        return
+    flags = seeds.flags_of_seeds(given)
+    run_seeds(*steps, flags, make_config(RunConfig, given))
+    if rank() == 0:
+        seeds.compare(flags, Path(make_config(RunConfig, given).results_dir))
 
 
 if __name__ == "__main__":

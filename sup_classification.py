@@ -3,9 +3,7 @@
 import contextlib
 import math
 import os
-import time
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads soon leave the processor
@@ -20,11 +18,11 @@ from runtime.checkpoint import InputError, invalid_contents, save_figure, save_j
 from runtime.cli import Parser, add_flags, make_config, prepare_run, run_script
 from runtime.config import ClassifierConfig, RunConfig, versions
 from runtime.distributed import broadcast, rank
-from runtime.progress import resume_hint
-from runtime.resume import Owned, locked_run
-from training import Learner, read_checkpoint, train
+from runtime.learners import read_checkpoint
+from runtime.plan import Owned
+from runtime.run import open_run
+from training import Learner, train_epoch, validate
 
-OWNED = Owned(("classifier",), (), ("classification.*",), summary="classification.json", extendable=False)
 ROTATION, SHIFT, SCALE = 12.0, 2.0, 0.1  # of the augmentation, at most: degrees, pixels, share
 
 
@@ -43,13 +41,13 @@ class ClassifierTraining(Learner):
 
     def __init__(self, config, data):
         super().__init__(config, data)
-        self.data = data
+        self.labels, self.validation = data.train.labels, data.validation
         model = Classifier(data.train.num_classes, image_shape=data.image_shape, seed=config.seed)
         self.model = model.to(data.device, memory_format=torch.channels_last)
         adam = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         steps = config.epochs * math.ceil(len(self.images) / config.batch_size)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(adam, config.learning_rate, total_steps=steps + 1)
-        self.optimizers, self.also_resumed = [adam], [self.schedule]
+        self.optimizers, self.also_saved = [adam], [self.schedule]
 
     def draw_noise(self, count, generator):
         """Uniform in [-1, 1], (4, count): what `augment` makes of each image."""
@@ -59,7 +57,7 @@ class ClassifierTraining(Learner):
         """One step on the augmented training images at `rows` (B,). Returns loss and errors summed over them, (2,)."""
         (adam,) = self.optimizers
         adam.zero_grad()
-        labels = self.data.train.labels[rows]
+        labels = self.labels[rows]
         with autocast(self.config.precision, self.images.device):
             logits = self.model(augment(self.images[rows], noise))
         loss = F.cross_entropy(logits, labels)
@@ -70,7 +68,7 @@ class ClassifierTraining(Learner):
 
     def validate(self, epoch):
         """The Score of the validation images."""
-        split = self.data.validation
+        split = self.validation
         log_prob = predict(self.model, split.images)
         loss = F.nll_loss(log_prob, split.labels, reduction="none")
         return Score(loss, (log_prob.argmax(-1) != split.labels).float())
@@ -82,6 +80,9 @@ class ClassifierTraining(Learner):
     def describe(self, row):
         """A row of the history in words."""
         return f"error {row['train_error']:.2%} train, {row['validation_error']:.2%} validation"
+
+
+OWNED = Owned((ClassifierTraining,), (), ("classification.*",), summary="classification.json", extendable=False)
 
 
 def augment(x, noise):
@@ -125,46 +126,46 @@ def load_classifier(path, *, num_classes=10, device="cpu", train_index=None):
     return model.eval().requires_grad_(False)
 
 
-def find_classifier(data, config, *, checkpoint_dir):
+def find_classifier(data, config, run):
     """The Classifier of these training images and this ClassifierConfig: loaded if it is there, else trained.
 
     A checkpoint of any other training is replaced, so the result does not depend on what the directory held.
     """
-    path = Path(checkpoint_dir) / "classifier.pt"
+    path = run.directory / "classifier.pt"
     known = {"num_classes": data.train.num_classes, "device": data.device, "train_index": data.train.index}
     found = False
     with contextlib.suppress(InputError):  # nothing there, or nothing of use
         found = load_classifier(path, **known).config == config
     if not broadcast(found):  # all ranks do the same
-        train(ClassifierTraining(config, data), checkpoint_dir=checkpoint_dir)
+        learner = ClassifierTraining(config, data)
+        for epoch in run.epochs(learner, resumable=False):
+            run.record(train_epoch(learner, epoch, progress=run.progress), validate(learner, epoch))
     return load_classifier(path, **known)
 
 
 def main():
     """Checks all input; then, in locked directories, trains, and writes the figure and the numbers."""
-    started = time.perf_counter()
     parser = Parser(prog="sup_classification.py", description=__doc__)
     add_flags(parser, ClassifierConfig, "experiment")
-    add_flags(parser, RunConfig, "run", skip=("cuda_graph",))
+    add_flags(parser, RunConfig, "run", skip=("eager",))
     given = parser.parse_args()
     run_config, config = make_config(RunConfig, given), make_config(ClassifierConfig, given)
     device, config = prepare_run(run_config, config)
     data = load_data(config, data_dir=run_config.data_dir, device=device, at_most="train_size" not in given)
     config = replace(config, train_size=len(data.train.labels))
     settings = {**asdict(config), "device": device.type}
-    with locked_run(run_config, settings=settings, owned=OWNED) as run:
-        if run is None:
+    with open_run(run_config, settings, owned=OWNED) as run:
+        if run.finished:
             return
-        started -= sum(row["seconds"] for state in run.states.values() for row in state["history"])
         print(f"{len(data.train.labels):,} training images on {device}, network in {config.precision}", flush=True)
         learner = ClassifierTraining(config, data)
-        history = train(learner, checkpoint_dir=run_config.checkpoint_dir, run=run)
+        for epoch in run.epochs(learner):
+            run.record(train_epoch(learner, epoch, progress=run.progress), validate(learner, epoch))
         if rank() == 0:
-            with resume_hint(lambda: "after all training"):
-                report(learner.model, data.test, history, settings, Path(run_config.results_dir), started)
+            report(learner.model, data.test, run, settings)
 
 
-def report(model, test, history, settings, results_dir, started):
+def report(model, test, run, settings):
     """Writes the figure and the numbers, the numbers last; prints the table."""
     count, names = test.num_classes, test.classes
     log_prob = predict(model, test.images)
@@ -174,23 +175,23 @@ def report(model, test, history, settings, results_dir, started):
     confusion = torch.bincount(test.labels * count + predicted, minlength=count**2).reshape(count, count)
     overall = stats.accuracy(correct)
     figure = figures.classification(
-        history=history,
+        history=run.history,
         per_class=per_class,
         confusion=confusion.cpu().numpy(),
         wrong=most_confidently_wrong(log_prob, test, count=10),
         classes=names,
     )
-    save_figure(results_dir / "classification.png", figure)
+    save_figure(run.results / "classification.png", figure)
     save_json(
-        results_dir / "classification.json",
+        run.results / "classification.json",
         {
             "settings": settings,
             "versions": versions(),
             "test": overall,
             "classes": dict(zip(names, per_class, strict=True)),
             "confusion": confusion.tolist(),
-            "history": history,
-            "seconds": time.perf_counter() - started,
+            "history": run.history,
+            "seconds": run.seconds(),
         },
     )
     width = max(8, 1 + max(map(len, names)))
@@ -198,7 +199,7 @@ def report(model, test, history, settings, results_dir, started):
     for name, score in (*zip(names, per_class, strict=True), ("all", overall)):
         low, high = score["interval_95"]
         print(f"{name:>{width}}{score['accuracy']:>10.2%}{f'{low:.2%} to {high:.2%}':>18}{score['images']:>8,}")
-    print(f"{time.perf_counter() - started:.0f} seconds")
+    print(f"{run.seconds():.0f} seconds")
 
 
 def most_confidently_wrong(log_prob, test, *, count):

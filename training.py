@@ -1,98 +1,109 @@
-"""What a method is; the one epoch loop, which also trains the classifier; its checkpoints, written and read."""
+"""What a method is, and the one epoch, which also trains the classifier: main_vae.py, notebooks and tests call it."""
 
-import hashlib
 import math
 import time
-from dataclasses import asdict
-from itertools import product
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from model import LatentVariableModel, make_likelihood
-from runtime.checkpoint import InputError, RunError, invalid_contents, load_checkpoint, save_checkpoint
-from runtime.config import TrainConfig, differences
-from runtime.cuda_graph import CUDAGraphStep
-from runtime.distributed import add, add_gradients, barrier, gather_rows, rank
-from runtime.progress import ProgressBar, resume_hint
-from runtime.resume import restore, save_state
+from model import make_likelihood
+from runtime.checkpoint import invalid_contents
+from runtime.distributed import WHOLE
+from runtime.learners import read_checkpoint, saved_epochs
 from vae_utils import Bound, elbo, mean_and_error, random_generator
 
-SAVED_EPOCHS = (1, 5, 10, 20, 30)
-TIMES = ("training_seconds", "seconds")  # the columns of the history in which two equal runs differ
 
+class Learner(nn.Module):
+    """What `train_epoch` trains: a Method, or the classifier of sup_classification.py.
 
-class Learner:
-    """What the epoch loop trains: a Method, or the classifier of sup_classification.py.
-
-    A subclass sets the attributes below and defines draw_noise, train_step, validate and describe. Of several `ranks`,
-    each has its own images; all draw the same batches and the same noise. A learner of whole Data is every rank's own.
+    `state_dict` holds all that the next epoch depends on, optimizers included, but for the data. A subclass sets the
+    names, `model` and `optimizers`, and defines draw_noise, train_step, validate and describe. Of several ranks each
+    has its Shard of the training images; all draw the same batches and the same noise.
     """
 
     name = None  # in tables, histories and checkpoints
     prefix = None  # the beginning of the names of its files
-    metrics = ()  # names of what train_step and validate return; if the first is not finite, training stops
-    model: nn.Module
-    optimizers: list
-    also_resumed = ()  # what else has a state that the next epoch depends on, such as a schedule
+    metrics = ()  # names of what train_step and validate return
+    sharded = ()  # names in `state_dict` of tensors with a row for each training image of this rank
+    recordable = False  # whether train_step can be recorded as a CUDA graph: it reads no value of a tensor
 
     def __init__(self, config, data):
         """config: a TrainConfig or ClassifierConfig; data: a Data, on whose device everything lies."""
-        self.config, self.images, self.train_index = config, data.train.images, data.train.index
-        self.ranks = data.ranks
-        self.count = len(self.images) if self.ranks == 1 else config.train_size  # of all ranks
+        super().__init__()
+        self.config, self.shard, self.train_index = config, data.shard, data.train.index
+        self.register_buffer("images", data.train.images, persistent=False)
+        self.count = len(self.images) if self.shard == WHOLE else config.train_size  # of all ranks
+        self.optimizers = []
+        self.also_saved = []  # what else has a state that the next epoch depends on, such as a schedule
+        self.step = self.train_step  # or a recording of it
+
+    def get_extra_state(self):
+        """The states of `optimizers` and `also_saved` that are no Modules; PyTorch adds it to `state_dict`."""
+        return [part.state_dict() for part in self._stateful()]
+
+    def set_extra_state(self, state):
+        """Takes over what `get_extra_state` gave."""
+        for part, saved in zip(self._stateful(), state, strict=True):
+            part.load_state_dict(saved)
+
+    def _stateful(self):
+        return [part for part in (*self.optimizers, *self.also_saved) if not isinstance(part, nn.Module)]
 
     def weights(self):
-        """What a checkpoint holds, a dict of tensors."""
+        """What a checkpoint holds, a dict of tensors; on rank 0 alone that of all ranks."""
         return self.model.state_dict()
 
     def load_weights(self, weights):
         """Takes over what `weights` gave."""
         self.model.load_state_dict(weights)
 
-    def state_dict(self):
-        """All that the next epoch depends on, but for the data and `own_state`; the same on all ranks."""
-        others = [each.state_dict() for each in (*self.optimizers, *self.also_resumed)]
-        return {"model": self.model.state_dict(), "others": others}
-
-    def own_state(self):
-        """{name: tensor}, a row for each image of this rank, on which the next epoch depends, too."""
-        return {}
-
-    def load_state_dict(self, state, rows):
-        """Takes over what `state_dict` and `own_state` gave."""
-        self.model.load_state_dict(state["model"])
-        for each, saved in zip((*self.optimizers, *self.also_resumed), state["others"], strict=True):
-            each.load_state_dict(saved)
-
     def checkpoint_name(self, epoch):
         """The name of the checkpoint after that epoch, or None."""
-        return f"{self.prefix}_epoch_{epoch}.pt" if epoch in saved_epochs(self.config.epochs) else None
+        raise NotImplementedError
 
 
 class Method(Learner):
-    """A source of q with a model: all that the evaluation and the figures know of a method.
+    """A way to find q(z), with the decoder that it trains: all that evaluation and figures know of a method.
 
-    A new method is a subclass with names, `model`, `optimizers`, `posterior`, `infer` and `validate`, and an entry in
-    main_vae.METHODS.
+    A new method is one file and an entry in main_vae.METHODS. Its subclass sets
+
+        name, label, color      in files, in tables and figures, in figures; `prefix` begins the names of checkpoints
+        model_class             a LatentVariableModel; made with the arguments of ConvModel
+        shared_inference        whether one network infers q of all images: then each gradient of a training shapes
+                                every q, and all test images are scored, not --fitted-images of them
+
+    and defines `posterior`, `infer` and, unless validation images get their q by `infer`, `validate`. The base class
+    makes the model and an Adam of its weights, takes the steps, and saves and loads. Figures of reconstructions are
+    called {reconstruction_prefix}_epoch_{N}.png, which must end in "recon".
     """
 
-    label = color = None  # in figures and tables
-    reconstruction_prefix = None  # the beginning of the names of its figures of reconstructions
+    label = color = model_class = None
     metrics = Bound._fields
-    shared_inference = True  # whether the gradient of one image changes the q of the others
-    model: LatentVariableModel
+    recordable = True
+    shared_inference = True
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.reconstruction_prefix = cls.__dict__.get("reconstruction_prefix", f"{cls.prefix}_recon")
+
+    def __init__(self, config, data):
+        super().__init__(config, data)
+        options = {"image_shape": data.image_shape, "seed": config.seed, "precision": config.precision}
+        self.model = self.model_class(config.latent_dim, make_likelihood(config), **options).to(data.device)
+        self.optimizers.append(torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True))
 
     def posterior(self, x, rows):
-        """q of the training images x (B, *image) at `rows` (B,): a diagonal Normal (B, D)."""
+        """q of the training images x (B, *image) at `rows` (B,) of this rank: a GaussianPosterior (B, D).
+
+        In a training step gradients flow through it, elsewhere it is called without; nothing is drawn.
+        """
         raise NotImplementedError
 
-    def infer(self, x, *, generator, fit_steps=300):
-        """q of images x (B, *image) outside the training set, as a Fit: by a forward pass, or by an optimization.
+    def infer(self, x, *, noise, fit_steps=300):
+        """q of any images x (B, *image) that were not trained on, as a Fit: by a forward pass, or by an optimization.
 
-        generator: one, or a list of one for each image.
+        B is up to 10,000: work in batches. noise: a Noise, one for all images or one for each; with the latter the q of
+        an image may depend on no other image. fit_steps: of an optimization.
         """
         raise NotImplementedError
 
@@ -112,9 +123,7 @@ class Method(Learner):
         counts by its images, and the gradients of the latent table stay far above Adam's eps.
         """
         beta = self.config.beta if beta is None else beta
-        if self.ranks > 1:
-            own = rows % self.ranks == rank()
-            rows, noise = rows[own] // self.ranks, noise[own]
+        rows, noise = self.shard.local(rows, noise)
         if not len(rows):  # a rank may have none
             return torch.zeros(len(Bound._fields), device=noise.device)
         x = self.images[rows]
@@ -127,218 +136,67 @@ class Method(Learner):
         for optimizer in self.optimizers:
             optimizer.zero_grad()  # first, so that an interrupted step leaves no gradients
         sums = self.backward(rows, noise, beta=beta)
-        if self.ranks > 1:
-            add_gradients(self.model.parameters())
+        self.shard.add_gradients(self.model.parameters())
         for optimizer in self.optimizers:
             optimizer.step()
         return sums
+
+    def checkpoint_name(self, epoch):
+        """The name of the checkpoint after an epoch that is saved."""
+        return f"{self.prefix}_epoch_{epoch}.pt" if epoch in saved_epochs(self.config.epochs) else None
 
     def describe(self, row):
         """A row of the history in words."""
         return f"ELBO {row['train_elbo']:.2f} train, {row['validation_elbo']:.2f} validation"
 
 
-def saved_epochs(epochs):
-    """The epochs whose checkpoints and figures a run of `epochs` keeps: 1, 5, 10, 20, 30 and the last."""
-    return sorted({epoch for epoch in SAVED_EPOCHS if epoch < epochs} | {epochs})
+def train_epoch(learner, epoch, *, progress=None):
+    """One pass over the training images in an order that depends on (seed, epoch) alone.
 
-
-def train_epoch(learner, epoch, *, bar=None, train_step=None):
-    """One pass over the training images in an order that depends on (seed, epoch) alone. Returns (steps, metrics).
-
-    train_step: called in place of the learner's own.
+    progress: called with the number of images after each step. Returns {"train_images", a "train_..." for each metric,
+    "training_seconds"}, means over images. Raises FloatingPointError if the loss is not finite.
     """
-    train_step = train_step or learner.train_step
-    device, seed = learner.images.device, learner.config.seed
+    started, device, seed = time.perf_counter(), learner.images.device, learner.config.seed
     order = torch.randperm(learner.count, generator=random_generator(seed, epoch, "order")).to(device)
     generator = random_generator(seed, epoch, "noise", device=device)
     sums = []
     for rows in order.split(learner.config.batch_size):
-        sums.append(train_step(rows, learner.draw_noise(len(rows), generator)))
-        if bar:
-            bar.advance(len(rows))
-    sums = torch.stack(sums)
-    return add(sums) if learner.ranks > 1 else sums
+        sums.append(learner.step(rows, learner.draw_noise(len(rows), generator)))
+        if progress:
+            progress(len(rows))
+    sums = learner.shard.add(torch.stack(sums))  # (steps, metrics)
+    losses = sums[:, 0].tolist()  # the first wait for the device
+    if bad := [number for number, loss in enumerate(losses, 1) if not math.isfinite(loss)]:
+        raise FloatingPointError(f"{learner.name}: the loss is not finite at epoch {epoch}, step {bad[0]}")
+    means = (sums.sum(0) / learner.count).tolist()
+    metrics = {f"train_{name}": mean for name, mean in zip(learner.metrics, means, strict=True)}
+    return {"train_images": learner.count, **metrics, "training_seconds": time.perf_counter() - started}
 
 
-def train(learner, *, checkpoint_dir, run=None, cuda_graph=False):
-    """Trains a Learner for the configured epochs and writes checkpoints. Returns the history, one dict per epoch.
-
-    With a Run it continues that run, and writes a state file after every epoch. Raises RunError if the loss is not
-    finite or a file cannot be written.
-    """
-    config = learner.config
-    count, history = learner.count, []
-    if run:
-        restored = {"count": count, "load_state_dict": learner.load_state_dict}
-        history = restore(run=run, prefix=learner.prefix, **restored)
-    if history:  # the run may have been killed between the writes of its state and of its checkpoint
-        _save_epoch(learner, checkpoint_dir, history[-1])
-    step = graph_step(learner) if cuda_graph else learner.train_step
-    with (
-        resume_hint(lambda: f"after epoch {len(history)} of {config.epochs}, {learner.name}" if history else None),
-        ProgressBar(learner.name, total=config.epochs * count, unit="img", done=len(history) * count) as bar,
-    ):
-        for epoch in range(len(history) + 1, config.epochs + 1):
-            started = time.perf_counter()
-            sums = train_epoch(learner, epoch, bar=bar, train_step=step)
-            values = sums[:, 0].tolist()  # the first wait for the device after the steps
-            if bad := [number for number, value in enumerate(values, 1) if not math.isfinite(value)]:
-                raise RunError(f"{learner.name}: the loss is not finite at epoch {epoch}, step {bad[0]}")
-            trained = time.perf_counter() - started
-            row = {"method": learner.name, "epoch": epoch, "train_images": count}
-            means = (sums.sum(0) / count).tolist()
-            row |= {f"train_{name}": mean for name, mean in zip(learner.metrics, means, strict=True)}
-            for name, of_images in learner.validate(epoch)._asdict().items():
-                score = mean_and_error(of_images)
-                row["validation_images"] = score["images"]
-                row[f"validation_{name}"] = score["mean"]
-                row[f"validation_{name}_standard_error"] = score["standard_error"]
-            if not math.isfinite(row[f"validation_{learner.metrics[0]}"]):
-                raise RunError(f"{learner.name}: the validation loss is not finite after epoch {epoch}")
-            row |= {"training_seconds": trained, "seconds": time.perf_counter() - started}
-            if run:
-                # State first, checkpoint second: a checkpoint that is missing is written again by the next process.
-                known = {"history": [*history, row], "run": run, "prefix": learner.prefix}
-                save_state(learner.state_dict(), learner.own_state(), **known)
-            history.append(row)
-            _save_epoch(learner, checkpoint_dir, row)
-            short = f"{epoch}/{config.epochs}, {learner.describe(row)}"
-            bar.line(f"epoch {short} ({row['validation_images']:,} images), {row['seconds']:.1f} s", short=short)
-    barrier()  # no rank reads a checkpoint that is not there yet
-    return history
+def validate(learner, epoch):
+    """{"validation_images", "validation_..." and its standard error for each metric}: means over validation images."""
+    row = {}
+    for name, values in learner.validate(epoch)._asdict().items():
+        score = mean_and_error(values)
+        row |= {"validation_images": score["images"], f"validation_{name}": score["mean"]}
+        row[f"validation_{name}_standard_error"] = score["standard_error"]
+    if not math.isfinite(row[f"validation_{learner.metrics[0]}"]):
+        raise FloatingPointError(f"{learner.name}: the validation loss is not finite after epoch {epoch}")
+    return row
 
 
-def graph_step(learner):
-    """The learner's train_step as a CUDA graph."""
-    for optimizer in learner.optimizers:
-        for group in getattr(optimizer, "param_groups", ()):
-            group["capturable"] = True
-    return CUDAGraphStep(learner.train_step, device=learner.images.device)
-
-
-def _save_epoch(learner, checkpoint_dir, row):
-    """Writes the epoch's checkpoint if it has one, without the times: two runs with the same seed hold the same."""
-    if name := learner.checkpoint_name(row["epoch"]):
-        index = learner.train_index
-        weights = learner.weights()
-        if learner.ranks > 1:
-            index = gather_rows(index, learner.count)
-        if rank():
-            return
-        checkpoint = {
-            "method": learner.name,
-            "config": asdict(learner.config),
-            "epoch": row["epoch"],
-            "weights": weights,
-            "image_shape": list(learner.images.shape[1:]),
-            "train_index": index.cpu(),
-            "metrics": {key: value for key, value in row.items() if key not in TIMES},
-        }
-        save_checkpoint(Path(checkpoint_dir) / name, checkpoint)
-
-
-def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
-    """The dict of a checkpoint of the learner called `name`, its "config" a config_class. Else raises InputError."""
-    checkpoint = load_checkpoint(path, device=device)
-    if checkpoint.get("method") != name:
-        raise InputError(f"{path}: not a checkpoint of {name}, but of {checkpoint.get('method')}")
-    with invalid_contents(path):
-        config = config_class(**checkpoint["config"])
-        if checkpoint["train_index"].shape != (config.train_size,) or len(checkpoint["image_shape"]) != 3:
-            raise ValueError
-    return {**checkpoint, "config": config, "train_index": checkpoint["train_index"].long()}
-
-
-def load_model(path, name, model_class, *, device="cpu"):
-    """The trained model, a ConvModel, in a checkpoint of the method called `name`; on the device, in evaluation mode.
+def load_model(path, method_class, *, device="cpu"):
+    """The trained model in a checkpoint of the Method class, on the device, in evaluation mode.
 
     It knows its likelihood, and gets the attributes config (a TrainConfig), epoch, and train_index (N,), the training
     images' rows in the data set. Weights in half precision become float32. Raises InputError for any other file.
     """
-    checkpoint = read_checkpoint(path, name, device=device)
+    checkpoint = read_checkpoint(path, method_class.name, device=device)
     config = checkpoint["config"]
     with invalid_contents(path):
-        model = model_class(config.latent_dim, make_likelihood(config), image_shape=checkpoint["image_shape"])
+        options = {"image_shape": checkpoint["image_shape"]}
+        model = method_class.model_class(config.latent_dim, make_likelihood(config), **options)
         model.load_state_dict(checkpoint["weights"])
         model.to(device)
     model.config, model.epoch, model.train_index = (checkpoint[key] for key in ("config", "epoch", "train_index"))
     return model.eval()
-
-
-def lengthen(methods, run_config, config):
-    """Makes the checkpoints of a shorter run those of one with the TrainConfig `config`.
-
-    Of the epochs that the longer run does not keep, it removes checkpoints and figures, and the page of the shorter
-    run. May be done twice.
-    """
-    for method in methods:
-        for path in Path(run_config.checkpoint_dir).glob(f"{method.prefix}_epoch_*.pt"):
-            checkpoint = load_checkpoint(path)
-            if checkpoint["epoch"] in saved_epochs(config.epochs):
-                save_checkpoint(path, {**checkpoint, "config": asdict(config)})
-                continue
-            path.unlink()
-            for figure in Path(run_config.results_dir).glob(f"*_epoch_{checkpoint['epoch']}.png"):
-                figure.unlink()
-    (Path(run_config.results_dir) / "report.html").unlink(missing_ok=True)
-
-
-class Checkpoints(NamedTuple):
-    """The checkpoints that one training of several methods has left in a directory."""
-
-    methods: tuple  # their classes
-    directory: str
-    config: TrainConfig
-    epochs: list  # those of which every method's checkpoint is there, rising
-    train_index: torch.Tensor  # (N,), the training images' rows in the data set
-
-    def digests(self):
-        """{name of a checkpoint: its SHA-256}."""
-        paths = [self.path(method, epoch) for epoch, method in product(self.epochs, self.methods)]
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-    def path(self, method, epoch):
-        """The path of a checkpoint."""
-        return Path(self.directory) / f"{method.prefix}_epoch_{epoch}.pt"
-
-    def load(self, epoch, data):
-        """Every method as it was after the epoch, its networks in float32. Raises InputError for a bad file."""
-        loaded = []
-        for method_class in self.methods:
-            path = self.path(method_class, epoch)
-            checkpoint = read_checkpoint(path, method_class.name, device=data.device)
-            with invalid_contents(path):
-                method = method_class(checkpoint["config"], data)
-                method.load_weights(checkpoint["weights"])
-            method.model.precision = "float32"
-            loaded.append(method)
-        return loaded
-
-
-def find_checkpoints(methods, directory):
-    """The Checkpoints of these methods in the directory.
-
-    Raises InputError if no epoch has checkpoints of all methods, or if one is unreadable or of another training.
-    """
-    found = []
-    for method in methods:
-        ends = (path.stem.rpartition("_")[2] for path in Path(directory).glob(f"{method.prefix}_epoch_*.pt"))
-        found.append({int(end) for end in ends if end.isdecimal()})
-    epochs, first = sorted(set.intersection(*found)), None
-    if not epochs:
-        names = " and ".join(f"{method.prefix}_epoch_N.pt" for method in methods)
-        raise InputError(f"{directory}: no checkpoints {names} of the same epoch")
-    for epoch, method in product(reversed(epochs), methods):
-        path = Path(directory) / f"{method.prefix}_epoch_{epoch}.pt"
-        checkpoint = read_checkpoint(path, method.name)
-        if checkpoint["epoch"] != epoch:
-            raise InputError(f"{path}: of epoch {checkpoint['epoch']}")
-        if first is None:
-            first, config, index = path.name, checkpoint["config"], checkpoint["train_index"]
-        others = differences(asdict(checkpoint["config"]), asdict(config)).replace(" here", f" in {first}")
-        if not (others or torch.equal(checkpoint["train_index"], index)):
-            others = "its training images are others"
-        if others:
-            raise InputError(f"{path}: of another training than {first}: {others}")
-    return Checkpoints(methods, directory, config, epochs, index)

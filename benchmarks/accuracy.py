@@ -46,7 +46,7 @@ from evaluation.ais import (  # noqa: E402
 from latent_optimization import LatentOptimization  # noqa: E402
 from posterior_fit import PosteriorFit, fit_posterior  # noqa: E402
 from runtime.config import choose_precision  # noqa: E402
-from training import find_checkpoints  # noqa: E402
+from runtime.learners import find_checkpoints  # noqa: E402
 from vae_utils import (  # noqa: E402
     diagonal_normal,
     elbo,

@@ -23,7 +23,7 @@ from data import load_data, random_rows_per_class, stratified_subset  # noqa: E4
 from evaluation import gaps  # noqa: E402
 from evaluation.stats import regression_estimate  # noqa: E402
 from runtime.config import EvalConfig, choose_precision  # noqa: E402
-from training import read_checkpoint  # noqa: E402
+from runtime.learners import read_checkpoint  # noqa: E402
 from vae_utils import evaluate_bound, image_generators, importance_sampling, mean_and_error, random_generator  # noqa: E402
 
 PUBLISHED = [

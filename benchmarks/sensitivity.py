@@ -25,7 +25,6 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes of JOBS
 
 import torch  # noqa: E402
-
 import torch.nn.functional as F  # noqa: E402
 
 import latent_optimization  # noqa: E402

@@ -57,7 +57,7 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
             work |= scores.inference_tasks(methods, sample, config)
         else:
             work |= scores.image_tasks(methods, data, coarse, "gaps", epoch)
-        done = tasks.run(f"evaluation, epoch {epoch}", work)
+        done = tasks.map(f"evaluation, epoch {epoch}", work)
         if rank() == 0:
             draw_epoch(epoch, methods, data, config, results_dir, done)
         if not last:

@@ -1,9 +1,7 @@
 """Several seeds: the same work for each, then seeds.csv and a table in Markdown of the headline numbers."""
 
-import time
 from argparse import Namespace
 from collections import defaultdict
-from contextlib import contextmanager, redirect_stdout
 from itertools import product
 from pathlib import Path
 
@@ -15,9 +13,6 @@ from evaluation.tables import DIFFERENCES
 from runtime.checkpoint import InputError, RunError, invalid_contents, load_json, save_csv
 from runtime.cli import add_list_flag, make_config
 from runtime.config import RunConfig, TrainConfig
-from runtime.distributed import rank
-from runtime.progress import Interrupted
-from runtime.resume import lock
 from vae_utils import mean_and_error
 
 DIRECTORIES = ("checkpoint_dir", "results_dir")
@@ -32,52 +27,34 @@ def add_seeds_flag(parser):
     add_list_flag(parser, TrainConfig, "seed", meaning)
 
 
-def run_all(work, given, print_tables):
-    """Checks all input of every seed; then does the work for one after the other, and compares them.
-
-    work: called with the flags of a seed, the time and `check_only`; returns a summary for `print_tables`.
-    """
+def flags_of_seeds(given):
+    """{seed: the flags of its run}, in directories of its own. Raises InputError for seeds that do not fit."""
     if "seed" in given:
         raise InputError("--seed: not together with --seeds")
     if repeated := [seed for seed in given.seeds if given.seeds.count(seed) > 1]:
         raise InputError(f"--seeds: {repeated[0]} is repeated")
-    run_config, runs = make_config(RunConfig, given), {}
-    for seed in given.seeds:
-        of_seed = {name: str(Path(getattr(run_config, name)) / f"seed_{seed}") for name in DIRECTORIES}
-        runs[seed] = Namespace(**{**vars(given), **of_seed, "seed": seed})
-    with redirect_stdout(None):  # what it finds it says again when the seed's turn comes
-        for run in runs.values():
-            work(run, time.perf_counter(), check_only=True)
-    with lock(run_config):
-        for seed, run in runs.items():
-            print(f"seed {seed}: {run.checkpoint_dir}, {run.results_dir}", flush=True)
-            with seed_hint(seed, first=seed == given.seeds[0]):
-                print_tables(work(run, time.perf_counter()))
-        if rank():
-            return
-        found = {}
-        for seed, run in runs.items():
-            path = Path(run.results_dir) / "summary.json"
-            summary = load_json(path)
-            with invalid_contents(path):
-                found[seed] = headline_scores(summary)
-        path = Path(run_config.results_dir) / "seeds.csv"
-        save_csv(path, records(found))
-        print(f"{path}: from the summary.json of each seed\n")
-        print(table(found, summary))
+    run_config = make_config(RunConfig, given)
+    return {
+        seed: Namespace(
+            **{**vars(given), **{name: str(Path(getattr(run_config, name)) / f"seed_{seed}") for name in DIRECTORIES}},
+            seed=seed,
+        )
+        for seed in given.seeds
+    }
 
 
-@contextmanager
-def seed_hint(seed, *, first):
-    """Adds the seed to what an Interrupted says. first: no seed is finished before it, so that nothing may be saved."""
-    try:
-        yield
-    except Interrupted as interrupted:
-        if interrupted.where is None and not first:
-            interrupted.where, interrupted.advice = "before its first epoch", "the same command with --resume continues"
-        if interrupted.where is not None:
-            interrupted.where = f"in seed {seed}, {interrupted.where}"
-        raise
+def compare(flags, results_dir):
+    """Writes seeds.csv and prints the table; flags: of `flags_of_seeds`, whose runs are finished."""
+    found = {}
+    for seed, given in flags.items():
+        path = Path(given.results_dir) / "summary.json"
+        summary = load_json(path)
+        with invalid_contents(path):
+            found[seed] = headline_scores(summary)
+    path = results_dir / "seeds.csv"
+    save_csv(path, records(found))
+    print(f"{path}: from the summary.json of each seed\n")
+    print(table(found, summary))
 
 
 def headline_scores(summary):

@@ -124,10 +124,6 @@ def prepare_run(run_config, config):
     device = choose_device(run_config.device, local_rank=local_rank() if size() > 1 else None)
     for name in ("checkpoint_dir", "results_dir"):
         writable_directory(getattr(run_config, name), name)
-    if run_config.cuda_graph and device.type != "cuda":
-        raise InputError(f"--cuda-graph: needs a CUDA device, not {device}")
-    if run_config.cuda_graph and size() > 1:
-        raise InputError(f"--cuda-graph: for one process only, not for {size()}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False

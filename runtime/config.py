@@ -156,7 +156,7 @@ class RunConfig:
     results_dir: str = setting("results", "directory of figures and tables")
     resume: bool = setting(False, "continue the run in these directories: it was interrupted, or is to be longer")
     overwrite: bool = setting(False, "remove the files of another run from these directories first")
-    cuda_graph: bool = setting(False, "on CUDA, record a training step once and repeat it as a graph")
+    eager: bool = setting(False, "on CUDA, launch kernel by kernel, in place of a recorded training step (a graph)")
 
 
 def differences(there, here):

@@ -12,9 +12,9 @@ WARM_UP = 3  # calls before the recording, in which libraries and optimizers all
 class CUDAGraphStep:
     """Records one call of `function(*inputs)` as a graph, and replays it with the inputs of later calls.
 
-    It has never run on a GPU: none was available. The inputs are tensors; the function returns one tensor, may change
-    tensors in place, has no other state, draws no random numbers and reads no value of a tensor. If the inputs do not
-    have the shapes of the first call, the function itself is called. Raises RunError if the recording fails.
+    The inputs are tensors; the function returns one tensor, may change tensors in place, has no other state, draws no
+    random numbers and reads no value of a tensor. If the inputs do not have the shapes of the first call, the function
+    itself is called. Raises RunError if the recording fails.
     """
 
     def __init__(self, function, *, device):
@@ -58,4 +58,12 @@ class CUDAGraphStep:
                 self.output = self.function(*self.inputs)
         except RuntimeError as error:
             reason, *_ = str(error.__context__ or error).splitlines()  # the context says why the recording failed
-            raise RunError(f"--cuda-graph: the step cannot be recorded ({reason}); run without it") from None
+            raise RunError(f"the training step cannot be recorded ({reason}); run with --eager") from None
+
+
+def record_step(learner):
+    """Makes the learner's `step` a CUDA graph of its train_step."""
+    for optimizer in learner.optimizers:
+        for group in getattr(optimizer, "param_groups", ()):
+            group["capturable"] = True
+    learner.step = CUDAGraphStep(learner.train_step, device=learner.images.device)

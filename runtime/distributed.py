@@ -6,6 +6,7 @@ Every function here is called by all ranks; with one rank it gives back what it 
 import os
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -119,36 +120,78 @@ def add(tensor):
     return tensor
 
 
-def add_gradients(parameters):
-    """Sums the gradients of the parameters over the ranks, by one message; None counts as 0."""
-    if size() == 1:
-        return
-    parameters = list(parameters)
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = add(torch.cat([parameter.grad.flatten() for parameter in parameters]))
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(part.view_as(parameter))
+class Shard(NamedTuple):
+    """The part of the training images that one of `size` ranks holds: row r belongs to rank r mod `size`.
+
+    WHOLE holds all of them, whatever the number of ranks; then nothing is sent.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def rows(self, count, *, device="cpu"):
+        """The rows, of `count`, that are here."""
+        return torch.arange(self.rank, count, self.size, device=device)
+
+    def local(self, rows, noise):
+        """Of a batch's rows (B,) and noise (..., B, D) those that are here, the rows by their number here."""
+        if self.size == 1:
+            return rows, noise
+        here = rows % self.size == self.rank
+        return rows[here] // self.size, noise[..., here, :]
+
+    def add(self, tensor):
+        """The sum over the ranks, in place."""
+        return tensor if self.size == 1 else add(tensor)
+
+    def add_gradients(self, parameters):
+        """Sums the gradients of the parameters over the ranks, by one message; None counts as 0."""
+        if self.size == 1:
+            return
+        parameters = list(parameters)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = add(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad.copy_(part.view_as(parameter))
+
+    def gather(self, values, count):
+        """All `count` rows (count, ...) on rank 0, of which every rank holds its own; None on the other ranks."""
+        if self.size == 1:
+            return values
+        with _rank_lost():
+            if self.rank:
+                dist.send(values.contiguous(), dst=0)
+                return None
+            whole = values.new_empty(count, *values.shape[1:])
+            whole[:: self.size] = values
+            for other in range(1, self.size):
+                part = torch.empty_like(whole[other :: self.size])
+                dist.recv(part, src=other)
+                whole[other :: self.size] = part
+            return whole
+
+    def broadcast(self, value):
+        """Rank 0's value, on every rank."""
+        return value if self.size == 1 else broadcast(value)
 
 
-def own_rows(count, *, device="cpu"):
-    """The rows, of `count`, that belong to this rank: row r to rank r mod N."""
-    return torch.arange(rank(), count, size(), device=device)
+WHOLE = Shard()
 
 
-def gather_rows(own, count):
-    """All `count` rows (count, ...) on rank 0, of which every rank has its `own_rows`; None on the other ranks."""
-    if size() == 1:
-        return own
-    with _rank_lost():
-        if rank():
-            dist.send(own.contiguous(), dst=0)
-            return None
-        rows = own.new_empty(count, *own.shape[1:])
-        rows[:: size()] = own
-        for other in range(1, size()):
-            part = torch.empty_like(rows[other :: size()])
-            dist.recv(part, src=other)
-            rows[other :: size()] = part
-        return rows
+def own_shard():
+    """The Shard of this rank."""
+    return Shard(rank(), size())
+
+
+def take_rows(values, there, *, into, count):
+    """Copies to `into` what this rank holds of `values`, which are the rows `there` (a range) of `count`.
+
+    into: the tensor of this rank's rows, or None, then a new one. Returns it.
+    """
+    rows, shard = torch.tensor(there, dtype=torch.int64), own_shard()
+    into = values.new_zeros(len(shard.rows(count)), *values.shape[1:]) if into is None else into
+    here = rows % shard.size == shard.rank
+    into[rows[here] // shard.size] = values[here]
+    return into

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from contextlib import contextmanager
 
 import torch.distributed as dist
 from tqdm import tqdm
@@ -56,20 +55,6 @@ def check_interrupt():
         raise Interrupted(signal.SIGTERM)
     if _received is not None:
         raise Interrupted(_received)
-
-
-@contextmanager
-def resume_hint(where, *, advice="the same command with --resume continues"):
-    """Adds to an Interrupted what `where()` returns and the advice, unless an inner `resume_hint` did.
-
-    where: returns a text such as "after epoch 2 of 3", or None if the run has saved nothing yet.
-    """
-    try:
-        yield
-    except Interrupted as interrupted:
-        if interrupted.where is None:
-            interrupted.where, interrupted.advice = where(), advice
-        raise
 
 
 class ProgressBar:

@@ -43,7 +43,7 @@ class Tasks:
             save_checkpoint(path, {"result": result})
             return result
 
-    def run(self, title, functions):
+    def map(self, title, functions):
         """{name: what the function returns}, on every rank; functions: {name: a function without arguments}.
 
         The functions are dealt to the ranks in turn. title: of the progress bar.

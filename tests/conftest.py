@@ -13,7 +13,9 @@ from torch.distributions import MultivariateNormal, Normal
 
 from data import Data, Split, load_dataset
 from model import Bernoulli, Gaussian, LatentVariableModel
-from runtime.config import TrainConfig
+from runtime.config import RunConfig, TrainConfig
+from runtime.run import Run
+from training import train_epoch, validate
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGMA = 0.7
@@ -205,3 +207,11 @@ def toy_config(**changes):
         "precision": "float32",
     }
     return TrainConfig(**{**settings, **changes})
+
+
+def train(learner, directory, **options):
+    """Trains a Learner, with checkpoints in the directory and without states. Returns its history."""
+    run = Run(RunConfig(checkpoint_dir=str(directory), results_dir=str(directory), **options), {})
+    for epoch in run.epochs(learner, resumable=False):
+        run.record(train_epoch(learner, epoch, progress=run.progress), validate(learner, epoch))
+    return run.history

@@ -13,7 +13,7 @@ from processes import MAIN, contents, wait_for
 from benchmarks import stress
 from main_vae import METHODS
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint
-from training import find_checkpoints
+from runtime.learners import find_checkpoints
 
 SHORT = "--epochs 1 --train-size 60 --latent-dim 4 --seed 2 --sigma-p 0.3 --batch-size 32"
 TRAINING = SHORT.split()

@@ -22,7 +22,7 @@ def follow(optimizer, *, scale, settings=SETTINGS):
 
     The gradients, of the given scale, are functions of the row's present value, so that an error would feed back.
     """
-    start = torch.cat(LatentTable(size=ROWS, latent_dim=LATENT_DIM, max_steps=1).parameters(), dim=1).double()
+    start = torch.cat(LatentTable(size=ROWS, latent_dim=LATENT_DIM, max_steps=1).current(), dim=1).double()
     value = start.clone().requires_grad_()
     adam = optimizer([value], lr=settings["learning_rate"], betas=settings["betas"])
     goal = 3 * torch.randn(ROWS, 2 * LATENT_DIM, generator=seeded(9))
@@ -44,7 +44,7 @@ def follow_with_table(*, scale, settings=SETTINGS):
         value = torch.cat((q.mean, 2 * q.stddev.log()), dim=1)
         (scale * (0.5 * (value - goal[rows]).square() + noise * value)).sum().backward()
         table.step()
-    return torch.cat(table.parameters(), dim=1).double()
+    return torch.cat(table.current(), dim=1).double()
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, {"learning_rate": 0.01, "betas": (0.9, 0.999)}])
@@ -79,7 +79,7 @@ def short_table(*, reads=0):
     table = LatentTable(size=ROWS, latent_dim=LATENT_DIM, max_steps=50, **SETTINGS)
     for rows, _ in visits(50):
         for _ in range(reads):
-            table.parameters()
+            table.current()
         q = table.posterior(rows)
         (q.mean.square() + q.mean + q.stddev).sum().backward()
         table.step()
@@ -88,12 +88,12 @@ def short_table(*, reads=0):
 
 def test_reading_the_table_changes_nothing():
     """Whether and how often it is read, the path is the same to the bit."""
-    assert all(map(torch.equal, short_table().parameters(), short_table(reads=2).parameters()))
+    assert all(map(torch.equal, short_table().current(), short_table(reads=2).current()))
 
 
 def test_rows_are_given_out_in_the_order_of_asking():
     table = LatentTable(size=ROWS, latent_dim=LATENT_DIM, max_steps=1)
-    mean, log_var = short_table().parameters()
+    mean, log_var = short_table().current()
     table.load_parameters(mean, log_var)
     q = table.posterior(torch.tensor([7, 110, 3]))
     assert torch.equal(q.mean, mean[[7, 110, 3]])
@@ -106,6 +106,6 @@ def test_rows_never_visited_stay_where_they_began():
     for _ in range(20):
         (table.posterior(torch.tensor([1, 2])).mean - 1).square().sum().backward()
         table.step()
-    after = torch.cat(table.parameters(), dim=1)
+    after = torch.cat(table.current(), dim=1)
     assert torch.equal(after[[0, 3]], before[[0, 3]])
     assert (after[[1, 2], :2] > 0.1).all()

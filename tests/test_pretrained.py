@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import ROOT, seeded, toy_config, toy_data
+from conftest import ROOT, seeded, toy_config, toy_data, train
 
 import amortized_vae
 import latent_optimization
@@ -15,7 +15,7 @@ from evaluation.scores import draws_of
 from main_vae import METHODS
 from posterior_fit import fit_posterior
 from runtime.checkpoint import InputError, load_json, save_json
-from training import find_checkpoints, train
+from runtime.learners import find_checkpoints
 from vae_utils import evaluate_bound, importance_sampling, random_generator, select
 
 FOLDER = ROOT / "pretrained"
@@ -69,7 +69,7 @@ def run(tmp_path_factory):
     """A folder with the checkpoints of a short run, and results that are taken for its own."""
     folder = tmp_path_factory.mktemp("run")
     for method_class in METHODS:
-        train(method_class(toy_config(), toy_data()), checkpoint_dir=folder)
+        train(method_class(toy_config(), toy_data()), folder)
     save_json(folder / "summary.json", {"train_config": asdict(toy_config()), "scored_epoch": 2})
     (folder / "log_probabilities.csv").write_text("numbers per image")
     return folder

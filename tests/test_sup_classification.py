@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from conftest import train
 
 import sup_classification
 from data import Data, Split, stratified_subset
 from runtime.checkpoint import InputError, load_checkpoint, save_checkpoint
-from runtime.config import ClassifierConfig
+from runtime.config import ClassifierConfig, RunConfig
+from runtime.run import Run
 from sup_classification import ClassifierTraining, augment, find_classifier, load_classifier, predict
-from training import train
 from vae_utils import random_generator
 
 CONFIG = ClassifierConfig(epochs=2, train_size=100, batch_size=30, seed=3, learning_rate=0.004, precision="float32")
@@ -25,7 +26,7 @@ def trained(data, tmp_path_factory):
     """The folder with classifier.pt, the trained model and its history."""
     folder = tmp_path_factory.mktemp("classifier")
     learner = ClassifierTraining(CONFIG, data)
-    history = train(learner, checkpoint_dir=folder)
+    history = train(learner, folder)
     return folder, learner.model.eval(), history
 
 
@@ -88,13 +89,13 @@ def test_a_classifier_is_trained_only_where_it_is_not_there(trained, data, tmp_p
     folder, model, _ = trained
     path = folder / "classifier.pt"
     before = path.stat().st_mtime_ns
-    found = find_classifier(data, CONFIG, checkpoint_dir=folder)
+    found = find_classifier(data, CONFIG, Run(RunConfig(checkpoint_dir=str(folder)), {}))
     assert path.stat().st_mtime_ns == before
-    anew = find_classifier(data, CONFIG, checkpoint_dir=tmp_path)
+    anew = find_classifier(data, CONFIG, Run(RunConfig(checkpoint_dir=str(tmp_path)), {}))
     for classifier in (found, anew):
         assert all(map(torch.equal, classifier.parameters(), model.parameters()))
     other = ClassifierConfig(**{**vars(CONFIG), "seed": 4})
-    replaced = find_classifier(data, other, checkpoint_dir=tmp_path)
+    replaced = find_classifier(data, other, Run(RunConfig(checkpoint_dir=str(tmp_path)), {}))
     assert load_classifier(tmp_path / "classifier.pt").config == replaced.config == other
 
 

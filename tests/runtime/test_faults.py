@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, train
 from processes import CLASSIFIER, MAIN, arguments, contents, run, stop, wait_for
 
 from amortized_vae import AmortizedVAE
@@ -18,7 +18,6 @@ from benchmarks import stress
 from data import load_data, load_dataset
 from runtime.checkpoint import InputError, RunError, load_checkpoint, load_json, save_checkpoint, save_json
 from runtime.config import TrainConfig
-from training import train
 
 ARCHIVE = "train-images-idx3-ubyte.gz"
 
@@ -274,7 +273,7 @@ def test_a_last_step_that_leads_nowhere_is_seen_too(folder_of_runs, tmp_path):
     method = AmortizedVAE(config, data)
     method.optimizers[0].param_groups[0]["lr"] = 1e30
     with pytest.raises(RunError, match="validation loss is not finite after epoch 1"):
-        train(method, checkpoint_dir=tmp_path)
+        train(method, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

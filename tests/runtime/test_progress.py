@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from runtime import progress
-from runtime.progress import Interrupted, ProgressBar, check_interrupt, install_signal_handlers, resume_hint
+from runtime.progress import Interrupted, ProgressBar, check_interrupt, install_signal_handlers
 
 
 class Terminal(io.StringIO):
@@ -89,37 +89,6 @@ def test_a_bar_looks_for_signals(handlers):
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Interrupted):
             bar.advance()
-
-
-def interrupted(*hints):
-    """The text of an Interrupted that passes the hints, the innermost first."""
-
-    def fail(hints):
-        if not hints:
-            raise Interrupted(signal.SIGTERM)
-        *inner, (where, keywords) = hints
-        with resume_hint(lambda: where, **keywords):
-            fail(inner)
-
-    with pytest.raises(Interrupted) as raised:
-        fail(hints)
-    return str(raised.value)
-
-
-def test_an_interruption_says_where_and_how_to_continue():
-    text = "stopped by SIGTERM after epoch 2 of 3, amortized; the same command with --resume continues"
-    assert interrupted(("after epoch 2 of 3, amortized", {})) == text
-
-
-def test_a_run_that_saved_nothing_is_begun_again():
-    text = "stopped by SIGTERM before an epoch of its own was over; give the same command again"
-    assert interrupted() == text
-    assert interrupted((None, {})) == text
-
-
-def test_the_innermost_hint_that_knows_counts():
-    hints = [(None, {}), ("in the evaluation", {"advice": "again"}), ("after all training", {})]
-    assert interrupted(*hints) == "stopped by SIGTERM in the evaluation; again"
 
 
 def test_elsewhere_a_bar_is_its_lines(capfd):

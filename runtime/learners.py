@@ -1,0 +1,132 @@
+"""Checkpoints of what is trained: written after an epoch, read again, and found in a directory."""
+
+import hashlib
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from runtime.checkpoint import InputError, invalid_contents, load_checkpoint, save_checkpoint
+from runtime.config import TrainConfig, differences
+from runtime.distributed import rank
+
+SAVED_EPOCHS = (1, 5, 10, 20, 30)
+TIMES = ("training_seconds", "seconds")  # the columns of the history in which two equal runs differ
+
+
+def saved_epochs(epochs):
+    """The epochs whose checkpoints and figures a run of `epochs` keeps: 1, 5, 10, 20, 30 and the last."""
+    return sorted({epoch for epoch in SAVED_EPOCHS if epoch < epochs} | {epochs})
+
+
+def save_learner(learner, directory, row):
+    """Writes the checkpoint after an epoch that has one; row: of the history.
+
+    It holds no times: two runs with the same seed write the same.
+    """
+    if not (name := learner.checkpoint_name(row["epoch"])):
+        return
+    index, weights = learner.shard.gather(learner.train_index, learner.count), learner.weights()
+    if rank() == 0:
+        checkpoint = {
+            "method": learner.name,
+            "config": asdict(learner.config),
+            "epoch": row["epoch"],
+            "weights": weights,
+            "image_shape": list(learner.images.shape[1:]),
+            "train_index": index.cpu(),
+            "metrics": {key: value for key, value in row.items() if key not in TIMES},
+        }
+        save_checkpoint(Path(directory) / name, checkpoint)
+
+
+def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
+    """The dict of a checkpoint of the learner called `name`, its "config" a config_class. Else raises InputError."""
+    checkpoint = load_checkpoint(path, device=device)
+    if checkpoint.get("method") != name:
+        raise InputError(f"{path}: not a checkpoint of {name}, but of {checkpoint.get('method')}")
+    with invalid_contents(path):
+        config = config_class(**checkpoint["config"])
+        if checkpoint["train_index"].shape != (config.train_size,) or len(checkpoint["image_shape"]) != 3:
+            raise ValueError
+    return {**checkpoint, "config": config, "train_index": checkpoint["train_index"].long()}
+
+
+def lengthen(learners, run_config, epochs):
+    """Makes the checkpoints of a shorter run those of one of so many epochs. May be done twice.
+
+    Of the epochs that the longer run does not keep, it removes checkpoints and figures, and the page of the shorter
+    run.
+    """
+    for learner in learners:
+        for path in Path(run_config.checkpoint_dir).glob(f"{learner.prefix}_epoch_*.pt"):
+            checkpoint = load_checkpoint(path)
+            if checkpoint["epoch"] in saved_epochs(epochs):
+                save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": epochs}})
+                continue
+            path.unlink()
+            for figure in Path(run_config.results_dir).glob(f"*_epoch_{checkpoint['epoch']}.png"):
+                figure.unlink()
+    (Path(run_config.results_dir) / "report.html").unlink(missing_ok=True)
+
+
+class Checkpoints(NamedTuple):
+    """The checkpoints that one training of several methods has left in a directory."""
+
+    methods: tuple  # their classes
+    directory: str
+    config: TrainConfig
+    epochs: list  # those of which every method's checkpoint is there, rising
+    train_index: torch.Tensor  # (N,), the training images' rows in the data set
+
+    def digests(self):
+        """{name of a checkpoint: its SHA-256}."""
+        paths = [self.path(method, epoch) for epoch, method in product(self.epochs, self.methods)]
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+    def path(self, method, epoch):
+        """The path of a checkpoint."""
+        return Path(self.directory) / f"{method.prefix}_epoch_{epoch}.pt"
+
+    def load(self, epoch, data):
+        """Every method as it was after the epoch, its networks in float32. Raises InputError for a bad file."""
+        loaded = []
+        for method_class in self.methods:
+            path = self.path(method_class, epoch)
+            checkpoint = read_checkpoint(path, method_class.name, device=data.device)
+            with invalid_contents(path):
+                method = method_class(checkpoint["config"], data)
+                method.load_weights(checkpoint["weights"])
+            method.model.precision = "float32"
+            loaded.append(method)
+        return loaded
+
+
+def find_checkpoints(methods, directory):
+    """The Checkpoints of these methods in the directory.
+
+    Raises InputError if no epoch has checkpoints of all methods, or if one is unreadable or of another training.
+    """
+    epochs_of = []
+    for method in methods:
+        ends = (path.stem.rpartition("_")[2] for path in Path(directory).glob(f"{method.prefix}_epoch_*.pt"))
+        epochs_of.append({int(end) for end in ends if end.isdecimal()})
+    epochs, first = sorted(set.intersection(*epochs_of)), None
+    if not epochs:
+        names = " and ".join(f"{method.prefix}_epoch_N.pt" for method in methods)
+        raise InputError(f"{directory}: no checkpoints {names} of the same epoch")
+    for epoch, method in product(reversed(epochs), methods):
+        path = Path(directory) / f"{method.prefix}_epoch_{epoch}.pt"
+        checkpoint = read_checkpoint(path, method.name)
+        if checkpoint["epoch"] != epoch:
+            raise InputError(f"{path}: of epoch {checkpoint['epoch']}")
+        if first is None:
+            first, config, index = path.name, checkpoint["config"], checkpoint["train_index"]
+        others = differences(asdict(checkpoint["config"]), asdict(config)).replace(" here", f" in {first}")
+        if not (others or torch.equal(checkpoint["train_index"], index)):
+            others = "its training images are others"
+        if others:
+            raise InputError(f"{path}: of another training than {first}: {others}")
+    return Checkpoints(methods, directory, config, epochs, index)

@@ -1,0 +1,132 @@
+"""Whose the files in the directories of a run are, and where a run begins or continues. Nothing is changed here."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from runtime.checkpoint import InputError, invalid_contents, load_json
+from runtime.config import differences
+from runtime.distributed import restarted
+
+BEGIN_ANEW = "--overwrite removes its files and begins anew, other --checkpoint-dir and --results-dir keep them"
+
+
+class Owned(NamedTuple):
+    """The files that a script writes: they tell what a directory holds, and --overwrite removes them."""
+
+    learners: tuple  # what is trained, classes, in their order
+    checkpoints: tuple  # patterns, in the checkpoint directory
+    results: tuple  # patterns, in the results directory
+    summary: str  # the file in the results directory that a run writes last, with its settings
+    extendable: bool = True  # whether a run can be continued for more epochs: none of its schedules depends on them
+
+    @property
+    def prefixes(self):
+        """Those of the state files, in the order in which they are first written."""
+        return tuple(learner.prefix for learner in self.learners)
+
+    def files(self, run_config):
+        """The files that are there, states first: without them there is nothing to continue."""
+        states = [f"{prefix}_state*" for prefix in self.prefixes]
+        patterns = (run_config.checkpoint_dir, (*states, *self.checkpoints)), (run_config.results_dir, self.results)
+        paths = (path for folder, names in patterns for name in names for path in sorted(Path(folder).glob(name)))
+        return [path for path in paths if path.is_file()]
+
+
+class Plan(NamedTuple):
+    """How a run goes on in its directories."""
+
+    states: dict  # {prefix: the contents of `{prefix}_state.json`}; empty for a new run
+    remove: list  # files of another run, or of an epoch that was not finished
+    lengthened: bool = False  # the run was shorter when it began
+    finished: bool = False  # nothing is left to do
+
+
+def plan_run(run_config, settings, *, owned, scoring=None):
+    """The Plan of a run with these settings; reads the directories and changes nothing.
+
+    settings: a flat dict of plain values, all that decides the training; scoring: the same of the evaluation. Raises
+    InputError if the directories hold anything else that --overwrite is not to remove.
+    """
+    directory, summary = Path(run_config.checkpoint_dir), Path(run_config.results_dir) / owned.summary
+    files = owned.files(run_config)
+    if run_config.overwrite and run_config.resume:
+        raise InputError("--overwrite: not together with --resume, it would remove the run that is to continue")
+    if run_config.overwrite and not restarted():
+        return Plan({}, files)
+    # Only files of a first state that was never finished: the run begins.
+    if all(path.name.startswith(tuple(f"{prefix}_state_" for prefix in owned.prefixes)) for path in files):
+        return Plan({}, files)
+
+    paths = {prefix: directory / f"{prefix}_state.json" for prefix in owned.prefixes}
+    states = {prefix: _load_state(path, prefix) for prefix, path in paths.items() if path.exists()}
+    finished = load_json(summary) if summary.exists() else None
+    known = [(paths[prefix], state["settings"]) for prefix, state in states.items()]
+    if finished is not None:  # perhaps of an evaluation on another device
+        known.append((summary, {**finished.get("settings", {}), "device": settings.get("device")}))
+    if not known:
+        raise InputError(f"{files[0]}: of another run, which cannot be continued; {BEGIN_ANEW}")
+    shortest = _check_settings(known, settings, owned)
+
+    if not states:
+        raise InputError(f"{summary}: of a run whose checkpoints are not in {directory}; {BEGIN_ANEW}")
+    trained = all(prefix in states and states[prefix]["epoch"] == settings["epochs"] for prefix in owned.prefixes)
+    if finished is not None and finished["settings"]["epochs"] == settings["epochs"] and trained:
+        if text := differences(finished.get("eval_config", {}), scoring or {}):
+            raise InputError(f"{summary}: this run is finished ({text}); --evaluate-only scores it with other counts")
+        return Plan(states, [], finished=True)
+    if not (run_config.resume or (restarted() and shortest == settings["epochs"])):
+        kind = "an interrupted run of the same settings, which --resume continues"
+        if shortest < settings["epochs"]:
+            kind = f"a run of {shortest} epochs, which --resume lengthens"
+        raise InputError(f"{known[0][0]}: of {kind}; {BEGIN_ANEW}")
+    unfinished = [
+        path
+        for prefix, state in states.items()
+        for path in directory.glob(f"{prefix}_state_*.pt")
+        if not path.name.startswith((f"{prefix}_state_{state['epoch']}.", f"{prefix}_state_{state['epoch']}_"))
+    ]
+    return Plan(states, unfinished, lengthened=shortest < settings["epochs"])
+
+
+def _check_settings(known, settings, owned):
+    """The fewest epochs of runs whose settings are known, [(path, settings)]. Raises InputError for other settings."""
+    for path, others in known:
+        if absent := [name for name in settings if name not in others]:
+            raise InputError(f"{path}: of a run without the settings {', '.join(absent)}; {BEGIN_ANEW}")
+        but_for_epochs = {**others, "epochs": settings["epochs"]} if owned.extendable else others
+        if text := differences(but_for_epochs, settings):
+            raise InputError(f"{path}: of another run ({text}); {BEGIN_ANEW}")
+    epochs = [others["epochs"] for _, others in known]
+    if max(epochs) > settings["epochs"]:
+        raise InputError(f"{known[0][0]}: of a longer run, of {max(epochs)} epochs; {BEGIN_ANEW}")
+    return min(epochs)
+
+
+def _load_state(path, prefix):
+    state = load_json(path)
+    with invalid_contents(path):
+        known = state["prefix"] == prefix and len(state["history"]) == state["epoch"] <= state["settings"]["epochs"]
+        if not known or state["ranks"] < 1 or not isinstance(state["rows"], list):
+            raise ValueError
+    return state
+
+
+def plan_evaluation(run_config, config, *, owned):
+    """The training seconds that the summary of these checkpoints knows, and whether other results are to be removed.
+
+    config: the TrainConfig of the checkpoints. Raises InputError if the results are those of another run.
+    """
+    path = Path(run_config.results_dir) / owned.summary
+    try:
+        earlier = load_json(path)
+    except InputError:  # no summary, or none that can be read
+        return {}, False
+    # One of an older version lacks the settings that are new.
+    trained = {**asdict(type(config)()), **earlier.get("train_config", {})}
+    if same := trained == asdict(config):
+        return earlier["seconds"]["training"], False
+    if not run_config.overwrite:
+        others = differences(trained, asdict(config)) or "of another version"
+        raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")
+    return {}, not same

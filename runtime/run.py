@@ -1,0 +1,231 @@
+"""The life of a run: its directories are locked, and between two epochs it is saved.
+
+After every epoch each rank writes its own rows of what is sharded and rank 0 all else, side by side; then rank 0
+replaces `{prefix}_state.json`, which names the epoch that counts. The files are those of torch.save, not of
+torch.distributed.checkpoint, which unpickles whatever a file holds (also in PyTorch 2.14): no file may run code.
+"""
+
+import time
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from runtime.checkpoint import (
+    RunError,
+    directory_lock,
+    invalid_contents,
+    load_checkpoint,
+    save_checkpoint,
+    save_json,
+)
+from runtime.cuda_graph import record_step
+from runtime.distributed import barrier, broadcast, rank, size, take_rows
+from runtime.learners import lengthen, save_learner
+from runtime.plan import Plan, plan_evaluation, plan_run
+from runtime.progress import Interrupted, ProgressBar
+from runtime.tasks import Tasks
+
+
+@contextmanager
+def lock(run_config):
+    """Locks the directories of the RunConfig, for all ranks of one run."""
+    directories = run_config.checkpoint_dir, run_config.results_dir
+    with directory_lock(*directories) if rank() == 0 else nullcontext():
+        barrier()
+        yield
+
+
+@contextmanager
+def open_run(run_config, settings, *, owned, scoring=None):
+    """Locks the directories, and yields the Run that begins or continues there.
+
+    Arguments and errors are those of `plan_run`. Whatever stops the run says in one line how it continues.
+    """
+    with lock(run_config):
+        options = {"owned": owned, "scoring": scoring}
+        plan = broadcast(plan_run(run_config, settings, **options) if rank() == 0 else None)
+        run = Run(run_config, settings, plan)
+        if plan.finished:
+            print(f"{Path(run_config.results_dir) / owned.summary}: this run is finished, there is nothing to do")
+        elif rank() == 0:
+            for path in plan.remove:
+                path.unlink(missing_ok=True)
+            if run_config.resume and not plan.states:
+                print("nothing to resume: the run begins", flush=True)
+            if plan.lengthened:
+                lengthen(owned.learners, run_config, settings["epochs"])
+        with stop_hint(run):
+            yield run
+
+
+@contextmanager
+def open_evaluation(run_config, config, *, owned):
+    """Locks the directories, and yields the Run that scores checkpoints again; see `plan_evaluation`."""
+    with lock(run_config):
+        training_seconds, others = plan_evaluation(run_config, config, owned=owned)
+        barrier()
+        if others and rank() == 0:
+            for path in (path for name in owned.results for path in Path(run_config.results_dir).glob(name)):
+                path.unlink()
+        run = Run(run_config, {})
+        run.evaluation_stage = "in the evaluation"
+        run.earlier_training = training_seconds
+        run.started -= sum(training_seconds.values())
+        with stop_hint(run, advice="give the same command again"):
+            yield run
+
+
+@contextmanager
+def stop_hint(run, advice="the same command with --resume continues"):
+    """Adds to an Interrupted where `run` is and how it continues; turns a loss that is not finite into a RunError."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        if interrupted.where is None:
+            interrupted.where, interrupted.advice = run.stage, advice
+        raise
+    except FloatingPointError as error:
+        raise RunError(str(error)) from None
+
+
+class Run:
+    """Epochs to go through, and results that are kept until the run is finished."""
+
+    def __init__(self, run_config, settings, plan=None):
+        """settings: as of `plan_run`; those of the first state are continued."""
+        plan = plan or Plan({}, [])
+        self.config, self.settings, self.states, self.finished = run_config, settings, plan.states, plan.finished
+        self.directory, self.results = Path(run_config.checkpoint_dir), Path(run_config.results_dir)
+        self.earlier_training = {}  # {name of a method: seconds}, of a run whose checkpoints are scored again
+        self.history = []  # a row for each epoch of each learner
+        self.evaluation_stage = "in the evaluation, after all training"
+        self.stage = None  # such as "after epoch 2 of 3, amortized", None as long as nothing is saved
+        self.started = time.perf_counter() - self._seconds_before()
+        self._row = self._bar = self._tasks = None
+
+    def _seconds_before(self):
+        """Seconds of training in earlier processes."""
+        return sum(row["seconds"] for state in self.states.values() for row in state["history"])
+
+    def seconds(self):
+        """Seconds since the run began, those of earlier processes included."""
+        return time.perf_counter() - self.started
+
+    def training_seconds(self):
+        """{name of a learner: seconds of its epochs}."""
+        names = dict.fromkeys(row["method"] for row in self.history)
+        found = {name: sum(row["seconds"] for row in self.history if row["method"] == name) for name in names}
+        return found or self.earlier_training
+
+    def epochs(self, learner, *, resumable=True):
+        """Yields the epochs that the learner has left; after the body of each, saves its state and its checkpoint.
+
+        The learner is restored first. The body calls `record`. resumable: whether states are saved.
+        """
+        history = self._restore(learner) if resumable else []
+        total, count = learner.config.epochs, learner.count
+        if history:  # the run may have been killed between the writes of its state and of its checkpoint
+            save_learner(learner, self.directory, history[-1])
+        if learner.recordable and learner.images.is_cuda and size() == 1 and not self.config.eager:
+            record_step(learner)
+        with ProgressBar(learner.name, total=total * count, unit="img", done=len(history) * count) as self._bar:
+            for epoch in range(len(history) + 1, total + 1):
+                started = time.perf_counter()
+                yield epoch
+                row = {"method": learner.name, "epoch": epoch, **self._row}
+                row |= {"training_seconds": row.pop("training_seconds"), "seconds": time.perf_counter() - started}
+                history.append(row)
+                # State first, checkpoint second: a checkpoint that is missing is written again by the next process.
+                if resumable:
+                    self._save(learner, history)
+                    self.stage = f"after epoch {epoch} of {total}, {learner.name}"
+                save_learner(learner, self.directory, row)
+                short = f"{epoch}/{total}, {learner.describe(row)}"
+                text = f"epoch {short} ({row['validation_images']:,} images), {row['seconds']:.1f} s"
+                self._bar.line(text, short=short)
+        barrier()  # no rank reads a checkpoint that is not there yet
+        self.history += history
+
+    def progress(self, images):
+        """Counts so many images as done; raises Interrupted if a signal has arrived."""
+        self._bar.advance(images)
+
+    def record(self, trained, validated):
+        """Notes the columns of an epoch's row of the history: of training and of validation images, two dicts."""
+        self._row = {**trained, **validated}
+
+    def keep_results(self, identity):
+        """From here on `map` and `keep` keep results on disk; those of another identity, a dict, are removed."""
+        self._tasks, self.stage = Tasks(self.results / ".evaluation", identity), self.evaluation_stage
+
+    def map(self, title, functions):
+        """{name: what the function returns}, on every rank; see Tasks.map."""
+        return self._tasks.map(title, functions)
+
+    def keep(self, name, function):
+        """What `function()` returns, or what an interrupted run has kept of it; see Tasks.keep."""
+        return self._tasks.keep(name, function)
+
+    def forget_results(self):
+        """Removes what was kept, when all results are in their final files."""
+        self._tasks.remove()
+
+    def _path(self, learner, epoch, part=""):
+        return self.directory / f"{learner.prefix}_state_{epoch}{part}.pt"
+
+    def _save(self, learner, history):
+        """Writes what continues the run after its last epoch; replaces the state of the epoch before."""
+        epoch, state, rows = len(history), learner.state_dict(), {}
+        for name in learner.sharded:
+            rows[name] = state.pop(name)
+        if rank() == 0:
+            save_checkpoint(self._path(learner, epoch), dict(state))
+        if rows:
+            save_checkpoint(self._path(learner, epoch, f"_rows_{rank()}_of_{size()}"), rows)
+        barrier()
+        if rank() == 0:
+            known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "rows": sorted(rows)}
+            known |= {"settings": self.settings, "history": history}
+            save_json(self.directory / f"{learner.prefix}_state.json", known)
+            for path in self.directory.glob(f"{learner.prefix}_state_{epoch - 1}[._]*"):
+                path.unlink(missing_ok=True)
+
+    def _restore(self, learner):
+        """Takes the saved state over, whatever the number of ranks that wrote it. Returns the history so far."""
+        if (saved := self.states.get(learner.prefix)) is None:
+            return []
+        epoch, ranks = saved["epoch"], saved["ranks"]
+        path = self._path(learner, epoch)
+        state = load_checkpoint(path)
+        for other in range(ranks) if saved["rows"] else ():
+            if ranks != size() or other == rank():
+                part = load_checkpoint(self._path(learner, epoch, f"_rows_{other}_of_{ranks}"))
+                with invalid_contents(path):
+                    for name, values in part.items():
+                        there = range(other, learner.count, ranks)
+                        state[name] = take_rows(values, there, into=state.get(name), count=learner.count)
+        with invalid_contents(path):
+            learner.load_state_dict(state)
+        self.stage = f"after epoch {epoch} of {learner.config.epochs}, {learner.name}"
+        print(f"{learner.prefix}: resumed after epoch {epoch}", flush=True)
+        return saved["history"]
+
+
+def run_seeds(prepare, execute, seeds, run_config):
+    """Prepares every seed, which refuses bad input before any work; then executes one after the other.
+
+    seeds: {seed: its flags}; prepare: of flags, what `execute` takes. Returns when all are finished.
+    """
+    for given in seeds.values():
+        prepare(given)
+    with lock(run_config):
+        for number, (seed, given) in enumerate(seeds.items()):
+            print(f"seed {seed}: {given.checkpoint_dir}, {given.results_dir}", flush=True)
+            try:
+                execute(prepare(given))
+            except Interrupted as interrupted:
+                if interrupted.where is None and number:
+                    interrupted.where = "before its first epoch"
+                    interrupted.advice = "the same command with --resume continues"
+                if interrupted.where is not None:
+                    interrupted.where = f"in seed {seed}, {interrupted.where}"
+                raise

@@ -10,15 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from runtime.config import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is locked there
-    fcntl = None
-
 PARTIAL = ".vae-partial"  # ends the name of a file that is being written; only this program uses it
+LOCK = ".vae-lock"  # in a directory that a run uses
 
 
 class RunError(InputError):
@@ -138,34 +135,31 @@ def new_directory(path):
 def exclusive_lock(directory, *, wait=False):
     """Locks an existing directory for this process; the operating system frees it when the process ends in any way.
 
-    wait: until no other process has it; else raises BlockingIOError if one has.
+    wait: until no other process has it, and not at all where nobody can write; else raises filelock.Timeout if one has.
     """
-    if fcntl is None:
+    if wait and not os.access(directory, os.W_OK):
         yield
         return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
+    with FileLock(Path(directory) / LOCK).acquire(timeout=-1 if wait else 0) as lock:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes it later
+                os.unlink(lock.lock_file)
 
 
 @contextmanager
-def directory_lock(*directories, check_only=False):
+def directory_lock(*directories):
     """Makes and locks the directories, and removes half-written files of killed runs from them.
 
-    check_only: makes none, and locks those that are there: no other run uses one that is not. Raises InputError if
-    another run has locked one of them, or if one cannot be written to; then it makes nothing.
+    Raises InputError if another run has locked one of them, or if one cannot be written to; then it makes nothing.
     """
-    if check_only:
-        directories = [directory for directory in directories if Path(directory).exists()]
     with contextlib.ExitStack() as stack:
         for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in directories):
             try:
                 stack.enter_context(new_directory(directory))
                 stack.enter_context(exclusive_lock(directory))
-            except BlockingIOError:
+            except Timeout:
                 raise InputError(f"{directory}: in use by another run") from None
             except OSError as error:
                 raise InputError(f"{directory}: cannot be written to ({error.strerror or error})") from None

@@ -5,6 +5,7 @@ replaces `{prefix}_state.json`, which names the epoch that counts. The files are
 torch.distributed.checkpoint, which unpickles whatever a file holds (also in PyTorch 2.14): no file may run code.
 """
 
+import os
 import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -216,7 +217,8 @@ def run_seeds(prepare, execute, seeds, run_config):
     seeds: {seed: its flags}; prepare: of flags, what `execute` takes. Returns when all are finished.
     """
     for given in seeds.values():
-        prepare(given)
+        with directory_lock(*filter(os.path.isdir, (given.checkpoint_dir, given.results_dir))):
+            prepare(given)
     with lock(run_config):
         for number, (seed, given) in enumerate(seeds.items()):
             print(f"seed {seed}: {given.checkpoint_dir}, {given.results_dir}", flush=True)

@@ -97,7 +97,7 @@ def test_what_is_written_reads_as_the_checkpoints_but_for_rounding(run, tmp_path
 def test_a_decoder_without_its_table_says_so(run, tmp_path):
     pretrained.make(run, run, tmp_path)
     model = latent_optimization.load_model(tmp_path / "latent_opt.pt")
-    with pytest.raises(InputError, match="holds no q of training images") as error:
+    with pytest.raises(ValueError, match="holds no q of training images") as error:
         model.posterior(torch.arange(3))
     assert "\n" not in str(error.value)
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from runtime import checkpoint
 from runtime.checkpoint import (
     InputError,
     RunError,
@@ -25,8 +24,6 @@ from runtime.checkpoint import (
     save_csv,
     save_json,
 )
-
-posix = pytest.mark.skipif(checkpoint.fcntl is None, reason="needs POSIX locks")
 
 
 class DiskFull:
@@ -186,7 +183,6 @@ def try_to_lock(*directories):
         return str(error)
 
 
-@posix
 def test_two_runs_cannot_have_the_same_directory(tmp_path):
     ours, free = tmp_path / "ours", tmp_path / "free"
     with directory_lock(ours, ours):
@@ -197,7 +193,6 @@ def test_two_runs_cannot_have_the_same_directory(tmp_path):
     assert not list(tmp_path.glob("*/.*"))
 
 
-@posix
 def test_a_killed_run_frees_its_directory(tmp_path):
     def lock_and_die():
         with directory_lock(tmp_path):
@@ -208,12 +203,11 @@ def test_a_killed_run_frees_its_directory(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-@posix
 def test_a_waiting_lock_leaves_nothing_behind(tmp_path):
-    with exclusive_lock(tmp_path, wait=True):
-        assert not os.listdir(tmp_path)
-    with exclusive_lock(tmp_path, wait=True):
-        pass
+    for _ in range(2):
+        with exclusive_lock(tmp_path, wait=True):
+            pass
+    assert not os.listdir(tmp_path)
 
 
 def test_only_half_written_files_of_this_program_are_removed(tmp_path):

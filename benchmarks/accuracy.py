@@ -2,19 +2,15 @@
 
     python benchmarks/accuracy.py --checkpoint-dir checkpoints
 
-Four tables for either method's decoder. Seconds are processor time of one thread: other processes do not change it.
+Tables for either method's decoder. Seconds are processor time of one thread: other processes do not change it.
 
-1. Seconds per image until the bidirectional bounds of simulated images are less than 0.5 nats apart: annealing as the
-   program does it (a fit, a Gaussian with full covariance, as many temperatures as needed), with those of AIMS that are
-   enough; the same from the fitted diagonal q; from the prior with evenly spaced temperatures (Wu et al. 2017). The
-   temperatures of the last two are raised by the root of two until the bounds meet, or until the next run would take
-   more than --limit seconds; then the seconds are extrapolated, the gap taken to fall as one over the number of
-   temperatures. Importance sampling with 100,000 samples has no such bound; the table says what it is short of
-   annealing. The last column divides by the first row.
-2. Chains against temperatures at equal cost: the root mean square of the error against a long run, and the stated bias.
-3. Fits of test images against one of 24,000 gradients, after the first epoch, the tenth and the last.
-4. Test images annealed with 4 times the chains and 4 times the temperatures: for how many the difference is within the
-   stated error, Student's t times the standard error plus the bias.
+cost    Seconds per image for log p(x) of images simulated from the model, whose true value lies between bidirectional
+        bounds (Grosse et al. 2015): annealing as the program does it, from a Gaussian of full covariance; the same from
+        the fitted diagonal q, and from the prior (Wu et al. 2017), with at most as many temperatures as the program
+        takes. Importance sampling has no such bounds; the table says what it is short of the first row.
+fits    Fits of test images against one of 24,000 gradients, after the first epoch, the tenth and the last.
+errors  Test images annealed with 4 times the chains and 4 times the temperatures: for how many the difference is within
+        the stated error, Student's t times the standard error plus the bias.
 """
 
 import argparse
@@ -31,36 +27,25 @@ from scipy.stats import t as student_t  # noqa: E402
 from torch.distributions import Normal  # noqa: E402
 
 from amortized_vae import AmortizedVAE  # noqa: E402
-from benchmarks.harness import print_table  # noqa: E402
+from benchmarks.harness import plus_minus, print_table  # noqa: E402
 from data import load_data, stratified_subset  # noqa: E402
-from evaluation.ais import (  # noqa: E402
-    LOG_WEIGHT_STD,
-    AISTarget,
-    Pilot,
-    anneal,
-    annealed_importance_sampling,
-    bidirectional_bounds,
-    gauss_newton_posterior,
-    run_pilot,
-)
+from evaluation.ais import annealed_importance_sampling, bidirectional_bounds, gauss_newton_posterior  # noqa: E402
 from latent_optimization import LatentOptimization  # noqa: E402
 from posterior_fit import PosteriorFit, fit_posterior  # noqa: E402
 from runtime.config import choose_precision  # noqa: E402
 from runtime.learners import find_checkpoints  # noqa: E402
 from vae_utils import (  # noqa: E402
     diagonal_normal,
-    elbo,
+    evaluate_bound,
     image_generators,
     importance_sampling,
     mean_and_error,
     random_generator,
     select,
-    whiten,
 )
 
-METHODS = (AmortizedVAE, LatentOptimization)
-GAP, CHAINS, LEAPFROG_STEPS = 0.5, 8, 5
-AIMS = 1.6, 1.13, LOG_WEIGHT_STD  # standard deviations of the log-weights, each for half the temperatures of the next
+METHODS, TABLES = (AmortizedVAE, LatentOptimization), ("cost", "fits", "errors")
+CHAINS = 8  # of the program's annealing
 
 
 def timed(function, *arguments, **keywords):
@@ -69,51 +54,8 @@ def timed(function, *arguments, **keywords):
     return function(*arguments, **keywords), time.process_time() - started
 
 
-def text(score, form=".2f"):
-    error = score["standard_error"]
-    return f"{score['mean']:{form}}" if error is None else f"{score['mean']:{form}} ± {error:{form}}"
-
-
-def evenly_spaced(model, x, z, q, *, generator, temperatures):
-    """(bounds' gap (B,), seconds of the forward half) with evenly spaced temperatures."""
-    target, started = AISTarget(model, x, q), time.process_time()
-    pilot = run_pilot(target, leapfrog_steps=LEAPFROG_STEPS, generator=generator)
-    counts = torch.full((len(x),), temperatures, device=x.device)
-    schedule = Pilot(torch.ones_like(pilot.deviations), pilot.step_sizes).schedule(counts, LEAPFROG_STEPS)
-    options = {"schedule": schedule, "target": target, "generator": generator}
-    forwards, _ = anneal(target.draw(CHAINS, generator), **options)
-    seconds = time.process_time() - started
-    backwards, _ = anneal(whiten(q, z).expand(CHAINS, -1, -1), **options, backwards=True)
-    return math.log(CHAINS) - backwards.neg().logsumexp(0) - (forwards.logsumexp(0) - math.log(CHAINS)), seconds
-
-
-def adapted(model, x, z, q, **settings):
-    """The same with the program's schedule; settings: of annealing."""
-    _, seconds = timed(annealed_importance_sampling, model, x, q, **settings)
-    bounds = bidirectional_bounds(model, x, z, q, **settings)
-    return bounds.upper - bounds.lower, seconds
-
-
-def until_the_bounds_meet(run, first, limit):
-    """[temperatures, gap, seconds] of `run`, with ever more temperatures; extrapolated beyond `limit` seconds."""
-    temperatures = first
-    while True:
-        gap, seconds = run(temperatures=temperatures)
-        score = mean_and_error(gap)
-        if score["mean"] < GAP:
-            return f"{temperatures:,}", text(score), seconds
-        if 2 * math.sqrt(2) * seconds > limit:  # forwards and backwards
-            factor = score["mean"] / GAP
-            return (
-                f"{temperatures * factor:,.0f} (extrapolated)",
-                f"{text(score)} with {temperatures:,}",
-                seconds * factor,
-            )
-        temperatures = round(math.sqrt(2) * temperatures)
-
-
-def cost_table(model, precision, *, images, limit):
-    """Table 1 of one model."""
+def cost_rows(model, precision, *, images=20, num_samples=100_000):
+    """[where annealing starts, mean number of temperatures, gap of the bounds, seconds per image], all as text."""
     x, z = model.sample(images, random_generator(0, "simulated images"))
     own = {"generator": image_generators(0, "accuracy", index=torch.arange(images))}
     fast = model.in_precision(precision)
@@ -121,50 +63,22 @@ def cost_table(model, precision, *, images, limit):
         start = model.initial_posterior(x)
     fit, fitting = timed(fit_posterior, model, x, start, **own)
     full, linearizing = timed(gauss_newton_posterior, fast, x, fit.q, **own)
-    rows, prior = [], Normal(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean))
-    for aim in AIMS:
-        gap, seconds = adapted(fast, x, z, full, log_weight_std=aim, **own)
-        ours = fitting + linearizing + seconds
-        if (score := mean_and_error(gap))["mean"] < GAP or aim == AIMS[-1]:
-            rows.append([f"ours, --log-weight-std {aim}", "by image", text(score), ours])
-    ours = rows[0][-1]
-    estimate = annealed_importance_sampling(fast, x, full, **own)
-    for name, q, run, before in (
-        ("from the diagonal q", fit.q, adapted, fitting),
-        ("from the prior, evenly spaced", prior, evenly_spaced, 0.0),
-    ):
-
-        def run_it(temperatures, q=q, run=run):
-            return run(fast, x, z, q, temperatures=temperatures, **own)
-
-        temperatures, gap, seconds = until_the_bounds_meet(run_it, 128, limit)
-        rows.append([name, temperatures, gap, before + seconds])
-    sampled, seconds = timed(importance_sampling, model, x, fit.q, num_samples=100_000, **own)
-    short = text(mean_and_error(estimate.log_prob - sampled.log_prob))
-    rows.append(["importance sampling from q, 100,000 samples", "", f"short by {short}", fitting + seconds])
-    cells = [[*row, f"{seconds / images:.2f}", f"{seconds / ours:.1f}"] for *row, seconds in rows]
-    print_table(["", "temperatures", "gap, nats", "seconds per image", "times the first"], cells)
-
-
-def trade_table(model, x, q, precision):
-    """Table 2 of one model, from full covariance posteriors q of images x."""
-    fast, rows = model.in_precision(precision), []
-
-    def run(chains, temperatures, purpose):
-        own = image_generators(0, purpose, index=torch.arange(len(x)))
-        settings = {"chains": chains, "temperatures": temperatures}
-        return timed(annealed_importance_sampling, fast, x, q, generator=own, **settings)
-
-    reference, _ = run(32, 512, "reference")
-    for chains, temperatures in ((2, 256), (4, 128), (8, 64), (16, 32), (32, 16)):
-        estimate, seconds = run(chains, temperatures, ("trade", chains))
-        error = estimate.log_prob - reference.log_prob
-        row = [f"{chains}", f"{temperatures}", f"{seconds / len(x):.2f}", f"{error.square().mean().sqrt():.3f}"]
-        spread = estimate.log_weight_std.median()
-        row += [text(mean_and_error(error), ".3f"), text(mean_and_error(estimate.bias), ".3f"), f"{spread:.2f}"]
-        rows.append(row)
-    header = ["chains", "temperatures", "seconds per image", "root mean square error", "mean error"]
-    print_table([*header, "stated bias", "standard deviation of the log-weights"], rows)
+    prior = Normal(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean))
+    starts = {
+        "full covariance, as the program does it": (full, fitting + linearizing),
+        "the diagonal q": (fit.q, fitting),
+        "the prior": (prior, 0),
+    }
+    rows, log_prob = [], {}
+    for name, (q, before) in starts.items():
+        estimate, seconds = timed(annealed_importance_sampling, fast, x, q, **own)
+        bounds, log_prob[name] = bidirectional_bounds(fast, x, z, q, **own), estimate.log_prob
+        gap = plus_minus(mean_and_error(bounds.upper - bounds.lower))
+        rows.append([name, f"{estimate.temperatures.double().mean():.0f}", gap, f"{(before + seconds) / images:.2f}"])
+    sampled, seconds = timed(importance_sampling, model, x, fit.q, num_samples=num_samples, **own)
+    short = f"short by {plus_minus(mean_and_error(log_prob[rows[0][0]] - sampled.log_prob))}"
+    name = f"importance sampling, {num_samples:,} samples"
+    return [*rows, [name, "", short, f"{(fitting + seconds) / images:.2f}"]]
 
 
 def long_fit(model, x, q, *, steps=3000, pairs=4):
@@ -184,14 +98,10 @@ def long_fit(model, x, q, *, steps=3000, pairs=4):
     return diagonal_normal(*average.chunk(2, dim=-1))
 
 
-@torch.no_grad()
 def bound(model, x, q, draws=2000):
-    """The bound of every image (B,), with the same antithetic noise for any q."""
-    generator, found = random_generator(0, "bound"), 0.0
-    for _ in range(draws // 20):
-        noise = torch.randn(10, *q.mean.shape, generator=generator, dtype=x.dtype)
-        found = found + elbo(model, x, q, torch.cat((noise, -noise))).elbo / (draws // 20)
-    return found
+    """The bound of every image (B,), with the same noise for any q."""
+    generator = random_generator(0, "bound")
+    return evaluate_bound(model, x, lambda x, rows: select(q, rows), generator=generator, draws=draws).elbo
 
 
 def short_of_long_fit(model, split, start):
@@ -200,7 +110,7 @@ def short_of_long_fit(model, split, start):
     fit = fit_posterior(model, split.images, start, generator=own)
     best = long_fit(model, split.images, fit.q)
     short = mean_and_error(bound(model, split.images, best) - bound(model, split.images, fit.q))
-    return [f"{fit.gradients.double().mean():.0f}", text(short)]
+    return [f"{fit.gradients.double().mean():.0f}", plus_minus(short)]
 
 
 def longer_annealing(model, x, q, precision):
@@ -215,16 +125,15 @@ def longer_annealing(model, x, q, precision):
         longer[rows] = annealed_importance_sampling(fast, x[rows], select(q, rows), **settings).log_prob
     difference = longer - default.log_prob
     stated = student_t.ppf(0.975, CHAINS - 1) * default.standard_error + default.bias.abs()
-    return [f"{int((difference.abs() < stated).sum())} of {len(x)}", text(mean_and_error(difference), ".3f")]
+    return [f"{int((difference.abs() < stated).sum())} of {len(x)}", plus_minus(mean_and_error(difference), ".3f")]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint-dir", default="checkpoints", metavar="DIR")
     parser.add_argument("--images", type=int, default=20, metavar="N", help="simulated images (20)")
-    parser.add_argument("--test-images", type=int, default=50, metavar="N", help="of tables 2 to 4 (50)")
-    parser.add_argument("--limit", type=float, default=600, metavar="X", help="seconds of one annealing (600)")
-    parser.add_argument("--tables", type=int, nargs="+", default=[1, 2, 3, 4], choices=(1, 2, 3, 4), metavar="N")
+    parser.add_argument("--test-images", type=int, default=50, metavar="N", help="of the other tables (50)")
+    parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES, help="(all)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     checkpoints = find_checkpoints(METHODS, given.checkpoint_dir)
@@ -237,19 +146,17 @@ def main():
             own = image_generators(0, "inference", index=sample.index)
             with torch.no_grad():
                 start = model.initial_posterior(sample.images, own)
-            if 3 in given.tables and epoch in (checkpoints.epochs[0], 10, checkpoints.epochs[-1]):
+            if "fits" in given.tables and epoch in (checkpoints.epochs[0], 10, checkpoints.epochs[-1]):
                 print(f"\n{method.label}, fits after epoch {epoch}\n")
                 print_table(["gradients of a fit", "nats short of 24,000"], [short_of_long_fit(model, sample, start)])
-            if not last or not {1, 2, 4} & {*given.tables}:
-                continue
-            print(f"\n{method.label}\n", flush=True)
-            fit = fit_posterior(model, sample.images, start, generator=own)
-            full = gauss_newton_posterior(model.in_precision(precision), sample.images, fit.q, generator=own)
-            if 1 in given.tables:
-                cost_table(model, precision, images=given.images, limit=given.limit)
-            if 2 in given.tables:
-                trade_table(model, sample.images, full, precision)
-            if 4 in given.tables:
+            if last and "cost" in given.tables:
+                print(f"\n{method.label}, cost\n", flush=True)
+                header = ["annealing from", "temperatures", "gap, nats", "seconds per image"]
+                print_table(header, cost_rows(model, precision, images=given.images))
+            if last and "errors" in given.tables:
+                print(f"\n{method.label}, errors\n", flush=True)
+                fit = fit_posterior(model, sample.images, start, generator=own)
+                full = gauss_newton_posterior(model.in_precision(precision), sample.images, fit.q, generator=own)
                 header = ["within the stated error", "longer less default, nats"]
                 print_table(header, [longer_annealing(model, sample.images, full, precision)])
 

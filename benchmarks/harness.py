@@ -86,6 +86,12 @@ def median_and_range(values, form=".2f"):
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
+def plus_minus(score, form=".2f"):
+    """ "mean ± standard error" of what vae_utils.mean_and_error returns; of one image the mean alone."""
+    error = score["standard_error"]
+    return f"{score['mean']:{form}}" + ("" if error is None else f" ± {error:{form}}")
+
+
 def print_table(header, rows):
     """Prints a Markdown table, its columns aligned. header and every row: a list of strings of the same length."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

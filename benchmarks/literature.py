@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from amortized_vae import AmortizedVAE  # noqa: E402
-from benchmarks.harness import print_table  # noqa: E402
+from benchmarks.harness import plus_minus, print_table  # noqa: E402
 from data import load_data, random_rows_per_class, stratified_subset  # noqa: E402
 from evaluation import gaps  # noqa: E402
 from evaluation.stats import regression_estimate  # noqa: E402
@@ -39,12 +39,14 @@ def sampled(model, split, count):
     """-log p(x) by importance sampling with `count` samples, as text, nats."""
     own = image_generators(0, "literature", count, index=split.index)
     estimate = importance_sampling(model, split.images, model.encode(split.images), generator=own, num_samples=count)
-    score = mean_and_error(-estimate.log_prob)
-    return f"{score['mean']:.2f} ± {score['standard_error']:.2f}"
+    return plus_minus(mean_and_error(-estimate.log_prob))
 
 
 def annealed(model, data, per_class):
-    """-log p(x) of all test images: `per_class` random ones of each class annealed, and regressed on their ELBOs."""
+    """[-log p(x), -ELBO] of all test images, as text, and the bias, nats.
+
+    `per_class` random images of each class are annealed; a regression on their ELBOs carries this to all images.
+    """
     config = EvalConfig(
         images_per_digit=per_class, annealed_per_digit=per_class, precision=choose_precision("auto", data.device)
     )
@@ -60,11 +62,7 @@ def annealed(model, data, per_class):
     values, bounds = (field.reshape(rows.shape) for field in (found.ais_log_prob, found.elbo))
     error = mean_and_error(bound.elbo)["standard_error"]
     score = regression_estimate(values, bounds, shares=shares, known=bound.elbo, known_error=error)
-    return (
-        f"{-score['mean']:.2f} ± {score['standard_error']:.2f}",
-        f"{-bound.elbo.mean():.2f}",
-        float(found.ais_bias.mean()),
-    )
+    return plus_minus({**score, "mean": -score["mean"]}), f"{-bound.elbo.mean():.2f}", float(found.ais_bias.mean())
 
 
 def main():
@@ -79,14 +77,11 @@ def main():
     method.load_weights(checkpoint["weights"])
     model = method.model.in_precision("float32")
     value, bound, bias = annealed(model, data, given.annealed_per_digit)
+    some, count = stratified_subset(data.test, size=given.images), f"{len(data.test.labels):,} test images"
     rows = [
-        [f"ours, -ELBO, {len(data.test.labels):,} test images", "1 sample", bound],
-        [f"ours, {len(data.test.labels):,} test images", "200 samples", sampled(model, data.test, 200)],
-        [
-            f"ours, {given.images:,} of them",
-            "5,000 samples",
-            sampled(model, stratified_subset(data.test, size=given.images), 5000),
-        ],
+        [f"ours, -ELBO, {count}", "1 sample", bound],
+        [f"ours, {count}", "200 samples", sampled(model, data.test, 200)],
+        [f"ours, {given.images:,} of them", "5,000 samples", sampled(model, some, 5000)],
         [f"ours, all, by regression from {10 * given.annealed_per_digit} annealed", f"bias {bias:.2f}", value],
     ]
     print_table(["binarized MNIST", "estimate", "-log p(x), nats"], rows + PUBLISHED)

@@ -5,8 +5,7 @@
 Every training is scored on the same stratified validation images: used dimensions, ELBO(q*), log p(x), and the paired
 differences from the amortized VAE of the same seed. Beside them stand the objective that the training reached, which is
 the mean ELBO of the training images at their own q, and its seconds, one thread each, --jobs trainings side by side.
-Numbers that are in the directory are not made again. --runs DIR: the checkpoints of `main_vae.py --seeds` in DIR are
-taken where they are those of a row.
+Numbers that are in the directory are not made again.
 """
 
 import argparse
@@ -25,11 +24,10 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes of JOBS
 
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 
 import latent_optimization  # noqa: E402
 from amortized_vae import AmortizedVAE  # noqa: E402
-from benchmarks.harness import print_table  # noqa: E402
+from benchmarks.harness import plus_minus, print_table  # noqa: E402
 from data import load_data, stratified_subset  # noqa: E402
 from evaluation import gaps  # noqa: E402
 from evaluation.scores import posterior_of_train  # noqa: E402
@@ -37,8 +35,16 @@ from latent_optimization import LatentOptimization  # noqa: E402
 from posterior_fit import fit_posterior  # noqa: E402
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json  # noqa: E402
 from runtime.config import EvalConfig, TrainConfig, choose_device, choose_precision  # noqa: E402
-from training import graph_step, read_checkpoint, train_epoch  # noqa: E402
-from vae_utils import evaluate_bound, image_generators, kl_per_dimension, mean_and_error, random_generator  # noqa: E402
+from runtime.cuda_graph import record_step  # noqa: E402
+from training import train_epoch  # noqa: E402
+from vae_utils import (  # noqa: E402
+    evaluate_bound,
+    image_generators,
+    kl_per_dimension,
+    mean_and_error,
+    random_generator,
+    select,
+)
 
 AMORTIZED, LONG_AMORTIZED = "amortized VAE", "amortized VAE, 90 epochs"
 
@@ -62,8 +68,9 @@ class FixedDimensions(LatentOptimization):
     def _make_start(self):
         pca, noise = latent_optimization.probabilistic_pca, self.model.likelihood.noise_variance
         start = pca(self.images, self.dimensions, noise, least_nats=0)
-        start.stddev = F.pad(start.stddev, (0, self.config.latent_dim - self.dimensions), value=1)  # the prior
-        self.model.start = start
+        at_the_prior = torch.ones(self.config.latent_dim - self.dimensions)
+        start.stddev = torch.cat((start.stddev, at_the_prior))
+        return start
 
 
 class Variant(NamedTuple):
@@ -108,20 +115,16 @@ def work(name, seed, given):
     config = TrainConfig(epochs=given.epochs, train_size=given.train_size, seed=seed, precision=precision)
     config = replace(config, **variant.changes, epochs=max(1, round(variant.times * given.epochs)))
     data = load_data(config, data_dir=ROOT / "data", device=device)
-    run = Path(given.runs) / f"seed_{seed}" if given.runs and variant._replace(method=None) == Variant(None) else None
     started = time.perf_counter()
     method, path = variant.method(config, data), directory / "weights.pt"
-    if run:
-        method.load_weights(read_checkpoint(run / f"{method.prefix}_epoch_{config.epochs}.pt", method.name)["weights"])
-        history = load_json(run / f"{method.prefix}_state.json")["history"]
-        saved = {"seconds": sum(row["training_seconds"] for row in history)}
-    elif path.exists():
+    if path.exists():
         saved = load_checkpoint(path)
         method.load_weights(saved["weights"])
     else:
-        step = graph_step(method) if device.type == "cuda" else None
+        if device.type == "cuda":
+            record_step(method)
         for epoch in range(1, config.epochs + 1):
-            train_epoch(method, epoch, train_step=step)
+            train_epoch(method, epoch)
         saved = {"weights": method.weights(), "seconds": time.perf_counter() - started}
         save_checkpoint(path, saved)
     sample = stratified_subset(data.validation, size=given.images, seed=seed)
@@ -137,9 +140,7 @@ def score(method, data, sample, config):
     model, seed = method.model, config.seed
     model.precision = "float32"
     q, generator = posterior_of_train(method, data), random_generator(seed, "objective", device=data.device)
-    objective = evaluate_bound(
-        model, data.train.images, lambda x, rows: type(q)(q.mean[rows], q.stddev[rows]), generator=generator
-    )
+    objective = evaluate_bound(model, data.train.images, lambda x, rows: select(q, rows), generator=generator)
     own = image_generators(seed, "sensitivity", index=sample.index, device=data.device)
     start = model.initial_posterior(sample.images, own)
     fitted = fit_posterior(model, sample.images, start, generator=own).q
@@ -161,8 +162,7 @@ def table_row(name, seeds, found):
         if less:
             values = [value - torch.tensor(two[quantity]) for value, two in zip(values, other, strict=True)]
         values = values[0] if len(seeds) == 1 else torch.stack([value.mean() for value in values])
-        score = mean_and_error(values)
-        return f"{score['mean']:.1f} ± {score['standard_error']:.1f}"
+        return plus_minus(mean_and_error(values), ".1f")
 
     def mean(quantity, form):
         return format(sum(one[quantity] for one in own) / len(own), form)
@@ -175,7 +175,6 @@ def table_row(name, seeds, found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", required=True, metavar="DIR", help="for weights and numbers")
-    parser.add_argument("--runs", metavar="DIR", help="checkpoints of main_vae.py --seeds, one thread each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
     parser.add_argument("--rows", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, ... (cpu)")

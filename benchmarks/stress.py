@@ -2,7 +2,6 @@
 
     python benchmarks/stress.py --runs 50
     python benchmarks/stress.py --runs 30 --ranks 2
-    python benchmarks/stress.py --runs 20 --evaluation
 
 SIGKILL arrives after a random time, and with one process half of the times only when, after that, a file is being
 written. Contents of all files of both scripts' results are compared, without times. The scripts run unchanged, with
@@ -99,33 +98,6 @@ def _run(script, arguments, folder, file_size, spare_memory):
     run_script(importlib.import_module(script.removesuffix(".py")).main)
 
 
-def killed_run(script, arguments, folder, *, seconds, seed):
-    """A run that is killed one to three times, within the `seconds` that it takes alone, and resumed until its end.
-
-    Returns (exit status, [what it was doing when it was killed]).
-    """
-    chance, kills = random.Random(seed), []
-    while not kills:
-        shutil.rmtree(folder, ignore_errors=True)
-        process = start(script, arguments, folder)
-        while len(kills) < 3:
-            # Squared, since more happens in the beginning than in the drawing of figures at the end.
-            process.join(seconds * chance.random() ** 2)
-            in_writing = chance.random() < 0.5
-            while in_writing and process.is_alive() and not list(folder.glob(WRITING)):
-                time.sleep(0.0002)
-            process.kill()
-            process.join()
-            if process.exitcode != -signal.SIGKILL:
-                break
-            lines = (folder / "out").read_text().splitlines() if (folder / "out").exists() else []
-            writing = [f"writing {path.name}" for path in folder.glob(WRITING)]
-            kills.append(writing[0] if writing else f"after {lines[-1].split(',')[0] if lines else 'start'}")
-            process = start(script, [*arguments, "--resume"], folder)
-    process.join()
-    return process.exitcode, kills
-
-
 def start_ranks(script, arguments, folder, *, ranks, restarts=0):
     """Starts a script by torchrun on this machine, its output in the files `out` and `err`. Returns torchrun."""
     folder.mkdir(exist_ok=True)
@@ -133,6 +105,15 @@ def start_ranks(script, arguments, folder, *, ranks, restarts=0):
     command = [sys.executable, "-m", "torch.distributed.run", *options, str(ROOT / script), *arguments]
     with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
         return subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, start_new_session=True)
+
+
+def begin(script, arguments, folder, ranks):
+    """Starts a script, by torchrun if it has several ranks. Returns (process, function that waits for its status)."""
+    if ranks > 1:
+        torchrun = start_ranks(script, arguments, folder, ranks=ranks)
+        return torchrun, torchrun.wait
+    process = start(script, arguments, folder)
+    return process, lambda: process.join() or process.exitcode
 
 
 def workers_of(torchrun):
@@ -147,61 +128,53 @@ def workers_of(torchrun):
     return found
 
 
-def killed_ranks(script, arguments, folder, *, ranks, seconds, seed):
-    """Like `killed_run`, with several ranks, of which a random one is killed. All must then end, in half a minute."""
-    chance, kills = random.Random(seed), []
-    while not kills:
-        shutil.rmtree(folder, ignore_errors=True)
-        torchrun, flags = start_ranks(script, arguments, folder, ranks=ranks), []
-        while len(kills) < 2:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                torchrun.wait(seconds * chance.random())
-            workers = workers_of(torchrun)
-            if torchrun.poll() is not None or not workers:
-                break
-            rank = chance.choice(sorted(workers))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(workers[rank], signal.SIGKILL)
-            torchrun.wait(30)
-            if left := [pid for pid in workers.values() if Path(f"/proc/{pid}").exists()]:
-                raise RuntimeError(f"processes {left} are still there after rank {rank} was killed")
-            kills.append(f"rank {rank}")
-            flags = ["--resume"]
-            torchrun = start_ranks(script, [*arguments, *flags], folder, ranks=ranks)
-    return torchrun.wait(), kills
+def killed_run(script, arguments, folder, *, seconds, seed, ranks=1):
+    """A run that is killed up to three times, within the `seconds` that it takes alone, and resumed until its end.
 
-
-def killed_evaluation(arguments, checkpoints, folder, *, seconds, seed):
-    """An evaluation of `checkpoints` that is killed once or twice, and started again until its end.
-
-    Returns (exit status, [how many tasks were finished when it was killed], how many of these were done again).
+    Returns (exit status, [what it was doing when it was killed, or which of its ranks was]), of one kill at least.
     """
-    chance, finished, again = random.Random(seed), {}, 0
-    kills, arguments = [], [*arguments, "--evaluate-only"]
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(checkpoints, folder / "checkpoints")
+    chance, kills, kill = random.Random(seed), [], kill_process if ranks == 1 else kill_rank
     while True:
-        process = start("main_vae.py", arguments, folder)
-        deadline = time.perf_counter() + seconds * chance.random() if len(kills) < 2 else float("inf")
-        while process.is_alive() and time.perf_counter() < deadline:
-            again += len({name for name, time in finished_tasks(folder).items() if finished.get(name, time) != time})
-            time.sleep(0.02)
-        if not process.is_alive():
-            process.join()
-            return process.exitcode, kills, again
-        process.kill()
-        process.join()
-        finished = finished_tasks(folder)
-        kills.append(len(finished))
+        if not kills:
+            shutil.rmtree(folder, ignore_errors=True)
+        process, wait = begin(script, [*arguments, *(["--resume"] if kills else [])], folder, ranks)
+        killed = kill(process, folder, seconds, chance) if len(kills) < 3 else None
+        if killed:
+            kills.append(killed)
+        elif (status := wait()) or kills:
+            return status, kills
 
 
-def finished_tasks(folder):
-    """{name: when it was written} of what an evaluation has kept."""
-    found = {}
-    for path in folder.glob("results/.evaluation/*.pt"):
-        with contextlib.suppress(FileNotFoundError):
-            found[path.name] = path.stat().st_mtime_ns
-    return found
+def kill_process(process, folder, seconds, chance):
+    """Kills a process after a random time. Returns what it was doing, or None if it had ended."""
+    # Squared, since more happens in the beginning than in the drawing of figures at the end.
+    process.join(seconds * chance.random() ** 2)
+    in_writing = chance.random() < 0.5
+    while in_writing and process.is_alive() and not list(folder.glob(WRITING)):
+        time.sleep(0.0002)
+    process.kill()
+    process.join()
+    if process.exitcode != -signal.SIGKILL:
+        return None
+    lines = (folder / "out").read_text().splitlines() if (folder / "out").exists() else []
+    writing = [f"writing {path.name}" for path in folder.glob(WRITING)]
+    return writing[0] if writing else f"after {lines[-1].split(',')[0] if lines else 'start'}"
+
+
+def kill_rank(torchrun, folder, seconds, chance):
+    """Kills a random rank; all must then end, in half a minute. Returns which one, or None if they had ended."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        torchrun.wait(seconds * chance.random())
+    workers = workers_of(torchrun)
+    if torchrun.poll() is not None or not workers:
+        return None
+    rank = chance.choice(sorted(workers))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(workers[rank], signal.SIGKILL)
+    torchrun.wait(30)
+    if left := [pid for pid in workers.values() if Path(f"/proc/{pid}").exists()]:
+        raise RuntimeError(f"processes {left} are still there after rank {rank} was killed")
+    return f"rank {rank}"
 
 
 def differences(one, two):
@@ -250,25 +223,16 @@ def stress(*, script, runs, folder, seed=0, jobs=2, ranks=1):
     arguments, whole = [*SCRIPTS[script].split(), "--data-dir", "../data"], folder / f"{script} left alone"
     start(script, ["--help"], whole).join()  # the process that forks is then awake
     started = time.perf_counter()
-    if ranks == 1:
-        process = start(script, arguments, whole)
-        process.join()
-        status = process.exitcode
-    else:
-        status = start_ranks(script, arguments, whole, ranks=ranks).wait()
+    _, wait = begin(script, arguments, whole, ranks)
+    status = wait()
     seconds = time.perf_counter() - started
     if status:
         raise RuntimeError(f"{script}, left alone, ended with {status}: {(whole / 'err').read_text()}")
 
     def one(number):
-        killed, options = (
-            folder / f"{script} killed {number}",
-            {"seconds": seconds, "seed": f"{seed} {script} {number}"},
-        )
-        if ranks == 1:
-            status, kills = killed_run(script, arguments, killed, **options)
-        else:
-            status, kills = killed_ranks(script, arguments, killed, ranks=ranks, **options)
+        killed = folder / f"{script} killed {number}"
+        options = {"seconds": seconds, "seed": f"{seed} {script} {number}"}
+        status, kills = killed_run(script, arguments, killed, ranks=ranks, **options)
         found = [f"ended with {status}: {(killed / 'err').read_text()}"] if status else differences(whole, killed)
         print(f"{script}, run {number}: killed {len(kills)} times, {'; '.join(found) or 'alike'}", flush=True)
         if not found:
@@ -281,43 +245,14 @@ def stress(*, script, runs, folder, seed=0, jobs=2, ranks=1):
     return failures, collections.Counter(doing for _, kills in results for doing in kills)
 
 
-def stress_evaluation(*, runs, folder, seed=0):
-    """`runs` killed evaluations of a small training. Returns (failures, kills, finished tasks, of these done again)."""
-    small_mnist(folder / "data")
-    arguments, whole = [*SCRIPTS["main_vae.py"].split(), "--data-dir", "../data"], folder / "whole"
-    start("main_vae.py", arguments, whole).join()
-    for path in whole.glob("checkpoints/*_state*"):
-        path.unlink()
-    alone, failures, kills, again = folder / "alone", [], [], 0
-    shutil.copytree(whole / "checkpoints", alone / "checkpoints")
-    started = time.perf_counter()
-    start("main_vae.py", [*arguments, "--evaluate-only"], alone).join()
-    seconds = time.perf_counter() - started
-    for number in range(1, runs + 1):
-        options = {"seconds": seconds, "seed": f"{seed} evaluation {number}"}
-        killed = folder / f"killed {number}"
-        status, of_run, repeated = killed_evaluation(arguments, whole / "checkpoints", killed, **options)
-        found = [f"ended with {status}"] if status else differences(alone, killed)
-        print(f"evaluation, run {number}: killed after {of_run} tasks, {'; '.join(found) or 'alike'}", flush=True)
-        failures += [f"evaluation, run {number}: {line}" for line in found]
-        kills, again = kills + of_run, again + repeated
-    return failures, len(kills), sum(kills), again
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50, help="of each script (50)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which runs are killed (0)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (2)")
     parser.add_argument("--ranks", type=int, default=1, help="of main_vae.py, of which a random one is killed (1)")
-    parser.add_argument("--evaluation", action="store_true", help="kill evaluations, and count what is done twice")
     arguments, failures = vars(parser.parse_args()), []
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.pop("evaluation"):
-            runs, seed = arguments["runs"], arguments["seed"]
-            failures, kills, finished, again = stress_evaluation(runs=runs, folder=Path(folder), seed=seed)
-            print(f"{kills} kills; of {finished} finished tasks {again} were done again")
-            sys.exit("\n".join(failures) or 0)
         for script in SCRIPTS if arguments["ranks"] == 1 else ["main_vae.py"]:
             found, kills = stress(script=script, folder=Path(folder), **arguments)
             failures += found

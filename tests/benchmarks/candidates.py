@@ -29,11 +29,6 @@ def failing():
     return turn
 
 
-def failing_at_once():
-    """Raises before it has a turn."""
-    raise ValueError("not today")
-
-
 def dying():
     """A turn in which the process ends."""
     return lambda: os._exit(3)

@@ -32,9 +32,8 @@ def test_candidates_take_turns_in_a_process_each(tmp_path, keep_processes):
 
 
 def test_a_candidate_that_fails_is_named():
-    for name, candidate in (("no such luck", candidates.failing), ("not today", candidates.failing_at_once)):
-        with pytest.raises(RuntimeError, match=f"unlucky: {name}"):
-            take_turns({"unlucky": candidate}, repeats=1)
+    with pytest.raises(RuntimeError, match="unlucky: no such luck"):
+        take_turns({"unlucky": candidates.failing}, repeats=1)
     with pytest.raises(RuntimeError, match=r"gone: .*terminated"):
         take_turns({"gone": candidates.dying}, repeats=1)
 

@@ -86,13 +86,13 @@ class Method(Learner):
     model: LatentVariableModel
 
     def posterior(self, x, rows):
-        """q of the training images x (B, *image) at `rows` (B,): a diagonal Normal (B, D)."""
+        """q of the training images x (B, *image) at `rows` (B,): a diagonal GaussianPosterior (B, D)."""
         raise NotImplementedError
 
-    def infer(self, x, *, generator, fit_steps=300):
+    def infer(self, x, *, noise, fit_steps=300):
         """q of images x (B, *image) outside the training set, as a Fit: by a forward pass, or by an optimization.
 
-        generator: one, or a list of one for each image.
+        noise: a Noise of these images.
         """
         raise NotImplementedError
 

@@ -28,7 +28,6 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from scipy.stats import t as student_t  # noqa: E402
-from torch.distributions import Normal  # noqa: E402
 
 from amortized_vae import AmortizedVAE  # noqa: E402
 from benchmarks.harness import print_table  # noqa: E402
@@ -40,22 +39,19 @@ from evaluation.ais import (  # noqa: E402
     anneal,
     annealed_importance_sampling,
     bidirectional_bounds,
-    gauss_newton_posterior,
     run_pilot,
 )
 from latent_optimization import LatentOptimization  # noqa: E402
-from posterior_fit import PosteriorFit, fit_posterior  # noqa: E402
+from posterior_fit import PosteriorFit, fit_posterior, gauss_newton_posterior, unpack  # noqa: E402
 from runtime.config import choose_precision  # noqa: E402
 from training import find_checkpoints  # noqa: E402
 from vae_utils import (  # noqa: E402
-    diagonal_normal,
+    GaussianPosterior,
+    Noise,
     elbo,
-    image_generators,
     importance_sampling,
     mean_and_error,
     random_generator,
-    select,
-    whiten,
 )
 
 METHODS = (AmortizedVAE, LatentOptimization)
@@ -74,16 +70,16 @@ def text(score, form=".2f"):
     return f"{score['mean']:{form}}" if error is None else f"{score['mean']:{form}} ± {error:{form}}"
 
 
-def evenly_spaced(model, x, z, q, *, generator, temperatures):
+def evenly_spaced(model, x, z, q, *, noise, temperatures):
     """(bounds' gap (B,), seconds of the forward half) with evenly spaced temperatures."""
     target, started = AISTarget(model, x, q), time.process_time()
-    pilot = run_pilot(target, leapfrog_steps=LEAPFROG_STEPS, generator=generator)
+    pilot = run_pilot(target, leapfrog_steps=LEAPFROG_STEPS, noise=noise)
     counts = torch.full((len(x),), temperatures, device=x.device)
-    schedule = Pilot(torch.ones_like(pilot.deviations), pilot.step_sizes).schedule(counts, LEAPFROG_STEPS)
-    options = {"schedule": schedule, "target": target, "generator": generator}
-    forwards, _ = anneal(target.draw(CHAINS, generator), **options)
+    schedule = Pilot(torch.ones_like(pilot.deviations), pilot.step_sizes).schedule(slice(None), counts, LEAPFROG_STEPS)
+    options = {"schedule": schedule, "target": target, "noise": noise}
+    forwards, _ = anneal(noise.normal((CHAINS, *q.mean.shape), like=q.mean), **options)
     seconds = time.process_time() - started
-    backwards, _ = anneal(whiten(q, z).expand(CHAINS, -1, -1), **options, backwards=True)
+    backwards, _ = anneal(q.whiten(z).expand(CHAINS, -1, -1), **options, backwards=True)
     return math.log(CHAINS) - backwards.neg().logsumexp(0) - (forwards.logsumexp(0) - math.log(CHAINS)), seconds
 
 
@@ -115,13 +111,13 @@ def until_the_bounds_meet(run, first, limit):
 def cost_table(model, precision, *, images, limit):
     """Table 1 of one model."""
     x, z = model.sample(images, random_generator(0, "simulated images"))
-    own = {"generator": image_generators(0, "accuracy", index=torch.arange(images))}
+    own = {"noise": Noise.of_images(0, "accuracy", index=torch.arange(images))}
     fast = model.in_precision(precision)
     with torch.no_grad():
         start = model.initial_posterior(x)
     fit, fitting = timed(fit_posterior, model, x, start, **own)
     full, linearizing = timed(gauss_newton_posterior, fast, x, fit.q, **own)
-    rows, prior = [], Normal(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean))
+    rows, prior = [], GaussianPosterior(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean))
     for aim in AIMS:
         gap, seconds = adapted(fast, x, z, full, log_weight_std=aim, **own)
         ours = fitting + linearizing + seconds
@@ -151,9 +147,9 @@ def trade_table(model, x, q, precision):
     fast, rows = model.in_precision(precision), []
 
     def run(chains, temperatures, purpose):
-        own = image_generators(0, purpose, index=torch.arange(len(x)))
+        own = Noise.of_images(0, purpose, index=torch.arange(len(x)))
         settings = {"chains": chains, "temperatures": temperatures}
-        return timed(annealed_importance_sampling, fast, x, q, generator=own, **settings)
+        return timed(annealed_importance_sampling, fast, x, q, noise=own, **settings)
 
     reference, _ = run(32, 512, "reference")
     for chains, temperatures in ((2, 256), (4, 128), (8, 64), (16, 32), (32, 16)):
@@ -181,7 +177,7 @@ def long_fit(model, x, q, *, steps=3000, pairs=4):
     fit.run(model, x, noise=(next(source) for _ in range(half)), learning_rates=[0.05] * half)
     rates = [0.05 * (0.5 + 0.5 * math.cos(math.pi * step / half)) for step in range(half)]
     average = fit.run(model, x, noise=(next(source) for _ in range(half)), learning_rates=rates)
-    return diagonal_normal(*average.chunk(2, dim=-1))
+    return unpack(average)
 
 
 @torch.no_grad()
@@ -196,8 +192,8 @@ def bound(model, x, q, draws=2000):
 
 def short_of_long_fit(model, split, start):
     """[gradients, nats short of a long fit] of the fits of a Split's images from q `start`."""
-    own = image_generators(0, "fit", index=split.index)
-    fit = fit_posterior(model, split.images, start, generator=own)
+    own = Noise.of_images(0, "fit", index=split.index)
+    fit = fit_posterior(model, split.images, start, noise=own)
     best = long_fit(model, split.images, fit.q)
     short = mean_and_error(bound(model, split.images, best) - bound(model, split.images, fit.q))
     return [f"{fit.gradients.double().mean():.0f}", text(short)]
@@ -206,13 +202,13 @@ def short_of_long_fit(model, split, start):
 def longer_annealing(model, x, q, precision):
     """[share within the stated error, mean difference] of the default against 4 times the chains and temperatures."""
     fast, index = model.in_precision(precision), torch.arange(len(x))
-    default = annealed_importance_sampling(fast, x, q, generator=image_generators(0, "default", index=index))
+    default = annealed_importance_sampling(fast, x, q, noise=Noise.of_images(0, "default", index=index))
     longer = torch.empty_like(default.log_prob)
     for count in default.temperatures.unique().tolist():
         rows = torch.nonzero(default.temperatures == count).flatten()
-        own = image_generators(0, "longer", index=index[rows])
-        settings = {"chains": 4 * CHAINS, "temperatures": 4 * count, "generator": own}
-        longer[rows] = annealed_importance_sampling(fast, x[rows], select(q, rows), **settings).log_prob
+        own = Noise.of_images(0, "longer", index=index[rows])
+        settings = {"chains": 4 * CHAINS, "temperatures": 4 * count, "noise": own}
+        longer[rows] = annealed_importance_sampling(fast, x[rows], q[rows], **settings).log_prob
     difference = longer - default.log_prob
     stated = student_t.ppf(0.975, CHAINS - 1) * default.standard_error + default.bias.abs()
     return [f"{int((difference.abs() < stated).sum())} of {len(x)}", text(mean_and_error(difference), ".3f")]
@@ -234,7 +230,7 @@ def main():
     for epoch in checkpoints.epochs:
         for method in checkpoints.load(epoch, data):
             model, last = method.model, epoch == checkpoints.epochs[-1]
-            own = image_generators(0, "inference", index=sample.index)
+            own = Noise.of_images(0, "inference", index=sample.index)
             with torch.no_grad():
                 start = model.initial_posterior(sample.images, own)
             if 3 in given.tables and epoch in (checkpoints.epochs[0], 10, checkpoints.epochs[-1]):
@@ -243,8 +239,8 @@ def main():
             if not last or not {1, 2, 4} & {*given.tables}:
                 continue
             print(f"\n{method.label}\n", flush=True)
-            fit = fit_posterior(model, sample.images, start, generator=own)
-            full = gauss_newton_posterior(model.in_precision(precision), sample.images, fit.q, generator=own)
+            fit = fit_posterior(model, sample.images, start, noise=own)
+            full = gauss_newton_posterior(model.in_precision(precision), sample.images, fit.q, noise=own)
             if 1 in given.tables:
                 cost_table(model, precision, images=given.images, limit=given.limit)
             if 2 in given.tables:

@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from benchmarks.harness import REPEATS, median_and_range, peak_memory, print_table, ratios, take_turns  # noqa: E402
 from evaluation.ais import annealed_importance_sampling  # noqa: E402
 from model import ConvVAE  # noqa: E402
-from vae_utils import importance_sampling, random_generator  # noqa: E402
+from vae_utils import Noise, importance_sampling, random_generator  # noqa: E402
 
 CHUNK = 500  # latents that go through the decoder at once, for all candidates
 LEAPFROG_STEPS = 3  # gradients of a transition
@@ -43,11 +43,11 @@ def model_and_images(images):
 def estimating(estimate, *, images, **counts):
     """A turn is an estimate of some images; it returns (the mean log p(x), the bytes held before it)."""
     vae, x, q = model_and_images(images)
-    generator = random_generator(0)
+    noise = Noise(0)
 
     def turn():
         before = peak_memory()
-        return float(estimate(vae, x, q, generator=generator, **counts).log_prob.mean()), before
+        return float(estimate(vae, x, q, noise=noise, **counts).log_prob.mean()), before
 
     return turn
 

@@ -30,7 +30,7 @@ from latent_table import INITIAL_LOG_VAR, LatentTable  # noqa: E402
 from model import ConvModel  # noqa: E402
 from runtime.config import TrainConfig  # noqa: E402
 from training import Method, train_epoch  # noqa: E402
-from vae_utils import diagonal_normal, evaluate_bound, random_generator  # noqa: E402
+from vae_utils import GaussianPosterior, Noise, evaluate_bound, random_generator  # noqa: E402
 
 CONFIG = TrainConfig()
 LATENT_DIM, RATE = CONFIG.latent_dim, CONFIG.latent_learning_rate
@@ -59,7 +59,7 @@ def sparse_table(size):
     values[:, LATENT_DIM:] = INITIAL_LOG_VAR
     embedding = nn.Embedding.from_pretrained(values, freeze=False, sparse=True)
     optimizer = optim.SparseAdam(embedding.parameters(), lr=RATE)
-    return torch_table(lambda rows: diagonal_normal(*embedding(rows).chunk(2, dim=-1)), optimizer)
+    return torch_table(lambda rows: GaussianPosterior.from_log_var(*embedding(rows).chunk(2, dim=-1)), optimizer)
 
 
 # With the memory that each needs at once, in sizes of the table: value and two moments. For dense Adam, whose gradient
@@ -117,8 +117,8 @@ def learning(name, *, size):
 
     def turn():
         train_epoch(method, next(numbers))
-        generator = random_generator(0, "loss")
-        return -float(evaluate_bound(method.model, method.images, method.posterior, generator=generator).elbo.mean())
+        noise = Noise(0, "loss")
+        return -float(evaluate_bound(method.model, method.images, method.posterior, noise=noise).elbo.mean())
 
     return turn
 

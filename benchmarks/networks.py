@@ -27,7 +27,7 @@ from latent_optimization import LatentOptimization  # noqa: E402
 from model import seeded_weights  # noqa: E402
 from runtime.config import EvalConfig, TrainConfig, choose_precision  # noqa: E402
 from training import read_checkpoint, train  # noqa: E402
-from vae_utils import evaluate_bound, random_generator, select  # noqa: E402
+from vae_utils import Noise, evaluate_bound  # noqa: E402
 
 METHODS = (AmortizedVAE, LatentOptimization)
 FITTED_IMAGES = 200
@@ -124,8 +124,8 @@ def validation_elbo(method, data, config):
     if not method.shared_inference:
         split = stratified_subset(split, size=min(FITTED_IMAGES, len(split.labels)), seed=config.seed)
     q = infer(method, split, config).q
-    generator = random_generator(config.seed, "networks", method.name)
-    bound = evaluate_bound(method.model, split.images, lambda x, rows: select(q, rows), generator=generator)
+    noise = Noise(config.seed, "networks", method.name)
+    bound = evaluate_bound(method.model, split.images, lambda x, rows: q[rows], noise=noise)
     return float(bound.elbo.mean())
 
 

@@ -45,7 +45,11 @@ class Decoder(BaseDecoder):
 def pythae_vae(model):
     """pythae's VAE with the networks of a ConvVAE, for pixels in units of its sigma, in the default memory layout."""
     sigma, model = model.likelihood.sigma, model.to(memory_format=torch.contiguous_format)
-    config = VAEConfig(input_dim=model.decoder.image_shape, latent_dim=model.latent_dim, reconstruction_loss="mse")
+    config = VAEConfig(
+        input_dim=tuple(model.mean(torch.zeros(1, model.latent_dim)).shape[1:]),
+        latent_dim=model.latent_dim,
+        reconstruction_loss="mse",
+    )
     return VAE(config, encoder=Encoder(model.encoder, sigma), decoder=Decoder(model.decoder, sigma))
 
 

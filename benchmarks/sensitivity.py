@@ -25,7 +25,6 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes of JOBS
 
 import torch  # noqa: E402
-
 import torch.nn.functional as F  # noqa: E402
 
 import latent_optimization  # noqa: E402
@@ -39,7 +38,7 @@ from posterior_fit import fit_posterior  # noqa: E402
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json  # noqa: E402
 from runtime.config import EvalConfig, TrainConfig, choose_device, choose_precision  # noqa: E402
 from training import graph_step, read_checkpoint, train_epoch  # noqa: E402
-from vae_utils import evaluate_bound, image_generators, kl_per_dimension, mean_and_error, random_generator  # noqa: E402
+from vae_utils import Noise, evaluate_bound, mean_and_error  # noqa: E402
 
 AMORTIZED, LONG_AMORTIZED = "amortized VAE", "amortized VAE, 90 epochs"
 
@@ -52,7 +51,7 @@ class StartedAtCodes(LatentOptimization):
         encoder = AmortizedVAE(config, data)
         train_epoch(encoder, 1)
         q = posterior_of_train(encoder, data)
-        self.table.load_parameters(q.mean, 2 * q.stddev.log())
+        self.table.load_parameters(q.mean, 2 * q.scale.log())
 
 
 class FixedDimensions(LatentOptimization):
@@ -137,19 +136,17 @@ def score(method, data, sample, config):
     """{"objective", "used_dimensions", "fitted_elbo", "log_prob"}; the last two: of each image of `sample`."""
     model, seed = method.model, config.seed
     model.precision = "float32"
-    q, generator = posterior_of_train(method, data), random_generator(seed, "objective", device=data.device)
-    objective = evaluate_bound(
-        model, data.train.images, lambda x, rows: type(q)(q.mean[rows], q.stddev[rows]), generator=generator
-    )
-    own = image_generators(seed, "sensitivity", index=sample.index, device=data.device)
+    q, noise = posterior_of_train(method, data), Noise(seed, "objective", device=data.device)
+    objective = evaluate_bound(model, data.train.images, lambda x, rows: q[rows], noise=noise)
+    own = Noise.of_images(seed, "sensitivity", index=sample.index, device=data.device)
     start = model.initial_posterior(sample.images, own)
-    fitted = fit_posterior(model, sample.images, start, generator=own).q
-    found = gaps.measure(model, sample.images, fitted, config, generator=own, fitted=True)
+    fitted = fit_posterior(model, sample.images, start, noise=own).q
+    found = gaps.measure(model, sample.images, fitted, config, noise=own, fitted=True)
     return {
         "objective": float(objective.elbo.mean()),
-        "used_dimensions": int((kl_per_dimension(fitted).mean(0) > 0.1).sum()),
-        "fitted_elbo": found.fitted_elbo.tolist(),
-        "log_prob": found.ais_log_prob.tolist(),
+        "used_dimensions": int((fitted.kl_per_dimension().mean(0) > 0.1).sum()),
+        "fitted_elbo": found["fitted_elbo"].tolist(),
+        "log_prob": found["log_prob"].tolist(),
     }
 
 

@@ -9,10 +9,11 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributions import Normal
 from torch.utils.data import DataLoader, StackDataset, Subset
 from torchvision import transforms
 from torchvision.datasets import MNIST
+
+from vae_utils import GaussianPosterior
 
 SIGMA_P = 0.4
 CONSTANT = 0.5 * 28 * 28 * math.log(2 * math.pi * SIGMA_P**2)  # nats per image; log p(x|z) has it, this loss has not
@@ -32,9 +33,9 @@ def mnist_loader(*, data_dir, rows, batch_size, shuffle=True):
 
 def bound_loss(q, x, decode):
     """The negative ELBO without its constant, the mean over the batch in nats."""
-    x_mean = decode(q.rsample())
+    x_mean = decode(q.rsample(torch.randn_like(q.mean)))
     reconstruction = F.mse_loss(x_mean, x, reduction="sum") / (2 * SIGMA_P**2)
-    divergence = -0.5 * (1 + 2 * q.stddev.log() - q.mean.square() - q.stddev.square()).sum()
+    divergence = -0.5 * (1 + 2 * q.scale.log() - q.mean.square() - q.scale.square()).sum()
     return (reconstruction + divergence) / len(x)
 
 
@@ -66,5 +67,5 @@ class Latents(nn.Module):
         self.log_var = nn.Parameter(torch.full((size, latent_dim), initial_log_var))
 
     def forward(self, rows):
-        """q of the images at `rows` (B,): a diagonal Normal (B, D)."""
-        return Normal(self.mean[rows], torch.exp(0.5 * self.log_var[rows]), validate_args=False)
+        """q of the images at `rows` (B,): diagonal, (B, D)."""
+        return GaussianPosterior.from_log_var(self.mean[rows], self.log_var[rows])

@@ -6,14 +6,14 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import linear_gaussian, seeded, toy_config
-from torch.distributions import Normal
+from conftest import gaussian, linear_gaussian, seeded, toy_config
 
 from amortized_vae import AmortizedVAE
 from benchmarks import accuracy, networks, sensitivity
 from data import Data, Split
 from latent_optimization import LatentOptimization
 from runtime.config import EvalConfig
+from vae_utils import Noise
 
 
 def mnist_like(count=60):
@@ -71,18 +71,18 @@ def test_a_start_of_the_study_has_its_number_of_dimensions():
     assert method.model.start.projection.shape[0] == 16
     q = method.model.initial_posterior(method.images)
     assert (q.mean[:, :16].std(0) > 0).all()
-    assert (q.stddev[:, :16] < 1).all()
+    assert (q.scale[:, :16] < 1).all()
     assert (q.mean[:, 16:] == 0).all()
-    assert (q.stddev[:, 16:] == 1).all()
+    assert (q.scale[:, 16:] == 1).all()
 
 
 def test_evenly_spaced_temperatures_meet_log_prob_from_the_prior():
     model = linear_gaussian()
     x, z = model.sample(12, seeded(1))
-    prior = Normal(torch.zeros(12, 3).double(), torch.ones(12, 3).double())
-    gap, seconds = accuracy.evenly_spaced(model, x, z, prior, generator=seeded(2), temperatures=400)
+    prior = gaussian(torch.zeros(12, 3).double(), 1.0)
+    gap, seconds = accuracy.evenly_spaced(model, x, z, prior, noise=Noise(2), temperatures=400)
     assert abs(float(gap.mean())) < 0.2
-    short, _ = accuracy.evenly_spaced(model, x, z, prior, generator=seeded(2), temperatures=2)
+    short, _ = accuracy.evenly_spaced(model, x, z, prior, noise=Noise(2), temperatures=2)
     assert short.mean() > 1
     assert seconds > 0
 

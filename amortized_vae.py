@@ -4,7 +4,7 @@ import torch
 
 import training
 from model import ConvVAE
-from vae_utils import Bound, evaluate_bound, forward_pass, random_generator
+from vae_utils import Bound, Fit, Noise, evaluate_bound
 
 VALIDATED_AT_ONCE = 1000  # images
 
@@ -16,18 +16,14 @@ class AmortizedVAE(training.Method):
     prefix, reconstruction_prefix = "vae", "recon"
     model_class = ConvVAE
 
-    def __init__(self, config, data):
-        super().__init__(config, data)
-        self.validation_images = data.validation.images
-
     def posterior(self, x, rows):
         """q(z|x); `rows` are ignored."""
         return self.model.encode(x)
 
     @torch.no_grad()
-    def infer(self, x, *, generator=None, fit_steps=None):
+    def infer(self, x, *, noise=None, fit_steps=None):
         """q(z|x) of any images, by a forward pass. Returns a Fit without a trace; nothing is drawn."""
-        return forward_pass(self.model.encode(x))
+        return Fit.given(self.model.encode(x))
 
     def validate(self, epoch):
         """The Bound of every validation image; each rank computes some of the batches."""
@@ -35,8 +31,8 @@ class AmortizedVAE(training.Method):
         values = torch.zeros(len(Bound._fields), len(x), device=x.device)
         batches = list(enumerate(torch.arange(len(x), device=x.device).split(VALIDATED_AT_ONCE)))
         for number, rows in batches[self.shard.rank :: self.shard.size]:
-            generator = random_generator(seed, epoch, "validation", number, device=x.device)
-            values[:, rows] = torch.stack(evaluate_bound(self.model, x[rows], self.posterior, generator=generator))
+            noise = Noise(seed, epoch, "validation", number, device=x.device)
+            values[:, rows] = torch.stack(evaluate_bound(self.model, x[rows], self.posterior, noise=noise))
         return Bound(*self.shard.add(values))
 
 

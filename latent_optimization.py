@@ -7,23 +7,13 @@ import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import nn
-from torch.distributions import Normal
 
 import training
 from data import stratified_subset
 from latent_table import LatentTable
 from model import INITIAL_LOG_VAR, ConvModel
 from posterior_fit import PosteriorFit, fit_posterior
-from vae_utils import (
-    Fit,
-    concatenate,
-    diagonal_normal,
-    draw,
-    elbo,
-    generators_of,
-    image_generators,
-    random_generator,
-)
+from vae_utils import Fit, GaussianPosterior, Noise, elbo, random_generator
 
 VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
 VALIDATION_STEPS = 30
@@ -47,15 +37,15 @@ class LinearPosterior(nn.Module):
         self.register_buffer("stddev", torch.full((latent_dim,), math.exp(0.5 * INITIAL_LOG_VAR)))
         self.register_buffer("spread", torch.zeros(()))  # 1: means are draws from the prior, the start "normal"
 
-    def forward(self, x, generator=None):
-        """q of images x (B, *image), a diagonal Normal (B, D). generator: needed with a spread alone."""
+    def forward(self, x, noise=None):
+        """q of images x (B, *image), diagonal, (B, D). noise: needed with a spread alone."""
         mean = (x.flatten(1) - self.center.to(x.dtype)) @ self.projection.T.to(x.dtype)  # (B, K)
         mean = F.pad(mean, (0, len(self.stddev) - len(self.projection)))
         if self.spread:
-            if generator is None:
-                raise ValueError("a start at draws from the prior needs a generator: initial_posterior(x, generator)")
-            mean = mean + self.spread * draw(torch.randn, generator, (1, *mean.shape), like=mean)[0]
-        return Normal(mean, self.stddev.to(x.dtype).expand_as(mean), validate_args=False)
+            if noise is None:
+                raise ValueError("a start at draws from the prior needs a Noise: initial_posterior(x, noise)")
+            mean = mean + self.spread * noise.normal((1, *mean.shape), like=mean)[0]
+        return GaussianPosterior(mean, self.stddev.to(x.dtype).expand_as(mean))
 
     def _load_from_state_dict(self, state_dict, prefix, *others):
         if (saved := state_dict.get(f"{prefix}projection")) is not None:  # of any number of dimensions
@@ -108,9 +98,9 @@ class LatentModel(ConvModel):
         self.register_buffer("mean_of_q", None)  # (N, D), of every training image, if the weights hold them
         self.register_buffer("log_var_of_q", None)  # (N, D)
 
-    def initial_posterior(self, x, generator=None):
+    def initial_posterior(self, x, noise=None):
         """Where the q of images x (B, *image) begins, those of the table as well as any other's: (B, D)."""
-        return self.start(x, generator)
+        return self.start(x, noise)
 
     def _load_from_state_dict(self, state_dict, prefix, *others):
         for name in ("mean", "log_var"):  # so called in a checkpoint
@@ -121,10 +111,10 @@ class LatentModel(ConvModel):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def posterior(self, rows):
-        """q of the training images at `rows` (B,), a diagonal Normal (B, D). Raises ValueError if it has none."""
+        """q of the training images at `rows` (B,), diagonal, (B, D). Raises ValueError if it has none."""
         if self.mean_of_q is None:
             raise ValueError("this checkpoint holds no q of training images: fit_posterior finds the q of any image")
-        return diagonal_normal(self.mean_of_q[rows], self.log_var_of_q[rows])
+        return GaussianPosterior.from_log_var(self.mean_of_q[rows], self.log_var_of_q[rows])
 
 
 class LatentOptimization(training.Method):
@@ -146,13 +136,13 @@ class LatentOptimization(training.Method):
             learning_rate=config.latent_learning_rate,
             device=data.device,
         )
-        q = concatenate(
+        q = GaussianPosterior.concatenate(
             [
                 self._started(self.images[rows], self.train_index[rows])
                 for rows in torch.arange(len(self.images), device=data.device).split(STARTED_AT_ONCE)
             ]
         )
-        self.table.load_parameters(q.mean, 2 * q.stddev.log())
+        self.table.load_parameters(q.mean, 2 * q.scale.log())
         self.optimizers.append(self.table)
         count = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(data.validation.labels))
         validation = stratified_subset(data.validation, size=count, seed=config.seed)
@@ -174,23 +164,22 @@ class LatentOptimization(training.Method):
 
     def _started(self, x, index):
         """`initial_posterior` of images x (B, *image) at the rows `index` (B,) of the data set."""
-        own = None
+        noise = None
         if self.config.latent_start == "normal":
-            own = image_generators(self.config.seed, "start", index=index, device=x.device)
-        return self.model.initial_posterior(x, own)
+            noise = Noise.of_images(self.config.seed, "start", index=index, device=x.device)
+        return self.model.initial_posterior(x, noise)
 
     def posterior(self, x, rows):
         """The table's q of the training images at `rows`; x is ignored."""
         return self.table.posterior(rows)
 
-    def infer(self, x, *, generator, fit_steps=300, batch_size=100):
+    def infer(self, x, *, noise, fit_steps=300, batch_size=100):
         """q of images outside the training set, fitted from model.initial_posterior, `batch_size` at a time: a Fit."""
         fits = []
         for rows in torch.arange(len(x), device=x.device).split(batch_size):
-            own = generators_of(generator, rows)
-            start = self.model.initial_posterior(x[rows], own)
-            fits.append(fit_posterior(self.model, x[rows], start, generator=own, fit_steps=fit_steps))
-        q, empty = concatenate([fit.q for fit in fits]), torch.empty(0, len(x))
+            start = self.model.initial_posterior(x[rows], noise[rows])
+            fits.append(fit_posterior(self.model, x[rows], start, noise=noise[rows], fit_steps=fit_steps))
+        q, empty = GaussianPosterior.concatenate([fit.q for fit in fits]), torch.empty(0, len(x))
         return Fit(q, empty, *(torch.cat([fit[field] for fit in fits]) for field in (2, 3)))
 
     def draw_noise(self, count, generator):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from model import INITIAL_LOG_VAR
-from vae_utils import diagonal_normal
+from vae_utils import GaussianPosterior
 
 
 class LatentTable(nn.Module):
@@ -41,7 +41,7 @@ class LatentTable(nn.Module):
         return self._learning_rate
 
     def posterior(self, rows):
-        """q of the images at `rows` (B,), a diagonal Normal (B, D). With gradients on, the next `step` learns them.
+        """q of the images at `rows` (B,), diagonal, (B, D). With gradients on, the next `step` learns them.
 
         `rows` must not name a row twice.
         """
@@ -49,7 +49,7 @@ class LatentTable(nn.Module):
         if torch.is_grad_enabled():
             value.requires_grad_()
             self._visit = rows, value, first, second
-        return diagonal_normal(*value.chunk(2, dim=-1))
+        return GaussianPosterior.from_log_var(*value.chunk(2, dim=-1))
 
     @torch.no_grad()
     def step(self):

@@ -8,86 +8,138 @@ Weights are stored channels last, the layout that oneDNN needs.
 import contextlib
 import copy
 import math
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributions import Normal
+
+from vae_utils import GaussianPosterior
 
 INITIAL_LOG_VAR = -2.0  # of a q of an image of which nothing is known
 
 
-class Gaussian:
-    """p(x|z) = N(x; output, sigma^2 I): log-densities in nats, no constant dropped."""
+class Likelihood(nn.Module):
+    """p(x|z) of pixels that are independent given z; its parameters, if any, are trained with the decoder's.
 
-    name = "gaussian"
-    activation = nn.Tanh  # the last layer of a decoder whose output is the mean of pixels in [-1, 1]
+    Shapes: x (B, C, H, W); the decoder's output (..., B, channels * C, H, W). A subclass defines the methods below, in
+    nats and without dropping a constant, and is listed in LIKELIHOODS if a run may choose it by its name.
+    """
 
-    def __init__(self, sigma=0.4):
-        self.sigma, self.noise_variance = sigma, sigma**2
-        self.label = f"Gaussian p(x|z), sigma {sigma:g}, pixels in [-1, 1]"
+    name = label = None  # label: in figures and tables; may depend on the parameters
+    channels = 1  # of the decoder's output for each channel of x
+    activation = nn.Identity  # the last layer of a decoder
+    noise_variance = None  # of a pixel given z, if it is a constant
+    units = "log-densities, which do not compare with results on binarized images"  # what the numbers are
+
+    @classmethod
+    def from_config(cls, config):
+        """The likelihood that a TrainConfig describes."""
+        return cls()
+
+    def split(self, output):
+        """The parameters of each pixel, `channels` tensors of the shape of x."""
+        return output.chunk(self.channels, dim=-3)
 
     def log_prob(self, x, output):
-        """log p(x|z), (..., B), of x (B, *image) under the decoder's output (..., B, *image)."""
-        pixels = x[0].numel()
-        squared_error = (output - x).flatten(output.dim() - x.dim() + 1).square().sum(-1)
-        return -squared_error / (2 * self.sigma**2) - 0.5 * pixels * math.log(2 * math.pi * self.sigma**2)
+        """log p(x|z), (..., B)."""
+        raise NotImplementedError
 
     def mean(self, output):
-        """E[x|z], of the output's shape."""
+        """E[x|z], (..., B, C, H, W)."""
+        raise NotImplementedError
+
+    def sample(self, output, generator):
+        """A draw of x, (..., B, C, H, W)."""
+        raise NotImplementedError
+
+    def curvature(self, output):
+        """-d^2 log p(x|z) / d output^2 of each output by itself, of the output's shape; its mean over x, if it depends.
+
+        It must not be negative: these are the weights of `gauss_newton_posterior`, which neglects mixed derivatives.
+        """
+        raise NotImplementedError
+
+    def check(self, x):
+        """Raises ValueError if x cannot be drawn from p(x|z)."""
+
+
+def flat_pixels(values, x):
+    """Values (..., B, *image) as (..., B, P), where x is (B, *image)."""
+    return values.flatten(values.dim() - x.dim() + 1)
+
+
+class Gaussian(Likelihood):
+    """p(x|z) = N(x; output, sigma^2 I)."""
+
+    name = "gaussian"
+    activation = nn.Tanh  # the output is the mean of pixels in [-1, 1]
+
+    def __init__(self, sigma=0.4):
+        super().__init__()
+        self.sigma = sigma
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(config.sigma_p)
+
+    @property
+    def label(self):
+        return f"Gaussian p(x|z), sigma {self.sigma:g}, pixels in [-1, 1]"
+
+    @property
+    def noise_variance(self):
+        return self.sigma**2
+
+    def log_prob(self, x, output):
+        squared_error = flat_pixels(output - x, x).square().sum(-1)
+        return -squared_error / (2 * self.sigma**2) - 0.5 * x[0].numel() * math.log(2 * math.pi * self.sigma**2)
+
+    def mean(self, output):
         return output
 
     def sample(self, output, generator):
-        """A draw of x, of the output's shape."""
         noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
         return output + self.sigma * noise
 
     def curvature(self, output):
-        """-d^2 log p(x|z) / d output^2 of every pixel, of the output's shape: the Gauss-Newton weights."""
         return torch.full_like(output, 1 / self.sigma**2)
 
-    def check(self, x):
-        """Any real x has a density."""
 
+class Bernoulli(Likelihood):
+    """p(x|z) of binary pixels, -1 or 1; the output is the logit of a 1."""
 
-class Bernoulli:
-    """p(x|z) of binary pixels, -1 or 1; the output is the logit of a 1. Log-probabilities in nats, never above 0."""
-
-    name = "bernoulli"
-    activation = nn.Identity
-    label = "Bernoulli p(x|z), binarized pixels"
-    noise_variance = None  # of a pixel given z: that of a probability, no constant
+    name, label = "bernoulli", "Bernoulli p(x|z), binarized pixels"
+    units = "log-probabilities, never above 0"
 
     def log_prob(self, x, output):
-        """log p(x|z), (..., B), of x (B, *image) under logits (..., B, *image)."""
-        return F.logsigmoid(x * output).flatten(output.dim() - x.dim() + 1).sum(-1)
+        return flat_pixels(F.logsigmoid(x * output), x).sum(-1)
 
     def mean(self, output):
-        """E[x|z], of the output's shape."""
         return torch.tanh(0.5 * output)
 
     def sample(self, output, generator):
-        """A draw of x, of the output's shape."""
         uniform = torch.rand(output.shape, generator=generator, dtype=output.dtype, device=output.device)
         return torch.where(uniform < output.sigmoid(), 1.0, -1.0).to(output.dtype)
 
     def curvature(self, output):
-        """-d^2 log p(x|z) / d output^2 of every pixel, of the output's shape: the Gauss-Newton weights."""
         return output.sigmoid() * (-output).sigmoid()
 
     def check(self, x):
-        """Raises ValueError if a pixel is neither -1 nor 1."""
         if not (x.abs() == 1).all():
             raise ValueError("a Bernoulli likelihood needs pixels that are -1 or 1: binarize the images first")
 
 
+LIKELIHOODS = {likelihood.name: likelihood for likelihood in (Gaussian, Bernoulli)}
+
+
 def make_likelihood(config):
-    """The likelihood of a TrainConfig, whose field `likelihood` lists the names."""
-    return {Gaussian.name: Gaussian(config.sigma_p), Bernoulli.name: Bernoulli()}[config.likelihood]
+    """The likelihood of a TrainConfig."""
+    return LIKELIHOODS[config.likelihood].from_config(config)
 
 
 class LatentVariableModel(nn.Module):
-    """p(x, z) = N(z; 0, I) p(x|z), where a decoder maps z to the parameters of the likelihood.
+    """p(x, z) = N(z; 0, I) p(x|z), where the decoder maps z (M, D) to outputs (M, channels * C, H, W).
 
     precision: number format of the networks, "float32" (the format of their inputs) or "bfloat16"; their results have
     the type of their inputs in both cases.
@@ -103,36 +155,51 @@ class LatentVariableModel(nn.Module):
         view.precision = precision
         return view
 
+    @property
+    def like(self):
+        """An empty tensor with the type and the device of the weights; without weights, PyTorch's default ones."""
+        tensors = chain(self.parameters(), self.buffers())
+        return next((tensor.new_empty(0) for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+
     def decode(self, z):
-        """The parameters of p(x|z), (..., *image), for z (..., D): a Gaussian's mean, a Bernoulli's logits."""
+        """The parameters of p(x|z), (..., channels * C, H, W), for z (..., D)."""
+        rows = z.reshape(-1, z.shape[-1])
         with autocast(self.precision, z.device):
-            output = self.decoder(z)
-        return output.to(z.dtype)
+            output = self.decoder(rows)
+        if len(output) != len(rows):
+            raise ValueError(
+                f"the decoder turns z {tuple(rows.shape)} into {tuple(output.shape)}: not a row for each z"
+            )
+        return output.reshape(*z.shape[:-1], *output.shape[1:]).to(z.dtype)
 
     def mean(self, z):
         """E[x|z], the picture, (..., *image), for z (..., D)."""
         return self.likelihood.mean(self.decode(z))
 
     def log_likelihood(self, x, z):
-        """log p(x|z), (..., B), for x (B, *image) and z (..., B, D)."""
-        return self.likelihood.log_prob(x, self.decode(z))
+        """log p(x|z), (..., B), for x (B, *image) and z (..., B, D). Raises ValueError if x does not fit."""
+        output, channels = self.decode(z), self.likelihood.channels
+        given, needed = output.shape[z.dim() - 1 :], (channels * x.shape[1], *x.shape[2:])
+        if given != needed:
+            raise ValueError(f"the decoder gives {tuple(given)} for an image: x {tuple(x.shape)} needs {needed}")
+        return self.likelihood.log_prob(x, output)
 
     def log_joint(self, x, z):
         """log p(x, z) = log p(x|z) + log N(z; 0, I), (..., B), for x (B, *image) and z (..., B, D)."""
         log_prior = -0.5 * z.square().sum(-1) - 0.5 * self.latent_dim * math.log(2 * math.pi)
         return self.log_likelihood(x, z) + log_prior
 
-    def initial_posterior(self, x, generator=None):
-        """A diagonal Normal (B, D) from which q of images x (B, *image) is fitted: the encoder's, if there is one."""
+    def initial_posterior(self, x, noise=None):
+        """A diagonal q (B, D) from which that of images x (B, *image) is fitted: the encoder's, if there is one."""
         if hasattr(self, "encode"):
             return self.encode(x)
         mean = torch.zeros(len(x), self.latent_dim, dtype=x.dtype, device=x.device)
-        return Normal(mean, torch.full_like(mean, math.exp(0.5 * INITIAL_LOG_VAR)), validate_args=False)
+        return GaussianPosterior(mean, torch.full_like(mean, math.exp(0.5 * INITIAL_LOG_VAR)))
 
     @torch.no_grad()
     def sample(self, count, generator):
         """(x, z) from p(x, z): x (count, *image) with the noise of p(x|z), and z (count, D)."""
-        like = next(self.parameters())
+        like = self.like
         z = torch.randn(count, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device)
         return self.likelihood.sample(self.decode(z), generator), z
 
@@ -144,7 +211,8 @@ class ConvModel(LatentVariableModel):
         """likelihood: by default a Gaussian. With a seed, the initial weights are a function of it."""
         likelihood = likelihood or Gaussian()
         with seeded_weights(seed):
-            decoder = Decoder(latent_dim, image_shape=image_shape, activation=likelihood.activation)
+            options = {"activation": likelihood.activation, "channels": likelihood.channels}
+            decoder = Decoder(latent_dim, image_shape=image_shape, **options)
         super().__init__(decoder, likelihood, latent_dim=latent_dim, precision=precision)
 
 
@@ -160,11 +228,10 @@ class ConvVAE(ConvModel):
             self.encoder = Encoder(latent_dim, image_shape=image_shape)
 
     def encode(self, x):
-        """q(z|x) of x (B, *image): a diagonal Normal (B, D)."""
+        """q(z|x) of x (B, *image), diagonal, (B, D)."""
         with autocast(self.precision, x.device):
             output = self.encoder(x)
-        mean, log_var = output.to(x.dtype).chunk(2, dim=-1)
-        return Normal(mean, torch.exp(0.5 * log_var), validate_args=False)
+        return GaussianPosterior.from_log_var(*output.to(x.dtype).chunk(2, dim=-1))
 
 
 class Encoder(nn.Module):
@@ -191,12 +258,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z (..., D) -> the parameters of p(x|z), (..., C, H, W). H and W are multiples of four."""
+    """z (B, D) -> the parameters of p(x|z), (B, channels * C, H, W). H and W are multiples of four."""
 
-    def __init__(self, latent_dim, *, image_shape=(1, 28, 28), hidden=512, activation=nn.Tanh):
+    def __init__(self, latent_dim, *, image_shape=(1, 28, 28), hidden=512, activation=nn.Tanh, channels=1):
         super().__init__()
-        self.image_shape = tuple(image_shape)
-        channels, height, width = _quartered(image_shape)
+        image_channels, height, width = _quartered(image_shape)
+        # A sub-pixel convolution (Shi et al. 2016): a transposed convolution to one channel takes three times as long.
         layers = [
             nn.Linear(latent_dim, hidden),
             nn.LayerNorm(hidden),
@@ -206,17 +273,17 @@ class Decoder(nn.Module):
             nn.Unflatten(1, (32, height, width)),
             nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, H/2, W/2)
             nn.SiLU(),
+            nn.Conv2d(32, 4 * channels * image_channels, 3, padding=1),
+            nn.PixelShuffle(2),  # (B, channels * C, H, W)
+            activation(),
         ]
-        # A sub-pixel convolution (Shi et al. 2016): a transposed convolution to one channel takes three times as long.
-        to_pixels = nn.Conv2d(32, 4 * channels, 3, padding=1)
         # The initial range of a transposed convolution; PyTorch's for this one is a quarter of it, and slow to train.
-        nn.init.uniform_(to_pixels.weight, -0.25, 0.25)
-        self.layers = nn.Sequential(*layers, to_pixels, nn.PixelShuffle(2), activation())
+        nn.init.uniform_(layers[8].weight, -0.25, 0.25)
+        self.layers = nn.Sequential(*layers)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, z):
-        output = self.layers(z.reshape(-1, z.shape[-1]))
-        return output.reshape(*z.shape[:-1], *self.image_shape)
+        return self.layers(z)
 
 
 def _quartered(image_shape):

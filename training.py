@@ -10,7 +10,7 @@ from model import make_likelihood
 from runtime.checkpoint import invalid_contents
 from runtime.distributed import WHOLE
 from runtime.learners import read_checkpoint, saved_epochs
-from vae_utils import Bound, elbo, mean_and_error, random_generator
+from vae_utils import Bound, Noise, elbo, evaluate_bound, mean_and_error, random_generator
 
 
 class Learner(nn.Module):
@@ -72,9 +72,9 @@ class Method(Learner):
         shared_inference        whether one network infers q of all images: then each gradient of a training shapes
                                 every q, and all test images are scored, not --fitted-images of them
 
-    and defines `posterior`, `infer` and, unless validation images get their q by `infer`, `validate`. The base class
-    makes the model and an Adam of its weights, takes the steps, and saves and loads. Figures of reconstructions are
-    called {reconstruction_prefix}_epoch_{N}.png, which must end in "recon".
+    and defines `posterior` and `infer`. The base class makes the model and an Adam of its weights, takes the steps,
+    validates, saves and loads. Figures of reconstructions are called {reconstruction_prefix}_epoch_{N}.png, which must
+    end in "recon".
     """
 
     label = color = model_class = None
@@ -91,6 +91,7 @@ class Method(Learner):
         options = {"image_shape": data.image_shape, "seed": config.seed, "precision": config.precision}
         self.model = self.model_class(config.latent_dim, make_likelihood(config), **options).to(data.device)
         self.optimizers.append(torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True))
+        self.validation_images = data.validation.images
 
     def posterior(self, x, rows):
         """q of the training images x (B, *image) at `rows` (B,) of this rank: a GaussianPosterior (B, D).
@@ -108,8 +109,10 @@ class Method(Learner):
         raise NotImplementedError
 
     def validate(self, epoch):
-        """The Bound of validation images under the present weights, (M,) each."""
-        raise NotImplementedError
+        """The Bound of validation images under the present weights, (M,) each: by default at the q of `infer`."""
+        x, noise = self.validation_images, Noise(self.config.seed, epoch, "validation", device=self.images.device)
+        q = self.infer(x, noise=noise).q
+        return evaluate_bound(self.model, x, lambda x, rows: q[rows], noise=noise)
 
     def draw_noise(self, count, generator):
         """What is random in a step on `count` images: standard normal, (count, D)."""

@@ -1,7 +1,7 @@
-"""The evidence lower bound (ELBO), importance-sampled log p(x), helpers of q: for any q and LatentVariableModel.
+"""Gaussian posteriors q(z), random numbers, the evidence lower bound (ELBO) and importance sampling, for any model.
 
-q is a diagonal Normal (B, D) or a MultivariateNormal (B, D). Every value is in nats per image, and no constant is ever
-dropped. Shapes: B images, K samples, D latent dimensions; samples lead, (K, B, D).
+Every value is in nats per image, and no constant is ever dropped. Shapes: B images, K samples, D latent dimensions;
+samples lead, (K, B, D).
 """
 
 import hashlib
@@ -9,9 +9,168 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 DRAWN_AT_ONCE = 16  # samples of an image, by one call of its generator
+
+
+class GaussianPosterior:
+    """q(z) = N(mean, diag(scale)^2), or N(mean, scale scale') where scale is a lower triangular matrix.
+
+    mean: (B, D); scale: (B, D) or (B, D, D).
+    """
+
+    __slots__ = ("mean", "scale")
+
+    def __init__(self, mean, scale):
+        self.mean, self.scale = mean, scale
+
+    @classmethod
+    def from_log_var(cls, mean, log_var):
+        """The diagonal q of mean and log-variance, (B, D) each."""
+        return cls(mean, torch.exp(0.5 * log_var))
+
+    @classmethod
+    def from_precision(cls, mean, precision):
+        """The full q of mean (B, D) and precision, the inverse of the covariance, (B, D, D)."""
+        inverse = torch.linalg.cholesky(precision.flip((-2, -1))).flip((-2, -1)).mT  # L^-1 of the covariance L L'
+        identity = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+        return cls(mean, torch.linalg.solve_triangular(inverse, identity, upper=False))
+
+    @classmethod
+    def concatenate(cls, posteriors):
+        """One q of the images of several, in their order; all diagonal, or all full."""
+        return cls(torch.cat([q.mean for q in posteriors]), torch.cat([q.scale for q in posteriors]))
+
+    def __len__(self):
+        return len(self.mean)
+
+    def __getitem__(self, rows):
+        return GaussianPosterior(self.mean[rows], self.scale[rows])
+
+    def to(self, *target):
+        """As torch.Tensor.to."""
+        return GaussianPosterior(self.mean.to(*target), self.scale.to(*target))
+
+    def parameters(self):
+        """Mean and log-variance of a diagonal q side by side, (B, 2D)."""
+        return torch.cat((self.mean, 2 * self.scale.log()), dim=-1)
+
+    @property
+    def is_diagonal(self):
+        return self.scale.dim() == self.mean.dim()
+
+    def rsample(self, noise):
+        """z = mean + scale noise, of the noise's shape, (B, D) or (K, B, D) (Kingma & Welling 2014, Eq. 4)."""
+        if self.is_diagonal:
+            return self.mean + self.scale * noise
+        return self.mean + torch.einsum("bij,...bj->...bi", self.scale, noise)
+
+    def whiten(self, z):
+        """The noise from which `rsample` makes z, (B, D) or (K, B, D)."""
+        centered = z - self.mean
+        if self.is_diagonal:
+            return centered / self.scale
+        columns = centered.unsqueeze(-1) if z.dim() == self.mean.dim() else centered.movedim(0, -1)  # (B, D, K)
+        noise = torch.linalg.solve_triangular(self.scale, columns, upper=False)
+        return noise.squeeze(-1) if z.dim() == self.mean.dim() else noise.movedim(-1, 0)
+
+    def log_prob(self, z):
+        """log q(z), (B,) or (K, B), for z (B, D) or (K, B, D)."""
+        return self.log_prob_of_noise(self.whiten(z))
+
+    def log_prob_of_noise(self, noise):
+        """log q(z) at z = rsample(noise)."""
+        log_det = self._diagonal().log().sum(-1)
+        return -0.5 * noise.square().sum(-1) - log_det - 0.5 * noise.shape[-1] * math.log(2 * math.pi)
+
+    def kl(self):
+        """KL(q || N(0, I)) in closed form, (B,)."""
+        if self.is_diagonal:
+            return self.kl_per_dimension().sum(-1)
+        squares = self.scale.square().sum((-2, -1)) + self.mean.square().sum(-1)
+        return 0.5 * (squares - self.mean.shape[-1]) - self._diagonal().log().sum(-1)
+
+    def kl_per_dimension(self):
+        """KL(q || N(0, I)) of a diagonal q, (B, D) (Kingma & Welling 2014, Appendix B)."""
+        variance = self.scale.square()
+        return 0.5 * (variance + self.mean.square() - 1 - variance.log())
+
+    def _diagonal(self):
+        return self.scale if self.is_diagonal else self.scale.diagonal(dim1=-2, dim2=-1)
+
+
+def random_generator(seed, *purpose, device="cpu"):
+    """A generator that is a function of (seed, purpose) alone: a resumed run draws what an uninterrupted one draws."""
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+class Noise:
+    """The random numbers of images, from one generator for all, or one for each (`of_images`).
+
+    With one for each, what is drawn for an image does not depend on the other images in its batch.
+    """
+
+    __slots__ = ("_generators",)
+
+    def __init__(self, seed, *purpose, device="cpu"):
+        self._generators = random_generator(seed, *purpose, device=device)
+
+    @classmethod
+    def of_images(cls, seed, *purpose, index, device="cpu"):
+        """A generator for each image, a function of (seed, purpose, its entry of `index`).
+
+        index: the images' rows in the data set, (B,), or a list of anything that names them.
+        """
+        index = index.tolist() if isinstance(index, torch.Tensor) else index
+        return cls._from([random_generator(seed, *purpose, entry, device=device) for entry in index])
+
+    @classmethod
+    def _from(cls, generators):
+        noise = cls.__new__(cls)
+        noise._generators = generators
+        return noise
+
+    @classmethod
+    def concatenate(cls, parts):
+        """The Noise of the images of several, in their order. One generator for all images stays alone."""
+        if parts[0].images is None:
+            return parts[0]
+        return cls._from([generator for noise in parts for generator in noise._generators])
+
+    @property
+    def images(self):
+        """How many images have a generator of their own; None if one serves all."""
+        return None if isinstance(self._generators, torch.Generator) else len(self._generators)
+
+    def __getitem__(self, rows):
+        """The Noise of the images at `rows`, (M,) int64. The generators are the same, not copies."""
+        return self if self.images is None else self._from([self._generators[row] for row in rows.tolist()])
+
+    def spawn(self, rows, *purpose):
+        """New generators, for the images at `rows`, a list which may name a row several times."""
+        if self.images is None:
+            return self
+        generators = []
+        for place, row in enumerate(rows):
+            parent, earlier = self._generators[row], rows[:place].count(row)
+            generators.append(random_generator(parent.initial_seed(), *purpose, earlier, device=parent.device))
+        return self._from(generators)
+
+    def normal(self, shape, *, like):
+        """Standard normal draws of shape (K, B, ...), of the type of `like` on its device."""
+        return self._draw(torch.randn, shape, like)
+
+    def uniform(self, shape, *, like):
+        """Draws from [0, 1) of shape (K, B, ...), of the type of `like` on its device."""
+        return self._draw(torch.rand, shape, like)
+
+    def _draw(self, distribution, shape, like):
+        options = {"dtype": like.dtype, "device": like.device}
+        if self.images is None:
+            return distribution(shape, generator=self._generators, **options)
+        shape = (shape[0], *shape[2:])
+        return torch.stack([distribution(shape, generator=own, **options) for own in self._generators], dim=1)
 
 
 class Bound(NamedTuple):
@@ -23,7 +182,7 @@ class Bound(NamedTuple):
 
 
 class ISEstimate(NamedTuple):
-    """Estimates by importance sampling for each image, (B,) each, in nats except the sample size."""
+    """Estimates by importance sampling, (B,) each, in nats except the sample size."""
 
     log_prob: torch.Tensor
     elbo: torch.Tensor
@@ -33,164 +192,93 @@ class ISEstimate(NamedTuple):
 class Fit(NamedTuple):
     """A q of images, and the cost of finding it."""
 
-    q: Normal  # diagonal, (B, D)
-    trace: torch.Tensor  # (cycles + 1, B): of the q kept after each cycle its bound, a little high, since it was chosen
+    q: GaussianPosterior  # diagonal
+    trace: torch.Tensor  # (cycles + 1, B): the bound of the best q after each cycle, biased upwards by the selection
     converged: torch.Tensor  # (B,) bool
-    gradients: torch.Tensor  # (B,): of the bound, evaluated for each image
+    gradients: torch.Tensor  # (B,): evaluations of the gradient of an image's bound
+
+    @classmethod
+    def given(cls, q):
+        """The Fit of a q that took no optimization, such as an encoder's."""
+        none = torch.zeros(len(q), dtype=torch.int64, device=q.mean.device)
+        return cls(q, trace=torch.empty(0, len(q)), converged=none == 0, gradients=none)
 
 
-def forward_pass(q):
-    """The Fit of a q that an encoder gave: nothing was optimized."""
-    none = torch.zeros(len(q.mean), dtype=torch.int64, device=q.mean.device)
-    return Fit(q, trace=torch.empty(0, len(none)), converged=none == 0, gradients=none)
-
-
-def random_generator(seed, *purpose, device="cpu"):
-    """A generator that is a function of (seed, purpose) alone: a resumed run draws what an uninterrupted one draws."""
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def image_generators(seed, *purpose, index, device="cpu"):
-    """A generator for each image: what is random about one is a function of (seed, purpose, index), its own.
-
-    index: (B,), the images' rows in the data set. Every function here that takes `generator` takes such a list, too:
-    then what it finds for an image does not depend on the other images in the batch.
-    """
-    return [random_generator(seed, *purpose, row, device=device) for row in index.tolist()]
-
-
-def draw(distribution, generator, shape, *, like):
-    """Draws of torch.randn or torch.rand, (K, B, ...), of one generator or of a list of one for each image."""
-    options = {"dtype": like.dtype, "device": like.device}
-    if isinstance(generator, torch.Generator):
-        return distribution(shape, generator=generator, **options)
-    of_one = (shape[0], *shape[2:])
-    return torch.stack([distribution(of_one, generator=own, **options) for own in generator], dim=1)
-
-
-def generators_of(generator, rows):
-    """What `draw` needs for the images at `rows` (M,) alone."""
-    return generator if isinstance(generator, torch.Generator) else [generator[row] for row in rows.tolist()]
-
-
-def diagonal_normal(mean, log_var):
-    """q(z) = N(mean, diag exp(log_var)), both (B, D)."""
-    return Normal(mean, torch.exp(0.5 * log_var), validate_args=False)
-
-
-def kl_per_dimension(q):
-    """KL(q || N(0, I)) of a diagonal Normal in closed form, (B, D) (Kingma & Welling 2014, Appendix B)."""
-    prior = Normal(torch.zeros_like(q.mean), torch.ones_like(q.mean), validate_args=False)
-    return kl_divergence(q, prior)
-
-
-def reparameterize(q, noise):
-    """z = mean + scale * noise, of the noise's shape, (B, D) or (K, B, D)."""
-    if isinstance(q, Normal):
-        return q.mean + q.stddev * noise
-    return q.mean + torch.einsum("bij,...bj->...bi", q.scale_tril, noise)
-
-
-def whiten(q, z):
-    """The noise (B, D) from which `reparameterize` makes z (B, D)."""
-    if isinstance(q, Normal):
-        return (z - q.mean) / q.stddev
-    return torch.linalg.solve_triangular(q.scale_tril, (z - q.mean).unsqueeze(-1), upper=False).squeeze(-1)
-
-
-def select(q, rows):
-    """The rows (M,) of q (B, D)."""
-    if isinstance(q, Normal):
-        return Normal(q.mean[rows], q.stddev[rows], validate_args=False)
-    return MultivariateNormal(q.mean[rows], scale_tril=q.scale_tril[rows], validate_args=False)
-
-
-def concatenate(qs):
-    """One diagonal Normal (B, D) of several, in their order."""
-    return Normal(torch.cat([q.mean for q in qs]), torch.cat([q.stddev for q in qs]), validate_args=False)
-
-
-def check_inputs(model, x, q, generator):
-    """Raises ValueError for shapes that do not fit, a missing generator, or pixels without a probability."""
+def check_inputs(model, x, q, noise):
+    """Raises ValueError for shapes that do not fit, a missing Noise, or pixels without a probability."""
     if q.mean.shape != (len(x), model.latent_dim):
         shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)} do not fit"
         raise ValueError(f"{shapes}: q needs ({len(x)}, {model.latent_dim}), images by latent dimensions")
-    if not isinstance(generator, torch.Generator) and (generator is None or len(generator) != len(x)):
-        raise ValueError("generator: give a torch.Generator, such as random_generator(seed), or a list, one per image")
+    if not isinstance(noise, Noise) or noise.images not in (None, len(x)):
+        raise ValueError("noise: give Noise(seed), or Noise.of_images(seed, index=...) with an entry for each image")
     model.likelihood.check(x)
 
 
 def elbo(model, x, q, noise):
-    """The bound of every image with z = mean + stddev * noise (Kingma & Welling 2014, Eq. 7).
+    """The bound of every image at z = q.rsample(noise) (Kingma & Welling 2014, Eq. 7).
 
-    q: diagonal Normal (B, D); x: (B, *image); noise: (B, D) or (K, B, D), standard normal.
-    Returns a Bound of (B,) each, averaged over K; gradients flow to q and to the model.
+    x: (B, *image); q: GaussianPosterior (B, D); noise: a standard normal tensor, (B, D) or (K, B, D). Returns a Bound
+    of (B,) each, averaged over K. Gradients flow to q and to the model. Raises ValueError for shapes that do not fit.
     """
     if noise.shape[-2:] != q.mean.shape or len(x) != len(q.mean):
         shapes = f"x {tuple(x.shape)}, q {tuple(q.mean.shape)} and noise {tuple(noise.shape)}"
         raise ValueError(f"{shapes} are of different images")
-    log_likelihood = model.log_likelihood(x, reparameterize(q, noise))
+    log_likelihood = model.log_likelihood(x, q.rsample(noise))
     if noise.dim() > q.mean.dim():
         log_likelihood = log_likelihood.mean(0)
-    kl = kl_per_dimension(q).sum(-1)
+    kl = q.kl()
     return Bound(log_likelihood - kl, log_likelihood, kl)
 
 
 def log_weight(model, x, q, noise):
-    """log p(x, z) - log q(z) at z = reparameterize(q, noise), noise (K, B, D). Returns (K, B)."""
-    z = reparameterize(q, noise)
-    scale = q.stddev if isinstance(q, Normal) else q.scale_tril.diagonal(dim1=-2, dim2=-1)
-    log_q = -0.5 * noise.square().sum(-1) - scale.log().sum(-1) - 0.5 * noise.shape[-1] * math.log(2 * math.pi)
-    return model.log_joint(x, z) - log_q
+    """log p(x, z) - log q(z) at z = q.rsample(noise), (K, B), for noise (K, B, D)."""
+    return model.log_joint(x, q.rsample(noise)) - q.log_prob_of_noise(noise)
 
 
 @torch.no_grad()
-def importance_sampling(model, x, q, *, generator, num_samples=1000, chunk=500):
+def importance_sampling(model, x, q, *, noise, num_samples=1000, chunk=500):
     """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k), z_k ~ q, K = num_samples (Burda et al. 2016, Eq. 8).
 
-    x: (B, *image); q: (B, D). A lower bound in expectation. The effective sample size (sum w)^2 / sum w^2 is from 1 to
-    K; below about ten, log_prob is too low by an unknown amount. At most `chunk` samples are in memory at once, or
-    DRAWN_AT_ONCE. The weights are added in float64 where the device has it. Returns an ISEstimate; its elbo is the mean
-    of the log-weights. Raises ValueError if x, q and the model do not fit.
+    x: (B, *image); q: GaussianPosterior (B, D). A lower bound in expectation. The effective sample size
+    (sum w)^2 / sum w^2 is from 1 to K; below about ten, log_prob is too low by an unknown amount. At most
+    max(chunk, DRAWN_AT_ONCE) samples are in memory at once. The weights are added in float64 where the device has it.
+    Returns an ISEstimate; its elbo is the mean of the log-weights. Raises ValueError if x, q and the model do not fit.
     """
-    check_inputs(model, x, q, generator)
+    check_inputs(model, x, q, noise)
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
-    parts = []
+    # What a generator draws depends on the sizes of its calls: they are the same for any number of images.
+    calls = [min(DRAWN_AT_ONCE, num_samples - start) for start in range(0, num_samples, DRAWN_AT_ONCE)]
+    estimates = []
     for rows in torch.arange(len(x), device=x.device).split(max(1, chunk // DRAWN_AT_ONCE)):
-        own, own_q = generators_of(generator, rows), select(q, rows)
+        part, part_noise = q[rows], noise[rows]
         log_sum_w = torch.full((len(rows),), -math.inf, dtype=exact, device=x.device)
         log_sum_w2, sum_log_w = log_sum_w.clone(), torch.zeros_like(log_sum_w)
-        # Equal calls of the generator, whatever the number of images: what it draws depends on the sizes of its calls.
-        calls = [min(DRAWN_AT_ONCE, num_samples - start) for start in range(0, num_samples, DRAWN_AT_ONCE)]
         together = max(1, chunk // (DRAWN_AT_ONCE * len(rows)))
         for first in range(0, len(calls), together):
-            shapes = ((count, *own_q.mean.shape) for count in calls[first : first + together])
-            noise = torch.cat([draw(torch.randn, own, shape, like=q.mean) for shape in shapes])
-            log_w = log_weight(model, x[rows], own_q, noise).to(exact)  # (K, B)
+            shapes = ((count, *part.mean.shape) for count in calls[first : first + together])
+            draws = torch.cat([part_noise.normal(shape, like=part.mean) for shape in shapes])
+            log_w = log_weight(model, x[rows], part, draws).to(exact)  # (K, B)
             log_sum_w = torch.logaddexp(log_sum_w, log_w.logsumexp(0))
             log_sum_w2 = torch.logaddexp(log_sum_w2, (2 * log_w).logsumexp(0))
             sum_log_w += log_w.sum(0)
         effective = torch.exp(2 * log_sum_w - log_sum_w2)
-        parts.append((log_sum_w - math.log(num_samples), sum_log_w / num_samples, effective))
-    return ISEstimate(*(torch.cat(part).to(x.dtype) for part in zip(*parts, strict=True)))
+        estimates.append((log_sum_w - math.log(num_samples), sum_log_w / num_samples, effective))
+    return ISEstimate(*(torch.cat(values).to(x.dtype) for values in zip(*estimates, strict=True)))
 
 
 @torch.no_grad()
-def evaluate_bound(model, images, posterior, *, generator, draws=1, batch_size=1000):
+def evaluate_bound(model, images, posterior, *, noise, draws=1, batch_size=1000):
     """The bound of every image, the mean over `draws` samples of z: a Bound of (N,) each.
 
     posterior(x, rows): q of the images x (B, *image) at `rows` (B,) of `images` (N, *image).
     """
-    parts = []
+    batches = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):
-        q = posterior(images[rows], rows)
-        bounds = []
-        for _ in range(draws):
-            noise = torch.randn(q.mean.shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
-            bounds.append(torch.stack(elbo(model, images[rows], q, noise)))
-        parts.append(torch.stack(bounds).mean(0))
-    return Bound(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        q, part_noise = posterior(images[rows], rows), noise[rows]
+        normals = (part_noise.normal((1, *q.mean.shape), like=q.mean)[0] for _ in range(draws))
+        bounds = [torch.stack(elbo(model, images[rows], q, normal)) for normal in normals]
+        batches.append(torch.stack(bounds).mean(0))
+    return Bound(*torch.cat(batches, dim=1))
 
 
 def mean_and_error(values):

@@ -24,24 +24,22 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from scipy.stats import t as student_t  # noqa: E402
-from torch.distributions import Normal  # noqa: E402
 
 from amortized_vae import AmortizedVAE  # noqa: E402
 from benchmarks.harness import plus_minus, print_table  # noqa: E402
 from data import load_data, stratified_subset  # noqa: E402
-from evaluation.ais import annealed_importance_sampling, bidirectional_bounds, gauss_newton_posterior  # noqa: E402
+from evaluation.ais import annealed_importance_sampling, bidirectional_bounds  # noqa: E402
 from latent_optimization import LatentOptimization  # noqa: E402
-from posterior_fit import PosteriorFit, fit_posterior  # noqa: E402
+from posterior_fit import PosteriorFit, fit_posterior, gauss_newton_posterior, unpack  # noqa: E402
 from runtime.config import choose_precision  # noqa: E402
 from runtime.learners import find_checkpoints  # noqa: E402
 from vae_utils import (  # noqa: E402
-    diagonal_normal,
+    GaussianPosterior,
+    Noise,
     evaluate_bound,
-    image_generators,
     importance_sampling,
     mean_and_error,
     random_generator,
-    select,
 )
 
 METHODS, TABLES = (AmortizedVAE, LatentOptimization), ("cost", "fits", "errors")
@@ -57,13 +55,13 @@ def timed(function, *arguments, **keywords):
 def cost_rows(model, precision, *, images=20, num_samples=100_000):
     """[where annealing starts, mean number of temperatures, gap of the bounds, seconds per image], all as text."""
     x, z = model.sample(images, random_generator(0, "simulated images"))
-    own = {"generator": image_generators(0, "accuracy", index=torch.arange(images))}
+    own = {"noise": Noise.of_images(0, "accuracy", index=torch.arange(images))}
     fast = model.in_precision(precision)
     with torch.no_grad():
         start = model.initial_posterior(x)
     fit, fitting = timed(fit_posterior, model, x, start, **own)
     full, linearizing = timed(gauss_newton_posterior, fast, x, fit.q, **own)
-    prior = Normal(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean))
+    prior = GaussianPosterior(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean))
     starts = {
         "full covariance, as the program does it": (full, fitting + linearizing),
         "the diagonal q": (fit.q, fitting),
@@ -95,19 +93,18 @@ def long_fit(model, x, q, *, steps=3000, pairs=4):
     fit.run(model, x, noise=(next(source) for _ in range(half)), learning_rates=[0.05] * half)
     rates = [0.05 * (0.5 + 0.5 * math.cos(math.pi * step / half)) for step in range(half)]
     average = fit.run(model, x, noise=(next(source) for _ in range(half)), learning_rates=rates)
-    return diagonal_normal(*average.chunk(2, dim=-1))
+    return unpack(average)
 
 
 def bound(model, x, q, draws=2000):
     """The bound of every image (B,), with the same noise for any q."""
-    generator = random_generator(0, "bound")
-    return evaluate_bound(model, x, lambda x, rows: select(q, rows), generator=generator, draws=draws).elbo
+    return evaluate_bound(model, x, lambda x, rows: q[rows], noise=Noise(0, "bound"), draws=draws).elbo
 
 
 def short_of_long_fit(model, split, start):
     """[gradients, nats short of a long fit] of the fits of a Split's images from q `start`."""
-    own = image_generators(0, "fit", index=split.index)
-    fit = fit_posterior(model, split.images, start, generator=own)
+    own = Noise.of_images(0, "fit", index=split.index)
+    fit = fit_posterior(model, split.images, start, noise=own)
     best = long_fit(model, split.images, fit.q)
     short = mean_and_error(bound(model, split.images, best) - bound(model, split.images, fit.q))
     return [f"{fit.gradients.double().mean():.0f}", plus_minus(short)]
@@ -116,13 +113,13 @@ def short_of_long_fit(model, split, start):
 def longer_annealing(model, x, q, precision):
     """[share within the stated error, mean difference] of the default against 4 times the chains and temperatures."""
     fast, index = model.in_precision(precision), torch.arange(len(x))
-    default = annealed_importance_sampling(fast, x, q, generator=image_generators(0, "default", index=index))
+    default = annealed_importance_sampling(fast, x, q, noise=Noise.of_images(0, "default", index=index))
     longer = torch.empty_like(default.log_prob)
     for count in default.temperatures.unique().tolist():
         rows = torch.nonzero(default.temperatures == count).flatten()
-        own = image_generators(0, "longer", index=index[rows])
-        settings = {"chains": 4 * CHAINS, "temperatures": 4 * count, "generator": own}
-        longer[rows] = annealed_importance_sampling(fast, x[rows], select(q, rows), **settings).log_prob
+        own = Noise.of_images(0, "longer", index=index[rows])
+        settings = {"chains": 4 * CHAINS, "temperatures": 4 * count, "noise": own}
+        longer[rows] = annealed_importance_sampling(fast, x[rows], q[rows], **settings).log_prob
     difference = longer - default.log_prob
     stated = student_t.ppf(0.975, CHAINS - 1) * default.standard_error + default.bias.abs()
     return [f"{int((difference.abs() < stated).sum())} of {len(x)}", plus_minus(mean_and_error(difference), ".3f")]
@@ -143,7 +140,7 @@ def main():
     for epoch in checkpoints.epochs:
         for method in checkpoints.load(epoch, data):
             model, last = method.model, epoch == checkpoints.epochs[-1]
-            own = image_generators(0, "inference", index=sample.index)
+            own = Noise.of_images(0, "inference", index=sample.index)
             with torch.no_grad():
                 start = model.initial_posterior(sample.images, own)
             if "fits" in given.tables and epoch in (checkpoints.epochs[0], 10, checkpoints.epochs[-1]):
@@ -155,8 +152,8 @@ def main():
                 print_table(header, cost_rows(model, precision, images=given.images))
             if last and "errors" in given.tables:
                 print(f"\n{method.label}, errors\n", flush=True)
-                fit = fit_posterior(model, sample.images, start, generator=own)
-                full = gauss_newton_posterior(model.in_precision(precision), sample.images, fit.q, generator=own)
+                fit = fit_posterior(model, sample.images, start, noise=own)
+                full = gauss_newton_posterior(model.in_precision(precision), sample.images, fit.q, noise=own)
                 header = ["within the stated error", "longer less default, nats"]
                 print_table(header, [longer_annealing(model, sample.images, full, precision)])
 

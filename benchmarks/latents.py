@@ -29,7 +29,7 @@ from model import ConvModel  # noqa: E402
 from runtime.config import TrainConfig  # noqa: E402
 from runtime.distributed import WHOLE  # noqa: E402
 from training import Method, train_epoch  # noqa: E402
-from vae_utils import diagonal_normal, evaluate_bound, random_generator  # noqa: E402
+from vae_utils import GaussianPosterior, Noise, evaluate_bound, random_generator  # noqa: E402
 
 CONFIG = TrainConfig()
 LATENT_DIM, RATE = CONFIG.latent_dim, CONFIG.latent_learning_rate
@@ -47,8 +47,8 @@ class Latents(nn.Module):
         )
 
     def forward(self, rows):
-        """q of the images at `rows` (B,), a diagonal Normal (B, D)."""
-        return diagonal_normal(self.mean(rows), self.log_var(rows))
+        """q of the images at `rows` (B,), a diagonal GaussianPosterior (B, D)."""
+        return GaussianPosterior.from_log_var(self.mean(rows), self.log_var(rows))
 
 
 def torch_table(*, size, adam, sparse):
@@ -116,8 +116,7 @@ def learning(name, *, size):
 
     def turn():
         train_epoch(method, next(numbers))
-        generator = random_generator(0, "loss")
-        return -float(evaluate_bound(method.model, method.images, method.posterior, generator=generator).elbo.mean())
+        return -float(evaluate_bound(method.model, method.images, method.posterior, noise=Noise(0, "loss")).elbo.mean())
 
     return turn
 

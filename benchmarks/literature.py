@@ -24,7 +24,7 @@ from evaluation import gaps  # noqa: E402
 from evaluation.stats import regression_estimate  # noqa: E402
 from runtime.config import EvalConfig, choose_precision  # noqa: E402
 from runtime.learners import read_checkpoint  # noqa: E402
-from vae_utils import evaluate_bound, image_generators, importance_sampling, mean_and_error, random_generator  # noqa: E402
+from vae_utils import Noise, evaluate_bound, importance_sampling, mean_and_error  # noqa: E402
 
 PUBLISHED = [
     ["VAE, pythae's reproduction of Rezende & Mohamed 2015", "200 samples", "89.78"],
@@ -37,8 +37,8 @@ PUBLISHED = [
 @torch.no_grad()
 def sampled(model, split, count):
     """-log p(x) by importance sampling with `count` samples, as text, nats."""
-    own = image_generators(0, "literature", count, index=split.index)
-    estimate = importance_sampling(model, split.images, model.encode(split.images), generator=own, num_samples=count)
+    own = Noise.of_images(0, "literature", count, index=split.index)
+    estimate = importance_sampling(model, split.images, model.encode(split.images), noise=own, num_samples=count)
     return plus_minus(mean_and_error(-estimate.log_prob))
 
 
@@ -54,15 +54,18 @@ def annealed(model, data, per_class):
     part = data.test.at(rows.flatten())
     with torch.no_grad():
         q = model.encode(part.images)
-    own = image_generators(0, "literature", index=part.index)
-    found = gaps.measure(model, part.images, q, config, generator=own)
-    generator = random_generator(0, "literature")
-    bound = evaluate_bound(model, data.test.images, lambda x, rows: model.encode(x), generator=generator)
+    own = Noise.of_images(0, "literature", index=part.index)
+    found = gaps.measure(model, part.images, q, config, noise=own)
+    bound = evaluate_bound(model, data.test.images, lambda x, rows: model.encode(x), noise=Noise(0, "literature"))
     shares = torch.bincount(data.test.labels) / len(data.test.labels)
-    values, bounds = (field.reshape(rows.shape) for field in (found.ais_log_prob, found.elbo))
+    values, bounds = (field.reshape(rows.shape) for field in (found["log_prob"], found["elbo"]))
     error = mean_and_error(bound.elbo)["standard_error"]
     score = regression_estimate(values, bounds, shares=shares, known=bound.elbo, known_error=error)
-    return plus_minus({**score, "mean": -score["mean"]}), f"{-bound.elbo.mean():.2f}", float(found.ais_bias.mean())
+    return (
+        plus_minus({**score, "mean": -score["mean"]}),
+        f"{-bound.elbo.mean():.2f}",
+        float(found["log_prob_bias"].mean()),
+    )
 
 
 def main():

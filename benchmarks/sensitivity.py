@@ -38,12 +38,9 @@ from runtime.config import EvalConfig, TrainConfig, choose_device, choose_precis
 from runtime.cuda_graph import record_step  # noqa: E402
 from training import train_epoch  # noqa: E402
 from vae_utils import (  # noqa: E402
+    Noise,
     evaluate_bound,
-    image_generators,
-    kl_per_dimension,
     mean_and_error,
-    random_generator,
-    select,
 )
 
 AMORTIZED, LONG_AMORTIZED = "amortized VAE", "amortized VAE, 90 epochs"
@@ -57,7 +54,7 @@ class StartedAtCodes(LatentOptimization):
         encoder = AmortizedVAE(config, data)
         train_epoch(encoder, 1)
         q = posterior_of_train(encoder, data)
-        self.table.load_parameters(q.mean, 2 * q.stddev.log())
+        self.table.load_parameters(q.mean, 2 * q.scale.log())
 
 
 class FixedDimensions(LatentOptimization):
@@ -139,17 +136,17 @@ def score(method, data, sample, config):
     """{"objective", "used_dimensions", "fitted_elbo", "log_prob"}; the last two: of each image of `sample`."""
     model, seed = method.model, config.seed
     model.precision = "float32"
-    q, generator = posterior_of_train(method, data), random_generator(seed, "objective", device=data.device)
-    objective = evaluate_bound(model, data.train.images, lambda x, rows: select(q, rows), generator=generator)
-    own = image_generators(seed, "sensitivity", index=sample.index, device=data.device)
+    q, noise = posterior_of_train(method, data), Noise(seed, "objective", device=data.device)
+    objective = evaluate_bound(model, data.train.images, lambda x, rows: q[rows], noise=noise)
+    own = Noise.of_images(seed, "sensitivity", index=sample.index, device=data.device)
     start = model.initial_posterior(sample.images, own)
-    fitted = fit_posterior(model, sample.images, start, generator=own).q
-    found = gaps.measure(model, sample.images, fitted, config, generator=own, fitted=True)
+    fitted = fit_posterior(model, sample.images, start, noise=own).q
+    found = gaps.measure(model, sample.images, fitted, config, noise=own, fitted=True)
     return {
         "objective": float(objective.elbo.mean()),
-        "used_dimensions": int((kl_per_dimension(fitted).mean(0) > 0.1).sum()),
-        "fitted_elbo": found.fitted_elbo.tolist(),
-        "log_prob": found.ais_log_prob.tolist(),
+        "used_dimensions": int((fitted.kl_per_dimension().mean(0) > 0.1).sum()),
+        "fitted_elbo": found["fitted_elbo"].tolist(),
+        "log_prob": found["log_prob"].tolist(),
     }
 
 

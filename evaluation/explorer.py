@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from evaluation.latents import principal_directions
-from vae_utils import elbo, kl_per_dimension, random_generator
+from vae_utils import GaussianPosterior, elbo, random_generator
 
 SLIDER_DIMENSIONS, SLIDER_DIRECTIONS = 6, 3
 ELBO_DRAWS = 16  # of z, for the ELBO of each image
@@ -18,7 +18,7 @@ MEAN_LAYERS = {"gaussian": [], "bernoulli": [{"type": "Tanh", "scale": 0.5}]}
 def explorer(methods, train_q, sample, sample_q, annealed, annealed_q, found, points, *, seed):
     """Plain values with which the page shows test images and moves their z.
 
-    train_q, sample_q, annealed_q: {method's name: diagonal Normal (B, D)}, of all training images, of the Split
+    train_q, sample_q, annealed_q: {method's name: diagonal q (B, D)}, of all training images, of the Split
     `sample` of test images and of the Split `annealed`; found: {method's name: Gaps (B,)} of the latter; points:
     {method's name: (x, y) of every image of the sample}.
     """
@@ -29,11 +29,11 @@ def explorer(methods, train_q, sample, sample_q, annealed, annealed_q, found, po
     parts = {}
     for method in methods:
         q_train, q_sample, q_annealed = train_q[method.name], sample_q[method.name], annealed_q[method.name]
-        mean, stddev = (
+        mean, scale = (
             torch.cat((getattr(q_sample, name), getattr(q_annealed, name).to(images.device)[new]))
-            for name in ("mean", "stddev")
+            for name in ("mean", "scale")
         )
-        q = torch.distributions.Normal(mean, stddev, validate_args=False)
+        q = GaussianPosterior(mean, scale)
         generator = random_generator(seed, "explorer", method.name, device=images.device)
         bound = sum(
             elbo(method.model, images, q, torch.randn(mean.shape, generator=generator, device=mean.device)).elbo
@@ -41,7 +41,7 @@ def explorer(methods, train_q, sample, sample_q, annealed, annealed_q, found, po
         )
         log_prob = [None] * len(images)
         own = found[method.name]
-        for row, *values in zip(annealed.index.tolist(), own.ais_log_prob, own.ais_standard_error, strict=True):
+        for row, *values in zip(annealed.index.tolist(), own.log_prob, own.log_prob_standard_error, strict=True):
             log_prob[position[row]] = [round(float(value), 3) for value in values]
         vectors, names = sliders(q_train)
         parts[method.name] = {
@@ -74,7 +74,7 @@ def sliders(q):
 
     q: of the training images. The dimensions with most KL come first, then the principal directions of its means.
     """
-    nats, dimensions = kl_per_dimension(q).mean(0).topk(min(SLIDER_DIMENSIONS, q.mean.shape[1]))
+    nats, dimensions = q.kl_per_dimension().mean(0).topk(min(SLIDER_DIMENSIONS, q.mean.shape[1]))
     principal, variances = principal_directions(q.mean, SLIDER_DIRECTIONS)
     names = [f"z[{d}], {kl:.2f} nats" for d, kl in zip(dimensions.tolist(), nats.tolist(), strict=True)]
     names += [f"direction {n}, variance {variance:.1f}" for n, variance in enumerate(variances.tolist(), 1)]

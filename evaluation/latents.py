@@ -18,7 +18,7 @@ from evaluation.samples import classify
 from evaluation.stats import accuracy, bootstrap_counts, count_interval, wilson_interval
 from runtime.checkpoint import save_csv, save_figure
 from runtime.tasks import compute
-from vae_utils import kl_per_dimension, random_generator, select
+from vae_utils import random_generator
 
 USED = 0.1  # nats: mean KL over images above which a dimension is used
 ACTIVE = 0.01  # variance over images of the mean of q above which a dimension is active (Burda et al. 2016)
@@ -33,18 +33,18 @@ TRAVERSED_CLASS, INTERPOLATED_CLASSES = 3, (2, 7)  # by their position, modulo t
 
 
 def used_dimensions(q):
-    """Which dimensions of q, a diagonal Normal (B, D), are used, (D,) bool: their mean KL over images is above USED."""
-    return kl_per_dimension(q).double().mean(0) > USED
+    """Which dimensions of q, a diagonal q (B, D), are used, (D,) bool: their mean KL over images is above USED."""
+    return q.kl_per_dimension().double().mean(0) > USED
 
 
 def usage(q, *, generator):
-    """One dict per dimension of q, a diagonal Normal (B, D), and the numbers of used dimensions and of active units.
+    """One dict per dimension of q, a diagonal q (B, D), and the numbers of used dimensions and of active units.
 
     A dimension is used if its mean KL is above USED. It is an active unit if the mean of q varies over the images by
     more than ACTIVE (Burda et al. 2016), which is also true of many dimensions with next to no KL. The 95% intervals
     are percentiles over the same bootstrap resamples of the images.
     """
-    images, divergence, mean = len(q.mean), kl_per_dimension(q).double(), q.mean.double()
+    images, divergence, mean = len(q.mean), q.kl_per_dimension().double(), q.mean.double()
     kl, variance = divergence.mean(0), mean.var(0)
     columns = torch.stack((kl, divergence.std(0) / images**0.5, variance), dim=1).tolist()
     rows = [
@@ -177,7 +177,7 @@ def traversal(start, directions, values):
 def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, results_dir, keep=compute):
     """Writes latent_usage, _probes, _map, traversals and interpolation to `results_dir`; returns the summary's numbers.
 
-    train_q, sample_q: {method's name: diagonal Normal (N, D)}, of all training images and of sample, a stratified Split
+    train_q, sample_q: {method's name: diagonal q (N, D)}, of all training images and of sample, a stratified Split
     of test images; config: an EvalConfig; keep: as `Tasks.keep`.
     """
     results_dir, seed, train = Path(results_dir), config.seed, data.train
@@ -192,7 +192,7 @@ def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, res
     compared = stratified_subset(numbered, size=min(len(sample.labels), len(train.labels)), seed=seed).index
     for method in methods:
         of_train, of_sample, dimensions[method.name] = train_q[method.name], sample_q[method.name], {}
-        of_compared = select(of_train, compared)
+        of_compared = of_train[compared]
         for split, q in zip(SPLITS, (of_compared, of_sample), strict=True):
             generator = random_generator(seed, "used dimensions", method.name, split, device=q.mean.device)
             rows, dimensions[method.name][split] = usage(q, generator=generator)
@@ -241,7 +241,7 @@ def _draw_traversals(methods, train_q, sample_q, sample, save):
     values, columns = torch.linspace(-3, 3, 7, device=sample.images.device), {}
     for method in methods:
         q, start, decode = train_q[method.name], sample_q[method.name].mean[row], method.model.mean
-        nats, dimensions = kl_per_dimension(q).mean(0).topk(min(TRAVERSED_DIMENSIONS, q.mean.shape[1]))
+        nats, dimensions = q.kl_per_dimension().mean(0).topk(min(TRAVERSED_DIMENSIONS, q.mean.shape[1]))
         principal, variances = principal_directions(q.mean, TRAVERSED_DIRECTIONS)
         directions = torch.cat((torch.eye(len(start)).to(start)[dimensions], principal))
         labels = [f"z[{d}]\n{kl:.2f} nats" for d, kl in zip(dimensions.tolist(), nats.tolist(), strict=True)]

@@ -1,24 +1,64 @@
-"""log p(x) of any images in one call, for notebooks and scripts."""
+"""log p(x) of images: the one recipe, from a fit of q* to an estimate, and one call of it for notebooks and scripts."""
 
 from typing import NamedTuple
 
 import torch
-from torch.distributions import Normal
 from tqdm import tqdm
 
 from data import warn_unlike_mnist
-from evaluation.gaps import annealing
+from evaluation.ais import bidirectional_bounds
 from evaluation.modes import estimate_log_prob
-from evaluation.quadrature import MOST_DIMENSIONS
-from posterior_fit import fit_posterior
+from evaluation.quadrature import MOST_DIMENSIONS, integrate
+from posterior_fit import fit_posterior, gauss_newton_posterior
 from runtime.config import EvalConfig
-from vae_utils import concatenate, mean_and_error, random_generator
+from vae_utils import Fit, GaussianPosterior, Noise, importance_sampling, mean_and_error
 
 AT_ONCE = 10  # images: more would save little time, and the bar would stand still for long
 
 
+def importance_columns(model, x, q, config, noise):
+    """ELBO(q) and log p(x) by importance sampling from q, both of config.num_samples draws: {name: (B,)}."""
+    estimate = importance_sampling(model, x, q, noise=noise, num_samples=config.num_samples)
+    size = {"effective_sample_size": estimate.effective_sample_size}
+    return {"elbo": estimate.elbo, "importance_sampling": estimate.log_prob, **size}
+
+
+@torch.no_grad()
+def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, sampled=False, z=None, progress=None):
+    """Fits q*, makes its covariance full, and anneals from there: (columns {name: (B,)}, q*).
+
+    x: (B, *image); q: where the fit starts, diagonal, by default the model's `initial_posterior`; config: an
+    EvalConfig. The columns are `fit_converged` and those of `estimate_log_prob`; fitted: q is q* already. sampled: adds
+    those of `importance_columns` from q*, called fitted_*. z (B, D): for simulated images, the z they were drawn from;
+    then `lower` and `upper`, the bidirectional bounds, stand in place of the estimate. progress: called with the name
+    of each step.
+    """
+    say = progress or (lambda step: None)
+    # Fit q*
+    say("fit of q")
+    q = model.initial_posterior(x, noise) if q is None else q
+    fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, fit_steps=config.fit_steps)
+    columns = {"fit_converged": fit.converged}
+    # Importance sampling from q*
+    if sampled:
+        scores = importance_columns(model, x, fit.q, config, noise)
+        columns |= {f"fitted_{name}": value for name, value in scores.items()}
+    # Anneal
+    say("annealing")
+    settings = {"noise": noise} | {name: getattr(config, name) for name in ("chains", "temperatures", "log_weight_std")}
+    if z is None:
+        options = {"precision": config.precision, "fit_steps": config.fit_steps, **settings}
+        return columns | estimate_log_prob(model, x, fit.q, **options), fit.q
+    if model.latent_dim <= MOST_DIMENSIONS:
+        value, error = integrate(model, x)
+        return columns | {"lower": value - error, "upper": value + error}, fit.q
+    fast = model.in_precision(config.precision)
+    full = gauss_newton_posterior(fast, x, fit.q, noise=noise)
+    return columns | bidirectional_bounds(fast, x, z, full, **settings)._asdict(), fit.q
+
+
 class LogProb(NamedTuple):
-    """log p(x) of each image, (B,) each, nats; as text, one line: of one image its own numbers, of many their means."""
+    """log p(x) of each image, (B,) each, nats; as text, one line: of one image its numbers, of many their means."""
 
     log_prob: torch.Tensor  # a lower bound in expectation: not corrected by `bias`
     standard_error: torch.Tensor  # of the estimate, over the annealed chains
@@ -27,8 +67,8 @@ class LogProb(NamedTuple):
     acceptance: torch.Tensor  # share of accepted transitions
     modes: torch.Tensor  # int64: modes of the posterior that were combined; 0: integrated, or annealed from the prior
     trusted: torch.Tensor  # bool: whether the stated errors can be relied on
-    converged: torch.Tensor  # bool: the fit of q
-    q: Normal  # the fitted diagonal Normal, (B, D)
+    converged: torch.Tensor  # bool: the fit of q*
+    q: GaussianPosterior  # the fitted q*, diagonal, (B, D)
 
     def __repr__(self):
         value, count = mean_and_error(self.log_prob), len(self.log_prob)
@@ -39,8 +79,8 @@ class LogProb(NamedTuple):
             text += "fit converged" if self.converged else "fit not converged"
         else:
             over_images = f"± {value['standard_error']:.1f} (mean of {count:,} images, standard error over images)"
-            own = float(self.standard_error.square().sum().sqrt()) / count
-            text = f"log p(x) = {value['mean']:.1f} nats, {over_images}, Monte Carlo error {own:.2g}, "
+            monte_carlo = float(self.standard_error.square().sum().sqrt()) / count
+            text = f"log p(x) = {value['mean']:.1f} nats, {over_images}, Monte Carlo error {monte_carlo:.2g}, "
             text += f"bias about {bias:.2f} (not corrected); "
             text += f"{float(self.converged.double().mean()):.0%} of the fits converged"
         if self.q.mean.shape[-1] <= MOST_DIMENSIONS:
@@ -64,45 +104,35 @@ def log_prob(
     log_weight_std=EvalConfig.log_weight_std,
     fit_steps=EvalConfig.fit_steps,
 ):
-    """log p(x) of images under a LatentVariableModel: a LogProb. By `estimate_log_prob`, which says how.
+    """log p(x) of images under a LatentVariableModel, by `fit_and_anneal`: a LogProb.
 
-    images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. A diagonal
-    q is fitted to each, from the model's `initial_posterior`; its covariance is made full, and annealing begins there.
-    The other arguments are EvalConfig's. What is random about an image is a function of the seed and its pixels: its
-    result does not depend on the other images. Warns of images that cannot be like MNIST's. Raises ValueError for
-    images that the model cannot have been made for, and for settings out of range.
+    images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. The other
+    arguments are EvalConfig's. What is random about an image is a function of the seed and its pixels: its result does
+    not depend on the other images. Warns of images that cannot be like MNIST's. Raises ValueError for images that the
+    model cannot have been made for, and for settings out of range.
     """
-    config = EvalConfig(seed=seed, chains=chains, log_weight_std=log_weight_std, fit_steps=fit_steps)
-    x, parts = _batch(model, images), []
+    settings = {"chains": chains, "log_weight_std": log_weight_std, "fit_steps": fit_steps}
+    config = EvalConfig(seed=seed, precision="float32", **settings)
+    x, batches = _batch(model, images), []
     if x.dim() == 4:
         warn_unlike_mnist(x)
     with tqdm(total=len(x), desc="log p(x)", unit="img") as bar:
         for part in x.split(AT_ONCE):
-            parts.append(_log_prob(model, part, config, bar.set_postfix_str))
+            pixels = [image.cpu().numpy().tobytes() for image in part]
+            noise = Noise.of_images(seed, "log p(x)", index=pixels, device=x.device)
+            batches.append(fit_and_anneal(model, part, config=config, noise=noise, progress=bar.set_postfix_str))
             bar.update(len(part))
-    *values, qs = zip(*parts, strict=True)
-    return LogProb(*(torch.cat(value) for value in values), concatenate(qs))
-
-
-@torch.no_grad()
-def _log_prob(model, x, config, say):
-    """The fields of LogProb of images x (B, *image); say: shows what is being done."""
-    pixels = [image.cpu().numpy().tobytes() for image in x]
-    generators = [random_generator(config.seed, "log p(x)", own, device=x.device) for own in pixels]
-    say("fit of q")
-    start = model.initial_posterior(x, generators)
-    fit = fit_posterior(model, x, start, generator=generators, fit_steps=config.fit_steps)
-    say("annealing")
-    options = {"generator": generators, "fit_steps": config.fit_steps}
-    found = estimate_log_prob(model, x, fit.q, **options, **annealing(config))
-    of_weights = (found.ais.log_weight_std, found.ais.acceptance, found.modes, found.trusted)
-    return found.ais.log_prob, found.ais.standard_error, found.ais.bias, *of_weights, fit.converged, fit.q
+    columns = {name: torch.cat([values[name] for values, _ in batches]) for name in batches[0][0]}
+    errors = {name: columns[f"log_prob_{name}"] for name in ("standard_error", "bias")}
+    q, converged = GaussianPosterior.concatenate([q for _, q in batches]), columns["fit_converged"]
+    same = {name: columns[name] for name in ("log_prob", "log_weight_std", "acceptance", "modes", "trusted")}
+    return LogProb(**same, **errors, converged=converged, q=q)
 
 
 @torch.no_grad()
 def _batch(model, images):
     """The images as a batch (N, *image) of the model's type, on its device. Raises ValueError if they do not fit."""
-    like = next(model.parameters())
+    like = model.like
     shape = tuple(model.mean(torch.zeros(1, model.latent_dim).to(like)).shape[1:])
     try:
         x = torch.as_tensor(images).to(like)

@@ -8,15 +8,13 @@ Annealing that starts at one q sees the modes that its chains reach. So:
 """
 
 import math
-from typing import NamedTuple
 
 import torch
-from torch.distributions import Normal
 
-from evaluation.ais import TRUSTED_STD, AISEstimate, Mixture, annealed_importance_sampling, gauss_newton_posterior
+from evaluation.ais import TRUSTED_STD, AISEstimate, Mixture, annealed_importance_sampling
 from evaluation.quadrature import MOST_DIMENSIONS, integrate
-from posterior_fit import PosteriorFit, bounds, fit_posterior
-from vae_utils import check_inputs, concatenate, diagonal_normal, draw, generators_of, random_generator, select
+from posterior_fit import PosteriorFit, bounds, cosine, fit_posterior, gauss_newton_posterior, unpack
+from vae_utils import GaussianPosterior, Noise, check_inputs
 
 FEW_DIMENSIONS = 10  # from the prior, chains find their way in so many
 STARTS, STARTS_IN_FEW = 2, 8  # further places: draws from the prior
@@ -26,97 +24,94 @@ BARRIER = 1.0  # nats by which log p(x, z) falls between two modes, on the strai
 MOST_MODES = 8
 
 
-class Estimate(NamedTuple):
-    """log p(x) of each image, (B,) each: an AISEstimate, in which an integrated value has no chains, and its modes."""
+def estimate_log_prob(model, x, q, *, noise, precision="float32", fit_steps=300, **annealing):
+    """log p(x) of images x (B, *image) under any LatentVariableModel from q*: columns {name: (B,)}, nats.
 
-    ais: AISEstimate
-    modes: torch.Tensor  # int64: how many were combined; 0: integrated, or found from the prior
-
-    @property
-    def trusted(self):
-        """Whether the stated errors can be relied on, (B,) bool."""
-        return self.ais.trusted
-
-
-def estimate_log_prob(model, x, q, *, generator, precision="float32", fit_steps=300, **annealing):
-    """log p(x) of images x (B, *image) under any LatentVariableModel, an Estimate.
-
-    q: a fitted diagonal Normal (B, D); generator: one, or one for each image; precision: of the networks in gradients
-    of annealing; annealing: arguments of `annealed_importance_sampling`.
+    q: a fitted diagonal GaussianPosterior (B, D); precision: of the networks in gradients of annealing; annealing:
+    settings of `annealed_importance_sampling`. The columns are those of an AISEstimate, `modes`, how many modes were
+    combined (0: integrated, or annealed from the prior), and `trusted`, whether the stated errors can be relied on.
     """
-    check_inputs(model, x, q, generator)
+    check_inputs(model, x, q, noise)
     if model.latent_dim <= MOST_DIMENSIONS:
         return _integrated(model, x)
     fast = model.in_precision(precision)
-    owner, modes, generators = find_modes(model, x, q, generator=generator, fit_steps=fit_steps)
-    full = gauss_newton_posterior(fast, x[owner], modes, generator=generators)
-    alone = owner.bincount(minlength=len(x))[owner] == 1
-    order, parts = [], []
+    # Full covariance at every mode
+    owner, modes, mode_noise = find_modes(model, x, q, noise=noise, fit_steps=fit_steps)
+    full = gauss_newton_posterior(fast, x[owner], modes, noise=mode_noise)
+    # Annealing from every mode: of the images with one, and of the others, whose modes share a Mixture
+    counts = owner.bincount(minlength=len(x))
+    alone, order, estimates = counts[owner] == 1, [], []
     for rows, mixture in ((alone, None), (~alone, _mixtures(full, owner))):
         rows = rows.nonzero().flatten()
         if len(rows):
-            options = {"generator": generators_of(generators, rows), "mixture": mixture and mixture.select(rows)}
+            options = {"noise": mode_noise[rows], "mixture": mixture and mixture.of_rows(rows), **annealing}
             order.append(rows)
-            parts.append(annealed_importance_sampling(fast, x[owner[rows]], select(full, rows), **options, **annealing))
+            estimates.append(annealed_importance_sampling(fast, x[owner[rows]], full[rows], **options))
     order = torch.cat(order).argsort()
-    found = AISEstimate(*(torch.cat(values, dim=-1)[..., order] for values in zip(*parts, strict=True)))
-    counts = owner.bincount(minlength=len(x))
-    found = _combine(found, owner, len(x))
+    estimate = AISEstimate(*(torch.cat(values, dim=-1)[..., order] for values in zip(*estimates, strict=True)))
+    estimate = _combine(estimate, owner, len(x))
+    # Few dimensions and several modes: annealing from the prior, too
     several = (counts > 1).nonzero().flatten()
     if model.latent_dim <= FEW_DIMENSIONS and len(several):
         mean = torch.zeros_like(q.mean[several])
-        prior = Normal(mean, torch.ones_like(mean), validate_args=False)
-        own = generators_of(generator, several)
-        from_prior = annealed_importance_sampling(fast, x[several], prior, generator=own, **annealing)
-        found, taken = _better(found, from_prior, several)
+        prior = GaussianPosterior(mean, torch.ones_like(mean))
+        from_prior = annealed_importance_sampling(fast, x[several], prior, noise=noise[several], **annealing)
+        estimate, taken = _better(estimate, from_prior, several)
         counts[taken] = 0
-    return Estimate(found, counts)
+    errors = {"log_prob_standard_error": estimate.standard_error, "log_prob_bias": estimate.bias}
+    chains = {name: getattr(estimate, name) for name in ("log_weight_std", "acceptance", "temperatures", "trusted")}
+    return {"log_prob": estimate.log_prob, **errors, **chains, "modes": counts}
 
 
 def _integrated(model, x):
-    """The Estimate of `integrate`."""
+    """The columns of `estimate_log_prob` by `integrate`. Without chains, their log-weights do not vary."""
     log_prob, error = integrate(model, x)
-    # Where it has not settled, it is trusted no more than chains that do not agree.
-    none, one = torch.where(error.isfinite(), 0.0, error), torch.ones_like(log_prob)
-    counts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return Estimate(AISEstimate(log_prob, error, none, none, one, counts, none, log_prob.new_empty(0, len(x))), counts)
+    std, count = torch.where(error.isfinite(), 0.0, error), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return {
+        "log_prob": log_prob,
+        "log_prob_standard_error": error,
+        "log_prob_bias": std,
+        "log_weight_std": std,
+        "acceptance": torch.ones_like(log_prob),
+        "temperatures": count,
+        "trusted": error.isfinite(),  # an integral that has not settled is trusted as little as chains that disagree
+        "modes": count,
+    }
 
 
 @torch.no_grad()
-def find_modes(model, x, q, *, generator, fit_steps=300):
-    """(the image of each mode (P,), a q of each, diagonal Normal (P, D), their generators): `q` first, then others.
+def find_modes(model, x, q, *, noise, fit_steps=300):
+    """(the image of each mode (P,), a diagonal q of each (P, D), their Noise): `q` first, then further modes.
 
     Short fits from draws of the prior end in other modes if log p(x, z) falls by more than BARRIER on the way from
     there to each mode known already. Those whose bound is within RELEVANT of the best of them are fitted to the end,
     and kept if they are then still apart, and within RELEVANT of the best of all.
     """
     images, starts = len(x), STARTS_IN_FEW if model.latent_dim <= FEW_DIMENSIONS else STARTS
-    searched = _search(model, x, starts, generator)  # (starts * B, 2D)
-    candidates = torch.stack([_parameters(q), *searched.chunk(starts)])  # (1 + starts, B, 2D)
-    found = bounds(model, x, candidates, generator).nan_to_num(-math.inf, neginf=-math.inf)  # (1 + starts, B)
+    # Short fits
+    candidates = torch.stack([q.parameters(), *_search(model, x, starts, noise).chunk(starts)])  # (1 + starts, B, 2D)
+    heights = bounds(model, x, candidates, noise).nan_to_num(-math.inf, neginf=-math.inf)  # (1 + starts, B)
     owners, parameters = [], []
     for image in range(images):
         # Short fits are compared with short fits: q is fitted to the end.
-        order = 1 + found[1:, image].argsort(descending=True, stable=True)
-        best, kept = found[order[0], image], [0]
-        for number in order[found[order, image] > best - RELEVANT].tolist():
+        order = 1 + heights[1:, image].argsort(descending=True, stable=True)
+        best, kept = heights[order[0], image], [0]
+        for number in order[heights[order, image] > best - RELEVANT].tolist():
             if len(kept) < MOST_MODES and _apart(model, x[image], candidates[number, image], candidates[kept, image]):
                 kept.append(number)
         owners += [image] * (len(kept) - 1)
         parameters += [candidates[number, image] for number in kept[1:]]
+    everyone = torch.arange(images, device=x.device)
     if not owners:
-        return torch.arange(images, device=x.device), q, generator
-    further, own = torch.tensor(owners, device=x.device), generator
-    if not isinstance(generator, torch.Generator):
-        numbers = [owners[:position].count(image) for position, image in enumerate(owners)]
-        seeds = [generator[image].initial_seed() for image in owners]
-        own = [random_generator(s, "mode", n, device=x.device) for s, n in zip(seeds, numbers, strict=True)]
-    start = diagonal_normal(*torch.stack(parameters).chunk(2, dim=-1))
-    fitted = fit_posterior(model, x[further], start, generator=own, fit_steps=fit_steps).q
-    # Fitted to the end, some have come to a mode that is known, or are of no account.
-    ends = _parameters(fitted)
-    height = bounds(model, x[further], ends[None], own)[0].nan_to_num(-math.inf)
-    highest, kept = found[0].tolist(), []
+        return everyone, q, noise
+    # Fits to the end
+    further, further_noise = torch.tensor(owners, device=x.device), noise.spawn(owners, "mode")
+    start = unpack(torch.stack(parameters))
+    fitted = fit_posterior(model, x[further], start, noise=further_noise, fit_steps=fit_steps).q
+    # Some have come to a mode that is known, or lie too low
+    ends = fitted.parameters()
+    height = bounds(model, x[further], ends[None], further_noise)[0].nan_to_num(-math.inf)
+    highest, kept = heights[0].tolist(), []
     for image, reached in zip(owners, height.tolist(), strict=True):
         highest[image] = max(highest[image], reached)
     for number in height.argsort(descending=True, stable=True).tolist():
@@ -125,28 +120,19 @@ def find_modes(model, x, q, *, generator, fit_steps=300):
         if height[number] > highest[image] - RELEVANT and _apart(model, x[image], ends[number], known):
             kept.append(number)
     kept = torch.tensor(sorted(kept), dtype=torch.int64, device=x.device)
-    owner = torch.cat((torch.arange(images, device=x.device), further[kept]))
-    generators = generator if own is generator else [*generator, *generators_of(own, kept)]
-    return owner, concatenate([q, select(fitted, kept)]), generators
+    q, noise = GaussianPosterior.concatenate([q, fitted[kept]]), Noise.concatenate([noise, further_noise[kept]])
+    return torch.cat((everyone, further[kept])), q, noise
 
 
-def _search(model, x, starts, generator):
-    """Parameters (starts * B, 2D) of q that short fits find from draws of the prior."""
+def _search(model, x, starts, noise):
+    """Parameters (starts * B, 2D) of the q to which short fits lead from draws of the prior."""
     shape = (starts, len(x), model.latent_dim)
-    mean = draw(torch.randn, generator, shape, like=x).flatten(0, 1)
-    fit = PosteriorFit(Normal(mean, torch.full_like(mean, math.exp(-1)), validate_args=False))
-    noise = draw(torch.randn, generator, (SEARCH_STEPS * starts, *shape[1:]), like=x)
-    first, last = SEARCH_RATES
-    cosine = (0.5 + 0.5 * math.cos(math.pi * step / SEARCH_STEPS) for step in range(SEARCH_STEPS))
-    rates = [last + (first - last) * share for share in cosine]
+    mean = noise.normal(shape, like=x).flatten(0, 1)
+    fit = PosteriorFit(GaussianPosterior(mean, torch.full_like(mean, math.exp(-1))))
+    draws = noise.normal((SEARCH_STEPS * starts, *shape[1:]), like=x).view(SEARCH_STEPS, *mean.shape)
     copies = x.repeat(starts, *[1] * (x.dim() - 1))
-    fit.run(model, copies, noise=noise.view(SEARCH_STEPS, len(mean), -1), learning_rates=rates)
-    return _parameters(fit.q())
-
-
-def _parameters(q):
-    """Mean and log-variance of a diagonal Normal side by side, (B, 2D)."""
-    return torch.cat((q.mean, 2 * q.stddev.log()), dim=-1).detach()
+    fit.run(model, copies, noise=draws, learning_rates=cosine(*SEARCH_RATES, SEARCH_STEPS))
+    return fit.q().parameters().detach()
 
 
 def _apart(model, image, candidate, known):
@@ -160,45 +146,44 @@ def _apart(model, image, candidate, known):
 
 
 def _mixtures(full, owner):
-    """The Mixture of all modes of the image of each mode; full: MultivariateNormal (P, D)."""
+    """The Mixture, for each of the modes of `full` (P, D), of all modes of its image."""
     same = owner[:, None] == owner[None, :]  # (P, P)
     most = int(same.sum(1).max())
     present, rows = same.long().sort(dim=1, descending=True, stable=True)
-    present, rows = present[:, :most].bool(), rows[:, :most]
-    return Mixture(full.mean[rows], full.scale_tril[rows], present)
+    return Mixture(full[rows[:, :most]], present[:, :most].bool())
 
 
-def _combine(found, owner, images):
+def _combine(estimate, owner, images):
     """The AISEstimate of each image from those of its modes: p(x) is the sum of their shares."""
     if len(owner) == images:
-        return found
-    columns = []
+        return estimate
+    combined = []
     for image in range(images):
-        own = AISEstimate(*(value[..., owner == image] for value in found))
-        share = own.log_prob.softmax(0).nan_to_num(0)
-        std = torch.maximum(own.log_weight_std, own.predicted_std)
-        # What a mode may be worth: log-weights that vary much are likely too low.
-        large = (own.log_prob + 0.5 * std.square()).nan_to_num(math.inf).clamp(max=1e6).softmax(0) > 0.01
+        modes = AISEstimate(*(value[..., owner == image] for value in estimate))
+        share = modes.log_prob.softmax(0).nan_to_num(0)
+        std = torch.maximum(modes.log_weight_std, modes.predicted_std)
+        # The modes that may matter: where log-weights vary much, the estimate is likely too low.
+        large = (modes.log_prob + 0.5 * std.square()).nan_to_num(math.inf).clamp(max=1e6).softmax(0) > 0.01
         large |= std == math.inf
-        error = torch.where(large, share * own.standard_error, 0).square().sum().sqrt()
+        error, bias = torch.where(large, share * modes.standard_error, 0).square().sum().sqrt(), share * modes.bias
         broken = bool((std == math.inf).any())
-        columns.append(
-            (
-                own.log_prob.logsumexp(0),
-                torch.full_like(error, math.inf) if broken else error,
-                torch.full_like(error, -math.inf) if broken else (share * own.bias).sum(),
-                own.log_weight_std[large].max(),
-                own.acceptance[large].min(),
-                own.temperatures.sum(),
-                own.predicted_std[large].max(),
+        combined.append(
+            AISEstimate(
+                log_prob=modes.log_prob.logsumexp(0),
+                standard_error=torch.full_like(error, math.inf) if broken else error,
+                bias=torch.full_like(error, -math.inf) if broken else bias.sum(),
+                log_weight_std=modes.log_weight_std[large].max(),
+                acceptance=modes.acceptance[large].min(),
+                temperatures=modes.temperatures.sum(),
+                predicted_std=modes.predicted_std[large].max(),
                 # The mean of exp over these chains is p(x) in expectation, as of a single mode.
-                own.log_weights.logsumexp(1),
+                log_weights=modes.log_weights.logsumexp(1),
             )
         )
-    return AISEstimate(*(torch.stack(values, dim=-1) for values in zip(*columns, strict=True)))
+    return AISEstimate(*(torch.stack(values, dim=-1) for values in zip(*combined, strict=True)))
 
 
-def _better(found, from_prior, rows):
+def _better(estimate, from_prior, rows):
     """(the AISEstimate of all images, the rows whose estimate is new), from_prior: of the images at `rows` (M,).
 
     From the prior chains reach every mode. The pilot run, not the result, decides where that is taken: a choice of the
@@ -206,8 +191,8 @@ def _better(found, from_prior, rows):
     smaller than the difference.
     """
     take = from_prior.predicted_std <= TRUSTED_STD
-    short = (from_prior.log_prob - found.log_prob[rows]).clamp(min=0)
-    found.standard_error[rows] = torch.maximum(found.standard_error[rows], short)
-    for whole, new in zip(found, from_prior, strict=True):
+    short = (from_prior.log_prob - estimate.log_prob[rows]).clamp(min=0)
+    estimate.standard_error[rows] = torch.maximum(estimate.standard_error[rows], short)
+    for whole, new in zip(estimate, from_prior, strict=True):
         whole[..., rows[take]] = new[..., take]
-    return found, rows[take]
+    return estimate, rows[take]

@@ -24,17 +24,17 @@ COLUMNS = {
     "split": "split",
     "class": "class",
     "index": "image",
-    "ais_log_prob": "log p(x)",
-    "ais_standard_error": "its standard error",
-    "ais_bias": "its bias",
+    "log_prob": "log p(x)",
+    "log_prob_standard_error": "its standard error",
+    "log_prob_bias": "its bias",
     "elbo": "ELBO(q)",
     "fitted_elbo": "ELBO(q*)",
-    "is_log_prob": "importance sampling",
+    "importance_sampling": "importance sampling",
     "squared_error": "squared error",
-    "ais_temperatures": "temperatures",
+    "temperatures": "temperatures",
 }
 TEXTS = ("method", "split", "class")
-COUNTS = ("index", "ais_temperatures")
+COUNTS = ("index", "temperatures")
 
 
 def write_page(results_dir, summary, explorer, methods):
@@ -51,7 +51,7 @@ def write_page(results_dir, summary, explorer, methods):
     annealed = log_prob["annealed"]["images"]
     of_all = "all test images, by a regression on" if log_prob["regression"] else "the"
     with open(results_dir / "log_probabilities.csv", newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["ais_log_prob"]]
+        rows = [row for row in csv.DictReader(file) if row["log_prob"]]
     gaussian = summary["train_config"]["likelihood"] == "gaussian"
     parts = {
         "style": (WEB / "page.css").read_text(encoding="utf-8"),
@@ -128,7 +128,7 @@ def _images(rows, methods, drawable):
                 text = f'<button class="link" data-image="{text}">{text}</button>'
             elif name not in (*TEXTS, *COUNTS):
                 text = f"{float(text):.2f}"
-            elif name == "ais_temperatures":
+            elif name == "temperatures":
                 text = f"{float(text):.0f}"
             cells.append(f'<td class="text">{text}</td>' if name in TEXTS else f"<td>{text}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data import SPLITS, rows_per_class, stratified_subset
-from evaluation import figures, gaps, latents, samples, scores, style
+from evaluation import figures, latents, samples, scores, style
 from evaluation.explorer import explorer
 from runtime.checkpoint import save_array, save_csv, save_figure
 from runtime.distributed import rank
@@ -63,7 +63,7 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         if not last:
             measured = scores.collect_images(methods, data, coarse, done, "gaps", epoch)
             for method, split in product(methods, SPLITS):
-                summary = gaps.summarize(measured[method.name][split])
+                summary = scores.summarize(measured[method.name][split])
                 rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": summary})
     if rank():
         return None, None
@@ -84,11 +84,11 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         }
         for name, of_splits in found.items()
     }
-    values = np.stack([[found[method.name][split].is_log_prob for split in SPLITS] for method in methods])
+    values = np.stack([[found[method.name][split].importance_sampling for split in SPLITS] for method in methods])
     save_csv(results_dir / "log_probabilities.csv", scores.records(found, data, config))
     save_array(results_dir / "log_probabilities.npy", values)
     examples = data.test.images[scores.scored_rows(data, "test", 1, config).flatten()[:MOST_PICTURED]]
-    shown = [found[method.name]["test"].ais_log_prob[:MOST_PICTURED, 0].tolist() for method in methods]
+    shown = [found[method.name]["test"].log_prob[:MOST_PICTURED, 0].tolist() for method in methods]
     counts = {"num_samples": config.num_samples, "classes": classes}
     save(
         "log_probabilities", figures.log_probabilities, scores=log_prob, images=examples, example_values=shown, **counts
@@ -97,12 +97,12 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
     last_gaps, per_class = ({method.name: {} for method in methods} for _ in range(2))
     for method, split in product(methods, SPLITS):
         measured = found[method.name][split]
-        same = gaps.summarize(scores.annealed(measured, config.gap_images_per_digit))
-        last_gaps[method.name][split] = gaps.summarize(scores.annealed(measured))
+        same = scores.summarize(scores.annealed(measured, config.gap_images_per_digit))
+        last_gaps[method.name][split] = scores.summarize(scores.annealed(measured))
         for summary in (same, last_gaps[method.name][split]):
             rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": summary})
         fields = zip(*scores.annealed(measured), strict=True)
-        per_class[method.name][split] = [gaps.summarize(gaps.Gaps(*of_class)) for of_class in fields]
+        per_class[method.name][split] = [scores.summarize(scores.Gaps(*of_class)) for of_class in fields]
     save_csv(results_dir / "gaps.csv", [_flat(row) for row in rows])
     save("gaps_over_epochs", figures.gaps_over_epochs, rows=rows, saved_epochs=checkpoints.epochs)
     if training_seconds.keys() >= found.keys():
@@ -127,7 +127,7 @@ def evaluate(checkpoints, data, classifier, config, *, results_dir, training_sec
         "annealed": data.test.at(scores.scored_rows(data, "test", config.annealed_per_digit, config).flatten()),
         "annealed_q": scores.collect_posteriors(methods, config, done, "log p(x)"),
         "found": {
-            name: gaps.Gaps(*(field.flatten() for field in scores.annealed(of_splits["test"])))
+            name: scores.Gaps(*(field.flatten() for field in scores.annealed(of_splits["test"])))
             for name, of_splits in found.items()
         },
         "points": used["points"],

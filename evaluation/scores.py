@@ -9,25 +9,16 @@ import time
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, product
+from typing import NamedTuple
 
 import torch
-from torch.distributions import Normal
 
 from data import SPLITS, random_rows_per_class
 from evaluation import gaps
-from evaluation.ais import TRUSTED_ACCEPTANCE, bidirectional_bounds, gauss_newton_posterior
-from evaluation.quadrature import MOST_DIMENSIONS, integrate
+from evaluation.ais import TRUSTED_ACCEPTANCE
+from evaluation.log_prob import fit_and_anneal
 from evaluation.stats import proportional_error, regression_estimate, stratified_mean
-from posterior_fit import fit_posterior
-from vae_utils import (
-    Fit,
-    concatenate,
-    evaluate_bound,
-    image_generators,
-    mean_and_error,
-    random_generator,
-    select,
-)
+from vae_utils import Fit, GaussianPosterior, Noise, evaluate_bound, mean_and_error, random_generator
 
 FEW = 10  # effective samples: below, log p(x) is too low by an amount that the weights cannot tell
 FEWEST_REGRESSED = 10  # images: the errors of a regression on fewer are not to be trusted
@@ -36,13 +27,62 @@ FEW_IMAGES, MANY_DRAWS, FEW_DRAWS = 2000, 64, 4  # draws of z for the ELBO of ea
 EARLIER_NUM_SAMPLES = 100  # importance samples at the epochs before the last
 
 
+class Gaps(NamedTuple):
+    """The columns of `gaps.measure`, in the order of the tables; see there."""
+
+    importance_sampling: torch.Tensor
+    elbo: torch.Tensor
+    effective_sample_size: torch.Tensor
+    squared_error: torch.Tensor
+    fitted_importance_sampling: torch.Tensor
+    fitted_elbo: torch.Tensor
+    fitted_effective_sample_size: torch.Tensor
+    fit_converged: torch.Tensor
+    log_prob: torch.Tensor
+    log_prob_standard_error: torch.Tensor
+    log_prob_bias: torch.Tensor
+    log_weight_std: torch.Tensor
+    acceptance: torch.Tensor
+    temperatures: torch.Tensor
+    modes: torch.Tensor
+    trusted: torch.Tensor
+
+
+def summarize(gaps):
+    """{"elbo", "fitted_elbo", "log_prob" and three gaps}, as `stratified_mean` gives them.
+
+    gaps: Gaps (classes, images per class); log_prob is the annealed one. The gaps are paired differences on the same
+    images; the inference gap is the sum of the two others.
+    """
+    values = {
+        "elbo": gaps.elbo,
+        "fitted_elbo": gaps.fitted_elbo,
+        "log_prob": gaps.log_prob,
+        "approximation_gap": gaps.log_prob - gaps.fitted_elbo,
+        "amortization_gap": gaps.fitted_elbo - gaps.elbo,
+        "inference_gap": gaps.log_prob - gaps.elbo,
+    }
+    return {name: stratified_mean(value) for name, value in values.items()}
+
+
+def differences(one, other):
+    """{"elbo", "fitted_elbo", "log_prob", "squared_error", "inference_gap"} of one method less those of another.
+
+    Gaps (classes, images per class) of the same images each; every difference as `stratified_mean` gives it.
+    """
+    names = {"elbo": "elbo", "fitted_elbo": "fitted_elbo", "log_prob": "log_prob", "squared_error": "squared_error"}
+    values = {name: getattr(one, field) - getattr(other, field) for name, field in names.items()}
+    values["inference_gap"] = values["log_prob"] - values["elbo"]
+    return {name: stratified_mean(value) for name, value in values.items()}
+
+
 def inference_tasks(methods, sample, config):
     """Tasks that find q of stratified test images, `sample`, under each method, INFERRED_AT_ONCE at a time."""
 
     def infer_block(method, rows):
         started = time.perf_counter()
         fit = infer(method, sample.at(rows), config)
-        found = {"mean": fit.q.mean, "stddev": fit.q.stddev, "converged": fit.converged, "gradients": fit.gradients}
+        found = {"mean": fit.q.mean, "scale": fit.q.scale, "converged": fit.converged, "gradients": fit.gradients}
         return {name: value.cpu() for name, value in found.items()} | {"seconds": time.perf_counter() - started}
 
     blocks = torch.arange(len(sample.labels)).split(INFERRED_AT_ONCE)
@@ -57,11 +97,10 @@ def collect_inference(methods, sample, found):
     fits, seconds = {}, {}
     for method in methods:
         blocks = _blocks(found, f"inference_{method.name}")
-        fields = ("mean", "stddev", "converged", "gradients")
+        fields = ("mean", "scale", "converged", "gradients")
         parts = (torch.cat([block[field] for block in blocks]).to(sample.images.device) for field in fields)
-        mean, stddev, converged, gradients = parts
-        q = Normal(mean, stddev, validate_args=False)
-        fits[method.name] = Fit(q, torch.empty(0, len(mean)), converged, gradients)
+        mean, scale, converged, gradients = parts
+        fits[method.name] = Fit(GaussianPosterior(mean, scale), torch.empty(0, len(mean)), converged, gradients)
         seconds[method.name] = sum(block["seconds"] for block in blocks) / len(mean)
     return fits, seconds
 
@@ -73,15 +112,15 @@ def _blocks(found, name):
 
 def infer(method, split, config):
     """The Fit of images that the method never saw, a Split."""
-    own = image_generators(config.seed, "inference", method.name, index=split.index, device=split.images.device)
-    return method.infer(split.images, generator=own, fit_steps=config.fit_steps)
+    noise = Noise.of_images(config.seed, "inference", method.name, index=split.index, device=split.images.device)
+    return method.infer(split.images, noise=noise, fit_steps=config.fit_steps)
 
 
 @torch.no_grad()
 def posterior_of_train(method, data, batch_size=1000):
-    """q of every training image, a diagonal Normal (N, D)."""
+    """q of every training image, diagonal, (N, D)."""
     rows = torch.arange(len(data.train.labels), device=data.device).split(batch_size)
-    return concatenate([method.posterior(data.train.images[part], part) for part in rows])
+    return GaussianPosterior.concatenate([method.posterior(data.train.images[part], part) for part in rows])
 
 
 def final_bounds(methods, data, sample, fits, train_q, config):
@@ -97,9 +136,9 @@ def final_bounds(methods, data, sample, fits, train_q, config):
             of_test, fit = data.test, infer(method, data.test, config)
         bounds[method.name] = {}
         for split, part, q in (("train", data.train, train_q[method.name]), ("test", of_test, fit.q)):
-            generator = random_generator(config.seed, "final bound", method.name, split, device=data.device)
-            options = {"generator": generator, "draws": draws_of(len(part.labels))}
-            bound = evaluate_bound(method.model, part.images, lambda x, rows, q=q: select(q, rows), **options)
+            noise = Noise(config.seed, "final bound", method.name, split, device=data.device)
+            options = {"noise": noise, "draws": draws_of(len(part.labels))}
+            bound = evaluate_bound(method.model, part.images, lambda x, rows, q=q: q[rows], **options)
             bounds[method.name][split] = part, bound
         converged[method.name] = float(fit.converged.double().mean())
     return bounds, converged
@@ -157,9 +196,9 @@ def _task_name(purpose, method, split, column):
 
 
 def measure_column(method, data, name, config, rows, annealed, *purpose):
-    """{"gaps", "mean", "stddev"} of the images at `rows` (classes,) of the split `name`, on the CPU.
+    """{"gaps", "mean", "scale"} of the images at `rows` (classes,) of the split `name`, on the CPU.
 
-    "gaps": the fields of Gaps, (fields, classes), NaN where not measured; mean and stddev: of q, (classes, D). purpose:
+    "gaps": the fields of Gaps, (fields, classes), NaN where not measured; mean and scale: of q, (classes, D). purpose:
     of the generators.
     """
     part = getattr(data, name).at(rows)
@@ -169,16 +208,16 @@ def measure_column(method, data, name, config, rows, annealed, *purpose):
     else:
         fit = infer(method, part, config)
         q, fitted = fit.q, not method.shared_inference
-    own = image_generators(config.seed, *purpose, method.name, name, index=part.index, device=data.device)
-    fields = torch.full((len(gaps.Gaps._fields), len(rows)), torch.nan)
+    noise = Noise.of_images(config.seed, *purpose, method.name, name, index=part.index, device=data.device)
     if annealed:
-        measured = gaps.measure(method.model, part.images, q, config, generator=own, fitted=fitted)
+        measured = gaps.measure(method.model, part.images, q, config, noise=noise, fitted=fitted)
         if fitted:
-            measured = measured._replace(fit_converged=fit.converged.float())
+            measured["fit_converged"] = fit.converged.float()
     else:
-        measured = gaps.measure_q(method.model, part.images, q, config, generator=own)
-    fields[: len(measured)] = torch.stack(tuple(measured)).cpu()
-    return {"gaps": fields, "mean": q.mean.cpu(), "stddev": q.stddev.cpu()}
+        measured = gaps.measure_q(method.model, part.images, q, config, noise=noise)
+    missing = torch.full((len(rows),), torch.nan)
+    fields = torch.stack([measured.get(column, missing).cpu() for column in Gaps._fields])
+    return {"gaps": fields, "mean": q.mean.cpu(), "scale": q.scale.cpu()}
 
 
 def collect_images(methods, data, config, found, *purpose):
@@ -186,20 +225,20 @@ def collect_images(methods, data, config, found, *purpose):
     columns, collected = range(config.images_per_digit), {}
     for method, split in product(methods, SPLITS):
         parts = [found[_task_name(purpose, method, split, column)]["gaps"] for column in columns]
-        collected.setdefault(method.name, {})[split] = gaps.Gaps(*torch.stack(parts, dim=-1).double())
+        collected.setdefault(method.name, {})[split] = Gaps(*torch.stack(parts, dim=-1).double())
     return collected
 
 
 def collect_posteriors(methods, config, found, *purpose):
-    """{method's name: q of the test images that were annealed}, diagonal Normals (classes * annealed_per_digit, D).
+    """{method's name: q of the test images that were annealed}, diagonal, (classes * annealed_per_digit, D).
 
     found: the results of `image_tasks`. The images are in the order of `scored_rows(...).flatten()`.
     """
     columns, collected = range(config.annealed_per_digit), {}
     for method in methods:
         parts = [found[_task_name(purpose, method, "test", column)] for column in columns]
-        mean, stddev = (torch.stack([part[name] for part in parts], dim=1).flatten(0, 1) for name in ("mean", "stddev"))
-        collected[method.name] = Normal(mean, stddev, validate_args=False)
+        values = (torch.stack([part[name] for part in parts], dim=1).flatten(0, 1) for name in ("mean", "scale"))
+        collected[method.name] = GaussianPosterior(*values)
     return collected
 
 
@@ -209,7 +248,7 @@ def records(found, data, config):
     for name, of_splits in found.items():
         for split, values in of_splits.items():
             part = getattr(data, split)
-            part = part.at(scored_rows(data, split, values.is_log_prob.shape[1], config).flatten())
+            part = part.at(scored_rows(data, split, values.elbo.shape[1], config).flatten())
             columns = zip(*(field.flatten().tolist() for field in values), strict=True)
             for label, index, numbers in zip(part.labels.tolist(), part.index.tolist(), columns, strict=True):
                 numbers = (None if math.isnan(number) else number for number in numbers)
@@ -243,15 +282,9 @@ def bound_simulated(method, index, config, device):
     model = method.model
     generator = random_generator(config.seed, "simulated images", method.name, device=device)
     x, z = (values[index] for values in model.sample(config.simulated_images, generator))
-    own = image_generators(config.seed, "bidirectional bounds", method.name, index=index, device=device)
-    if model.latent_dim <= MOST_DIMENSIONS:  # log p(x) is integrated, and so are its bounds
-        log_prob, error = integrate(model, x)
-        return torch.stack((log_prob - error, log_prob + error)).cpu()
-    start = model.initial_posterior(x, own)
-    q = fit_posterior(model, x, start, generator=own, fit_steps=config.fit_steps).q
-    fast = model.in_precision(config.precision)
-    q = gauss_newton_posterior(fast, x, q, generator=own)
-    return torch.stack(bidirectional_bounds(fast, x, z, q, generator=own, **gaps.annealing(config))).cpu()
+    noise = Noise.of_images(config.seed, "bidirectional bounds", method.name, index=index, device=device)
+    columns, _ = fit_and_anneal(model, x, config=config, noise=noise, z=z)
+    return torch.stack((columns["lower"], columns["upper"])).cpu()
 
 
 def bdmc_gap(method, found):
@@ -267,8 +300,8 @@ def bdmc_gap(method, found):
 
 def annealed(found, count=None):
     """Of Gaps (classes, images per class), those of the images that were annealed, the first `count` of each class."""
-    count = count or int((~found.ais_log_prob[0].isnan()).sum())
-    return gaps.Gaps(*(field[:, :count] for field in found))
+    count = count or int((~found.log_prob[0].isnan()).sum())
+    return Gaps(*(field[:, :count] for field in found))
 
 
 def summarize_log_prob(found, known, split, config):
@@ -288,13 +321,13 @@ def summarize_log_prob(found, known, split, config):
         part, bound = known
         options = {"shares": shares / shares.sum(), "known": bound.elbo}
         options["known_error"] = _mean_of_part(bound.elbo, part, split)["standard_error"]
-        regression = regression_estimate(both.ais_log_prob, both.elbo, **options)
-    sure = (both.ais_log_weight_std <= 2 * config.log_weight_std) & (both.ais_acceptance >= TRUSTED_ACCEPTANCE)
+        regression = regression_estimate(both.log_prob, both.elbo, **options)
+    sure = (both.log_weight_std <= 2 * config.log_weight_std) & (both.acceptance >= TRUSTED_ACCEPTANCE)
     return {
         "regression": regression,
         **_estimates(both),
         "images_not_trusted": int((~sure).sum()),
-        "images_with_several_modes": int((both.ais_modes > 1).sum()),
+        "images_with_several_modes": int((both.modes > 1).sum()),
         "fits_converged": float(both.fit_converged.mean()),
         "classes": [_estimates(each) for each in _per_class(both)],
     }
@@ -302,7 +335,7 @@ def summarize_log_prob(found, known, split, config):
 
 def _per_class(found):
     """One Gaps (1, images) for each class of Gaps (classes, images)."""
-    return [gaps.Gaps(*(field[None] for field in fields)) for fields in zip(*found, strict=True)]
+    return [Gaps(*(field[None] for field in fields)) for fields in zip(*found, strict=True)]
 
 
 def _estimates(found):
@@ -317,26 +350,23 @@ def _estimates(found):
 
     return {
         "annealed": {
-            **stratified_mean(found.ais_log_prob),
-            "monte_carlo_error": float(found.ais_standard_error.square().sum().sqrt() / found.ais_log_prob.numel()),
-            "bias": float(found.ais_bias.mean()),
-            "log_weight_std_median": float(found.ais_log_weight_std.flatten().quantile(0.5)),
-            "temperatures_median": float(found.ais_temperatures.flatten().quantile(0.5)),
-            "acceptance": float(found.ais_acceptance.mean()),
+            **stratified_mean(found.log_prob),
+            "monte_carlo_error": float(found.log_prob_standard_error.square().sum().sqrt() / found.log_prob.numel()),
+            "bias": float(found.log_prob_bias.mean()),
+            "log_weight_std_median": float(found.log_weight_std.flatten().quantile(0.5)),
+            "temperatures_median": float(found.temperatures.flatten().quantile(0.5)),
+            "acceptance": float(found.acceptance.mean()),
         },
-        "importance_sampling": sampled(found.is_log_prob, found.effective_sample_size),
-        "importance_sampling_fitted": sampled(found.fitted_is_log_prob, found.fitted_effective_sample_size),
+        "importance_sampling": sampled(found.importance_sampling, found.effective_sample_size),
+        "importance_sampling_fitted": sampled(found.fitted_importance_sampling, found.fitted_effective_sample_size),
     }
 
 
 def paired_differences(found, methods):
-    """[{"methods": [name, name], split: gaps.differences}] of every two methods, on the images that were annealed."""
+    """[{"methods": [name, name], split: differences}] of every two methods, on the images that were annealed."""
     return [
         {"methods": [one.name, other.name]}
-        | {
-            split: gaps.differences(annealed(found[one.name][split]), annealed(found[other.name][split]))
-            for split in SPLITS
-        }
+        | {split: differences(annealed(found[one.name][split]), annealed(found[other.name][split])) for split in SPLITS}
         for one, other in combinations(methods, 2)
     ]
 

@@ -16,6 +16,7 @@ from model import Bernoulli, Gaussian, LatentVariableModel
 from runtime.config import RunConfig, TrainConfig
 from runtime.run import Run
 from training import train_epoch, validate
+from vae_utils import GaussianPosterior
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGMA = 0.7
@@ -37,6 +38,11 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
+def gaussian(mean, scale):
+    """A diagonal q with the same scale in every dimension."""
+    return GaussianPosterior(mean, torch.full_like(mean, scale))
+
+
 class LinearGaussian(LatentVariableModel):
     """x = W z + b + sigma * noise, z ~ N(0, I), in float64: everything about it has a closed form."""
 
@@ -51,31 +57,35 @@ class LinearGaussian(LatentVariableModel):
         covariance = self.weight @ self.weight.T + self.sigma**2 * torch.eye(len(self.bias), dtype=x.dtype)
         return MultivariateNormal(self.bias, covariance).log_prob(x)
 
+    def posterior_precision(self, x):
+        """The inverse of the covariance of p(z|x), the same for all x, (D, D)."""
+        return torch.eye(self.latent_dim, dtype=x.dtype) + self.weight.T @ self.weight / self.sigma**2
+
     def posterior(self, x):
-        """p(z|x), a MultivariateNormal (B, D)."""
-        precision = torch.eye(self.latent_dim, dtype=x.dtype) + self.weight.T @ self.weight / self.sigma**2
+        """p(z|x), full, (B, D)."""
+        precision = self.posterior_precision(x)
         mean = torch.linalg.solve(precision, self.weight.T @ (x - self.bias).T / self.sigma**2).T
-        return MultivariateNormal(mean, precision_matrix=precision)
+        return GaussianPosterior(mean, torch.linalg.cholesky(precision.inverse()).expand(len(x), -1, -1))
 
     def best_diagonal(self, x):
-        """The diagonal Normal nearest to p(z|x) in KL(q || p), (B, D), and its bound (B,)."""
-        posterior = self.posterior(x)
-        diagonal = posterior.precision_matrix.diagonal(dim1=-2, dim2=-1)  # (B, D)
-        gap = 0.5 * (diagonal.log().sum(-1) - torch.logdet(posterior.precision_matrix))
-        return Normal(posterior.mean, diagonal.rsqrt()), self.log_prob(x) - gap
+        """The diagonal q nearest to p(z|x) in KL(q || p), (B, D), and its bound (B,)."""
+        precision = self.posterior_precision(x)
+        gap = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision))
+        mean = self.posterior(x).mean
+        return GaussianPosterior(mean, precision.diagonal().rsqrt().expand_as(mean)), self.log_prob(x) - gap
 
     def elbo(self, q, x):
-        """The bound of a diagonal Normal q, (B,): E_q log p(x|z) is quadratic in z."""
+        """The bound of a diagonal q, (B,): E_q log p(x|z) is quadratic in z."""
         decoded = q.mean @ self.weight.T + self.bias
-        residual = (x - decoded).square().sum(-1) + q.variance @ self.weight.square().sum(0)
+        residual = (x - decoded).square().sum(-1) + q.scale.square() @ self.weight.square().sum(0)
         constant = 0.5 * x.shape[1] * math.log(2 * math.pi * self.sigma**2)
-        divergence = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log()).sum(-1)
+        divergence = 0.5 * (q.mean.square() + q.scale.square() - 1 - q.scale.square().log()).sum(-1)
         return -residual / (2 * self.sigma**2) - constant - divergence
 
     def poor(self, x):
         """A q that is off on purpose: the best diagonal one moved by half its own width, and a third too wide."""
         best, _ = self.best_diagonal(x)
-        return Normal(best.mean + 0.5 * best.stddev, 1.3 * best.stddev)
+        return GaussianPosterior(best.mean + 0.5 * best.scale, 1.3 * best.scale)
 
 
 def linear_gaussian(*, pixels=12, latent_dim=3, orthogonal=False, nearly_singular=False):
@@ -123,14 +133,14 @@ class NonlinearModel(LatentVariableModel):
 
     @torch.no_grad()
     def elbo(self, q, x, points=161):
-        """The bound of a diagonal Normal q, (B,): E_q log p(x|z) by the same rule."""
+        """The bound of a diagonal q, (B,): E_q log p(x|z) by the same rule."""
         noise, log_weight = self._grid(points)
-        divergence = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log()).sum(-1)
-        return (log_weight.exp() * self._log_likelihood(x, q.mean + q.stddev * noise)).sum(0) - divergence
+        divergence = 0.5 * (q.mean.square() + q.scale.square() - 1 - q.scale.square().log()).sum(-1)
+        return (log_weight.exp() * self._log_likelihood(x, q.mean + q.scale * noise)).sum(0) - divergence
 
     def poor(self, x):
         """A q that is off on purpose: the prior."""
-        return Normal(torch.zeros(len(x), self.latent_dim, dtype=x.dtype), 1.0)
+        return gaussian(torch.zeros(len(x), self.latent_dim, dtype=x.dtype), 1.0)
 
 
 NONLINEAR = {

@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import LinearGaussian, linear_gaussian, seeded, toy_config, toy_data, train
-from torch.distributions import Normal
+from conftest import LinearGaussian, gaussian, linear_gaussian, seeded, toy_config, toy_data, train
 
 import latent_optimization
 import posterior_fit
@@ -14,7 +13,7 @@ from latent_optimization import LEAST_NATS, LatentOptimization, probabilistic_pc
 from posterior_fit import balanced_noise, fit_posterior
 from runtime.checkpoint import load_checkpoint
 from training import train_epoch
-from vae_utils import image_generators, select
+from vae_utils import Noise
 
 
 def test_a_fit_finds_the_best_diagonal_normal(linear):
@@ -23,7 +22,7 @@ def test_a_fit_finds_the_best_diagonal_normal(linear):
     best, bound = linear.best_diagonal(x)
     torch.testing.assert_close(linear.elbo(best, x), bound)
     settings = {"fit_steps": 1200, "averaged_rate": 0.003, "tolerance": 0.01, "max_cycles": 9}
-    fit = fit_posterior(linear, x, linear.poor(x), generator=seeded(2), **settings)
+    fit = fit_posterior(linear, x, linear.poor(x), noise=Noise(2), **settings)
     reached = linear.elbo(fit.q, x)
     assert (reached < bound + 1e-9).all()
     assert (bound - reached).max() < 0.01
@@ -31,9 +30,9 @@ def test_a_fit_finds_the_best_diagonal_normal(linear):
     assert (fit.gradients >= 1200 + 2 * 800).all()
 
 
-@pytest.mark.parametrize("generator", [seeded(1), [seeded(number) for number in range(4)]])
-def test_balanced_noise_has_the_exact_first_two_moments_for_every_image(generator):
-    noise = balanced_noise(7, Normal(torch.zeros(4, 6).double(), 1.0), generator=generator)
+@pytest.mark.parametrize("source", [Noise(1), Noise.of_images(1, index=range(4))])
+def test_balanced_noise_has_the_exact_first_two_moments_for_every_image(source):
+    noise = balanced_noise(7, gaussian(torch.zeros(4, 6).double(), 1.0), noise=source)
     torch.testing.assert_close(noise.mean(0), torch.zeros(4, 6).double())
     moments = torch.einsum("kbi,kbj->bij", noise, noise) / 7
     torch.testing.assert_close(moments, torch.eye(6).double().expand(4, 6, 6))
@@ -43,7 +42,7 @@ def test_balanced_noise_has_the_exact_first_two_moments_for_every_image(generato
 
 
 def test_balanced_noise_is_normal_where_it_has_many_draws():
-    noise = balanced_noise(500, Normal(torch.zeros(40, 2).double(), 1.0), generator=seeded(0))
+    noise = balanced_noise(500, gaussian(torch.zeros(40, 2).double(), 1.0), noise=Noise(0))
     assert noise.abs().max() > 2.5
     assert noise.pow(4).mean() == pytest.approx(3, abs=0.4)
 
@@ -56,8 +55,8 @@ def test_what_a_fit_finds_for_an_image_depends_on_no_other():
     index, start = torch.tensor([7, 3, 9]), model.initial_posterior(x)
 
     def fit(rows):
-        own = image_generators(1, "a fit", index=index[rows])
-        return fit_posterior(model, x[rows], select(start, rows), generator=own, fit_steps=30, tolerance=0.05)
+        own = Noise.of_images(1, "a fit", index=index[rows])
+        return fit_posterior(model, x[rows], start[rows], noise=own, fit_steps=30, tolerance=0.05)
 
     together, alone = fit(torch.arange(3)), fit(torch.tensor([2]))
     assert together.gradients[2] > together.gradients[0]
@@ -69,7 +68,7 @@ def test_what_a_fit_finds_for_an_image_depends_on_no_other():
 def test_a_fit_raises_the_bound_but_not_above_log_prob(nonlinear):
     x, _ = nonlinear.sample(8, seeded(1))
     start = nonlinear.poor(x)
-    fit = fit_posterior(nonlinear, x, start, generator=seeded(2), fit_steps=150)
+    fit = fit_posterior(nonlinear, x, start, noise=Noise(2), fit_steps=150)
     reached = nonlinear.elbo(fit.q, x)
     assert (reached > nonlinear.elbo(start, x)).all()
     assert (reached < nonlinear.log_prob(x)).all()
@@ -79,8 +78,8 @@ def test_a_fit_works_where_gradients_are_off_and_leaves_none_at_the_weights():
     model = linear_gaussian()
     x, _ = model.sample(3, seeded(1))
     with torch.no_grad():
-        fit = fit_posterior(model, x, model.poor(x), generator=seeded(2), fit_steps=20)
-    again = fit_posterior(model, x, model.poor(x), generator=seeded(2), fit_steps=20)
+        fit = fit_posterior(model, x, model.poor(x), noise=Noise(2), fit_steps=20)
+    again = fit_posterior(model, x, model.poor(x), noise=Noise(2), fit_steps=20)
     assert torch.equal(fit.q.mean, again.q.mean)
     assert not again.q.mean.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -91,7 +90,7 @@ def test_a_fit_says_when_it_has_not_converged():
     x, _ = model.sample(3, seeded(0))
     start = model.initial_posterior(x)
     options = {"learning_rate": 0.01, "averaged_rate": 0.01, "tolerance": 0.01}  # too slow
-    fit = fit_posterior(model, x, start, generator=seeded(0), fit_steps=5, max_cycles=3, **options)
+    fit = fit_posterior(model, x, start, noise=Noise(0), fit_steps=5, max_cycles=3, **options)
     assert not fit.converged.any()
     assert fit.trace.shape == (4, 3)
     assert (fit.trace.diff(dim=0) > 0).all()
@@ -104,7 +103,7 @@ def test_a_lower_bound_is_no_convergence_and_the_best_q_is_kept():
     x, _ = model.sample(3, seeded(0))
     best, bound = model.best_diagonal(x)
     options = {"learning_rate": 2.0, "averaged_rate": 2.0, "max_cycles": 4}
-    fit = fit_posterior(model, x, best, generator=seeded(0), fit_steps=9, **options)
+    fit = fit_posterior(model, x, best, noise=Noise(0), fit_steps=9, **options)
     assert not fit.converged.any()
     torch.testing.assert_close(model.elbo(fit.q, x), bound)
     torch.testing.assert_close(fit.trace[-1], fit.trace[0])
@@ -115,8 +114,8 @@ def test_a_fits_trace_is_the_bound_however_many_samples_are_taken_at_once(monkey
     monkeypatch.setattr(posterior_fit, "SCORED_AT_ONCE", at_once)
     model = linear_gaussian(pixels=30, latent_dim=4)
     x, _ = model.sample(3, seeded(0))
-    start = Normal(torch.zeros(3, 4).double(), 0.1)
-    fit = fit_posterior(model, x, start, generator=seeded(1), fit_steps=100)
+    start = gaussian(torch.zeros(3, 4).double(), 0.1)
+    fit = fit_posterior(model, x, start, noise=Noise(1), fit_steps=100)
     torch.testing.assert_close(fit.trace[0], model.elbo(start, x), rtol=0.02, atol=0)
     torch.testing.assert_close(fit.trace[-1], model.elbo(fit.q, x), rtol=0.01, atol=1.5)
 
@@ -125,7 +124,7 @@ def test_unseen_images_are_fitted_in_batches_and_come_back_in_their_order():
     method = LatentOptimization(toy_config(), toy_data())
     method.model = linear_gaussian()
     x, _ = method.model.sample(5, seeded(1))
-    fit = method.infer(x, generator=seeded(2), fit_steps=300, batch_size=2)
+    fit = method.infer(x, noise=Noise(2), fit_steps=300, batch_size=2)
     _, bound = method.model.best_diagonal(x)
     assert (bound - method.model.elbo(fit.q, x)).max() < 0.1
     assert fit.converged.all()
@@ -193,10 +192,10 @@ def test_rows_and_fits_of_unseen_images_start_alike(likelihood, monkeypatch):
         method = LatentOptimization(toy_config(likelihood=likelihood, latent_start=start), data)
         rows = torch.tensor([3, 77])
         q, x = method.posterior(None, rows), data.train.images[rows]
-        own = image_generators(config.seed, "start", index=data.train.index[rows])
+        own = Noise.of_images(config.seed, "start", index=data.train.index[rows])
         expected = method.model.initial_posterior(x, own)
         torch.testing.assert_close(q.mean, expected.mean)
-        torch.testing.assert_close(q.stddev, expected.stddev)
+        torch.testing.assert_close(q.scale, expected.scale)
         assert bool(q.mean[0].ne(q.mean[1]).any()) == (start != "zero")
         starts = []
 
@@ -205,10 +204,10 @@ def test_rows_and_fits_of_unseen_images_start_alike(likelihood, monkeypatch):
             return fit_posterior(model, x, q, **{**options, "fit_steps": 1, "max_cycles": 1})
 
         monkeypatch.setattr(latent_optimization, "fit_posterior", no_fit)
-        method.infer(x, generator=image_generators(config.seed, "start", index=data.train.index[rows]))
+        method.infer(x, noise=Noise.of_images(config.seed, "start", index=data.train.index[rows]))
         torch.testing.assert_close(starts[0].mean, expected.mean)
-        torch.testing.assert_close(starts[0].stddev, expected.stddev)
-    with pytest.raises(ValueError, match="needs a generator"):
+        torch.testing.assert_close(starts[0].scale, expected.scale)
+    with pytest.raises(ValueError, match="needs a Noise"):
         method.model.initial_posterior(x)
 
 

@@ -41,7 +41,7 @@ def follow_with_table(*, scale, settings=SETTINGS):
     goal = 3 * torch.randn(ROWS, 2 * LATENT_DIM, generator=seeded(9))
     for rows, noise in visits():
         q = table.posterior(rows)
-        value = torch.cat((q.mean, 2 * q.stddev.log()), dim=1)
+        value = torch.cat((q.mean, 2 * q.scale.log()), dim=1)
         (scale * (0.5 * (value - goal[rows]).square() + noise * value)).sum().backward()
         table.step()
     return torch.cat(table.current(), dim=1).double()
@@ -81,7 +81,7 @@ def short_table(*, reads=0):
         for _ in range(reads):
             table.current()
         q = table.posterior(rows)
-        (q.mean.square() + q.mean + q.stddev).sum().backward()
+        (q.mean.square() + q.mean + q.scale).sum().backward()
         table.step()
     return table
 
@@ -97,7 +97,7 @@ def test_rows_are_given_out_in_the_order_of_asking():
     table.load_parameters(mean, log_var)
     q = table.posterior(torch.tensor([7, 110, 3]))
     assert torch.equal(q.mean, mean[[7, 110, 3]])
-    torch.testing.assert_close(2 * q.stddev.log(), log_var[[7, 110, 3]])
+    torch.testing.assert_close(2 * q.scale.log(), log_var[[7, 110, 3]])
 
 
 def test_rows_never_visited_stay_where_they_began():

@@ -22,7 +22,7 @@ from latent_optimization import LatentOptimization
 from model import ConvModel, LatentVariableModel, make_likelihood
 from runtime.checkpoint import InputError, load_checkpoint
 from training import Method
-from vae_utils import diagonal_normal, evaluate_bound, forward_pass, random_generator
+from vae_utils import Fit, GaussianPosterior, Noise, evaluate_bound
 
 FILES = {
     "recon_epoch_1.png",
@@ -115,15 +115,15 @@ def test_array_table_and_summary_agree(tour):
     rows = read_csv(results / "log_probabilities.csv")
     assert array.shape == (2, 2, 10, 10)
     assert array.dtype == np.float64
-    assert array.flatten().tolist() == [float(row["is_log_prob"]) for row in rows]
+    assert array.flatten().tolist() == [float(row["importance_sampling"]) for row in rows]
     assert (array < -392 * math.log(2 * math.pi * 0.4**2)).all()
     for row in rows:
-        assert float(row["elbo"]) <= float(row["is_log_prob"])
+        assert float(row["elbo"]) <= float(row["importance_sampling"])
         assert 1 <= float(row["effective_sample_size"]) <= 1000
-        if row["ais_log_prob"]:
-            assert float(row["fitted_elbo"]) <= float(row["fitted_is_log_prob"])
-            assert float(row["ais_log_prob"]) > float(row["fitted_elbo"])
-    annealed = [row["class"] for row in rows if row["ais_log_prob"]]
+        if row["log_prob"]:
+            assert float(row["fitted_elbo"]) <= float(row["fitted_importance_sampling"])
+            assert float(row["log_prob"]) > float(row["fitted_elbo"])
+    annealed = [row["class"] for row in rows if row["log_prob"]]
     assert annealed == [str(digit) for _ in range(4) for digit in range(10)]
     summary = json.loads((results / "summary.json").read_text())
     for name, values in zip(("amortized", "latent_optimization"), array, strict=True):
@@ -136,10 +136,10 @@ def test_array_table_and_summary_agree(tour):
             assert sampled["standard_error"] == pytest.approx(of_split[:, 0].std(ddof=1) / math.sqrt(10))
             of_classes = [score["importance_sampling"]["mean"] for score in log_prob["classes"]]
             assert of_classes == pytest.approx(of_split[:, 0].tolist())
-            own = [row for row in rows if (row["method"], row["split"]) == (name, split) and row["ais_log_prob"]]
-            annealed = np.array([float(row["ais_log_prob"]) for row in own])
+            own = [row for row in rows if (row["method"], row["split"]) == (name, split) and row["log_prob"]]
+            annealed = np.array([float(row["log_prob"]) for row in own])
             assert log_prob["annealed"]["mean"] == pytest.approx(annealed.mean())
-            assert log_prob["annealed"]["bias"] == pytest.approx(np.mean([float(row["ais_bias"]) for row in own]))
+            assert log_prob["annealed"]["bias"] == pytest.approx(np.mean([float(row["log_prob_bias"]) for row in own]))
             regression = log_prob["regression"]
             assert regression["images"] == 10
             assert regression["known_images"] == method["bounds"][split]["elbo"]["images"]
@@ -157,7 +157,7 @@ def test_array_table_and_summary_agree(tour):
             [
                 float(row["squared_error"])
                 for row in rows
-                if (row["method"], row["split"]) == (name, split) and row["ais_log_prob"]
+                if (row["method"], row["split"]) == (name, split) and row["log_prob"]
             ]
             for name in differences["methods"]
         ]
@@ -193,7 +193,7 @@ def test_bernoulli_writes_every_file_and_no_number_above_zero(bernoulli_tour):
     assert names_in(folder / "checkpoints") == CHECKPOINTS
     assert "Bernoulli p(x|z), binarized pixels" in done.stdout
     rows = read_csv(folder / "results/log_probabilities.csv")
-    values = [float(row[name]) for row in rows for name in ("is_log_prob", "elbo", "ais_log_prob") if row[name]]
+    values = [float(row[name]) for row in rows for name in ("importance_sampling", "elbo", "log_prob") if row[name]]
     assert len(values) == 2 * 80 + 40
     assert max(values) < 0
     summary = json.loads((folder / "results/summary.json").read_text())
@@ -239,15 +239,15 @@ class LinearEncoder(Method):
 
     def posterior(self, x, rows):
         mean = self.model.encoder(x.flatten(1))
-        return diagonal_normal(mean, torch.full_like(mean, -2.0))
+        return GaussianPosterior.from_log_var(mean, torch.full_like(mean, -2.0))
 
-    def infer(self, x, *, generator, fit_steps=300):
+    def infer(self, x, *, noise, fit_steps=300):
         with torch.no_grad():
-            return forward_pass(self.posterior(x, None))
+            return Fit.given(self.posterior(x, None))
 
     def validate(self, epoch):
-        generator = random_generator(self.config.seed, epoch, "validation")
-        return evaluate_bound(self.model, self.validation_images, self.posterior, generator=generator)
+        noise = Noise(self.config.seed, epoch, "validation")
+        return evaluate_bound(self.model, self.validation_images, self.posterior, noise=noise)
 
 
 @pytest.mark.parametrize("methods", [(AmortizedVAE, LinearEncoder, LatentOptimization), (LinearEncoder,)])

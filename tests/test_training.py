@@ -118,7 +118,7 @@ def test_the_q_of_a_row_is_that_of_its_image(tmp_path):
     model = latent_optimization.load_model(tmp_path / "latent_opt_epoch_2.pt")
     for q in (method.posterior(None, rows), model.posterior(rows)):
         assert torch.equal(q.mean, mean[rows])
-        assert torch.equal(q.stddev, (0.5 * log_var[rows]).exp())
+        assert torch.equal(q.scale, (0.5 * log_var[rows]).exp())
     x = toy_data().train.images[rows]
     worth = torch.stack([model.log_likelihood(x, q.mean.roll(shift, 0)) for shift in range(4)])
     assert worth[0].sum() > worth[1:].sum(1).max()

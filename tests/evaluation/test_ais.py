@@ -4,39 +4,36 @@ import math
 
 import pytest
 import torch
-from conftest import LINEAR, SIGMA, linear_gaussian, seeded
+from conftest import LINEAR, SIGMA, gaussian, linear_gaussian, seeded
 from scipy.stats import t
-from torch.distributions import MultivariateNormal, Normal
 
 from evaluation import ais
 from evaluation.ais import (
     AISTarget,
-    ChainState,
     Pilot,
     anneal,
     annealed_importance_sampling,
     bidirectional_bounds,
-    gauss_newton_posterior,
     hmc_step,
     log_mean_errors,
 )
 from model import Bernoulli, ConvModel, Gaussian, LatentVariableModel
-from vae_utils import image_generators, reparameterize, select
+from posterior_fit import gauss_newton_posterior
+from vae_utils import GaussianPosterior, Noise
 
 WIDE = LINEAR["linear, latent dimension 200"]
 
 
 def draw(model, *, count=6, seed=1):
-    """(x, z, generator): images that the model has made."""
-    generator = seeded(seed)
-    return *model.sample(count, generator), generator
+    """(x, z, noise): images that the model has made, and a Noise for what is done with them."""
+    return *model.sample(count, seeded(seed)), Noise(seed)
 
 
 def test_annealing_from_a_poor_q_gives_log_prob(model):
     """Every image within four standard errors; all together, within three of theirs."""
-    x, _, generator = draw(model)
+    x, _, noise = draw(model)
     estimate = annealed_importance_sampling(
-        model, x, model.poor(x), generator=generator, chains=32, temperatures=300, leapfrog_steps=4
+        model, x, model.poor(x), noise=noise, chains=32, temperatures=300, leapfrog_steps=4
     )
     error = estimate.log_prob - model.log_prob(x)
     assert (error.abs() < 4 * estimate.standard_error + 1e-9).all()
@@ -48,9 +45,9 @@ def test_annealing_from_a_poor_q_gives_log_prob(model):
 
 def test_the_bounds_enclose_log_prob(model):
     """Each bounds in expectation only, so that the mean over the images may be past it by three standard errors."""
-    x, z, generator = draw(model, count=12, seed=2)
+    x, z, noise = draw(model, count=12, seed=2)
     bounds = bidirectional_bounds(
-        model, x, z, model.poor(x), generator=generator, chains=16, temperatures=200, leapfrog_steps=4
+        model, x, z, model.poor(x), noise=noise, chains=16, temperatures=200, leapfrog_steps=4
     )
     exact = model.log_prob(x)
     for side in (exact - bounds.lower, bounds.upper - exact):
@@ -60,8 +57,8 @@ def test_the_bounds_enclose_log_prob(model):
 
 def test_short_annealing_is_low_and_backwards_high():
     """With three temperatures neither is near, and the sides show: swapped or without their signs they would fail."""
-    x, z, generator = draw(WIDE)
-    bounds = bidirectional_bounds(WIDE, x, z, WIDE.poor(x), generator=generator, chains=3, temperatures=3)
+    x, z, noise = draw(WIDE)
+    bounds = bidirectional_bounds(WIDE, x, z, WIDE.poor(x), noise=noise, chains=3, temperatures=3)
     assert (bounds.lower < WIDE.log_prob(x) - 1).all()
     assert (bounds.upper > WIDE.log_prob(x) + 1).all()
 
@@ -69,8 +66,8 @@ def test_short_annealing_is_low_and_backwards_high():
 def test_p_and_its_inverse_are_met_in_the_mean_however_few_the_temperatures():
     """The mean of exp(w) is p(x), that of exp(-w) backwards 1 / p(x): a wrong way to combine chains would miss."""
     model = linear_gaussian()
-    x, z, generator = draw(model, count=400)
-    bounds = bidirectional_bounds(model, x, z, model.poor(x), generator=generator, chains=3, temperatures=3)
+    x, z, noise = draw(model, count=400)
+    bounds = bidirectional_bounds(model, x, z, model.poor(x), noise=noise, chains=3, temperatures=3)
     exact = model.log_prob(x)
     for ratio in ((bounds.lower - exact).exp(), (exact - bounds.upper).exp()):
         assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(len(x))
@@ -79,14 +76,14 @@ def test_p_and_its_inverse_are_met_in_the_mean_however_few_the_temperatures():
 
 def test_temperatures_are_as_many_as_the_accuracy_asked_for_needs():
     """Images whose q is the posterior, and others whose q is ever farther off: each gets its own number."""
-    x, _, generator = draw(WIDE, count=8)
+    x, _, noise = draw(WIDE, count=8)
     best, _ = WIDE.best_diagonal(x)
     exact = WIDE.posterior(x)
     far = torch.tensor([0, 0, 1, 1, 2, 2, 4, 4]).double().unsqueeze(1) / 10
-    q = MultivariateNormal(exact.mean + far * best.stddev, scale_tril=exact.scale_tril)
+    q = GaussianPosterior(exact.mean + far * best.scale, exact.scale)
     found = {}
     for aim in (1.0, 0.4):
-        found[aim] = annealed_importance_sampling(WIDE, x, q, generator=generator, chains=24, log_weight_std=aim)
+        found[aim] = annealed_importance_sampling(WIDE, x, q, noise=noise, chains=24, log_weight_std=aim)
         assert found[aim].temperatures[:2].tolist() == [16, 16]
         assert (found[aim].temperatures[2::2].diff() > 0).all()
         off = found[aim].log_weight_std[2:].square().mean().sqrt()
@@ -107,7 +104,7 @@ def test_the_temperatures_of_a_pilot_by_hand():
 def test_a_schedule_is_close_where_the_log_weight_varies_most():
     deviations = torch.tensor([[3.0, 1.0], [1.0, 1.0]])  # the first image: three quarters of the temperatures below 0.5
     steps = torch.tensor([[0.1, 0.3], [0.2, 0.4]])
-    schedule = Pilot(deviations, steps).schedule(torch.tensor([8, 4]), 5)
+    schedule = Pilot(deviations, steps).schedule(torch.arange(2), torch.tensor([8, 4]), 5)
     torch.testing.assert_close(schedule.betas[:, 0], torch.tensor([0, 1, 2, 3, 4, 5, 6, 9, 12]) / 12)
     torch.testing.assert_close(schedule.betas[:, 1], torch.tensor([0, 1, 2, 3, 4, 4, 4, 4, 4]) / 4)
     assert schedule.step_sizes[1, 0] == 0.1
@@ -119,13 +116,13 @@ def test_what_annealing_finds_for_an_image_depends_on_no_other(temperatures):
     model = linear_gaussian()
     x, z, _ = draw(model)
     q, index = model.poor(x), torch.arange(6) + 11
-    q = Normal(q.mean + torch.arange(6).unsqueeze(1) * q.stddev, q.stddev)  # other temperatures for others
+    q = GaussianPosterior(q.mean + torch.arange(6).unsqueeze(1) * q.scale, q.scale)  # other temperatures for others
 
     def estimates(rows):
-        own = image_generators(3, "annealing", index=index[rows])
-        settings = {"generator": own, "chains": 5, "temperatures": temperatures, "chunk": 30}
-        estimate = annealed_importance_sampling(model, x[rows], select(q, rows), **settings)
-        return estimate, bidirectional_bounds(model, x[rows], z[rows], select(q, rows), **settings)
+        own = Noise.of_images(3, "annealing", index=index[rows])
+        settings = {"noise": own, "chains": 5, "temperatures": temperatures, "chunk": 30}
+        estimate = annealed_importance_sampling(model, x[rows], q[rows], **settings)
+        return estimate, bidirectional_bounds(model, x[rows], z[rows], q[rows], **settings)
 
     together, bounds = estimates(torch.arange(6))
     assert (len(together.temperatures.unique()) > 1) == (temperatures is None)
@@ -139,11 +136,11 @@ def test_what_annealing_finds_for_an_image_depends_on_no_other(temperatures):
 
 def test_images_that_are_not_sorted_by_their_temperatures_are_refused():
     model = linear_gaussian()
-    x, _, generator = draw(model, count=2)
+    x, _, noise = draw(model, count=2)
     target, steps = AISTarget(model, x, model.poor(x)), torch.full((3, 2), 0.1)
-    schedule = Pilot(torch.ones(3, 2), steps).schedule(torch.tensor([4, 8]), 5)
+    schedule = Pilot(torch.ones(3, 2), steps).schedule(torch.arange(2), torch.tensor([4, 8]), 5)
     with pytest.raises(ValueError, match=r"not sorted by their temperatures, most first: \[4, 8\]"):
-        anneal(target.draw(2, generator), schedule=schedule, target=target, generator=generator)
+        anneal(torch.zeros(2, 2, 3).double(), schedule=schedule, target=target, noise=noise)
 
 
 @pytest.mark.parametrize(("std", "chains"), [(0.5, 4), (0.9, 8), (3.0, 8)])
@@ -160,10 +157,10 @@ def test_the_stated_errors_of_normal_log_weights_are_the_true_ones(std, chains):
 def test_the_interval_of_an_estimate_holds_log_prob_in_95_of_100_cases():
     """Student's t times the error, and the bias; the pilot's prediction keeps chains that agree by chance from it."""
     model = linear_gaussian(pixels=30, latent_dim=10)
-    x, _, generator = draw(model, count=400)
+    x, _, noise = draw(model, count=400)
     exact = model.posterior(x)
-    q = MultivariateNormal(exact.mean + 1.2 * model.best_diagonal(x)[0].stddev, scale_tril=exact.scale_tril)
-    found = annealed_importance_sampling(model, x, q, generator=generator, chains=5, log_weight_std=1.2)
+    q = GaussianPosterior(exact.mean + 1.2 * model.best_diagonal(x)[0].scale, exact.scale)
+    found = annealed_importance_sampling(model, x, q, noise=noise, chains=5, log_weight_std=1.2)
     error, allowed = (found.log_prob - model.log_prob(x)).abs(), t.ppf(0.975, 4)
     assert float((error < allowed * found.standard_error + found.bias.abs()).double().mean()) > 0.94
     of_chains, _ = log_mean_errors(found.log_weight_std, 5)
@@ -176,28 +173,26 @@ def test_the_interval_of_an_estimate_holds_log_prob_in_95_of_100_cases():
 def test_a_transition_leaves_the_posterior_as_it_is():
     """At steps so long that a third is refused: without the refusals the density would drift."""
     model, count = linear_gaussian(), 20_000
-    x, _, generator = draw(model, count=1)
+    x, _, noise = draw(model, count=1)
     posterior, q = model.posterior(x), model.poor(x)
-    z = reparameterize(posterior, torch.randn(count, 1, 3, generator=generator, dtype=torch.float64))
-    target, noise = AISTarget(model, x, q), (z - q.mean) / q.stddev
-    state = ChainState(noise, *target.value_and_gradient(noise))
+    z = posterior.rsample(noise.normal((count, 1, 3), like=x))
+    target = AISTarget(model, x, q)
+    state = target.start((z - q.mean) / q.scale)
     before = posterior.log_prob(z)
     for _ in range(5):
         step_size = torch.tensor([1.2], dtype=torch.float64)
-        state, acceptance = hmc_step(
-            state, beta=1.0, step_size=step_size, target=target, leapfrog_steps=3, generator=generator
-        )
+        state, acceptance = hmc_step(state, beta=1.0, step_size=step_size, target=target, leapfrog_steps=3, noise=noise)
         assert 0.3 < acceptance.mean() < 0.9
-    after = posterior.log_prob(reparameterize(q, state.noise))
+    after = posterior.log_prob(q.rsample(state.e))
     error = math.sqrt((before.var() + after.var()) / count)
     assert abs(float((after - before).mean())) < 4 * error
-    torch.testing.assert_close(state.log_weight, target.value(state.noise))
+    torch.testing.assert_close(state.log_weight, target.value(state.e))
 
 
 def test_the_number_of_chains_at_once_does_not_matter():
     model = linear_gaussian()
-    x, _, generator = draw(model)
-    settings = {"generator": generator, "chains": 64, "temperatures": 50}
+    x, _, noise = draw(model)
+    settings = {"noise": noise, "chains": 64, "temperatures": 50}
     whole, parts = (
         annealed_importance_sampling(model, x, model.poor(x), chunk=chunk, **settings) for chunk in (1000, 24)
     )
@@ -208,10 +203,10 @@ def test_the_number_of_chains_at_once_does_not_matter():
 
 def test_a_full_covariance_leaves_annealing_little_to_do():
     """From the exact posterior, where a diagonal q would need far more temperatures."""
-    x, z, generator = draw(WIDE)
+    x, z, noise = draw(WIDE)
     diagonal, _ = WIDE.best_diagonal(x)
-    full = gauss_newton_posterior(WIDE, x, diagonal, generator=generator)
-    settings = {"generator": generator, "chains": 16, "temperatures": 20}
+    full = gauss_newton_posterior(WIDE, x, diagonal, noise=noise)
+    settings = {"noise": noise, "chains": 16, "temperatures": 20}
     rough, exact = (annealed_importance_sampling(WIDE, x, q, **settings) for q in (diagonal, full))
     assert exact.log_weight_std.median() < 0.05 < rough.log_weight_std.median()
     assert (exact.log_prob - WIDE.log_prob(x)).abs().max() < 0.1
@@ -220,11 +215,12 @@ def test_a_full_covariance_leaves_annealing_little_to_do():
 
 
 def test_the_gauss_newton_posterior_of_a_linear_gaussian_model_is_exact(linear):
-    x, _, generator = draw(linear)
+    x, _, noise = draw(linear)
     q = linear.poor(x)
-    found = gauss_newton_posterior(linear, x, q, generator=generator, draws=3, images=4)
+    found = gauss_newton_posterior(linear, x, q, noise=noise, draws=3, images=4)
     torch.testing.assert_close(found.mean, q.mean)
-    torch.testing.assert_close(found.precision_matrix, linear.posterior(x).precision_matrix)
+    covariance = found.scale @ found.scale.mT
+    torch.testing.assert_close(covariance, linear.posterior_precision(x).inverse().expand_as(covariance))
 
 
 def test_the_gauss_newton_posterior_of_a_linear_bernoulli_model():
@@ -232,26 +228,26 @@ def test_the_gauss_newton_posterior_of_a_linear_bernoulli_model():
     linear = linear_gaussian()
     model = LatentVariableModel(linear.decoder, Bernoulli(), latent_dim=3)
     x, z, _ = draw(model)
-    q = Normal(z, 0.8)
-    found = gauss_newton_posterior(model, x, q, generator=seeded(0), draws=3, images=4)
-    draws = z + 0.8 * torch.randn(3, 6, 3, generator=seeded(0), dtype=torch.float64)
+    q = gaussian(z, 0.8)
+    found = gauss_newton_posterior(model, x, q, noise=Noise(0), draws=3, images=4)
+    draws = z + 0.8 * Noise(0).normal((3, 6, 3), like=z)
     p = 1 / (1 + (-(draws @ linear.weight.T + linear.bias)).exp())
     expected = torch.eye(3) + linear.weight.T @ torch.diag_embed((p * (1 - p)).mean(0)) @ linear.weight
-    torch.testing.assert_close(found.precision_matrix, expected)
+    torch.testing.assert_close(found.scale @ found.scale.mT, expected.inverse())
 
 
 def low_precision():
     """A decoder in bfloat16 with images of its own, and a q of theirs."""
     model = ConvModel(6, Gaussian(SIGMA), image_shape=(2, 12, 16), seed=1, precision="bfloat16")
     x, z = model.sample(3, seeded(0))
-    return model, x, Normal(z, 0.3)
+    return model, x, gaussian(z, 0.3)
 
 
 def test_a_jacobian_in_low_precision_gives_nearly_the_same_gaussian():
     model, x, q = low_precision()
     rough, exact = (
-        gauss_newton_posterior(each, x, q, generator=seeded(1)).precision_matrix
-        for each in (model, model.in_precision("float32"))
+        gauss_newton_posterior(network, x, q, noise=Noise(1)).scale
+        for network in (model, model.in_precision("float32"))
     )
     assert rough.dtype == torch.float32
     error = (rough - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
@@ -260,12 +256,12 @@ def test_a_jacobian_in_low_precision_gives_nearly_the_same_gaussian():
 
 def test_values_are_in_float32_while_gradients_are_in_low_precision():
     model, x, q = low_precision()
-    target, noise = AISTarget(model, x, q), torch.randn(4, 3, 6, generator=seeded(2))
-    value, gradient = target.value_and_gradient(noise)
-    exact, exact_gradient = AISTarget(model.in_precision("float32"), x, q).value_and_gradient(noise)
+    target, e = AISTarget(model, x, q), torch.randn(4, 3, 6, generator=seeded(2))
+    value, gradient = target.value_and_gradient(e)
+    exact, exact_gradient = AISTarget(model.in_precision("float32"), x, q).value_and_gradient(e)
     assert torch.equal(value, exact)
-    assert torch.equal(target.value(noise), exact)
-    assert not torch.equal(target.gradient(noise)[0], exact)
+    assert torch.equal(target.value(e), exact)
+    assert not torch.equal(target.gradient(e)[0], exact)
     assert 0 < (gradient - exact_gradient).norm() / exact_gradient.norm() < 0.05
 
 
@@ -273,11 +269,11 @@ def test_step_sizes_fall_until_chains_move_however_far_the_image_is(monkeypatch)
     """From a q that is far too wide, of images far from the data: at first the steps are too long a hundred times."""
     monkeypatch.setattr(ais, "PILOT_TEMPERATURES", 3)  # each must find its own step size
     model = linear_gaussian(pixels=40, latent_dim=6)
-    x, _, generator = draw(model)
+    x, _, noise = draw(model)
     x *= torch.tensor([1.0, 1, 1, 30, 30, 30])[:, None]
     model.likelihood.sigma = 0.02
-    prior = Normal(torch.zeros(6, 6).double(), torch.ones(6, 6).double())
-    found = annealed_importance_sampling(model, x, prior, generator=generator, temperatures=60)
+    prior = gaussian(torch.zeros(6, 6).double(), 1.0)
+    found = annealed_importance_sampling(model, x, prior, noise=noise, temperatures=60)
     assert found.acceptance.min() > 0.35
     assert not found.trusted.all()  # so few temperatures
 
@@ -291,15 +287,15 @@ class Walled(Gaussian):
 
 def test_log_weights_that_are_not_finite_make_no_small_error():
     model = linear_gaussian(pixels=12, latent_dim=3)
-    x, _, generator = draw(model)
+    x, _, noise = draw(model)
     model.likelihood = Walled(SIGMA)
-    prior = Normal(torch.zeros(6, 3).double(), torch.ones(6, 3).double())
-    found = annealed_importance_sampling(model, x, prior, generator=generator, temperatures=1, chains=30)
+    prior = gaussian(torch.zeros(6, 3).double(), 1.0)
+    found = annealed_importance_sampling(model, x, prior, noise=noise, temperatures=1, chains=30)
     broken = ~found.log_weights.isfinite().all(0)
     assert broken.any()
     assert (found.standard_error[broken] == math.inf).all()
     assert (found.bias[broken] == -math.inf).all()
     assert not found.trusted[broken].any()
     assert not found.log_prob.isnan().any()
-    by_the_pilot = annealed_importance_sampling(model, x, prior, generator=generator, chains=3)
+    by_the_pilot = annealed_importance_sampling(model, x, prior, noise=noise, chains=3)
     assert (by_the_pilot.temperatures > 500).any()

@@ -17,14 +17,14 @@ from evaluation import latents
 from evaluation.stats import bootstrap_counts
 from model import Classifier
 from runtime.config import EvalConfig
-from vae_utils import diagonal_normal, kl_per_dimension, random_generator
+from vae_utils import GaussianPosterior, random_generator
 
 
 def made_up_q(variances, images=400):
     """A q whose means vary over the images by exactly these variances, one per dimension."""
     signs = torch.tensor([1.0, -1.0]).repeat(images // 2)[:, None]
     mean = 5 + signs * (torch.tensor(variances) * (images - 1) / images).sqrt()
-    return diagonal_normal(mean, torch.randn(mean.shape, generator=random_generator(0)))
+    return GaussianPosterior.from_log_var(mean, torch.randn(mean.shape, generator=random_generator(0)))
 
 
 def blobs(*, images, width, deviation, seed, shuffled=False):
@@ -40,13 +40,15 @@ def blobs(*, images, width, deviation, seed, shuffled=False):
 
 def q_with_kl(nats, images=12):
     """A q with these KL in every image: 0.5 mean^2 with unit deviations."""
-    return diagonal_normal((2 * torch.tensor(nats)).sqrt().expand(images, -1), torch.zeros(images, len(nats)))
+    return GaussianPosterior.from_log_var(
+        (2 * torch.tensor(nats)).sqrt().expand(images, -1), torch.zeros(images, len(nats))
+    )
 
 
 def test_active_units_are_those_whose_means_vary():
     for shift in (0, 100):  # what q's own standard deviations are, and where the means lie, does not matter
         q = made_up_q([0.0, 0.0099, 0.0101, 1.0, 0.005])
-        moved = diagonal_normal(q.mean + shift, 2 * q.stddev.log())
+        moved = GaussianPosterior.from_log_var(q.mean + shift, 2 * q.scale.log())
         assert latents.usage(moved, generator=random_generator(0))[1]["active_units"] == 2
 
 
@@ -70,7 +72,7 @@ def test_used_dimensions_are_those_whose_kl_is_above_the_threshold(monkeypatch):
 def test_the_intervals_of_the_counts_are_those_of_resampled_images(seed):
     deviation = torch.linspace(0.05, 0.15, 60)
     mean = 0.35 + torch.randn(12, 60, generator=random_generator(1)) * deviation
-    q = diagonal_normal(mean, 0.3 * torch.randn(12, 60, generator=random_generator(3)))
+    q = GaussianPosterior.from_log_var(mean, 0.3 * torch.randn(12, 60, generator=random_generator(3)))
     _, found = latents.usage(q, generator=random_generator(seed))
     counts = bootstrap_counts(12, resamples=latents.RESAMPLES, generator=random_generator(seed))
     kl = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log())
@@ -88,7 +90,7 @@ def test_the_intervals_of_the_counts_are_those_of_resampled_images(seed):
 def test_usage_gives_means_and_errors_over_images():
     q = made_up_q([0.02, 1.0])
     rows, counts = latents.usage(q, generator=random_generator(0))
-    values = kl_per_dimension(q).numpy()
+    values = q.kl_per_dimension().numpy()
     assert [row["dimension"] for row in rows] == [0, 1]
     assert [row["kl"] for row in rows] == pytest.approx(values.mean(0), rel=1e-5)
     assert [row["kl_standard_error"] for row in rows] == pytest.approx(values.std(0, ddof=1) / 20, rel=1e-5)
@@ -224,7 +226,7 @@ def random_q(methods, count):
     for method in methods:
         noise = torch.randn(2, count, method.model.latent_dim, generator=random_generator(method.name, count))
         noise[:, :, 0] *= 0.001
-        found[method.name] = diagonal_normal(*noise)
+        found[method.name] = GaussianPosterior.from_log_var(*noise)
     return found
 
 
@@ -262,7 +264,7 @@ def test_the_analysis_writes_its_files_and_says_the_same_twice(mnist, tmp_path, 
     assert [counts[split]["images"] for split in ("train", "test")] == [60, 60]  # equally many
     assert counts["train"]["used_dimensions"] == 2
     compared = stratified_subset(replace(train, index=torch.arange(200)), size=60, seed=4).index
-    kl = kl_per_dimension(settings["train_q"]["method_0"])[compared].mean(0)
+    kl = settings["train_q"]["method_0"].kl_per_dimension()[compared].mean(0)
     assert [float(row["kl"]) for row in rows[:3]] == pytest.approx(kl.tolist(), rel=1e-4)
     distance = (sample.images.flatten(1)[:, None] - sample.images.flatten(1)).square().sum(-1)
     nearest = distance.topk(2, largest=False).indices[:, 1]

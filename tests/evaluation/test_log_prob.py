@@ -4,8 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import NONLINEAR, SIGMA, LinearGaussian, linear_gaussian, seeded
-from torch.distributions import Normal
+from conftest import NONLINEAR, SIGMA, LinearGaussian, gaussian, linear_gaussian, seeded
 
 from evaluation import log_prob as module
 from evaluation.log_prob import LogProb, log_prob
@@ -79,7 +78,7 @@ def test_a_bar_is_shown(capsys):
 
 def result(count, *, trusted=True):
     values, counts = torch.arange(count).double(), torch.arange(count)
-    q = Normal(torch.zeros(count, 3), 1.0)
+    q = gaussian(torch.zeros(count, 3), 1.0)
     of_weights = torch.full_like(values, 0.7), 0.6 + 0.1 * values, 1 + counts, counts < count * trusted
     return LogProb(values - 83.13, values + 0.31, -values - 0.052, *of_weights, values < 1, q)
 
@@ -97,7 +96,7 @@ def test_a_result_is_one_line():
         "2; may be wrong by more than that for 2 of 2: lower log_weight_std"
     )
     assert "fit not converged" in str(one._replace(converged=torch.tensor([False])))
-    flat = result(1)._replace(q=Normal(torch.zeros(1, 2), 1.0))
+    flat = result(1)._replace(q=gaussian(torch.zeros(1, 2), 1.0))
     assert str(flat).endswith("fit converged; integrated on a grid")
 
 

@@ -22,8 +22,8 @@ INITIAL_LOG_VAR = -2.0  # of a q of an image of which nothing is known
 class Likelihood(nn.Module):
     """p(x|z) of pixels that are independent given z; its parameters, if any, are trained with the decoder's.
 
-    Shapes: x (B, C, H, W); the decoder's output (..., B, channels * C, H, W). A subclass defines the methods below, in
-    nats and without dropping a constant, and is listed in LIKELIHOODS if a run may choose it by its name.
+    Shapes: x (B, C, H, W); the decoder's output (..., B, channels * C, H, W). A subclass defines these methods, in nats,
+    without dropping a constant; a run can choose those in LIKELIHOODS by their names.
     """
 
     name = label = None  # label: in figures and tables; may depend on the parameters
@@ -205,10 +205,12 @@ class LatentVariableModel(nn.Module):
 
 
 class ConvModel(LatentVariableModel):
-    """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W)."""
+    """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W).
+
+    likelihood: by default a Gaussian. With a seed, the initial weights are a function of it.
+    """
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), seed=None, precision="float32"):
-        """likelihood: by default a Gaussian. With a seed, the initial weights are a function of it."""
         likelihood = likelihood or Gaussian()
         with seeded_weights(seed):
             options = {"activation": likelihood.activation, "channels": likelihood.channels}

@@ -34,13 +34,13 @@ from benchmarks.harness import print_table  # noqa: E402
 from data import load_data, stratified_subset  # noqa: E402
 from evaluation.ais import (  # noqa: E402
     LOG_WEIGHT_STD,
-    AISTarget,
     Pilot,
     anneal,
     annealed_importance_sampling,
     bidirectional_bounds,
     run_pilot,
 )
+from evaluation.hmc import AISTarget  # noqa: E402
 from latent_optimization import LatentOptimization  # noqa: E402
 from posterior_fit import PosteriorFit, fit_posterior, gauss_newton_posterior, unpack  # noqa: E402
 from runtime.config import choose_precision  # noqa: E402

@@ -96,24 +96,21 @@ class LatentTable:
         return value, column(beta1**idle) * first, column(beta2**idle) * second
 
     def load_parameters(self, mean, log_var):
-        """Takes over the mean and the log-variance of every row, (N, D) each, as of a table that has made no step."""
+        """Sets mean and log-variance of every row, (N, D) each, as of a table that has made no step."""
         self.rows.zero_()
         self.rows[:, 0] = torch.cat((mean, log_var), dim=1)
 
     def state_dict(self):
-        """What a run needs to continue, beside `row_state`."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state):
-        """Takes over what `state_dict` gave."""
         self.steps.copy_(state["steps"])
 
     def row_state(self):
-        """What a run needs of each row to continue, {name: (N, ...)}."""
+        """The state of the rows, {name: (N, ...)}, which `state_dict` leaves out."""
         return {"rows": self.rows, "last_visit": self.last_visit}
 
     def load_row_state(self, state):
-        """Takes over what `row_state` gave."""
         self.rows.copy_(state["rows"])
         self.last_visit.copy_(state["last_visit"])
 

@@ -98,7 +98,7 @@ class LatentTable(nn.Module):
         return value, column(beta1**idle) * first, column(beta2**idle) * second
 
     def load_parameters(self, mean, log_var):
-        """Takes over the mean and the log-variance of every row, (N, D) each, as of a table that has made no step."""
+        """Sets mean and log-variance of every row, (N, D) each, as of a table that has made no step."""
         self.rows.zero_()
         self.rows[:, 0] = torch.cat((mean, log_var), dim=1)
 

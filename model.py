@@ -22,8 +22,7 @@ INITIAL_LOG_VAR = -2.0  # of a q of an image of which nothing is known
 class Likelihood(nn.Module):
     """p(x|z) of pixels that are independent given z; its parameters, if any, are trained with the decoder's.
 
-    Shapes: x (B, C, H, W); the decoder's output (..., B, channels * C, H, W). A subclass defines the methods below, in
-    nats and without dropping a constant, and is listed in LIKELIHOODS if a run may choose it by its name.
+    Shapes: x (B, C, H, W); the decoder's output (..., B, channels * C, H, W). Values: nats; no constant is dropped.
     """
 
     name = label = None  # label: in figures and tables; may depend on the parameters
@@ -31,11 +30,6 @@ class Likelihood(nn.Module):
     activation = nn.Identity  # the last layer of a decoder
     noise_variance = None  # of a pixel given z, if it is a constant
     units = "log-densities, which do not compare with results on binarized images"  # what the numbers are
-
-    @classmethod
-    def from_config(cls, config):
-        """The likelihood that a TrainConfig describes."""
-        return cls()
 
     def split(self, output):
         """The parameters of each pixel, `channels` tensors of the shape of x."""
@@ -54,10 +48,7 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def curvature(self, output):
-        """-d^2 log p(x|z) / d output^2 of each output by itself, of the output's shape; its mean over x, if it depends.
-
-        It must not be negative: these are the weights of `gauss_newton_posterior`, which neglects mixed derivatives.
-        """
+        """-d^2 log p(x|z) / d output^2 of each output alone, or its mean over x; >= 0, of the shape of output."""
         raise NotImplementedError
 
     def check(self, x):
@@ -78,10 +69,6 @@ class Gaussian(Likelihood):
     def __init__(self, sigma=0.4):
         super().__init__()
         self.sigma = sigma
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(config.sigma_p)
 
     @property
     def label(self):
@@ -130,12 +117,9 @@ class Bernoulli(Likelihood):
             raise ValueError("a Bernoulli likelihood needs pixels that are -1 or 1: binarize the images first")
 
 
-LIKELIHOODS = {likelihood.name: likelihood for likelihood in (Gaussian, Bernoulli)}
-
-
 def make_likelihood(config):
-    """The likelihood of a TrainConfig."""
-    return LIKELIHOODS[config.likelihood].from_config(config)
+    """The likelihood of a TrainConfig, whose field `likelihood` lists the names."""
+    return {Gaussian.name: Gaussian(config.sigma_p), Bernoulli.name: Bernoulli()}[config.likelihood]
 
 
 class LatentVariableModel(nn.Module):
@@ -167,9 +151,8 @@ class LatentVariableModel(nn.Module):
         with autocast(self.precision, z.device):
             output = self.decoder(rows)
         if len(output) != len(rows):
-            raise ValueError(
-                f"the decoder turns z {tuple(rows.shape)} into {tuple(output.shape)}: not a row for each z"
-            )
+            shapes = f"the decoder turns z {tuple(rows.shape)} into {tuple(output.shape)}"
+            raise ValueError(f"{shapes}: not a row for each z")
         return output.reshape(*z.shape[:-1], *output.shape[1:]).to(z.dtype)
 
     def mean(self, z):
@@ -205,10 +188,12 @@ class LatentVariableModel(nn.Module):
 
 
 class ConvModel(LatentVariableModel):
-    """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W)."""
+    """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W).
+
+    likelihood: by default a Gaussian. With a seed, the initial weights are a function of it.
+    """
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), seed=None, precision="float32"):
-        """likelihood: by default a Gaussian. With a seed, the initial weights are a function of it."""
         likelihood = likelihood or Gaussian()
         with seeded_weights(seed):
             options = {"activation": likelihood.activation, "channels": likelihood.channels}

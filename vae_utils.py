@@ -1,7 +1,6 @@
 """Gaussian posteriors q(z), random numbers, the evidence lower bound (ELBO) and importance sampling, for any model.
 
-Every value is in nats per image, and no constant is ever dropped. Shapes: B images, K samples, D latent dimensions;
-samples lead, (K, B, D).
+Values are in nats per image; no constant is dropped. Shapes: B images, K samples, D latent dimensions, (K, B, D).
 """
 
 import hashlib
@@ -38,7 +37,7 @@ class GaussianPosterior:
 
     @classmethod
     def concatenate(cls, posteriors):
-        """One q of the images of several, in their order; all diagonal, or all full."""
+        """One q of the images of several, all diagonal or all full."""
         return cls(torch.cat([q.mean for q in posteriors]), torch.cat([q.scale for q in posteriors]))
 
     def __len__(self):
@@ -106,10 +105,7 @@ def random_generator(seed, *purpose, device="cpu"):
 
 
 class Noise:
-    """The random numbers of images, from one generator for all, or one for each (`of_images`).
-
-    With one for each, what is drawn for an image does not depend on the other images in its batch.
-    """
+    """The random numbers of images: from one generator, or from one for each, then independent of other images."""
 
     __slots__ = ("_generators",)
 
@@ -118,10 +114,7 @@ class Noise:
 
     @classmethod
     def of_images(cls, seed, *purpose, index, device="cpu"):
-        """A generator for each image, a function of (seed, purpose, its entry of `index`).
-
-        index: the images' rows in the data set, (B,), or a list of anything that names them.
-        """
+        """A generator for each image, seeded by (seed, purpose, its entry of `index`): rows (B,), or any list."""
         index = index.tolist() if isinstance(index, torch.Tensor) else index
         return cls._from([random_generator(seed, *purpose, entry, device=device) for entry in index])
 
@@ -151,11 +144,9 @@ class Noise:
         """New generators, for the images at `rows`, a list which may name a row several times."""
         if self.images is None:
             return self
-        generators = []
-        for place, row in enumerate(rows):
-            parent, earlier = self._generators[row], rows[:place].count(row)
-            generators.append(random_generator(parent.initial_seed(), *purpose, earlier, device=parent.device))
-        return self._from(generators)
+        parents = [(self._generators[row], rows[:place].count(row)) for place, row in enumerate(rows)]
+        seeds = [(parent.initial_seed(), *purpose, earlier) for parent, earlier in parents]
+        return self._from([random_generator(*seed, device=self._generators[0].device) for seed in seeds])
 
     def normal(self, shape, *, like):
         """Standard normal draws of shape (K, B, ...), of the type of `like` on its device."""
@@ -170,7 +161,8 @@ class Noise:
         if self.images is None:
             return distribution(shape, generator=self._generators, **options)
         shape = (shape[0], *shape[2:])
-        return torch.stack([distribution(shape, generator=own, **options) for own in self._generators], dim=1)
+        draws = [distribution(shape, generator=generator, **options) for generator in self._generators]
+        return torch.stack(draws, dim=1)
 
 
 class Bound(NamedTuple):
@@ -239,9 +231,8 @@ def log_weight(model, x, q, noise):
 def importance_sampling(model, x, q, *, noise, num_samples=1000, chunk=500):
     """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k), z_k ~ q, K = num_samples (Burda et al. 2016, Eq. 8).
 
-    x: (B, *image); q: GaussianPosterior (B, D). A lower bound in expectation. The effective sample size
-    (sum w)^2 / sum w^2 is from 1 to K; below about ten, log_prob is too low by an unknown amount. At most
-    max(chunk, DRAWN_AT_ONCE) samples are in memory at once. The weights are added in float64 where the device has it.
+    A lower bound in expectation; too low by an unknown amount if the effective sample size (sum w)^2 / sum w^2 is below
+    about ten. x: (B, *image); q: GaussianPosterior (B, D); at most max(chunk, DRAWN_AT_ONCE) samples are held at once.
     Returns an ISEstimate; its elbo is the mean of the log-weights. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise)

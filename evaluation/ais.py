@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.distributions import MultivariateNormal
 
-from vae_utils import GaussianPosterior, check_inputs, log_weight, random_generator
+from evaluation.hmc import AISTarget, ChainState, hmc_step
+from vae_utils import check_inputs, random_generator
 
 LOG_WEIGHT_STD = 0.8  # of an image's chains, nats: what the number of temperatures is chosen for
 FEWEST, MOST = 16, 1024  # temperatures
@@ -30,7 +30,6 @@ TARGET_ACCEPTANCE, ACCEPTABLE = 0.65, (0.4, 0.95)
 MOST_ADAPTATIONS = 12  # of the step size, at one temperature of the pilot run
 UNKNOWN_DEVIATION = 1e4  # nats, where log-weights are not finite
 LONGEST_PATH = math.pi / 2  # a quarter turn: on N(0, I) it ends at a draw that is independent of the start
-JITTER = 0.2  # the share by which the length of a path varies: at a fixed length some directions would be periodic
 
 
 class AISEstimate(NamedTuple):
@@ -104,102 +103,6 @@ class Pilot(NamedTuple):
         betas = torch.from_numpy(np.stack(columns, axis=1)).to(deviations.dtype).to(deviations.device)  # (T + 1, B)
         nearest = (betas * count).ceil().long().clamp(1, count) - 1
         return Schedule(temperatures, betas, step_sizes.gather(0, nearest), leapfrog_steps)
-
-
-class ChainState(NamedTuple):
-    """The positions of chains, with the log-weight and its gradient there."""
-
-    e: torch.Tensor  # (K, B, D)
-    log_weight: torch.Tensor  # (K, B): l(e)
-    gradient: torch.Tensor  # (K, B, D): of l with respect to e
-
-
-class Mixture(NamedTuple):
-    """M Gaussians in z for each of B images, of which some may be missing."""
-
-    gaussians: GaussianPosterior  # mean (B, M, D), scale (B, M, D, D)
-    present: torch.Tensor  # (B, M), bool
-
-    def of_rows(self, rows):
-        """The Mixture of the images at `rows` (M,)."""
-        return Mixture(*(part[rows] for part in self))
-
-    def log_sum(self, z):
-        """log of the sum of the Gaussians' densities at z (K, B, D), (K, B)."""
-        gaussians = MultivariateNormal(self.gaussians.mean, scale_tril=self.gaussians.scale, validate_args=False)
-        return gaussians.log_prob(z.unsqueeze(2)).masked_fill(~self.present, -math.inf).logsumexp(-1)
-
-
-class AISTarget:
-    """l(e) of images in full precision, and its gradient in the model's precision; with a Mixture, of q's share."""
-
-    def __init__(self, model, x, q, mixture=None):
-        self.model, self.x, self.q, self.mixture = model, x, q, mixture
-        self.full_precision = model.in_precision("float32")
-
-    def __getitem__(self, rows):
-        return AISTarget(self.model, self.x[rows], self.q[rows], self.mixture and self.mixture.of_rows(rows))
-
-    def _log_weight(self, model, e):
-        if self.mixture is None:
-            return log_weight(model, self.x, self.q, e)
-        z = self.q.rsample(e)
-        return model.log_joint(self.x, z) - self.mixture.log_sum(z)
-
-    def gradient(self, e):
-        """(l(e), its gradient): (K, B) and (K, B, D). With respect to e alone, not to the decoder's weights."""
-        e = e.detach().requires_grad_()
-        with torch.enable_grad():
-            values = self._log_weight(self.model, e)
-            (gradient,) = torch.autograd.grad(values.sum(), e)
-        return values.detach(), gradient
-
-    @torch.no_grad()
-    def value(self, e):
-        """l(e), (K, B)."""
-        return self._log_weight(self.full_precision, e)
-
-    def value_and_gradient(self, e):
-        """(l(e) in full precision, its gradient): (K, B) and (K, B, D)."""
-        values, gradient = self.gradient(e)
-        return (values if self.model.precision == "float32" else self.value(e)), gradient
-
-    def start(self, e):
-        """The ChainState at e (K, B, D)."""
-        return ChainState(e, *self.value_and_gradient(e))
-
-
-def hmc_step(state, target, beta, step_size, leapfrog_steps, *, noise):
-    """One Hamiltonian transition that leaves pi_beta invariant (Neal 2011). Returns (ChainState, acceptance (K, B)).
-
-    The Gaussian part of pi_beta is followed exactly, by rotating (e, momentum) by the angle `step_size` (B,); beta l(e)
-    changes the momentum (Shahbaba et al. 2014). Both maps preserve volume and are reversible for any gradients.
-    """
-    e, gradient = state.e, state.gradient
-    momentum = noise.normal(e.shape, like=e)
-    (uniform,) = noise.uniform((1, *step_size.shape), like=e)
-    step_size = step_size * (1 + JITTER * (2 * uniform - 1))
-    cos, sin, kick = (part.unsqueeze(-1) for part in (step_size.cos(), step_size.sin(), beta * step_size))  # (B, 1)
-    before = _log_density(e, momentum, beta * state.log_weight)
-    # Leapfrog
-    momentum = momentum + 0.5 * kick * gradient
-    for step in range(1, leapfrog_steps + 1):
-        e, momentum = cos * e + sin * momentum, cos * momentum - sin * e
-        last = step == leapfrog_steps
-        values, gradient = target.value_and_gradient(e) if last else target.gradient(e)
-        momentum = momentum + (0.5 * kick if last else kick) * gradient
-    # Accept or refuse; a path whose values overflow is refused
-    log_ratio = (_log_density(e, momentum, beta * values) - before).nan_to_num(nan=-math.inf)
-    acceptance = log_ratio.clamp(max=0).exp()  # (K, B)
-    accepted = noise.uniform(acceptance.shape, like=acceptance) < acceptance
-    wide = accepted.unsqueeze(-1)
-    e, gradient = torch.where(wide, e, state.e), torch.where(wide, gradient, state.gradient)
-    return ChainState(e, torch.where(accepted, values, state.log_weight), gradient), acceptance
-
-
-def _log_density(e, momentum, tempered):
-    """log of pi_beta(e) N(momentum; 0, I) up to a constant, (K, B)."""
-    return tempered - 0.5 * (e.square() + momentum.square()).sum(-1)
 
 
 def run_pilot(target, *, leapfrog_steps, noise):

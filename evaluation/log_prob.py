@@ -139,7 +139,7 @@ def _batch(model, images):
     except TypeError:
         raise ValueError("images: give a tensor or an array; data.load_images reads files") from None
     shapes = (shape, shape[1:]) if len(shape) == 3 and shape[0] == 1 else (shape,)
-    fitting = any(x.shape in (each, (*x.shape[:1], *each)) for each in shapes)
+    fitting = any(x.shape in (shape_of_one, (*x.shape[:1], *shape_of_one)) for shape_of_one in shapes)
     if not fitting or not len(x):
         raise ValueError(f"images of shape {tuple(x.shape)}: the model needs {shape} or (N, {str(shape)[1:]}")
     low, high = float(x.min()), float(x.max())

@@ -11,7 +11,8 @@ import math
 
 import torch
 
-from evaluation.ais import TRUSTED_STD, AISEstimate, Mixture, annealed_importance_sampling
+from evaluation.ais import TRUSTED_STD, AISEstimate, annealed_importance_sampling
+from evaluation.hmc import Mixture
 from evaluation.quadrature import MOST_DIMENSIONS, integrate
 from posterior_fit import PosteriorFit, bounds, cosine, fit_posterior, gauss_newton_posterior, unpack
 from vae_utils import GaussianPosterior, Noise, check_inputs

@@ -54,14 +54,14 @@ def _shared_cells(model, x, reach):
     step, dimensions = STEPS[model.latent_dim], model.latent_dim
     axis = torch.arange(-reach + step / 2, reach, step, dtype=x.dtype, device=x.device)
     z = torch.cartesian_prod(*[axis] * dimensions).reshape(-1, dimensions)
-    parts = [model.log_joint(x, part.unsqueeze(1)).cpu() for part in z.split(max(1, AT_ONCE // len(x)))]
-    values = _finite(torch.cat(parts).double() + dimensions * math.log(step))
+    blocks = [model.log_joint(x, block.unsqueeze(1)).cpu() for block in z.split(max(1, AT_ONCE // len(x)))]
+    values = _finite(torch.cat(blocks).double() + dimensions * math.log(step))
     grid = values.view(*[len(axis)] * dimensions, len(x))
     slopes = torch.zeros_like(grid)
     for dimension in range(dimensions):
         difference = grid.diff(dim=dimension).abs().nan_to_num(0)  # between two cells of mass 0
         nothing = torch.zeros_like(difference.narrow(dimension, 0, 1))
-        sides = (torch.cat(parts, dim=dimension) for parts in ((difference, nothing), (nothing, difference)))
+        sides = (torch.cat(pair, dim=dimension) for pair in ((difference, nothing), (nothing, difference)))
         slopes += torch.maximum(*sides)
     border = values[z.cpu().abs().amax(1) > reach - step].logsumexp(0)
     at_border = border >= values.logsumexp(0) - BORDER
@@ -85,8 +85,8 @@ def _refine(model, image, z, values, slopes):
         settled = torch.logaddexp(settled, values[~active].logsumexp(0))
         z = (z[active].unsqueeze(1) + step * corners.to(z)).reshape(-1, dimensions)
         step /= 2
-        parts = [model.log_joint(image.unsqueeze(0), p.unsqueeze(1).to(image)) for p in z.split(POINTS_AT_ONCE)]
-        values = _finite(torch.cat(parts)[:, 0].cpu().double() + dimensions * math.log(step))
+        blocks = [model.log_joint(image.unsqueeze(0), p.unsqueeze(1).to(image)) for p in z.split(POINTS_AT_ONCE)]
+        values = _finite(torch.cat(blocks)[:, 0].cpu().double() + dimensions * math.log(step))
         siblings = values.view(-1, 2**dimensions)
         between = (siblings.amax(1) - siblings.amin(1)).nan_to_num(0)
         slopes = torch.maximum(between, 0.5 * slopes[active]).repeat_interleave(2**dimensions)

@@ -8,7 +8,22 @@ from conftest import SIGMA, linear_gaussian, seeded, toy_data
 from torch import distributions, nn
 from torch.distributions import Normal
 
-from model import Bernoulli, Classifier, ConvModel, ConvVAE, Decoder, Encoder, Gaussian
+from evaluation.ais import annealed_importance_sampling
+from evaluation.log_prob import log_prob
+from model import (
+    Bernoulli,
+    Classifier,
+    ConvModel,
+    ConvVAE,
+    Decoder,
+    Encoder,
+    Gaussian,
+    LatentVariableModel,
+    Likelihood,
+    flat_pixels,
+)
+from posterior_fit import fit_posterior, gauss_newton_posterior
+from vae_utils import GaussianPosterior, Noise, elbo, importance_sampling
 
 LIKELIHOODS = pytest.mark.parametrize("likelihood", [Gaussian(SIGMA), Bernoulli()], ids=lambda each: each.name)
 SHAPE = (2, 12, 16)
@@ -141,3 +156,156 @@ def test_seeding_leaves_the_global_generator_alone():
     ConvVAE(5, seed=0)
     Classifier(seed=0)
     assert torch.equal(torch.rand(3), expected)
+
+
+class Laplace(Likelihood):
+    """A density with a scale that is learned."""
+
+    name = "laplace"
+
+    def __init__(self, scale=0.5):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+
+    def log_prob(self, x, output):
+        scale = self.log_scale.exp()
+        return flat_pixels(-(x - output).abs() / scale - (2 * scale).log(), x).sum(-1)
+
+    def mean(self, output):
+        return output
+
+    def sample(self, output, generator):
+        uniform = torch.rand(output.shape, generator=generator, dtype=output.dtype) - 0.5
+        return output - self.log_scale.exp() * uniform.sign() * torch.log1p(-2 * uniform.abs())
+
+    def curvature(self, output):
+        return torch.ones_like(output) / self.log_scale.exp() ** 2  # the Fisher information
+
+    def exact(self, x, output):
+        return distributions.Laplace(output, self.log_scale.exp()).log_prob(x).flatten(2).sum(-1)
+
+
+class Heteroscedastic(Likelihood):
+    """A Gaussian whose mean and log-variance are drawn by the decoder, for each pixel."""
+
+    name, channels = "heteroscedastic", 2
+
+    def log_prob(self, x, output):
+        mean, log_var = self.split(output)
+        values = -0.5 * ((x - mean).square() / log_var.exp() + log_var + math.log(2 * math.pi))
+        return flat_pixels(values, x).sum(-1)
+
+    def mean(self, output):
+        return self.split(output)[0]
+
+    def sample(self, output, generator):
+        mean, log_var = self.split(output)
+        return mean + (0.5 * log_var).exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+
+    def curvature(self, output):
+        _, log_var = self.split(output)
+        return torch.cat(((-log_var).exp(), torch.full_like(log_var, 0.5)), dim=-3)  # the Fisher information
+
+    def exact(self, x, output):
+        mean, log_var = output[..., :3, :, :], output[..., 3:, :, :]
+        return Normal(mean, (0.5 * log_var).exp()).log_prob(x).flatten(2).sum(-1)
+
+
+def users_model(likelihood, latent_dim):
+    """A decoder that ends in nn.Unflatten, of images of 3 channels and 1 x 2 pixels, in float64."""
+    width = 6 * likelihood.channels
+    layers = nn.Linear(latent_dim, 5), nn.Tanh(), nn.Linear(5, width), nn.Unflatten(1, (width // 2, 1, 2))
+    model = LatentVariableModel(nn.Sequential(*layers), likelihood, latent_dim=latent_dim).double()
+    for parameter in model.decoder.parameters():
+        nn.init.normal_(parameter, std=0.7, generator=seeded(2))
+    return model
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+@pytest.mark.parametrize("likelihood", [Laplace, Heteroscedastic])
+def test_a_new_likelihood_is_one_class(likelihood, latent_dim):
+    """The bound, its best q, importance sampling and annealing against quadrature with PyTorch's densities."""
+    model = users_model(likelihood(), latent_dim)
+    x, _ = model.sample(4, seeded(3))
+    axis = torch.linspace(-7, 7, 141 if latent_dim == 2 else 2001, dtype=torch.float64)
+    grid = torch.cartesian_prod(*[axis] * latent_dim).reshape(-1, latent_dim)
+    log_cell = latent_dim * math.log(14 / (len(axis) - 1))
+    log_prior = Normal(0.0, 1.0).log_prob(grid).sum(-1, keepdim=True)  # (M, 1)
+    with torch.no_grad():
+        log_likelihood = model.likelihood.exact(x, model.decoder(grid)[:, None])  # (M, B)
+        exact_log_prob = (log_likelihood + log_prior).logsumexp(0) + log_cell
+        best = fit_posterior(model, x, model.initial_posterior(x), noise=Noise(1), fit_steps=150).q
+        bound = elbo(model, x, best, torch.randn(20_000, *best.mean.shape, generator=seeded(4)).double())
+        log_q = Normal(best.mean, best.scale).log_prob(grid[:, None]).sum(-1)  # (M, B)
+        exact = (log_q.exp() * (log_likelihood + log_prior - log_q)).sum(0) * math.exp(log_cell)
+    torch.testing.assert_close(bound.elbo, exact, atol=0.05, rtol=0)
+    assert ((exact < exact_log_prob) & (exact > exact_log_prob - 2)).all()
+    sampled = importance_sampling(model, x, best, noise=Noise(2), num_samples=20_000)
+    torch.testing.assert_close(sampled.log_prob, exact_log_prob, atol=0.1, rtol=0)
+    full = gauss_newton_posterior(model, x, best, noise=Noise(3))
+    annealed = annealed_importance_sampling(model, x, full, noise=Noise(4), chains=64, temperatures=60)
+    assert ((annealed.log_prob - exact_log_prob).abs() < 4 * annealed.standard_error + 0.01).all()
+    assert model.mean(best.mean).shape == x.shape
+
+
+def test_a_likelihoods_parameters_are_trained_saved_and_moved_with_the_decoders():
+    model = users_model(Laplace(3.0), 2)
+    x, _ = users_model(Laplace(0.2), 2).sample(500, seeded(5))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    q = GaussianPosterior(torch.zeros(500, 2).double(), torch.full((500, 2), 1e-3).double())
+    for _ in range(300):
+        optimizer.zero_grad()
+        (-elbo(model, x, q, torch.zeros(500, 2).double()).elbo.mean()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        distance = (x - model.decode(torch.zeros(1, 2).double())).abs().mean()
+    assert model.likelihood.log_scale.exp().item() == pytest.approx(distance.item(), rel=0.02)  # the maximum likelihood
+    other = users_model(Laplace(), 2)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.likelihood.log_scale, model.likelihood.log_scale)
+    assert model.float().likelihood.log_scale.dtype == torch.float32
+
+
+@LIKELIHOODS
+def test_old_checkpoints_have_no_entry_of_the_likelihood(likelihood):
+    assert likelihood.state_dict() == {}
+    assert all(name.startswith("decoder.") for name in ConvModel(3, likelihood, image_shape=SHAPE).state_dict())
+    assert likelihood.label.startswith(likelihood.name.capitalize())
+    assert likelihood.units
+
+
+def test_the_networks_draw_two_channels_for_a_pixel_if_the_likelihood_needs_them():
+    model = ConvVAE(3, Heteroscedastic(), image_shape=SHAPE, seed=0)
+    x, z = model.sample(4, seeded(0))
+    assert model.decode(z).shape == (4, 4, 12, 16)
+    assert x.shape == model.mean(z).shape == (4, *SHAPE)
+    assert elbo(model, x, model.encode(x), torch.randn(5, 4, 3)).elbo.shape == (4,)
+
+
+class Viewed(nn.Module):
+    """A decoder without parameters that ends in a view."""
+
+    def forward(self, z):
+        return z.repeat(1, 4).view(-1, 2, 2, 3)
+
+
+def test_a_decoder_may_have_no_parameters_and_end_in_a_view():
+    model = LatentVariableModel(Viewed(), Gaussian(SIGMA), latent_dim=3)
+    x, _ = model.sample(4, seeded(0))
+    draws = torch.randn(5, 4, 3, generator=seeded(1))
+    assert torch.equal(model.decode(draws), draws.repeat(1, 1, 4).view(5, 4, 2, 2, 3))
+    found = log_prob(model, x.clamp(-1, 1), chains=2, fit_steps=5)
+    assert found.log_prob.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        (nn.Linear(3, 12), r"gives \(12,\) for an image: x \(4, 2, 2, 3\) needs \(2, 2, 3\)"),
+        (nn.Flatten(0), "not a row for each z"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_is_refused(decoder, message):
+    model = LatentVariableModel(decoder, Gaussian(SIGMA), latent_dim=3)
+    with pytest.raises(ValueError, match=message):
+        model.log_likelihood(torch.zeros(4, 2, 2, 3), torch.zeros(4, 3))

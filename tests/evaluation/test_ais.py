@@ -9,14 +9,13 @@ from scipy.stats import t
 
 from evaluation import ais
 from evaluation.ais import (
-    AISTarget,
     Pilot,
     anneal,
     annealed_importance_sampling,
     bidirectional_bounds,
-    hmc_step,
     log_mean_errors,
 )
+from evaluation.hmc import AISTarget, hmc_step
 from model import Bernoulli, ConvModel, Gaussian, LatentVariableModel
 from posterior_fit import gauss_newton_posterior
 from vae_utils import GaussianPosterior, Noise
@@ -171,7 +170,7 @@ def test_the_interval_of_an_estimate_holds_log_prob_in_95_of_100_cases():
 
 
 def test_a_transition_leaves_the_posterior_as_it_is():
-    """At steps so long that a third is refused: without the refusals the density would drift."""
+    """At steps so long that a third or more is refused: without the refusals the density would drift."""
     model, count = linear_gaussian(), 20_000
     x, _, noise = draw(model, count=1)
     posterior, q = model.posterior(x), model.poor(x)
@@ -182,7 +181,7 @@ def test_a_transition_leaves_the_posterior_as_it_is():
     for _ in range(5):
         step_size = torch.tensor([1.2], dtype=torch.float64)
         state, acceptance = hmc_step(state, beta=1.0, step_size=step_size, target=target, leapfrog_steps=3, noise=noise)
-        assert 0.3 < acceptance.mean() < 0.9
+        assert 0.2 < acceptance.mean() < 0.9
     after = posterior.log_prob(q.rsample(state.e))
     error = math.sqrt((before.var() + after.var()) / count)
     assert abs(float((after - before).mean())) < 4 * error

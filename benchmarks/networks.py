@@ -22,7 +22,7 @@ from torch import nn  # noqa: E402
 from amortized_vae import AmortizedVAE  # noqa: E402
 from benchmarks.harness import print_table  # noqa: E402
 from data import load_data, stratified_subset  # noqa: E402
-from evaluation.scores import infer  # noqa: E402
+from evaluation.measurements import infer  # noqa: E402
 from latent_optimization import LatentOptimization  # noqa: E402
 from model import seeded_weights  # noqa: E402
 from runtime.config import EvalConfig, TrainConfig, choose_precision  # noqa: E402

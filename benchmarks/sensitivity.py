@@ -25,7 +25,6 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes of JOBS
 
 import torch  # noqa: E402
-
 import torch.nn.functional as F  # noqa: E402
 
 import latent_optimization  # noqa: E402
@@ -33,7 +32,7 @@ from amortized_vae import AmortizedVAE  # noqa: E402
 from benchmarks.harness import print_table  # noqa: E402
 from data import load_data, stratified_subset  # noqa: E402
 from evaluation import gaps  # noqa: E402
-from evaluation.scores import posterior_of_train  # noqa: E402
+from evaluation.measurements import posterior_of_train  # noqa: E402
 from latent_optimization import LatentOptimization  # noqa: E402
 from posterior_fit import fit_posterior  # noqa: E402
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json  # noqa: E402

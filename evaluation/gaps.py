@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from evaluation.modes import estimate_log_prob
-from evaluation.stats import stratified_mean
+from evaluation.statistics import stratified_mean
 from posterior_fit import fit_posterior
 from vae_utils import generators_of, importance_sampling, select
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from browser import open_page, pixels, set_value
 from conftest import ROOT
+from evaluation.explorer import explorer
 from matplotlib.figure import Figure
 
 import amortized_vae
 import latent_optimization
 import main_vae
 from data import stratified_subset
-from evaluation.explorer import explorer
 from evaluation.gaps import Gaps
 from evaluation.page import COLUMNS, write_page
 from runtime.checkpoint import load_json, save_csv, save_figure

@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads soon leave the processor
@@ -11,8 +12,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: wai
 from amortized_vae import AmortizedVAE
 from data import load_data, rows_per_class, shard
 from evaluation import figures, seeds
-from evaluation.page import write_page
-from evaluation.report import RESULTS, evaluate
+from evaluation.report import RESULTS, evaluate, write_report
 from evaluation.tables import cost_table, headline, table
 from latent_optimization import LatentOptimization
 from runtime.checkpoint import InputError, load_json, save_csv, save_figure, save_json
@@ -51,12 +51,14 @@ def main():
         print_tables(work(given, started))
 
 
-def print_tables(summary):
-    """Prints what a run has found; summary: None if it was finished already."""
-    if summary:
-        print(table(summary))
-        print(cost_table(summary))
-        print(headline(summary))
+def print_tables(found):
+    """Prints what a run has found, (summary, Scores); None if it was finished already."""
+    if found:
+        summary, scores = found
+        labels = summary["labels"]
+        print(table(scores, labels, summary["likelihood"]))
+        print(cost_table(scores, labels))
+        print(headline(scores, labels))
         seconds = summary["seconds"]
         times = {**seconds["training"], "evaluation": seconds["evaluation"], "total": seconds["total"]}
         print("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in times.items()))
@@ -65,8 +67,8 @@ def print_tables(summary):
 def experiment(given, started, *, check_only=False):
     """Checks all input; then, in locked directories, trains and evaluates.
 
-    started: by time.perf_counter. Returns the summary; None if the run to be resumed is already finished, or after a
-    check.
+    started: by time.perf_counter. Returns (summary, Scores); None if the run to be resumed is already finished, or
+    after a check.
     """
     run_config, config = make_config(RunConfig, given), make_config(TrainConfig, given)
     device, config = prepare_run(run_config, config)
@@ -110,7 +112,7 @@ def experiment(given, started, *, check_only=False):
 
 
 def evaluate_again(given, started, *, check_only=False):
-    """Checks all input; then evaluates the checkpoints that are there. Returns the summary, or None after a check.
+    """Checks all input; then evaluates the checkpoints that are there. Returns (summary, Scores); None after a check.
 
     The checkpoints say what was trained and are only read; history.csv and training_curves.png stay as they are.
     """
@@ -170,7 +172,7 @@ def choose_counts(config, given, data, *, precision):
 
 
 def score(checkpoints, data, eval_config, settings, run_config, seconds, started):
-    """Evaluates the Checkpoints, writes summary.json and returns its contents.
+    """Evaluates the Checkpoints, writes the report and summary.json; returns (summary, Scores).
 
     seconds: {name of a method: of its training}; started: by time.perf_counter, less the time of earlier processes.
     """
@@ -184,8 +186,9 @@ def score(checkpoints, data, eval_config, settings, run_config, seconds, started
         known = {"settings": settings, "eval_config": asdict(eval_config), "versions": versions()}
         known["files"] = checkpoints.digests()
         tasks = Tasks(Path(run_config.results_dir) / ".evaluation", identity=known)
-        options = {"results_dir": run_config.results_dir, "training_seconds": seconds, "tasks": tasks}
-        numbers, explorer = evaluate(checkpoints, data, classifier, eval_config, **options)
+        options = {"training_seconds": seconds, "tasks": tasks}
+        load = partial(checkpoints.load, data=data)
+        results = evaluate(load, checkpoints.epochs, data, classifier, eval_config, **options)
     if rank():
         return None
     now = time.perf_counter()
@@ -195,13 +198,14 @@ def score(checkpoints, data, eval_config, settings, run_config, seconds, started
         "eval_config": asdict(eval_config),
         "scored_epoch": checkpoints.epochs[-1],
         "versions": versions(),
-        **numbers,
+        "likelihood": results.likelihood,
+        "labels": results.labels,
         "seconds": {"training": seconds, "evaluation": now - before, "total": now - started},
     }
-    write_page(run_config.results_dir, summary, explorer, METHODS)
+    write_report(run_config.results_dir, results, summary)
     save_json(Path(run_config.results_dir) / OWNED.summary, summary)
     tasks.remove()
-    return summary
+    return summary, results.scores
 
 
 if __name__ == "__main__":

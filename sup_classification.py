@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from data import load_data
-from evaluation import figures, stats
+from evaluation import figures, statistics
 from model import Classifier, autocast
 from runtime.checkpoint import InputError, invalid_contents, save_figure, save_json
 from runtime.cli import Parser, add_flags, make_config, prepare_run, run_script
@@ -171,9 +171,9 @@ def report(model, test, run, settings):
     log_prob = predict(model, test.images)
     predicted = log_prob.argmax(-1)
     correct = predicted == test.labels
-    per_class = [stats.accuracy(correct[test.labels == label]) for label in range(count)]
+    per_class = [statistics.accuracy(correct[test.labels == label]) for label in range(count)]
     confusion = torch.bincount(test.labels * count + predicted, minlength=count**2).reshape(count, count)
-    overall = stats.accuracy(correct)
+    overall = statistics.accuracy(correct)
     figure = figures.classification(
         history=run.history,
         per_class=per_class,

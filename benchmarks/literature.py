@@ -21,7 +21,7 @@ from amortized_vae import AmortizedVAE  # noqa: E402
 from benchmarks.harness import plus_minus, print_table  # noqa: E402
 from data import load_data, random_rows_per_class, stratified_subset  # noqa: E402
 from evaluation import gaps  # noqa: E402
-from evaluation.stats import regression_estimate  # noqa: E402
+from evaluation.statistics import regression_estimate  # noqa: E402
 from runtime.config import EvalConfig, choose_precision  # noqa: E402
 from runtime.learners import read_checkpoint  # noqa: E402
 from vae_utils import Noise, evaluate_bound, importance_sampling, mean_and_error  # noqa: E402

@@ -30,7 +30,7 @@ from amortized_vae import AmortizedVAE  # noqa: E402
 from benchmarks.harness import plus_minus, print_table  # noqa: E402
 from data import load_data, stratified_subset  # noqa: E402
 from evaluation import gaps  # noqa: E402
-from evaluation.scores import posterior_of_train  # noqa: E402
+from evaluation.measurements import posterior_of_train  # noqa: E402
 from latent_optimization import LatentOptimization  # noqa: E402
 from posterior_fit import fit_posterior  # noqa: E402
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json  # noqa: E402

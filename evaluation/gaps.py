@@ -12,27 +12,26 @@ import torch
 from evaluation.log_prob import fit_and_anneal, importance_columns
 
 
-def squared_error(model, x, q, config, noise):
-    """The squared error of the reconstruction at the mean of q, summed over pixels."""
-    return {"squared_error": (model.mean(q.mean) - x).square().flatten(1).sum(1)}
+def squared_error(model, x, q):
+    """The squared error of the reconstruction at the mean of q, summed over pixels, (B,)."""
+    return (model.mean(q.mean) - x).square().flatten(1).sum(1)
 
 
+# Metrics of an image beside its bounds: functions (model, x, q) -> (B,). A new one is a function and an entry here; its
+# name is then a column of log_probabilities.csv and of the page, and a quantity in scores.csv.
+METRICS = (squared_error,)
 FROM_SAMPLES = "elbo", "importance_sampling", "effective_sample_size"
-METRICS = [importance_columns, squared_error]  # of every scored image; a metric that draws from `noise` goes last
 
 
 @torch.no_grad()
 def measure_q(model, x, q, config, *, noise):
-    """The columns of METRICS, {name: (B,)}, which need neither a fit nor annealing."""
-    columns = {}
-    for metric in METRICS:
-        columns |= metric(model, x, q, config, noise)
-    return columns
+    """The columns that need neither a fit nor annealing, {name: (B,)}: of FROM_SAMPLES and of METRICS."""
+    return importance_columns(model, x, q, config, noise) | {metric.__name__: metric(model, x, q) for metric in METRICS}
 
 
 @torch.no_grad()
 def measure(model, x, q, config, *, noise, fitted=False, batch_size=50):
-    """The columns of METRICS and of `fit_and_anneal` from q, {name: (B,)} of the type of x.
+    """The columns of `measure_q` and of `fit_and_anneal` from q, {name: (B,)} of the type of x.
 
     x: (B, *image); q: diagonal, (B, D); config: an EvalConfig, whose precision is that of the networks in gradients of
     annealing. fitted: q is q* already, as of unseen images under latent optimization; both then have the same numbers.

@@ -1,25 +1,29 @@
-"""The evaluation of trained methods: every number, table and figure, in the order in which they are made."""
+"""The evaluation of trained methods: `evaluate` finds every number, `write_report` writes and draws."""
 
 from functools import partial
-from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from data import SPLITS, rows_per_class, stratified_subset
-from evaluation import figures, latents, samples, scores, style
-from evaluation.explorer import explorer
+from evaluation import figures, latents, measurements, samples, scores, style
+from evaluation.page.explorer import explorer
+from evaluation.page.page import write_page
+from evaluation.statistics import find
+from evaluation.tables import write_scores
 from runtime.checkpoint import save_array, save_csv, save_figure
 from runtime.distributed import rank
 from vae_utils import random_generator
 
 PRIOR_SAMPLES, MOST_PICTURED = 64, 30  # how many classes at most have an image of their own in a figure
-RESULTS = (  # the files in the results directory, as patterns
+RESULTS = (  # the files in the results directory, as patterns; those of earlier versions, too
     "*recon_epoch_[0-9]*.png",
     "samples_epoch_[0-9]*.png",
     "comparison_epoch_[0-9]*.png",
     "training_curves.png",
+    "scores.csv",
     "log_probabilities.*",
     "gaps.csv",
     "gaps_over_epochs.png",
@@ -38,134 +42,106 @@ RESULTS = (  # the files in the results directory, as patterns
 )
 
 
-def evaluate(checkpoints, data, classifier, config, *, results_dir, training_seconds, tasks):
-    """Every number and every figure but the training curves; on rank 0 the summary's numbers, and those of `explorer`.
+class Results(NamedTuple):
+    """What an evaluation found: the numbers, and the images and points that figures need."""
 
-    checkpoints: a training.Checkpoints, whose last epoch is scored; data: a Data; classifier: the supervised baseline;
-    config: an EvalConfig; training_seconds: {method's name: seconds}, where known; tasks: a Tasks. The work on images
-    is dealt to the ranks; rank 0 does the rest.
+    scores: list  # of Score
+    images: list  # rows of log_probabilities.csv, dicts
+    latent_usage: list  # rows of latent_usage.csv, dicts
+    methods: list  # as they were after the last epoch
+    classes: tuple
+    likelihood: str  # p(x|z) in words
+    log_prob: np.ndarray  # (methods, splits, classes, annealed images of each class), float64: the best estimate
+    pictures: dict  # {epoch: see `draw_pictures`}
+    examples: torch.Tensor  # (M, C, H, W), the first annealed test image of each class
+    sample_labels: torch.Tensor  # (M,), of the test images on the map
+    points: dict  # {method's name: (M, 2)}, the map
+    traversals: tuple  # see latents.traversals
+    interpolations: dict  # see latents.interpolations
+    samples: dict  # {kind: images}, see samples.assess
+    explorer: dict  # see explorer.explorer
+
+    @property
+    def labels(self):
+        """{method's name: its label}."""
+        return {method.name: method.label for method in self.methods}
+
+
+def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
+    """The Results; on other ranks than 0 None.
+
+    load: a function of an epoch, returning the methods as they were after it; epochs: rising, the last one is scored in
+    full; data: a Data; classifier: the supervised baseline; config: an EvalConfig; training_seconds: {method's name:
+    seconds}, where known; run: a Run. The work on images is dealt to the ranks; rank 0 does the rest.
     """
-    results_dir, coarse = Path(results_dir), scores.at_earlier_epochs(config)
+    coarse, last, pictures, rows = measurements.at_earlier_epochs(config), epochs[-1], {}, []
     sample = stratified_subset(data.test, size=min(config.fitted_images, len(data.test.labels)), seed=config.seed)
-    rows = []  # of gaps.csv
-    for epoch in checkpoints.epochs:  # rising: the methods of the last one are scored below
-        methods, last = checkpoints.load(epoch, data), epoch == checkpoints.epochs[-1]
-        work = picture_tasks(epoch, methods, data, config)
-        if last:
-            work |= scores.image_tasks(methods, data, config, "log p(x)")
-            work |= scores.bdmc_tasks(methods, config, device=data.device)
-            work |= scores.inference_tasks(methods, sample, config)
+    for epoch in epochs:
+        # The work of this epoch.
+        methods = load(epoch)
+        work = {f"pictures_{epoch}_{method.name}": partial(pictured_means, method, data, config) for method in methods}
+        if epoch == last:
+            work |= measurements.image_tasks(methods, data, config, "log p(x)")
+            work |= measurements.bidirectional_tasks(methods, config, device=data.device)
+            work |= measurements.inference_tasks(methods, sample, config)
         else:
-            work |= scores.image_tasks(methods, data, coarse, "gaps", epoch)
-        done = tasks.map(f"evaluation, epoch {epoch}", work)
+            work |= measurements.image_tasks(methods, data, coarse, "gaps", epoch)
+        results = run.map(f"evaluation, epoch {epoch}", work)
+
+        # What it gave.
         if rank() == 0:
-            draw_epoch(epoch, methods, data, config, results_dir, done)
-        if not last:
-            measured = scores.collect_images(methods, data, coarse, done, "gaps", epoch)
-            for method, split in product(methods, SPLITS):
-                summary = scores.summarize(measured[method.name][split])
-                rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": summary})
+            means = {method.name: results[f"pictures_{epoch}_{method.name}"] for method in methods}
+            pictures[epoch] = draw_pictures(methods, means, data, config)
+            purpose = ("log p(x)",) if epoch == last else ("gaps", epoch)
+            measured = measurements.collect_images(methods, config if epoch == last else coarse, results, *purpose)
+            rows += scores.tracked_scores(measured, epoch, config.gap_images_per_digit)
     if rank():
-        return None, None
-    likelihood, classes = methods[0].model.likelihood.label, data.test.classes
+        return None
 
-    def save(name, draw, **values):
-        save_figure(results_dir / f"{name}.png", draw(methods=methods, likelihood=likelihood, **values))
-
-    fits, seconds = scores.collect_inference(methods, sample, done)
-    train_q = {method.name: scores.posterior_of_train(method, data) for method in methods}
-    bounds, converged = scores.final_bounds(methods, data, sample, fits, train_q, config)
-
-    found = scores.collect_images(methods, data, config, done, "log p(x)")
-    log_prob = {
-        name: {
-            split: scores.summarize_log_prob(values, bounds[name][split], getattr(data, split), config)
-            for split, values in of_splits.items()
-        }
-        for name, of_splits in found.items()
-    }
-    values = np.stack([[found[method.name][split].importance_sampling for split in SPLITS] for method in methods])
-    save_csv(results_dir / "log_probabilities.csv", scores.records(found, data, config))
-    save_array(results_dir / "log_probabilities.npy", values)
-    examples = data.test.images[scores.scored_rows(data, "test", 1, config).flatten()[:MOST_PICTURED]]
-    shown = [found[method.name]["test"].log_prob[:MOST_PICTURED, 0].tolist() for method in methods]
-    counts = {"num_samples": config.num_samples, "classes": classes}
-    save(
-        "log_probabilities", figures.log_probabilities, scores=log_prob, images=examples, example_values=shown, **counts
-    )
-
-    last_gaps, per_class = ({method.name: {} for method in methods} for _ in range(2))
-    for method, split in product(methods, SPLITS):
-        measured = found[method.name][split]
-        same = scores.summarize(scores.annealed(measured, config.gap_images_per_digit))
-        last_gaps[method.name][split] = scores.summarize(scores.annealed(measured))
-        for summary in (same, last_gaps[method.name][split]):
-            rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": summary})
-        fields = zip(*scores.annealed(measured), strict=True)
-        per_class[method.name][split] = [scores.summarize(scores.Gaps(*of_class)) for of_class in fields]
-    save_csv(results_dir / "gaps.csv", [_flat(row) for row in rows])
-    save("gaps_over_epochs", figures.gaps_over_epochs, rows=rows, saved_epochs=checkpoints.epochs)
-    if training_seconds.keys() >= found.keys():
-        save("quality_over_seconds", figures.quality_over_seconds, rows=rows, training_seconds=training_seconds)
-    save("gaps_per_digit", figures.gaps_per_class, per_class=per_class, classes=classes)
-
-    bdmc = {method.name: scores.bdmc_gap(method, done) for method in methods}
+    # Bounds, log p(x), gaps, costs.
+    fits, seconds = measurements.collect_inference(methods, sample, results)
+    train_q = {method.name: measurements.posterior_of_train(method, data) for method in methods}
     sample_q = {name: fit.q for name, fit in fits.items()}
-    options = {"results_dir": results_dir, "keep": tasks.keep}
-    used = latents.analyse(methods, train_q, data, classifier, config, sample=sample, sample_q=sample_q, **options)
-    quality = samples.assess(methods, data, classifier, config, **options)
-    parts = {
-        "bounds": scores.score_bounds(bounds, data),
-        "fits_converged": converged,
-        "log_prob": log_prob,
-        "gaps": last_gaps,
-        "bdmc": bdmc,
-        "latents": used["methods"],
-        "cost": scores.compute_cost(methods, checkpoints, fits, seconds, training_seconds),
+    bounds = measurements.final_bounds(methods, data, sample, fits, train_q, config)
+    rows += scores.bound_scores(bounds, data, last)
+    rows += scores.image_scores(measured, bounds, data, config, last)
+    rows += scores.bidirectional_scores(methods, results, last)
+    rows += scores.cost_scores(methods, last, fits, seconds, training_seconds)
+
+    # Latents and samples.
+    options = {"epoch": last, "keep": run.keep}
+    drawn = {"sample": sample, "sample_q": sample_q}
+    latent_scores, usage, points = latents.analyse(methods, train_q, data, classifier, config, **drawn, **options)
+    sample_scores, sample_images = samples.assess(methods, data, classifier, config, **options)
+
+    # What figures and the page draw.
+    count = config.annealed_per_digit
+    annealed = data.test.at(measurements.scored_rows(data, "test", count, config).flatten())
+    columns = ("log_prob", "log_prob_standard_error")
+    annealed_log_prob = {
+        method.name: [measured[method.name, "test"][column][:, :count].flatten() for column in columns]
+        for method in methods
     }
-    parts_of_page = {
-        "annealed": data.test.at(scores.scored_rows(data, "test", config.annealed_per_digit, config).flatten()),
-        "annealed_q": scores.collect_posteriors(methods, config, done, "log p(x)"),
-        "found": {
-            name: scores.Gaps(*(field.flatten() for field in scores.annealed(of_splits["test"])))
-            for name, of_splits in found.items()
-        },
-        "points": used["points"],
-    }
-    page_data = explorer(methods, train_q, sample, sample_q, **parts_of_page, seed=config.seed)
-    numbers = {
-        "likelihood": likelihood,
-        "methods": {
-            method.name: {"label": method.label, **{name: part[method.name] for name, part in parts.items()}}
-            for method in methods
-        },
-        "differences": scores.paired_differences(found, methods),
-        "probes": used["probes"],
-        "samples": quality,
-    }
-    return numbers, page_data
-
-
-def _flat(row):
-    """A row of gaps as gaps.csv has it."""
-    flat = {name: row[name] for name in ("epoch", "method", "split")}
-    for name, score in row["scores"].items():
-        flat["images"] = score["images"]
-        flat[name], flat[f"{name}_standard_error"] = score["mean"], score["standard_error"]
-    return flat
-
-
-def picture_tasks(epoch, methods, data, config):
-    """Tasks that find the means of q (B, D) of the `pictured` test images."""
-
-    def infer_mean(method):
-        return scores.infer(method, pictured(data), config).q.mean.cpu()
-
-    return {_picture_task(epoch, method): partial(infer_mean, method) for method in methods}
-
-
-def _picture_task(epoch, method):
-    return f"pictures_{epoch}_{method.name}"
+    annealed_q = measurements.collect_posteriors(methods, config, results, "log p(x)")
+    log_prob = [[measured[method.name, split]["log_prob"][:, :count] for split in SPLITS] for method in methods]
+    shown = {"points": points, "seed": config.seed}
+    return Results(
+        scores=rows + latent_scores + sample_scores,
+        images=measurements.image_table(measured, data, config),
+        latent_usage=usage,
+        methods=methods,
+        classes=data.test.classes,
+        likelihood=methods[0].model.likelihood.label,
+        log_prob=np.stack([np.stack([values.numpy() for values in splits]) for splits in log_prob]),
+        pictures=pictures,
+        examples=annealed.images[::count][:MOST_PICTURED].cpu(),
+        sample_labels=sample.labels.cpu(),
+        points=points,
+        traversals=latents.traversals(methods, train_q, sample_q, sample),
+        interpolations=latents.interpolations(methods, sample_q, sample, classifier),
+        samples=sample_images,
+        explorer=explorer(methods, train_q, sample, sample_q, annealed, annealed_q, annealed_log_prob, **shown),
+    )
 
 
 def pictured(data):
@@ -173,49 +149,131 @@ def pictured(data):
     return data.test.at(rows_per_class(data.test, 2)[:MOST_PICTURED].T.flatten())
 
 
-def draw_epoch(epoch, methods, data, config, results_dir, done):
-    """Draws the reconstructions of each method, the prior samples and the comparison after one epoch.
+def pictured_means(method, data, config):
+    """The means of q (B, D) of the `pictured` test images."""
+    return measurements.infer(method, pictured(data), config).q.mean.cpu()
 
-    done: the results of `picture_tasks`.
+
+@torch.no_grad()
+def draw_pictures(methods, means, data, config):
+    """Images of one epoch: {"training image", "test image", "compared image": (M, C, H, W)}, and for each method's name
+    its drawings of the three and its "samples" from the prior, a dict.
+
+    means: {method's name: of q, as of `pictured_means`}.
     """
-    likelihood = methods[0].model.likelihood.label
-    train_rows = rows_per_class(data.train, 1)[:MOST_PICTURED].flatten()
-    seen, (unseen, original) = data.train.images[train_rows], pictured(data).images.chunk(2)
-    names = [] if style.are_short(data.test.classes) else [style.short(name) for name in data.test.classes[: len(seen)]]
-    compared, sheets = {}, {}
+    rows = rows_per_class(data.train, 1)[:MOST_PICTURED].flatten()
+    seen, (unseen, compared) = data.train.images[rows], pictured(data).images.chunk(2)
+    drawn = {"training image": seen.cpu(), "test image": unseen.cpu(), "compared image": compared.cpu()}
     for method in methods:
-        mean = done[_picture_task(epoch, method)].to(data.device)
         # The same generator for every method: where they have the same number of dimensions, the same z.
         generator = random_generator(config.seed, "prior samples", device=data.device)
         z = torch.randn(PRIOR_SAMPLES, method.model.latent_dim, generator=generator, device=data.device)
-        with torch.no_grad():
-            of_seen = method.model.mean(method.posterior(seen, train_rows).mean)
-            of_unseen, compared[method.label] = method.model.mean(mean).chunk(2)
-            sheets[method.label] = method.model.mean(z)
-        rows = [("training image", seen), ("reconstruction", of_seen)]
-        rows += [("test image", unseen), ("reconstruction", of_unseen)]
-        figure = style.image_rows(
-            rows=rows,
-            captions={"training image": names, "test image": names} if names else None,
+        of_test = method.model.mean(means[method.name].to(data.device)).chunk(2)
+        images = (method.model.mean(method.posterior(seen, rows).mean), *of_test, method.model.mean(z))
+        kinds = ("training image", "test image", "compared image", "samples")
+        drawn[method.name] = {kind: image.cpu() for kind, image in zip(kinds, images, strict=True)}
+    return drawn
+
+
+def write_report(results_dir, results, summary):
+    """Writes the tables, the figures but the training curves, and report.html; summary: what summary.json will hold."""
+    results_dir, methods, classes = Path(results_dir), results.methods, results.classes
+    shared = {"methods": methods, "likelihood": results.likelihood}
+
+    def save(name, draw, **values):
+        save_figure(results_dir / f"{name}.png", draw(likelihood=results.likelihood, **values))
+
+    # Figures of every saved epoch.
+    for epoch, drawn in results.pictures.items():
+        _save_epoch(save, epoch, drawn, methods, classes)
+
+    # Tables.
+    write_scores(results_dir / "scores.csv", results.scores)
+    save_csv(results_dir / "log_probabilities.csv", results.images)
+    save_array(results_dir / "log_probabilities.npy", results.log_prob)
+    save_csv(results_dir / "latent_usage.csv", results.latent_usage)
+
+    # Figures of numbers.
+    shared = {"scores": results.scores, "methods": methods}
+    values = results.log_prob[:, SPLITS.index("test"), : len(results.examples), 0]
+    options = {"num_samples": summary["eval_config"]["num_samples"], "classes": classes, **shared}
+    save("log_probabilities", figures.log_probabilities, images=results.examples, example_values=values, **options)
+    save("gaps_over_epochs", figures.gaps_over_epochs, **shared)
+    if all(find(results.scores, "training_seconds", method.name, "train") for method in methods):
+        save("quality_over_seconds", figures.quality_over_seconds, **shared)
+    save("gaps_per_digit", figures.gaps_per_class, classes=classes, **shared)
+    save("latent_usage", figures.latent_usage, table=results.latent_usage, **shared)
+    save("latent_probes", figures.probes, **shared)
+    maps = {"points": results.points, "labels": results.sample_labels}
+    save("latent_map", figures.latent_map, classes=classes, **maps, **shared)
+    _save_traversals(save, results)
+    _save_interpolations(save, results)
+    save("sample_quality", figures.sample_quality, examples=results.samples, classes=classes, **shared)
+    write_page(results_dir, results, summary)
+
+
+def _save_epoch(save, epoch, drawn, methods, classes):
+    """Saves the reconstructions of each method, the prior samples and the comparison after one epoch."""
+    kinds = ("training image", "test image")
+    compared = drawn["compared image"]
+    names = [] if style.are_short(classes) else [style.short(name) for name in classes[: len(compared)]]
+    captions = dict.fromkeys(kinds, names) if names else {}
+    for method in methods:
+        images = drawn[method.name]
+        save(
+            f"{method.reconstruction_prefix}_epoch_{epoch}",
+            style.image_rows,
+            rows=[pair for kind in kinds for pair in ((kind, drawn[kind]), ("reconstruction", images[kind]))],
+            captions=captions,
             title=f"{method.label}, epoch {epoch}: reconstructions at the mean of q(z)",
-            likelihood=likelihood,
         )
-        save_figure(results_dir / f"{method.reconstruction_prefix}_epoch_{epoch}.png", figure)
-    figure = style.sample_sheets(
-        sheets=sheets,
+    save(
+        f"samples_epoch_{epoch}",
+        style.sample_sheets,
+        sheets={method.label: drawn[method.name]["samples"] for method in methods},
         title=f"Prior samples, epoch {epoch}: the mean of p(x|z) at the same {PRIOR_SAMPLES} draws of z",
-        likelihood=likelihood,
     )
-    save_figure(results_dir / f"samples_epoch_{epoch}.png", figure)
+    rows = {method.label: drawn[method.name]["compared image"] for method in methods}
     errors = {
-        label: [f"{error:.1f}" for error in (original - images).square().flatten(1).sum(1).tolist()]
-        for label, images in compared.items()
+        label: [f"{error:.1f}" for error in (compared - images).square().flatten(1).sum(1).tolist()]
+        for label, images in rows.items()
     }
-    figure = style.image_rows(
-        rows=[("test image", original), *compared.items()],
+    save(
+        f"comparison_epoch_{epoch}",
+        style.image_rows,
+        rows=[("test image", compared), *rows.items()],
         captions=errors | ({"test image": names} if names else {}),
         title=f"Unseen test images, epoch {epoch}; below each reconstruction its squared error "
         r"$\|x-\hat x\|^2$ (pixels in [-1, 1])",
-        likelihood=likelihood,
     )
-    save_figure(results_dir / f"comparison_epoch_{epoch}.png", figure)
+
+
+def _save_traversals(save, results):
+    values, columns = results.traversals
+    axis = [f"{value:+g}" if value else "0" for value in values]
+    save(
+        "traversals",
+        style.image_rows,
+        rows={results.labels[name]: rows for name, rows in columns.items()},
+        captions={rows[-1][0]: axis for rows in columns.values()},
+        title="z set to the value at the bottom, in standard deviations of p(z), along the dimensions with most KL (at "
+        "the left its mean over training images)\nand along the directions in which the means of q vary most; across "
+        "these, z stays at the mean of q of the test image",
+    )
+
+
+def _save_interpolations(save, results):
+    labels, between = {"pixels": "mixed pixels", **results.labels}, ": " if style.are_short(results.classes) else "\n"
+    captions = {}
+    for name, (_, classified) in results.interpolations.items():
+        pairs = zip(classified.label.tolist(), classified.confidence.tolist(), strict=True)
+        texts = [f"{style.short(results.classes[label])}{between}{share:.0%}" for label, share in pairs]
+        captions[labels[name]] = texts
+    save(
+        "interpolation",
+        style.image_rows,
+        rows=[(labels[name], images) for name, (images, _) in results.interpolations.items()],
+        captions=captions,
+        title="On the straight line between two test images (the ends of the upper row),\nor between their means of q; "
+        "below each, the class that the supervised baseline finds most probable",
+    )

@@ -3,18 +3,15 @@
 A sample is the mean of p(x|z) at z ~ N(0, I), without the noise of p(x|z), which would look the same for all models.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from evaluation import figures
-from evaluation.stats import bootstrap_counts, wilson_interval
-from runtime.checkpoint import save_figure
-from runtime.tasks import compute
+from evaluation.statistics import plain_score, score
 from vae_utils import mean_and_error, random_generator
 
-EXAMPLES = 12  # of every kind, in the figure
+EXAMPLES = 12  # images of every kind, in the figure
+BASELINE = "pixel_gaussian"  # the kind to whose distance that of the others is compared
 
 
 class Moments(NamedTuple):
@@ -40,11 +37,9 @@ def classify(classifier, images, *, batch_size=100):
     return Classified(features.cpu().double(), label.cpu(), confidence.cpu())
 
 
-def moments(features, counts=None):
-    """The Moments of features (N, F), every row taken as often as `counts` (N,) says, or once."""
+def moments(features):
+    """The Moments of features (N, F)."""
     features = features.double()
-    if counts is not None:
-        features = features.repeat_interleave(counts.long(), dim=0)
     return Moments(features.mean(0), torch.cov(features.T).reshape(features.shape[1], -1))
 
 
@@ -69,40 +64,24 @@ def sample_pixel_gaussian(images, count, *, generator):
     return drawn.reshape(count, *images.shape[1:]).to(images)
 
 
-def describe(classified, num_classes):
-    """Class histogram and confidence of a Classified: shares with Wilson's intervals, a mean with its error."""
-    count = len(classified.label)
-    found = torch.bincount(classified.label, minlength=num_classes).tolist()
-    return {
-        "classes": [{"share": correct / count, "interval_95": wilson_interval(correct, count)} for correct in found],
-        "confidence": mean_and_error(classified.confidence),
-    }
-
-
-def frechet_distances(features, reference, *, seed, resamples, baseline):
-    """{name: {"value", "standard_error", "images", "over_BASELINE"}} of the Fréchet distance from the reference.
+def frechet_distances(features, reference, *, seed, resamples):
+    """{name: (distance, (resamples,) of bootstrap resamples of all sets)}, Fréchet distances from the reference.
 
     features: {name: (N, F)}; reference: (M, F). Distances are in units of the classifier, which differ from training to
-    training; "over_BASELINE", a value with its error, is their ratio to the distance of features[baseline]. An error is
-    the standard deviation over bootstrap resamples of all sets; a ratio has the same resample of the reference in both
-    its parts. It leaves out the bias, see `finite_sample_floor`: compare only distances of equally many images.
+    training: compare ratios. Their resamples have the same resample of the reference in both parts. The bootstrap
+    leaves out the bias, see `finite_sample_floor`: compare only distances of equally many images.
     """
     target, targets = moments(reference), list(_resampled(reference, len(reference), seed, "reference", resamples))
-    values, drawn = {}, {}
-    for name, of_name in features.items():
-        values[name] = frechet_distance(moments(of_name), target)
-        pairs = zip(_resampled(of_name, len(of_name), seed, name, resamples), targets, strict=True)
-        drawn[name] = torch.tensor([frechet_distance(*pair) for pair in pairs], dtype=torch.float64)
-    found = {}
-    for name, value in values.items():
-        ratio = {"value": value / values[baseline], "standard_error": float((drawn[name] / drawn[baseline]).std())}
-        score = {"value": value, "standard_error": float(drawn[name].std()), "images": len(features[name])}
-        found[name] = {**score, f"over_{baseline}": ratio}
-    return found
+    distances = {}
+    for name, values in features.items():
+        pairs = zip(_resampled(values, len(values), seed, name, resamples), targets, strict=True)
+        drawn = torch.tensor([frechet_distance(*pair) for pair in pairs], dtype=torch.float64)
+        distances[name] = frechet_distance(moments(values), target), drawn
+    return distances
 
 
 def finite_sample_floor(reference, count, *, seed, resamples):
-    """The mean Fréchet distance of `count` images from M others of the same distribution, which is above 0.
+    """Fréchet distances (resamples,) of `count` images from M others of the same distribution, all above 0.
 
     reference: (M, F). The bootstrap's estimate (Efron 1979): both samples are drawn from the reference. A resample's
     distance from the reference itself would be too small, by what the M images of the reference add to the distance.
@@ -111,21 +90,44 @@ def finite_sample_floor(reference, count, *, seed, resamples):
         _resampled(reference, size, seed, f"floor, {name}", resamples)
         for name, size in (("sample", count), ("reference", len(reference)))
     )
-    drawn = torch.tensor([frechet_distance(*pair) for pair in zip(one, two, strict=True)], dtype=torch.float64)
-    score = {"value": float(drawn.mean()), "standard_deviation": float(drawn.std())}
-    return {**score, "images": count, "reference_images": len(reference)}
+    return torch.tensor([frechet_distance(*pair) for pair in zip(one, two, strict=True)], dtype=torch.float64)
 
 
 def _resampled(features, size, seed, name, resamples):
     """The Moments of bootstrap resamples, `size` rows of features (N, F) each."""
     generator = random_generator(seed, "bootstrap", name)
-    counts = bootstrap_counts(len(features), resamples=resamples, generator=generator, size=size)
-    return (moments(features, row) for row in counts)
+    rows = torch.randint(len(features), (resamples, size), generator=generator)
+    return (moments(features[part]) for part in rows)
+
+
+def distance_scores(distances, floor, images, epoch):
+    """Scores "frechet_distance" and "frechet_ratio", to the distance of BASELINE, of every kind; and of the floor.
+
+    distances: of `frechet_distances`; floor: of `finite_sample_floor`. An error is the standard deviation over
+    resamples; the floor's distance is their mean, its "frechet_deviation" their standard deviation.
+    """
+    rows, (unit, unit_drawn) = [], distances[BASELINE]
+    for name, (distance, drawn) in distances.items():
+        values = {"frechet_distance": (distance, drawn), "frechet_ratio": (distance / unit, drawn / unit_drawn)}
+        for quantity, (value, resampled) in values.items():
+            entry = plain_score(quantity, value, images, method=name, epoch=epoch)
+            rows.append(entry._replace(standard_error=float(resampled.std())))
+    for quantity, value in {"frechet_distance": floor.mean(), "frechet_deviation": floor.std()}.items():
+        rows.append(plain_score(quantity, value, images, method="finite_sample_floor", epoch=epoch))
+    return rows
+
+
+def class_scores(classified, classes, **labels):
+    """Scores of a Classified: "class_share" of every class, and the mean "confidence"."""
+    rows = [score("confidence", mean_and_error(classified.confidence), **labels)]
+    for number, name in enumerate(classes):
+        rows.append(score("class_share", mean_and_error(classified.label == number), group=name, **labels))
+    return rows
 
 
 @torch.no_grad()
-def assess(methods, data, classifier, config, *, results_dir, keep=compute, resamples=20):
-    """Writes sample_quality.png to `results_dir`; returns the summary's numbers, one dict per kind of samples.
+def assess(methods, data, classifier, config, *, epoch, keep, resamples=20):
+    """The Scores of samples, and {kind: example images}.
 
     classifier: trained on data.train, in evaluation mode; config: an EvalConfig; keep: as `Tasks.keep`. Kinds,
     config.classified_samples of each: "real_images", training images that are not in data.train, if there are enough:
@@ -133,7 +135,9 @@ def assess(methods, data, classifier, config, *, results_dir, keep=compute, resa
     describes the test images; "finite_sample_floor" is what the distance would be, on average, if the samples were test
     images.
     """
-    seed, count, device, num_classes = config.seed, config.classified_samples, data.device, data.test.num_classes
+    seed, count, device = config.seed, config.classified_samples, data.device
+
+    # Samples of every kind.
     kinds = {}
     if len(data.rest.images) >= count:
         order = torch.randperm(len(data.rest.images), generator=random_generator(seed, "real images"))
@@ -144,21 +148,16 @@ def assess(methods, data, classifier, config, *, results_dir, keep=compute, resa
         z = torch.randn(count, method.model.latent_dim, generator=generator, device=device)
         kinds[method.name] = torch.cat([method.model.mean(part) for part in z.split(1000)])
     generator = random_generator(seed, "pixel Gaussian")
-    kinds["pixel_gaussian"] = sample_pixel_gaussian(data.train.images, count, generator=generator)
+    kinds[BASELINE] = sample_pixel_gaussian(data.train.images, count, generator=generator)
+
+    # What the classifier takes them for, and their distances.
     classified = {name: classify(classifier, images) for name, images in kinds.items()}
-    reference = classify(classifier, data.test.images)
-    features = {name: each.features for name, each in classified.items()}
-    scores, again = {}, {"seed": seed, "resamples": resamples}
-    options = {"baseline": "pixel_gaussian", **again}
-    distances = keep("frechet", lambda: frechet_distances(features, reference.features, **options))
-    for name, distance in distances.items():
-        scores[name] = {"frechet_distance": distance, **describe(classified[name], num_classes)}
-    scores["test"] = describe(reference, num_classes)
-    examples = {name: images[:EXAMPLES] for name, images in kinds.items()}
-    floor = keep("frechet_floor", lambda: finite_sample_floor(reference.features, count, **again))
-    classes, likelihood = data.test.classes, methods[0].model.likelihood.label
-    figure = figures.sample_quality(
-        scores=scores, floor=floor, examples=examples, methods=methods, classes=classes, likelihood=likelihood
-    )
-    save_figure(Path(results_dir) / "sample_quality.png", figure)
-    return {**scores, "finite_sample_floor": floor}
+    classified["test"] = classify(classifier, data.test.images)
+    features, again = {name: classified[name].features for name in kinds}, {"seed": seed, "resamples": resamples}
+    reference = classified["test"].features
+    distances = keep("frechet", lambda: frechet_distances(features, reference, **again))
+    floor = keep("frechet_floor", lambda: finite_sample_floor(reference, count, **again))
+    scores = distance_scores(distances, floor, count, epoch)
+    for name, values in classified.items():
+        scores += class_scores(values, data.test.classes, method=name, epoch=epoch)
+    return scores, {name: images[:EXAMPLES].cpu() for name, images in kinds.items()}

@@ -2,15 +2,15 @@
 
 from argparse import Namespace
 from collections import defaultdict
-from itertools import product
+from itertools import combinations
 from pathlib import Path
 
 import torch
 
 from data import SPLITS
-from evaluation.stats import intervals
-from evaluation.tables import DIFFERENCES
-from runtime.checkpoint import InputError, RunError, invalid_contents, load_json, save_csv
+from evaluation.statistics import find, intervals, score
+from evaluation.tables import DIFFERENCES, pairs, read_scores, title
+from runtime.checkpoint import InputError, RunError, load_json, save_csv
 from runtime.cli import add_list_flag, make_config
 from runtime.config import RunConfig, TrainConfig
 from vae_utils import mean_and_error
@@ -45,93 +45,89 @@ def flags_of_seeds(given):
 
 def compare(flags, results_dir):
     """Writes seeds.csv and prints the table; flags: of `flags_of_seeds`, whose runs are finished."""
-    found = {}
-    for seed, given in flags.items():
-        path = Path(given.results_dir) / "summary.json"
-        summary = load_json(path)
-        with invalid_contents(path):
-            found[seed] = headline_scores(summary)
-    path = results_dir / "seeds.csv"
-    save_csv(path, records(found))
-    print(f"{path}: from the summary.json of each seed\n")
-    print(table(found, summary))
+    scores = {seed: read_scores(Path(given.results_dir) / "scores.csv") for seed, given in flags.items()}
+    path, (given, *_) = results_dir / "seeds.csv", flags.values()
+    summary = load_json(Path(given.results_dir) / "summary.json")
+    save_csv(path, records(scores))
+    print(f"{path}: from the scores.csv of each seed\n")
+    print(table(scores, summary["labels"], summary["likelihood"]))
 
 
-def headline_scores(summary):
-    """{(method, split, quantity): score}, in the order of the table: the one place that says what is in it.
+def headline_scores(scores):
+    """{(method, split, title): Score} of a run's Scores, in the order of the table: it says what is in it.
 
-    summary: the contents of a summary.json. Paired differences of two methods follow the numbers of each.
+    Paired differences of two methods follow the numbers of each.
     """
-    found = {}
-    for (name, method), split in product(summary["methods"].items(), SPLITS):
-        log_prob, gaps = method["log_prob"][split], method["gaps"][split]
-        by = "by regression" if log_prob["regression"] else "by annealing"
-        found |= {
-            (name, split, "ELBO"): method["bounds"][split]["elbo"],
-            (name, split, f"log p(x) {by}"): log_prob["regression"] or log_prob["annealed"],
-            (name, split, "approximation gap"): gaps["approximation_gap"],
-            (name, split, "amortization gap"): gaps["amortization_gap"],
-        }
-    for difference, split in product(summary["differences"], SPLITS):
-        pair = " - ".join(difference["methods"])
-        found |= {(pair, split, label): difference[split][name] for name, label in DIFFERENCES.items()}
-    return found
+    names = list(dict.fromkeys(entry.method for entry in scores if entry.quantity == "log_likelihood"))
+    rows = {}
+    for name in names:
+        by = "by regression" if find(scores, "log_prob_annealed", name) else "by annealing"
+        titles = {"ELBO": "elbo", f"log p(x) {by}": "log_prob"}
+        titles |= {quantity.replace("_", " "): quantity for quantity in ("approximation_gap", "amortization_gap")}
+        rows |= {(name, split, key): find(scores, titles[key], name, split) for split in SPLITS for key in titles}
+    for pair in (" - ".join(both) for both in combinations(names, 2)):
+        keys = [(split, quantity) for split in SPLITS for quantity in DIFFERENCES]
+        rows |= {(pair, split, title(quantity)): find(scores, quantity, pair, split) for split, quantity in keys}
+    return rows
 
 
-def records(found):
-    """The rows of seeds.csv, dicts; found: {seed: its `headline_scores`}.
+def records(scores):
+    """The rows of seeds.csv, dicts; scores: {seed: the run's Scores}.
 
     Raises RunError if the seeds do not have the same quantities, as those of two versions of this program.
     """
-    first, *others = found
+    headlines = {seed: headline_scores(of_seed) for seed, of_seed in scores.items()}
+    first, *others = headlines
     for seed in others:
-        if different := found[seed].keys() ^ found[first].keys():
+        if different := headlines[seed].keys() ^ headlines[first].keys():
             name = ", ".join(min(different))
-            raise RunError(f"seeds {first} and {seed}: {name} is in one summary.json only; --evaluate-only renews them")
+            raise RunError(f"seeds {first} and {seed}: {name} is in one scores.csv only; --evaluate-only renews them")
     return [
         {
-            **{"seed": seed, "method": method, "split": split, "quantity": quantity, "value": score["mean"]},
-            **{name: score[name] for name in ("standard_error", "images")},
+            **{"seed": seed, "method": method, "split": split, "quantity": quantity, "value": entry.mean},
+            **{"standard_error": entry.standard_error, "images": entry.images},
         }
-        for seed, scores in found.items()
-        for (method, split, quantity), score in scores.items()
+        for seed, rows in headlines.items()
+        for (method, split, quantity), entry in rows.items()
     ]
 
 
-def table(found, summary):
+def table(scores, labels, likelihood):
     """Markdown: a line per method and quantity, a column per split, and below what the intervals are of.
 
-    found: {seed: its `headline_scores`}; summary: of any seed, for the names. Of several seeds the intervals are over
-    seeds; of one, over images.
+    scores: {seed: the run's Scores}; labels: {method's name: its label}. Of several seeds the intervals are over seeds;
+    of one, over images.
     """
-    labels = {name: method["label"] for name, method in summary["methods"].items()}
-    for pair in (difference["methods"] for difference in summary["differences"]):
-        labels[" - ".join(pair)] = f"{' - '.join(labels[name] for name in pair)} (paired)"
-    seeds, (scores, *_) = list(found), found.values()
+    headlines = {seed: headline_scores(of_seed) for seed, of_seed in scores.items()}
+    first, several = next(iter(headlines.values())), len(headlines) > 1
+    labels = labels | {
+        pair: " - ".join(labels[name] for name in pair.split(" - ")) + " (paired)" for pair, _ in pairs(labels)
+    }
+
+    # A line per method and quantity.
     lines, above, counts = ["| nats per image | train | test |", "|---|---|---|"], None, defaultdict(list)
-    for method, quantity in dict.fromkeys((method, quantity) for method, _, quantity in scores):
+    for method, quantity in dict.fromkeys((method, quantity) for method, _, quantity in first):
         keys = [(method, split, quantity) for split in SPLITS]
-        cells = [_cell([found[seed][key] for seed in seeds]) if key in scores else "" for key in keys]
-        title = quantity if method == above else f"**{labels[method]}**: {quantity}"
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-        images = " and ".join(f"{scores[key]['images']:,}" if key in scores else "no" for key in keys)
-        counts[images].append(f"{quantity} of {labels[method]}")
+        cells = [_cell([rows[key] for rows in headlines.values()]) for key in keys]
+        lines.append(f"| {'' if method == above else f'**{labels[method]}**: '}{quantity} | {' | '.join(cells)} |")
+        counts[" and ".join(f"{first[key].images:,}" for key in keys)].append(f"{quantity} of {labels[method]}")
         above = method
 
-    several = len(seeds) > 1
-    what = f"seeds {', '.join(map(str, seeds))}" if several else f"the images of seed {seeds[0]}"
+    # What the intervals are of.
+    what = f"seeds {', '.join(map(str, headlines))}" if several else f"the images of seed {next(iter(headlines))}"
     interval = f"mean over {what} ± half width of its 95% t interval over {'seeds' if several else 'images'}"
-    *few, (most, _) = sorted(counts.items(), key=lambda item: len(item[1]))
     if several:
         interval += ", which redraw the images where not all are scored"
+    *few, (most, _) = sorted(counts.items(), key=lambda item: len(item[1]))
     images = "".join(f"{count} for {', '.join(names)}; " for count, names in few)
     images += f"{most} for all{' else' if few else ''}"
-    return "\n".join([*lines, "", f"{summary['likelihood']}; {interval}; images (train and test): {images}."])
+    return "\n".join([*lines, "", f"{likelihood}; {interval}; images (train and test): {images}."])
 
 
-def _cell(scores):
-    """The mean of the seeds' scores and the half width of its interval; of one seed, its own."""
-    if len(scores) > 1:
-        scores = [mean_and_error(torch.tensor([score["mean"] for score in scores], dtype=torch.float64))]
-    (mean,), (half,) = intervals(scores)
+def _cell(entries):
+    """The mean of the seeds' Scores and the half width of its interval; of one seed, its own."""
+    if len(entries) > 1:
+        values = torch.tensor([entry.mean for entry in entries], dtype=torch.float64)
+        entries = [score("", mean_and_error(values))]
+    (mean,), (half,) = intervals(entries)
     return f"{mean:.2f} ± {half:.2f}"

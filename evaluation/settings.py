@@ -1,15 +1,65 @@
-"""The settings of an evaluation: how much is scored of these data, and what a training has fixed."""
+"""What is read and checked before any work: settings, data, and the checkpoints that are scored again."""
 
 from dataclasses import asdict, replace
+from typing import NamedTuple
 
-from data import rows_per_class
-from runtime.config import EvalConfig, InputError, differences
+from data import Data, load_data, rows_per_class
+from runtime.cli import make_config, prepare_run
+from runtime.config import EvalConfig, InputError, RunConfig, TrainConfig, differences
+from runtime.learners import Checkpoints, find_checkpoints
+from runtime.plan import plan_evaluation, plan_run
+
+
+class Experiment(NamedTuple):
+    """What an experiment is."""
+
+    run_config: RunConfig
+    config: TrainConfig
+    eval_config: EvalConfig
+    data: Data
+    checkpoints: Checkpoints | None = None  # those that are scored again
+
+    @property
+    def settings(self):
+        """All that decides the training, a flat dict of plain values."""
+        return {**asdict(self.config), "device": self.data.device.type}
+
+
+def prepare(given, *, owned):
+    """The Experiment of the given flags. Raises InputError before any work; changes nothing."""
+    run_config, config = make_config(RunConfig, given), make_config(TrainConfig, given)
+    device, config = prepare_run(run_config, config)
+    data = load_data(config, data_dir=run_config.data_dir, device=device, at_most="train_size" not in given)
+    config = replace(config, train_size=len(data.train.labels))
+    eval_config = choose_counts(config, given, data, precision=config.precision)
+    experiment = Experiment(run_config, config, eval_config, data)
+    plan_run(run_config, experiment.settings, owned=owned, scoring=asdict(eval_config))
+    return experiment
+
+
+def prepare_again(given, *, owned):
+    """The Experiment that scores the checkpoints that are there. Raises InputError before any work."""
+    run_config = make_config(RunConfig, given)
+    checkpoints = find_checkpoints(owned.learners, run_config.checkpoint_dir)
+    config = checkpoints.config
+    # --seed and --precision are the evaluation's own; of several seeds each has checkpoints of its own training.
+    free = ("precision",) if "seeds" in given else ("seed", "precision")
+    fixed = {name: value for name, value in asdict(config).items() if name not in free}
+    if others := differences(fixed, vars(given)):
+        raise InputError(f"{run_config.checkpoint_dir}: the checkpoints are of another training: {others}")
+    device, eval_config = prepare_run(run_config, EvalConfig.for_training(config, vars(given)))
+    data = load_data(config, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
+    eval_config = choose_counts(config, given, data, precision=eval_config.precision)
+    for epoch in checkpoints.epochs:
+        checkpoints.load(epoch, data)
+    plan_evaluation(run_config, config, owned=owned)
+    return Experiment(run_config, config, eval_config, data, checkpoints)
 
 
 def choose_counts(config, given, data, *, precision):
     """The EvalConfig that suits the TrainConfig and the Data; given: the flags.
 
-    Raises InputError, before any work, if there are too few images for the counts that the user gave.
+    Raises InputError if there are too few images for the counts that the user gave.
     """
     fewest = min(int(split.labels.bincount(minlength=split.num_classes).min()) for split in (data.train, data.test))
     options = {"fewest": fewest, "classes": data.test.num_classes}
@@ -20,14 +70,3 @@ def choose_counts(config, given, data, *, precision):
     if eval_config.fitted_images < data.test.num_classes:
         raise InputError(f"--fitted-images {eval_config.fitted_images}: fewer than the {data.test.num_classes} classes")
     return eval_config
-
-
-def refuse_other_flags(config, given, directory):
-    """Raises InputError for a flag that contradicts the TrainConfig of checkpoints that are scored again.
-
-    --seed and --precision are the evaluation's own; of several seeds each has checkpoints of a training with that seed.
-    """
-    free = ("precision",) if "seeds" in given else ("seed", "precision")
-    fixed = {name: value for name, value in asdict(config).items() if name not in free}
-    if others := differences(fixed, vars(given)):
-        raise InputError(f"{directory}: the checkpoints are of another training: {others}")

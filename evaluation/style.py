@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator
 from torchvision.utils import make_grid
 
 from data import SPLITS
+from evaluation.statistics import wilson_interval
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the methods' colours are taken from it, too.
 BASELINE, TRIVIAL, INK = "#009E73", "#CC79A7", "#333333"
@@ -171,12 +172,17 @@ def plot_band(axes, x, mean, half, *, color, line="-", marker=None, **style):
     axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
 
 
-def plot_shares(axes, x, scores, *, name="accuracy", **style):
-    """Shares in percent with their intervals; scores: dicts with "interval_95" and the share itself at `name`."""
-    share = np.array([100 * score[name] for score in scores])
-    ends = np.array([[100 * end for end in score["interval_95"]] for score in scores])
+def plot_shares(axes, x, shares, ends, **style):
+    """Shares (N,) in percent with the ends (N, 2) of their intervals."""
+    share, ends = 100 * np.array(shares), 100 * np.array(ends)
     # Not a difference with sign: rounding may put a share of exactly one a hair outside its interval.
     axes.errorbar(x, share, yerr=np.abs(ends.T - share), **style)
+
+
+def plot_share_scores(axes, x, scores, **style):
+    """Shares, Scores (N,), in percent with Wilson's intervals."""
+    ends = [wilson_interval(entry.mean, entry.images) for entry in scores]
+    plot_shares(axes, x, [entry.mean for entry in scores], ends, **style)
 
 
 def class_axis(axes, classes, *, which="x", label="class"):

@@ -145,6 +145,12 @@ class ClassifierConfig:
     def __post_init__(self):
         check_ranges(self)
 
+    @classmethod
+    def for_training(cls, training):
+        """The classifier of the images of a TrainConfig."""
+        shared = ("train_size", "seed", "dataset", "resize", "binarize", "precision")
+        return cls(**{name: getattr(training, name) for name in shared})
+
 
 @dataclass(frozen=True)
 class RunConfig:

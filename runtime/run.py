@@ -59,7 +59,7 @@ def open_run(run_config, settings, *, owned, scoring=None):
 
 
 @contextmanager
-def open_evaluation(run_config, config, *, owned):
+def open_evaluation(run_config, config, *, owned, device):
     """Locks the directories, and yields the Run that scores checkpoints again; see `plan_evaluation`."""
     with lock(run_config):
         training_seconds, others = plan_evaluation(run_config, config, owned=owned)
@@ -67,7 +67,7 @@ def open_evaluation(run_config, config, *, owned):
         if others and rank() == 0:
             for path in (path for name in owned.results for path in Path(run_config.results_dir).glob(name)):
                 path.unlink()
-        run = Run(run_config, {})
+        run = Run(run_config, {"device": device})
         run.evaluation_stage = "in the evaluation"
         run.earlier_training = training_seconds
         run.started -= sum(training_seconds.values())
@@ -97,6 +97,7 @@ class Run:
         self.config, self.settings, self.states, self.finished = run_config, settings, plan.states, plan.finished
         self.directory, self.results = Path(run_config.checkpoint_dir), Path(run_config.results_dir)
         self.earlier_training = {}  # {name of a method: seconds}, of a run whose checkpoints are scored again
+        self.where = settings.get("device", "this device") + (f", {size()} processes" if size() > 1 else "")
         self.history = []  # a row for each epoch of each learner
         self.evaluation_stage = "in the evaluation, after all training"
         self.stage = None  # such as "after epoch 2 of 3, amortized", None as long as nothing is saved

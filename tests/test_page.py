@@ -9,17 +9,17 @@ import pytest
 import torch
 from browser import open_page, pixels, set_value
 from conftest import ROOT
+from evaluation.explorer import explorer
 from matplotlib.figure import Figure
 
 import amortized_vae
 import latent_optimization
 import main_vae
 from data import stratified_subset
-from evaluation.explorer import explorer
+from evaluation.gaps import Gaps
 from evaluation.page import COLUMNS, write_page
-from evaluation.scores import Gaps
 from runtime.checkpoint import load_json, save_csv, save_figure
-from vae_utils import GaussianPosterior, random_generator
+from vae_utils import diagonal_normal, kl_per_dimension, random_generator, select
 
 SAMPLE, ANNEALED, TRAIN = 40, 10, 60  # images
 FIGURES = ("training_curves", *(f"{name}_epoch_{epoch}" for name in ("comparison", "samples") for epoch in (5, 30)))
@@ -43,7 +43,7 @@ def posteriors(methods, mnist):
     images = stratified_subset(mnist[1], size=SAMPLE + TRAIN, seed=3).images
     drawn = torch.randn(2, len(images), 200, generator=random_generator(0, "q"))
     with torch.no_grad():
-        qs = methods[0].model.encode(images), GaussianPosterior.from_log_var(drawn[0], drawn[1] - 3)
+        qs = methods[0].model.encode(images), diagonal_normal(drawn[0], drawn[1] - 3)
     return dict(zip((method.name for method in methods), qs, strict=True))
 
 
@@ -59,15 +59,15 @@ def folder(methods, posteriors, mnist, tmp_path_factory):
     sample = images.at(torch.arange(SAMPLE))
     annealed = torch.tensor([*range(ANNEALED - 1), SAMPLE])
     values = torch.arange(float(ANNEALED))
-    found = Gaps(*(values,) * 8, -90 - values, 0.1 + values / 10, *(values,) * 6)
+    found = Gaps(*(values,) * 8, -90 - values, 0.1 + values / 10, *(values,) * 5)
     points = torch.randn(SAMPLE, 2, generator=random_generator(0, "points")).tolist()
     moved = explorer(
         methods,
-        {name: q[SAMPLE:] for name, q in posteriors.items()},
+        {name: select(q, slice(SAMPLE, None)) for name, q in posteriors.items()},
         sample,
-        {name: q[:SAMPLE] for name, q in posteriors.items()},
+        {name: select(q, slice(SAMPLE)) for name, q in posteriors.items()},
         images.at(annealed),
-        {name: q[annealed] for name, q in posteriors.items()},
+        {name: select(q, annealed) for name, q in posteriors.items()},
         {method.name: found for method in methods},
         {method.name: points for method in methods},
         seed=0,
@@ -75,8 +75,8 @@ def folder(methods, posteriors, mnist, tmp_path_factory):
     row = dict.fromkeys(COLUMNS, 0.5) | {"method": "amortized", "split": "test", "class": "3"}
     numbers = [-5.0, -90.5, -10.25, -9.5]
     indices = images.index[annealed].tolist()
-    rows = [{**row, "index": n, "log_prob": number} for n, number in zip(indices, numbers, strict=False)]
-    save_csv(folder / "log_probabilities.csv", [*rows, {**row, "index": 1, "log_prob": None}])
+    rows = [{**row, "index": n, "ais_log_prob": number} for n, number in zip(indices, numbers, strict=False)]
+    save_csv(folder / "log_probabilities.csv", [*rows, {**row, "index": 1, "ais_log_prob": None}])
     write_page(folder, load_json(ROOT / "pretrained/summary.json"), moved, methods)
     return folder
 
@@ -134,11 +134,11 @@ def test_the_page_begins_with_an_image_and_its_numbers(page, methods, posteriors
 
 def test_the_elbo_is_that_of_the_bound(known, methods, posteriors, mnist):
     sample = stratified_subset(mnist[1], size=SAMPLE + TRAIN, seed=3)
-    q = posteriors["amortized"][slice(SAMPLE)]
+    q = select(posteriors["amortized"], slice(SAMPLE))
     noise = torch.randn(200, SAMPLE, 200, generator=random_generator(1, "elbo"))
     with torch.no_grad():
-        log_likelihood = methods[0].model.log_likelihood(sample.images[:SAMPLE], q.mean + q.scale * noise)
-    draws = log_likelihood - q.kl_per_dimension().sum(-1)
+        log_likelihood = methods[0].model.log_likelihood(sample.images[:SAMPLE], q.mean + q.stddev * noise)
+    draws = log_likelihood - kl_per_dimension(q).sum(-1)
     difference = torch.tensor(known["methods"]["amortized"]["elbo"][:SAMPLE]) - draws.mean(0)
     error = draws.std(0) * (1 / 16 + 1 / 200) ** 0.5
     assert (difference / error).square().mean() < 2
@@ -149,8 +149,8 @@ def test_a_slider_moves_z_along_the_dimension_with_most_kl(page, methods, poster
     choose(page, 3)
     before, latents = [pixels(page, f"picture-{number}") for number in (0, 1)], []
     for q in posteriors.values():
-        train, z = q[SAMPLE:], q.mean[3].clone()
-        dimension = int(train.kl_per_dimension().mean(0).argmax())
+        train, z = select(q, slice(SAMPLE, None)), q.mean[3].clone()
+        dimension = int(kl_per_dimension(train).mean(0).argmax())
         z[dimension] += 1.5 * train.mean[:, dimension].std()
         latents.append(z)
     set_value(page, "slider-0", 1.5)

@@ -7,9 +7,9 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from evaluation.stats import wilson_interval
 
 from evaluation import figures, style
-from evaluation.stats import wilson_interval
 
 NAMED = (("one", "First way", "#0072B2"), ("two", "Second way", "#D55E00"), ("three", "Third way", "#E69F00"))
 METHODS = [SimpleNamespace(name=name, label=label, color=color) for name, label, color in NAMED]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data
+from evaluation.stats import bootstrap_counts
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -14,7 +15,6 @@ from test_samples import toy_methods
 
 from data import Data, Split, stratified_subset
 from evaluation import latents
-from evaluation.stats import bootstrap_counts
 from model import Classifier
 from runtime.config import EvalConfig
 from vae_utils import GaussianPosterior, random_generator

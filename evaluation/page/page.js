@@ -1,5 +1,5 @@
 "use strict";
-// Draws E[x|z] of both decoders from the JSON in #explorer (evaluation/explorer.py), and sorts the table of images.
+// Draws E[x|z] of every decoder from the JSON in #explorer (explorer.py), and sorts the table of images.
 
 // ---- Weights ----
 
@@ -191,7 +191,7 @@ function explore(data) {
     sliders.forEach((slider) => (slider.nextElementSibling.textContent = (+slider.value).toFixed(1)));
     byId("walk-value").textContent = `${Math.round(100 * state.walk)}%`;
     const base = state.prior
-      ? "z is a draw from p(z), the same for both where they have as many dimensions"
+      ? "z is a draw from p(z), the same for all methods of as many dimensions"
       : state.walk > 0
         ? `z is on the line to: ${title(state.target)}`
         : "z is the mean of q(z) of the image";

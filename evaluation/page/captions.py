@@ -1,35 +1,38 @@
 """What each figure of report.html shows, and what to conclude, with the numbers of the run."""
 
+from evaluation.latents import USED
+from evaluation.statistics import find, select_scores
+from evaluation.tables import number, pairs
 
-def captions(summary, methods):
+
+def captions(scores, methods):
     """{name of a figure, without its epoch: (title, what it shows and what to conclude)}, in their order."""
-    scores, of_samples = summary["methods"], summary["samples"]
     labels = {method.name: method.label for method in methods}
 
-    def each(text):
-        """What `text` gives for every method, with its label."""
-        return "; ".join(f"{labels[name]} {text(name, method)}" for name, method in scores.items())
+    def values(quantity, form=".1f", **where):
+        """The quantity of every method, with its label."""
+        entries = {label: find(scores, quantity, name, **where) for name, label in labels.items()}
+        return "; ".join(f"{label} {entry.mean:{form}}" for label, entry in entries.items())
 
     def difference(quantity):
-        found = []
-        for pair in summary["differences"]:
-            score, (one, other) = pair["test"][quantity], (labels[name] for name in pair["methods"])
-            error = "" if score["standard_error"] is None else f" ± {score['standard_error']:.1f}"
-            found.append(f"{one} less {other}: {score['mean']:.1f}{error} on the same {score['images']} test images.")
-        return " ".join(found)
+        entries = [(label, find(scores, quantity, pair)) for pair, label in pairs(labels)]
+        return " ".join(
+            f"{label}: {number(entry, 1)} on the same {entry.images} test images." for label, entry in entries
+        )
 
-    def gap(name):
-        return each(lambda _, method: f"{method['gaps']['test'][name]['mean']:.1f}")
-
-    dimensions = {name: method["latents"]["dimensions"]["test"] for name, method in scores.items()}
-    probes = {name: rows[-1] for name, rows in summary["probes"].items() if isinstance(rows, list)}
-    agreement = "nearest_neighbor_has_the_same_class"
-    of_pixels = next(iter(scores.values()))["latents"]["nearest_neighbor_in_pixels_has_the_same_class"]
+    # With the most labels.
+    probes = select_scores(scores, quantity="probe_accuracy", method="pixels")
+    most = max(probes, key=lambda entry: int(entry.group))
+    neighbors = find(scores, "nearest_neighbor_accuracy", "pixels").mean
+    table_rows = (
+        " Where q is fitted to each image, validation images may be ahead: they get more steps than a row of the table."
+    )
+    squared_error, log_prob = difference("squared_error"), difference("log_prob")
     return {
         "comparison": (
             "The same unseen images through every method",
-            "Test images and what each decoder draws at the mean of their q(z), with the squared error below. Of all "
-            "annealed test images, at the last epoch: " + difference("squared_error"),
+            "Test images and what each decoder draws at the mean of their q(z), with the squared error below."
+            + f" Of all annealed test images, at the last epoch: {squared_error}" * bool(squared_error),
         ),
         **{
             method.reconstruction_prefix: (
@@ -48,12 +51,8 @@ def captions(summary, methods):
             "Training",
             "The negative ELBO and its two parts over epochs, lower is better; a dashed line far above its solid one "
             "is overfitting."
-            + " Where q is fitted to each image, validation images may be ahead: they get more steps than a row of the "
-            "table."
-            * any(not method.shared_inference for method in methods)
-            + " At the end the ELBO of test images is: "
-            + each(lambda _, method: f"{method['bounds']['test']['elbo']['mean']:.1f}")
-            + ".",
+            + table_rows * any(not method.shared_inference for method in methods)
+            + f" At the end the ELBO of test images is: {values('elbo')}.",
         ),
         "quality_over_seconds": (
             "What a second of training buys",
@@ -63,39 +62,35 @@ def captions(summary, methods):
         "log_probabilities": (
             "log p(x) of every class",
             "One image of each class with its log p(x), and the means of the classes. Annealing is the estimate to "
-            "compare by; importance sampling is low by more than its intervals say. " + difference("log_prob"),
+            f"compare by; importance sampling is low by more than its intervals say. {log_prob}",
         ),
         "gaps_over_epochs": (
             "What inference loses, over epochs",
             "The approximation gap is what no diagonal Gaussian can reach, the amortization gap what a better q could "
-            f"gain. On test images at the end: approximation gap: {gap('approximation_gap')}; amortization "
-            f"gap: {gap('amortization_gap')} nats.",
+            f"gain. On test images at the end: approximation gap: {values('approximation_gap')}; amortization "
+            f"gap: {values('amortization_gap')} nats.",
         ),
         "gaps_per_digit": (
             "What inference loses, class by class",
             "Both gaps of every class at the last epoch, with 95% intervals. In all, on test "
-            "images: " + gap("inference_gap") + " nats.",
+            f"images: {values('inference_gap')} nats.",
         ),
         "latent_usage": (
             "Which dimensions of z are used",
             "KL of every dimension, sorted: a dimension near 0 is ignored by the decoder. Above "
-            f"{next(iter(dimensions.values()))['kl_threshold']:g} nats on test images are: "
-            + each(lambda name, _: f"{dimensions[name]['used_dimensions']}")
-            + ".",
+            f"{USED:g} nats on test images are: {values('used_dimensions', '.0f')}.",
         ),
         "latent_probes": (
             "What a linear classifier reads from z",
-            f"Accuracy over the number of labels. With {next(iter(probes.values()))['labels']:,}: "
-            + each(lambda name, _: f"{probes[name]['accuracy']:.1%}")
-            + f"; raw pixels {probes['pixels']['accuracy']:.1%}: a latent below raw pixels has lost something "
-            "that they show.",
+            f"Accuracy over the number of labels. With {int(most.group):,}: "
+            f"{values('probe_accuracy', '.1%', group=most.group)}; raw pixels {most.mean:.1%}: a latent below raw "
+            "pixels has lost something that they show.",
         ),
         "latent_map": (
             "A map of the latents",
             "t-SNE of the means of q of test images. Trust the nearest neighbors in all dimensions rather than the "
-            "picture: they are of the same class for "
-            + each(lambda _, method: f"{method['latents'][agreement]['accuracy']:.1%}")
-            + f"; raw pixels {of_pixels['accuracy']:.1%}.",
+            f"picture: they are of the same class for {values('nearest_neighbor_accuracy', '.1%')}; raw pixels "
+            f"{neighbors:.1%}.",
         ),
         "traversals": (
             "Along one dimension",
@@ -110,8 +105,7 @@ def captions(summary, methods):
         "sample_quality": (
             "How real samples look to a classifier",
             "Fréchet distance of samples from the test images, lower is better, over that of a Gaussian of pixels: "
-            + each(lambda name, _: f"{of_samples[name]['frechet_distance']['over_pixel_gaussian']['value']:.2f}")
-            + f". The classifier itself has {summary['probes']['baseline_itself']['accuracy']:.1%} of the test images "
-            "right.",
+            f"{values('frechet_ratio', '.2f')}. The classifier itself has "
+            f"{find(scores, 'classifier_accuracy', 'baseline').mean:.1%} of the test images right.",
         ),
     }

@@ -5,8 +5,8 @@ import base64
 import torch
 from torch import nn
 
-from evaluation.latents import principal_directions
-from vae_utils import GaussianPosterior, elbo, random_generator
+from evaluation.latents import strongest_directions
+from vae_utils import GaussianPosterior, Noise, evaluate_bound
 
 SLIDER_DIMENSIONS, SLIDER_DIRECTIONS = 6, 3
 ELBO_DRAWS = 16  # of z, for the ELBO of each image
@@ -15,35 +15,33 @@ MEAN_LAYERS = {"gaussian": [], "bernoulli": [{"type": "Tanh", "scale": 0.5}]}
 
 
 @torch.no_grad()
-def explorer(methods, train_q, sample, sample_q, annealed, annealed_q, found, points, *, seed):
+def explorer(methods, train_q, sample, sample_q, annealed, annealed_q, annealed_log_prob, *, points, seed):
     """Plain values with which the page shows test images and moves their z.
 
     train_q, sample_q, annealed_q: {method's name: diagonal q (B, D)}, of all training images, of the Split
-    `sample` of test images and of the Split `annealed`; found: {method's name: Gaps (B,)} of the latter; points:
-    {method's name: (x, y) of every image of the sample}.
+    `sample` of test images and of the Split `annealed`; annealed_log_prob: {method's name: (log p(x), its standard
+    error)} of the latter, (B,) each; points: {method's name: (M, 2)}, of the sample.
     """
+    # The sample, then the annealed images that are not in it.
     new = ~torch.isin(annealed.index, sample.index)  # q of an image is the same in both
     images = torch.cat((sample.images, annealed.images[new]))
     labels, index = (torch.cat((getattr(sample, name), getattr(annealed, name)[new])) for name in ("labels", "index"))
-    position = {int(row): number for number, row in enumerate(index)}
+    position = {row: number for number, row in enumerate(index.tolist())}
+
     parts = {}
     for method in methods:
-        q_train, q_sample, q_annealed = train_q[method.name], sample_q[method.name], annealed_q[method.name]
-        mean, scale = (
-            torch.cat((getattr(q_sample, name), getattr(q_annealed, name).to(images.device)[new]))
-            for name in ("mean", "scale")
-        )
-        q = GaussianPosterior(mean, scale)
-        generator = random_generator(seed, "explorer", method.name, device=images.device)
-        bound = sum(
-            elbo(method.model, images, q, torch.randn(mean.shape, generator=generator, device=mean.device)).elbo
-            for _ in range(ELBO_DRAWS)
-        )
+        # q of every image, and its ELBO.
+        q_train, q_sample, q_annealed = (qs[method.name] for qs in (train_q, sample_q, annealed_q))
+        q = GaussianPosterior.concatenate([q_sample, q_annealed.to(images.device)[new]])
+        noise = Noise(seed, "explorer", method.name, device=images.device)
+        bound = evaluate_bound(method.model, images, lambda x, rows, q=q: q[rows], noise=noise, draws=ELBO_DRAWS)
+        mean = q.mean
+        # log p(x), where annealed.
         log_prob = [None] * len(images)
-        own = found[method.name]
-        for row, *values in zip(annealed.index.tolist(), own.log_prob, own.log_prob_standard_error, strict=True):
+        for row, *values in zip(annealed.index.tolist(), *annealed_log_prob[method.name], strict=True):
             log_prob[position[row]] = [round(float(value), 3) for value in values]
-        vectors, names = sliders(q_train)
+        # Directions of the sliders.
+        vectors, names = strongest_directions(q_train, SLIDER_DIMENSIONS, SLIDER_DIRECTIONS)
         parts[method.name] = {
             "label": method.label,
             "color": method.color,
@@ -51,9 +49,9 @@ def explorer(methods, train_q, sample, sample_q, annealed, annealed_q, found, po
             "first": half(method.model.mean(mean[0])),  # by which the page checks what it draws
             "latent_dim": mean.shape[1],
             "means": half(mean),
-            "elbo": [round(value, 2) for value in (bound / ELBO_DRAWS).tolist()],
+            "elbo": [round(value, 2) for value in bound.elbo.tolist()],
             "log_prob": log_prob,
-            "points": [[round(value, 2) for value in point] for point in points[method.name]],
+            "points": [[round(value, 2) for value in point] for point in points[method.name].tolist()],
             "sliders": names,
             "directions": half(vectors),
             "deviations": [round(value, 4) for value in (q_train.mean @ vectors.T).std(0).tolist()],
@@ -67,18 +65,6 @@ def explorer(methods, train_q, sample, sample_q, annealed, annealed_q, found, po
         "images": base64.b64encode(pixels.numpy().tobytes()).decode(),
         "methods": parts,
     }
-
-
-def sliders(q):
-    """Unit vectors (S, D) along which the page moves z, and what each is called.
-
-    q: of the training images. The dimensions with most KL come first, then the principal directions of its means.
-    """
-    nats, dimensions = q.kl_per_dimension().mean(0).topk(min(SLIDER_DIMENSIONS, q.mean.shape[1]))
-    principal, variances = principal_directions(q.mean, SLIDER_DIRECTIONS)
-    names = [f"z[{d}], {kl:.2f} nats" for d, kl in zip(dimensions.tolist(), nats.tolist(), strict=True)]
-    names += [f"direction {n}, variance {variance:.1f}" for n, variance in enumerate(variances.tolist(), 1)]
-    return torch.cat((torch.eye(q.mean.shape[1]).to(q.mean)[dimensions], principal)), names
 
 
 def half(values):
@@ -103,11 +89,15 @@ def layers(model):
         nn.Identity: (),
     }
     modules, last = getattr(model.decoder, "layers", None), MEAN_LAYERS.get(model.likelihood.name)
-    if not isinstance(modules, nn.Sequential) or last is None or any(type(each) not in settings for each in modules):
+    if (
+        not isinstance(modules, nn.Sequential)
+        or last is None
+        or any(type(module) not in settings for module in modules)
+    ):
         return None
-    found = []
+    described = []
     for module in modules:
         values = {name: getattr(module, name) for name in settings[type(module)]}
         values |= {name: half(weights) for name, weights in module.named_parameters()}
-        found.append({"type": type(module).__name__, **values})
-    return found + last
+        described.append({"type": type(module).__name__, **values})
+    return described + last

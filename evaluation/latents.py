@@ -21,7 +21,7 @@ ACTIVE = 0.01  # variance over images of the mean of q above which a dimension i
 PROBE_LABELS = (100, 1000, 20_000)
 PROBE_DRAWS = 5  # of the labels, where not all are used
 PROBE_C = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # inverse strengths of the penalty, of which cross-validation chooses
-MOST_SEARCHED, FOLDS = 2000, 3  # C is chosen on at most so many labels, by so many folds
+FEW_LABELS, MANY_FOLDS, FEW_FOLDS = 2000, 5, 3  # of more labels, the first of five folds is enough to choose C by
 PROBE_TOLERANCE, PROBE_ITERATIONS = 1e-3, 1000
 TRAVERSED_DIMENSIONS, TRAVERSED_DIRECTIONS = 4, 3
 TRAVERSED_CLASS, INTERPOLATED_CLASSES = 3, (2, 7)  # by their position, modulo the number of classes
@@ -82,19 +82,19 @@ def rescale(features, others):
 def probe(features, labels, *, seed):
     """A logistic regression on features (N, F) with the labels (N,): (scikit-learn model, its C, converged).
 
-    C is the one of PROBE_C with the best accuracy in cross-validation on at most MOST_SEARCHED labels; of equals, the
-    smallest. Where a class has fewer labels than there are folds, it is 1.
+    C is the one of PROBE_C with the best accuracy in cross-validation on these labels; of equals, the smallest. Where
+    a class has fewer labels than there are folds, it is 1.
     """
-    split = np.random.default_rng(seed).permutation(len(labels))[:MOST_SEARCHED]
     x, y = features.cpu().numpy(), labels.cpu().numpy()
-    options, best = {"tol": PROBE_TOLERANCE, "max_iter": PROBE_ITERATIONS}, 1.0
+    few, best, options = len(y) <= FEW_LABELS, 1.0, {"tol": PROBE_TOLERANCE, "max_iter": PROBE_ITERATIONS}
+    folds = FEW_FOLDS if few else MANY_FOLDS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it is returned
         warnings.simplefilter("ignore", FutureWarning)  # of attributes that are not read
-        if np.unique(y[split], return_counts=True)[1].min() >= FOLDS:
-            folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-            search = LogisticRegressionCV(Cs=PROBE_C, cv=folds, scoring="accuracy", **options)
-            best = float(np.ravel(search.fit(x[split], y[split]).C_)[0])
+        if np.unique(y, return_counts=True)[1].min() >= folds:
+            splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y))
+            search = LogisticRegressionCV(Cs=PROBE_C, cv=splits if few else splits[:1], scoring="accuracy", **options)
+            best = float(np.ravel(search.fit(x, y).C_)[0])
         model = LogisticRegression(C=best, **options).fit(x, y)
     return model, best, bool(model.n_iter_.max() < PROBE_ITERATIONS)
 

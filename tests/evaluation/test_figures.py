@@ -1,18 +1,16 @@
-"""What the figures show, with one to three methods, five or twelve classes and images that are no MNIST."""
+"""What the figures show, with one to three methods, few or many classes and images that are no MNIST."""
 
 import io
-from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from evaluation.stats import wilson_interval
+from made_up import METHODS, changed, made_up_scores
 
 from evaluation import figures, style
+from evaluation.statistics import TRACKED, find, select_scores, wilson_interval
 
-NAMED = (("one", "First way", "#0072B2"), ("two", "Second way", "#D55E00"), ("three", "Third way", "#E69F00"))
-METHODS = [SimpleNamespace(name=name, label=label, color=color) for name, label, color in NAMED]
 LABEL = "Bernoulli p(x|z), binarized pixels"
 
 
@@ -22,12 +20,8 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(mpl.text.Text)]
 
 
-def score(mean, images=6):
-    return {"mean": mean, "standard_error": 0.5 if images > 1 else None, "images": images}
-
-
 def share(value, images=50):
-    return {"accuracy": value, "interval_95": wilson_interval(value * images, images), "images": images}
+    return {"accuracy": value, "interval_95": wilson_interval(value, images), "images": images}
 
 
 def test_a_row_shows_its_images_side_by_side_and_nothing_across_them():
@@ -65,101 +59,99 @@ def test_small_print_and_style_stay_in_the_figure():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_curves_and_gaps_show_every_method(count):
-    methods, part = METHODS[:count], ("elbo", "log_likelihood", "kl")
-    history = []
+def test_training_curves_show_every_method(count):
+    methods, history = METHODS[:count], []
     for method in methods:
         for epoch in (1, 2):
             row = {"method": method.name, "epoch": epoch, "train_images": 4321, "validation_images": 987}
-            for name in part:
+            for name in ("elbo", "log_likelihood", "kl"):
                 row |= {f"train_{name}": -9.0, f"validation_{name}": -8.0, f"validation_{name}_standard_error": 0.1}
             history.append(row)
     figure = figures.training_curves(history=history, methods=methods, saved_epochs=[1, 2], likelihood=LABEL)
-    found = texts(figure)
+    shown = texts(figure)
     for method in methods:
-        assert f"{method.label},\n4,321 training images" in found
-        assert f"{method.label},\n987 validation images" in found
-    colors = [line.get_color() for line in figure.axes[0].lines]
-    assert colors == [method.color for method in methods for _ in range(2)]
+        assert f"{method.label},\n4,321 training images" in shown
+        assert f"{method.label},\n987 validation images" in shown
 
-    rows, per_class, classes = [], {}, ("a", "b", "c", "d", "Ankle boot")
-    for method in methods:
-        for split in ("train", "test"):
-            for epoch, images in ((1, 5), (2, 5), (2, 6)):  # the last epoch twice: the same images, and more
-                gaps = {"approximation_gap": score(40.0 / epoch, images), "elbo": score(-90.0, images)}
-                gaps["amortization_gap"] = score(0.0 if method.name == "two" else 30.0 / epoch, images)
-                rows.append({"epoch": epoch, "method": method.name, "split": split, "scores": gaps})
-            gaps = {"approximation_gap": score(3.0), "amortization_gap": score(1.0), "elbo": score(-60.0)}
-            per_class.setdefault(method.name, {})[split] = [gaps] * len(classes)
-    figure = figures.gaps_over_epochs(rows=rows, methods=methods, saved_epochs=[1, 2], likelihood=LABEL)
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_gaps_are_drawn_over_epochs_and_of_every_class(count):
+    methods, classes = METHODS[:count], ("a", "b", "c", "Ankle boot")
+    scores = made_up_scores(methods, classes)
+    figure = figures.gaps_over_epochs(scores=scores, methods=methods, likelihood=LABEL)
     assert len(figure.axes) == 2 * count
-    assert "First way, training images (5 images; open marker: 6)" in texts(figure)
-    # The lines are of the same images; the larger sample is a marker of its own. A gap that is 0 is not drawn.
-    drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines if line.get_linestyle() in ("-", "--")]
-    assert drawn[:1] + drawn[1:2] == [[40, 20], [30, 15]]
-    assert [len(axes.containers) for axes in figure.axes] == [2, 2, 1, 1, 2, 2][: 2 * count]
-    assert figure.axes[0].get_yscale() == "log"
-    for row in rows:
-        row["scores"]["log_prob"] = score(-50.0)
-    seconds = {method.name: 80.0 + 10 * number for number, method in enumerate(methods)}
-    figure = figures.quality_over_seconds(rows=rows, training_seconds=seconds, methods=methods, likelihood=LABEL)
-    drawn = [line.get_xdata().tolist() for line in figure.axes[0].lines]
-    assert drawn == [[40 + 5 * number, 80 + 10 * number] for number in range(count)]  # epochs 1 and 2 of 2
-    assert [line.get_ydata().tolist() for line in figure.axes[1].lines] == [[50, 50]] * count
-    assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]  # the best is at the top
-    assert any(text.startswith("-5") for text in texts(figure))  # numbers have the sign of what is drawn
-    figure = figures.gaps_per_class(per_class=per_class, methods=methods, classes=classes, likelihood=LABEL)
+    assert "First way, training images (10 images; open marker: 50)" in texts(figure)
+    # The lines are of the tracked images; all annealed ones are a marker of its own.
+    tracked = {"method": "one", "split": "train", "group": TRACKED}
+    expected = [entry.mean for entry in select_scores(scores, quantity="approximation_gap", **tracked)]
+    lines = [line.get_ydata().tolist() for line in figure.axes[0].lines]
+    assert expected in lines
+    assert [find(scores, "approximation_gap", "one", "train").mean] in lines
+    figure = figures.gaps_per_class(scores=scores, methods=methods, classes=classes, likelihood=LABEL)
     assert len(figure.axes) == 2 * count
     assert {"Ankle boot", LABEL} <= set(texts(figure))
-    (error,) = {tuple(np.ptp(path.vertices[:, 1]) for path in bars.get_paths()) for bars in figure.axes[0].collections}
-    assert error == pytest.approx([2 * 2.570582 * 0.5] * 5)  # Student's t with five degrees of freedom
+    errors = [np.ptp(path.vertices[:, 1]) for bars in figure.axes[0].collections for path in bars.get_paths()]
+    assert errors == pytest.approx([2 * 2.776445 * 0.5] * 8)  # Student's t with four degrees of freedom
 
 
-def test_gaps_that_are_not_positive_have_a_linear_axis():
-    scores = {name: score(-12.0) for name in ("approximation_gap", "amortization_gap", "elbo")}
-    rows = [{"epoch": 1, "method": "one", "split": split, "scores": scores} for split in ("train", "test")] * 2
-    figure = figures.gaps_over_epochs(rows=rows, methods=METHODS[:1], saved_epochs=[1])
+def test_a_gap_that_is_zero_is_not_drawn_and_one_that_is_negative_has_a_linear_axis():
+    scores = [
+        entry._replace(mean={"amortization_gap": 0.0, "approximation_gap": -12.0}.get(entry.quantity, entry.mean))
+        for entry in made_up_scores(METHODS[:1])
+    ]
+    figure = figures.gaps_over_epochs(scores=scores, methods=METHODS[:1])
+    assert [len(axes.containers) for axes in figure.axes] == [1, 1]
     assert figure.axes[0].get_yscale() == "linear"
     assert "-12" in texts(figure)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_quality_over_seconds_says_whether_gradients_are_equal(count):
+    methods = METHODS[:count]
+    scores = made_up_scores(methods)
+    for number, method in enumerate(methods):
+        scores = changed(scores, "training_seconds", method.name, "train", mean=80.0 + 10 * number)
+        scores = changed(scores, "training_gradients", method.name, "train", mean=600.0)
+    figure = figures.quality_over_seconds(scores=scores, methods=methods, likelihood=LABEL)
+    drawn = [line.get_xdata().tolist() for line in figure.axes[0].lines]
+    assert drawn == [[40 + 5 * number, 80 + 10 * number] for number in range(count)]  # epochs 1 and 2 of 2
+    tracked = select_scores(scores, quantity="log_prob", method="one", split="test", group=TRACKED)
+    assert figure.axes[1].lines[0].get_ydata() == pytest.approx([-entry.mean for entry in tracked])
+    assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]  # the best is at the top
+    shown = texts(figure)
+    assert any(text.startswith("-8") for text in shown)  # numbers have the sign of what is drawn
+    assert any("all methods have taken equally many gradients" in text for text in shown) == (count > 1)
+    scores = changed(scores, "training_gradients", methods[-1].name, "train", mean=2400.0)
+    other = texts(figures.quality_over_seconds(scores=scores, methods=methods))
+    assert not any("both" in text or "equally many" in text for text in other) or count == 1
+
+
 @pytest.mark.parametrize(("count", "classes"), [(1, 12), (3, 5)])
 def test_log_probabilities_show_every_method_and_class(count, classes):
-    names = tuple(f"class {number}" for number in range(classes))
-    values = np.random.default_rng(0).normal(-80, 9, (count, classes))
-    of_class = {"annealed": score(-80.0, images=4), "importance_sampling": score(-95.0, images=4)}
-    of_split = {"classes": [of_class] * classes}
-    figure = figures.log_probabilities(
-        scores={method.name: {"train": of_split, "test": of_split} for method in METHODS[:count]},
-        images=torch.zeros(classes, 2, 8, 12),
-        example_values=values,
-        num_samples=1234,
-        methods=METHODS[:count],
-        classes=names,
-        likelihood=LABEL,
-    )
-    found = texts(figure)
-    drawn = [set(line.get_ydata()) for line in figure.subfigs[1].axes[0].lines if line.get_marker() in ("o", "v")]
-    assert drawn == [{-80.0}, {-95.0}] * 2  # annealed, and importance sampling beside it, of either split
-    assert {f"{value:.1f}" for value in values.flatten()} <= set(found)
-    assert {method.label for method in METHODS[:count]} <= set(found)
-    assert {*names, LABEL} <= set(found)
-    assert any("4 random images of each class with its 95% t interval" in text and "1,234" in text for text in found)
+    names, methods = tuple(f"class {number}" for number in range(classes)), METHODS[:count]
+    values, scores = np.random.default_rng(0).normal(-80, 9, (count, classes)), made_up_scores(methods, names)
+    options = {"num_samples": 1234, "methods": methods, "classes": names, "likelihood": LABEL}
+    images = torch.zeros(classes, 2, 8, 12)
+    figure = figures.log_probabilities(scores=scores, images=images, example_values=values, **options)
+    shown = texts(figure)
+    expected = [find(scores, "log_prob", "one", "test", name).mean for name in names]
+    assert expected in [line.get_ydata().tolist() for line in figure.subfigs[1].axes[0].lines]
+    assert {f"{value:.1f}" for value in values.flatten()} <= set(shown)
+    assert {*names, LABEL, *(method.label for method in methods)} <= set(shown)
+    assert any("5 random images of each class with its 95% t interval" in text and "1,234" in text for text in shown)
 
 
 @pytest.mark.parametrize("names", ["01234", ("T-shirt", "Dress", "Coat", "Shirt", "Bag"), [f"c{n}" for n in range(12)]])
 def test_the_map_draws_short_names_and_explains_long_ones(names):
-    labels = torch.arange(36) % len(names)
-    points = {method.name: torch.randn(36, 2) for method in METHODS}
-    shares = {"agreement": {method.name: share(0.5) for method in METHODS}, "in_pixels": share(0.62)}
-    figure = figures.latent_map(points=points, labels=labels, methods=METHODS, classes=names, **shares)
-    legends = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    assert legends == ([] if max(map(len, names)) <= 2 else list(names))
+    labels, points = torch.arange(36) % len(names), {method.name: torch.randn(36, 2) for method in METHODS}
+    scores = made_up_scores(METHODS, names)
+    scores = changed(scores, "nearest_neighbor_accuracy", "pixels", mean=0.62)
+    figure = figures.latent_map(points=points, labels=labels, scores=scores, methods=METHODS, classes=names)
+    legends = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert legends == (set() if max(map(len, names)) <= 2 else set(names))
     drawn = figure.axes[0].collections
     assert len({tuple(scatter.get_facecolor()[0]) for scatter in drawn}) == len(names)
-    found = texts(figure)
-    assert sum("50.0%" in text for text in found) == 3
-    assert any("In raw pixels 62.0% (48.2% to 74.1%)" in text for text in found)
+    assert any("In raw pixels 62.0% (48.2% to 74.1%)" in text for text in texts(figure))
 
 
 def test_names_of_classes_are_cut_in_the_middle_and_are_no_mathematics():
@@ -171,14 +163,14 @@ def test_names_of_classes_are_cut_in_the_middle_and_are_no_mathematics():
     assert style.are_short("0123")
     assert not style.are_short(["a", "_b"])  # an underscore would be an index in a marker
     images, values = torch.zeros(2, 1, 8, 8), np.zeros((1, 2))
-    of_split = {"classes": [dict.fromkeys(("annealed", "importance_sampling"), score(-80))] * 2}
+    names = ("a$b$", "class_number_27")
     figure = figures.log_probabilities(
-        scores={"one": dict.fromkeys(("train", "test"), of_split)},
+        scores=made_up_scores(METHODS[:1], names),
         images=images,
         example_values=values,
         num_samples=3,
         methods=METHODS[:1],
-        classes=("a$b$", "class_number_27"),
+        classes=names,
     )
     upper, lower = figure.axes
     assert "class_…er_27" in [text.get_text() for text in upper.texts]
@@ -186,57 +178,45 @@ def test_names_of_classes_are_cut_in_the_middle_and_are_no_mathematics():
 
 
 def test_probes_draw_every_feature_with_its_look():
-    rows = [{"labels": labels, "draws": draws, **share(0.8)} for labels, draws in ((70, 5), (150, 1))]
-    scores = dict.fromkeys(("one", "one_used", "two", "three", "pixels", "baseline_features"), rows)
-    methods = [SimpleNamespace(**vars(method), shared_inference=method.name != "three") for method in METHODS]
-    found = texts(figures.probes(scores=scores, baseline=share(0.9), methods=methods, likelihood=LABEL))
+    shown = texts(figures.probes(scores=made_up_scores(METHODS), methods=METHODS, likelihood=LABEL))
     assert {
         "First way, mean of q",
         "First way, mean of q, used dimensions only",
         "Third way, mean of q\n(training: rows of its table; test: fitted)",
         "Raw pixels",
         "70\n(5 draws)",
-    } <= set(found)
-    assert "150\n(1 draw)" in found
+    } <= set(shown)
+    assert "150\n(1 draw)" in shown
 
 
 def test_usage_says_both_numbers_with_their_thresholds():
     row = {"images": 30, "kl_standard_error": 0.1, "variance_of_mean": 1.0}
-    kl = (0.4, 3.0, 0.01)
     table = [
         {"method": method.name, "split": split, "dimension": number, "kl": value * 10**shift, **row}
         for shift, method in enumerate(METHODS)
         for split in ("train", "test")
-        for number, value in enumerate(kl)
+        for number, value in enumerate((0.4, 3.0, 0.01))
     ]
-    counts = {"used_dimensions": 2, "kl_threshold": 0.25, "share_of_kl": 0.9971, "interval_95": [1, 2], "images": 30}
-    counts |= {"active_units": 3, "variance_threshold": 0.07, "active_units_interval_95": [2, 3]}
-    dimensions = {method.name: {"train": counts, "test": counts} for method in METHODS}
-    figure = figures.latent_usage(table=table, dimensions=dimensions, methods=METHODS, likelihood=LABEL)
-    found = texts(figure)
-    expected = "2 dimensions above 0.25 nats (1 to 2): 99.7% of the KL\n3 active units (2 to 3)"
-    assert sum(text.endswith(expected) for text in found) == 6
-    assert any("dotted: 0.25 nats" in text and "above 0.07" in text for text in found)
-    assert list(figure.axes[0].lines[0].get_ydata()) == [3, 0.4, 0.01]
-    assert figure.axes[0].get_ylim()[0] == 0
-    assert figure.axes[0].get_ylim()[1] > 300  # the same axis for the last method, whose KL is larger
-    assert list(figure.axes[2].lines[-1].get_ydata()) == [0.25, 0.25]
+    scores = made_up_scores(METHODS)
+    means = {"used_dimensions": 2, "used_dimensions_lower": 1, "used_dimensions_upper": 3, "share_of_kl": 0.9971}
+    means |= {"active_units": 3, "active_units_lower": 2, "active_units_upper": 4}
+    scores = [entry._replace(mean=means.get(entry.quantity, entry.mean)) for entry in scores]
+    shown = texts(figures.latent_usage(table=table, scores=scores, methods=METHODS, likelihood=LABEL))
+    expected = "2 dimensions above 0.1 nats (1 to 3): 99.7% of the KL\n3 active units (2 to 4)"
+    assert sum(text.endswith(expected) for text in shown) == 6
+    assert any("dotted: 0.1 nats" in text and "above 0.01" in text for text in shown)
 
 
 def test_sample_quality_shows_ratios_and_the_floor():
-    def kind(value, ratio, error):
-        distance = {"value": value, "standard_error": 0.1 * value, "images": 70}
-        distance["over_pixel_gaussian"] = {"value": ratio, "standard_error": error}
-        classes = [{"share": 0.5, "interval_95": wilson_interval(35, 70)}] * 2
-        return {"frechet_distance": distance, "classes": classes, "confidence": score(0.9, 70)}
-
-    scores = {method.name: kind(40 + number, 0.4, 0.05) for number, method in enumerate(METHODS)}
-    scores |= {"pixel_gaussian": kind(100, 1.0, 0.0), "test": kind(0, 0, 0)}
-    examples = {name: torch.zeros(3, 1, 8, 8) for name in scores if name != "test"}
-    shown = {"examples": examples, "methods": METHODS, "classes": "ab", "likelihood": LABEL}
-    figure = figures.sample_quality(scores=scores, floor={"value": 1.234}, **shown)
-    found = texts(figure)
-    assert {"40.0\n0.400\n± 0.098", "42.0\n0.400\n± 0.098", "100", "finite-sample floor: 1.23", LABEL} <= set(found)
+    scores = made_up_scores(METHODS)
+    for name, value in {"one": 40.0, "pixel_gaussian": 100.0, "finite_sample_floor": 1.234}.items():
+        scores = changed(scores, "frechet_distance", name, mean=value)
+    scores = changed(scores, "frechet_ratio", "one", mean=0.4, standard_error=0.05)
+    examples = {name: torch.zeros(3, 1, 8, 8) for name in ("one", "two", "three", "pixel_gaussian")}
+    options = {"methods": METHODS, "classes": "ab", "likelihood": LABEL}
+    figure = figures.sample_quality(scores=scores, examples=examples, **options)
+    shown = texts(figure)
+    assert {"40.0\n0.400\n± 0.098", "100", "finite-sample floor: 1.23", LABEL} <= set(shown)
     distance = next(axes for axes in figure.axes if axes.get_title().startswith("Fréchet"))
     assert [1.234, 1.234] in [list(line.get_ydata()) for line in distance.lines]
     low, high = distance.get_ylim()

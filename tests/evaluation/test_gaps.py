@@ -44,14 +44,14 @@ def test_every_estimate_of_log_prob_is_the_quadratures(nonlinear):
 
 
 def test_a_new_metric_is_one_function_and_one_entry(monkeypatch):
-    def brightness(model, x, q, config, noise):
-        return {"brightness": x.sum(-1)}
+    def brightness(model, x, q):
+        return x.sum(-1)
 
     model = linear_gaussian()
     x, _ = model.sample(3, seeded(1))
     arguments = model, x, model.poor(x), CONFIG
     before = gaps.measure(*arguments, noise=Noise(2))
-    monkeypatch.setattr(gaps, "METRICS", [*gaps.METRICS, brightness])
+    monkeypatch.setattr(gaps, "METRICS", (*gaps.METRICS, brightness))
     after = gaps.measure(*arguments, noise=Noise(2))
     torch.testing.assert_close(after.pop("brightness"), x.sum(-1))
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -5,24 +5,26 @@ import pytest
 import torch
 from scipy import stats as scipy_stats
 
-from evaluation import stats
+from evaluation import statistics as stats
+from evaluation.statistics import Score
 from vae_utils import mean_and_error, random_generator
 
 
 def test_t_interval_is_scipys():
     values = np.array([1.0, 2.0, 3.0, 6.0])
     low, high = scipy_stats.t.interval(0.95, 3, loc=3, scale=scipy_stats.sem(values))
-    mean, half = stats.intervals([mean_and_error(torch.from_numpy(values[:count])) for count in (4, 1)])
+    scores = [stats.score("elbo", mean_and_error(torch.from_numpy(values[:count]))) for count in (4, 1)]
+    mean, half = stats.intervals(scores)
     assert (mean[0] - half[0], mean[0] + half[0]) == pytest.approx((low, high))
     assert (mean[1], half[1]) == (1, 0)
 
 
-def test_intervals_of_a_column_are_those_of_its_scores():
-    rows = [{"a": 3.0, "a_standard_error": 0.5, "count": 7}, {"a": -1.0, "a_standard_error": None, "count": 1}]
-    mean, half = stats.column_intervals(rows, "a", "count")
-    assert mean.tolist() == [3, -1]
-    assert half == pytest.approx([0.5 * 2.446912, 0])
-    assert stats.column_intervals([{"b": 2.0, "images": 9}], "b")[1].tolist() == [0]  # without a column of errors
+def test_a_score_is_found_by_its_fields_in_the_last_epoch():
+    rows = [Score("elbo", "a", "test", epoch, group, epoch, 1.0, 5, 4) for epoch in (1, 3, 2) for group in ("", "b")]
+    assert stats.find(rows, "elbo", "a") == rows[2]
+    assert stats.find(rows, "elbo", "a", group="b", epoch=2) == rows[5]
+    assert stats.find(rows, "elbo", "b") is None
+    assert stats.select_scores(rows, group="b") == rows[1::2]
 
 
 def test_a_stratified_mean_has_the_error_within_classes():
@@ -30,7 +32,7 @@ def test_a_stratified_mean_has_the_error_within_classes():
     score = stats.stratified_mean(values)
     error = np.sqrt(np.var([1, 3], ddof=1) / 2 + np.var([10, 14], ddof=1) / 2) / 3
     assert score == {"mean": pytest.approx(3), "standard_error": pytest.approx(error), "images": 6, "freedom": 3}
-    assert stats.intervals([score])[1] == pytest.approx([scipy_stats.t.ppf(0.975, 3) * error])
+    assert stats.intervals([stats.score("elbo", score)])[1] == pytest.approx([scipy_stats.t.ppf(0.975, 3) * error])
     alone = stats.stratified_mean(values[:, :1])  # one image of each class: the error is that of the classes
     assert alone == {**mean_and_error(values[:, 0]), "freedom": 2}
 
@@ -70,7 +72,7 @@ def test_the_regression_estimate_covers_the_mean_of_all_images(known):
         value, bound, label = draw_images(known, generator)
         rows, error = draw_sample(label, 6, generator), stats.proportional_error(bound, label)
         found = stats.regression_estimate(value[rows], bound[rows], shares=SHARES, known=bound, known_error=error)
-        (mean,), (half,) = stats.intervals([found])
+        (mean,), (half,) = stats.intervals([stats.score("log_prob", found)])
         errors.append(mean - MEAN)
         stated.append(found["standard_error"])
         inside.append(abs(errors[-1]) < half)
@@ -90,16 +92,19 @@ def test_the_regression_estimate_is_sharper_than_the_plain_mean():
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 10), (10, 10), (987, 1000)])
-def test_wilson_interval(correct, count):
-    expected = scipy_stats.binomtest(correct, count).proportion_ci(method="wilson")
-    assert stats.wilson_interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
+def test_a_share_has_wilsons_interval(correct, count):
+    z, share = 1.959964, correct / count
+    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     found = stats.accuracy(torch.arange(count) < correct)
-    assert (found["accuracy"], found["images"]) == (correct / count, count)
-    assert found["interval_95"] == stats.wilson_interval(correct, count)
+    assert found["interval_95"] == pytest.approx((center - half, center + half), abs=1e-6)
+    assert (found["accuracy"], found["images"]) == (share, count)
 
 
-def test_bootstrap_counts_are_draws_with_replacement():
-    counts = stats.bootstrap_counts(30, resamples=4000, generator=random_generator(3))
-    assert counts.sum(1).tolist() == [30] * 4000
-    found = torch.bincount(counts.flatten().long(), minlength=3)[:3] / counts.numel()
-    assert found.numpy() == pytest.approx(scipy_stats.binom.pmf([0, 1, 2], 30, 1 / 30), abs=0.005)
+def test_the_interval_of_a_count_is_that_of_resampled_images():
+    """The count of a binomial variable: its resamples have the binomial's percentiles."""
+    values = np.arange(40) % 4 == 0
+    low, high = stats.count_interval(lambda rows: values[rows].sum(), 40, seed=3, resamples=4000)
+    expected = scipy_stats.binom.ppf([0.025, 0.975], 40, 0.25)
+    assert (low, high) == pytest.approx(expected, abs=1)
+    assert type(low) is int

@@ -38,11 +38,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from data import load_dataset  # noqa: E402
+from evaluation import style  # noqa: E402
 from runtime.checkpoint import PARTIAL  # noqa: E402
 from runtime.cli import run_script  # noqa: E402
 
 SCRIPTS = {
-    "main_vae.py": "--epochs 3 --train-size 100 --latent-dim 8 --num-samples 5 --images-per-digit 1 "
+    "main_vae.py": "--epochs 3 --train-size 100 --latent-dim 11 --seed 2 --sigma-p 0.3 --batch-size 33 "
+    "--precision float32 --num-samples 5 --images-per-digit 1 "
     "--annealed-per-digit 1 --chains 2 --temperatures 3 --fit-steps 2 --fitted-images 20 --simulated-images 2 "
     "--classified-samples 200 --gap-images-per-digit 1",
     "sup_classification.py": "--epochs 4 --train-size 500",
@@ -93,6 +95,7 @@ def _run(script, arguments, folder, file_size, spare_memory):
     if spare_memory:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + spare_memory
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    style.STYLE["figure.dpi"] = 40
     # As in a process of its own: a killed run then leaves no semaphore.
     multiprocessing.set_start_method("fork", force=True)
     run_script(importlib.import_module(script.removesuffix(".py")).main)

@@ -5,12 +5,15 @@ import os
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import distributions, nn
 from torch.distributions import MultivariateNormal, Normal
 
+from benchmarks import stress
 from data import Data, Split, load_dataset
 from model import Bernoulli, Gaussian, LatentVariableModel
 from runtime.config import RunConfig, TrainConfig
@@ -217,6 +220,21 @@ def toy_config(**changes):
         "precision": "float32",
     }
     return TrainConfig(**{**settings, **changes})
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """A folder with a small MNIST, "data", and a finished run of main_vae.py, "run": made once, to be read or copied."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "whole"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "finished").exists():
+            folder.mkdir()
+            stress.small_mnist(folder / "data")
+            status, _, errors = processes.run(processes.MAIN, folder / "run")
+            assert (status, errors) == (0, [])
+            (folder / "finished").touch()
+    return folder
 
 
 def train(learner, directory, **options):

@@ -33,10 +33,10 @@ class Poison:
 
 
 @pytest.fixture(scope="module")
-def folder_of_runs(tmp_path_factory):
+def folder_of_runs(tmp_path_factory, whole_run):
     """A folder with a small MNIST and one run of main_vae.py, interrupted after an epoch of the first method."""
     folder = tmp_path_factory.mktemp("faults")
-    stress.small_mnist(folder / "data")
+    shutil.copytree(whole_run / "data", folder / "data")
     stop(MAIN, folder / "stopped", after="amortized: epoch 1/3", number=signal.SIGTERM)
     return folder
 

@@ -75,7 +75,7 @@ def test_the_intervals_of_the_counts_are_those_of_resampled_images(seed):
     q = GaussianPosterior.from_log_var(mean, 0.3 * torch.randn(12, 60, generator=random_generator(3)))
     _, found = latents.usage(q, generator=random_generator(seed))
     counts = bootstrap_counts(12, resamples=latents.RESAMPLES, generator=random_generator(seed))
-    kl = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log())
+    kl = 0.5 * (q.mean.square() + q.scale.square() - 1 - 2 * q.scale.log())
     active, used = [], []
     for row in counts:
         rows = torch.arange(12).repeat_interleave(row.long())

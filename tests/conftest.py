@@ -224,7 +224,7 @@ def toy_config(**changes):
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory):
-    """A folder with a small MNIST, "data", and a finished run of main_vae.py, "run": made once, to be read or copied."""
+    """A folder with a small MNIST, "data", and a finished run of main_vae.py, "run", made once: read it or copy it."""
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "whole"
     with FileLock(f"{folder}.lock"):

@@ -73,7 +73,7 @@ def test_the_intervals_of_the_counts_are_those_of_resampled_images():
     deviation = torch.linspace(0.05, 0.15, 60)
     mean = 0.35 + torch.randn(12, 60, generator=random_generator(1)) * deviation
     q = GaussianPosterior.from_log_var(mean, 0.3 * torch.randn(12, 60, generator=random_generator(3)))
-    kl = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log())
+    kl = 0.5 * (q.mean.square() + q.scale.square() - 1 - 2 * q.scale.log())
     rows = torch.randint(12, (5000, 12), generator=random_generator(4))
     counts = usage(q)
     active = [int((mean.double()[part].var(0) > 0.01).sum()) for part in rows]

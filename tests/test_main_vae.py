@@ -3,10 +3,12 @@
 import csv
 import json
 import math
+import os
 import re
 import subprocess
 import sys
 from argparse import Namespace
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ import main_vae
 import sup_classification
 from amortized_vae import AmortizedVAE
 from benchmarks import stress
+from evaluation.statistics import TRACKED, find
+from evaluation.tables import read_scores
 from latent_optimization import LatentOptimization
 from model import ConvModel, LatentVariableModel, make_likelihood
 from runtime.checkpoint import InputError, load_checkpoint
@@ -33,7 +37,7 @@ FILES = {
     "log_probabilities.npy",
     "log_probabilities.csv",
     "log_probabilities.png",
-    "gaps.csv",
+    "scores.csv",
     "gaps_over_epochs.png",
     "quality_over_seconds.png",
     "gaps_per_digit.png",
@@ -109,63 +113,54 @@ def test_the_tour_prints_a_line_per_epoch_and_a_table_that_fits(tour):
     assert done.stderr == ""
 
 
-def test_array_table_and_summary_agree(tour):
+def test_array_table_and_scores_agree(tour):
     results = tour[0] / "results"
     array = np.load(results / "log_probabilities.npy", allow_pickle=False)
-    rows = read_csv(results / "log_probabilities.csv")
-    assert array.shape == (2, 2, 10, 10)
-    assert array.dtype == np.float64
-    assert array.flatten().tolist() == [float(row["is_log_prob"]) for row in rows]
+    rows, scores = read_csv(results / "log_probabilities.csv"), read_scores(results / "scores.csv")
+    annealed = [row for row in rows if row["log_prob"]]
+    assert (array.shape, array.dtype) == ((2, 2, 10, 1), np.float64)
+    assert array.flatten().tolist() == [float(row["log_prob"]) for row in annealed]
     assert (array < -392 * math.log(2 * math.pi * 0.4**2)).all()
+    assert [row["class"] for row in annealed] == [str(digit) for _ in range(4) for digit in range(10)]
     for row in rows:
-        assert float(row["elbo"]) <= float(row["is_log_prob"])
+        assert float(row["elbo"]) <= float(row["importance_sampling"])
         assert 1 <= float(row["effective_sample_size"]) <= 1000
-        if row["ais_log_prob"]:
-            assert float(row["fitted_elbo"]) <= float(row["fitted_is_log_prob"])
-            assert float(row["ais_log_prob"]) > float(row["fitted_elbo"])
-    annealed = [row["class"] for row in rows if row["ais_log_prob"]]
-    assert annealed == [str(digit) for _ in range(4) for digit in range(10)]
+    for row in annealed:
+        assert float(row["fitted_elbo"]) <= float(row["fitted_importance_sampling"])
+        assert float(row["log_prob"]) > float(row["fitted_elbo"])
+    names = "amortized", "latent_optimization"
+    columns = {}  # {(method, split): {column: values of the annealed images}}
+    for method, split in product(names, ("train", "test")):
+        part = [row for row in annealed if (row["method"], row["split"]) == (method, split)]
+        values = columns[method, split] = {
+            name: np.array([float(row[name]) for row in part]) for name in list(rows[0])[4:]
+        }
+
+        def mean(quantity, method=method, split=split, **others):
+            return find(scores, quantity, method, split, **others).mean
+
+        for quantity in ("importance_sampling", "fitted_elbo", "squared_error"):
+            score = find(scores, quantity, method, split)
+            assert score.images == 10
+            assert score.mean == pytest.approx(values[quantity].mean())
+            assert score.standard_error == pytest.approx(values[quantity].std(ddof=1) / math.sqrt(10))
+        assert mean("log_prob_annealed") == pytest.approx(values["log_prob"].mean())
+        assert mean("bias") == pytest.approx(values["log_prob_bias"].mean())
+        of_classes = [mean("log_prob", group=str(digit)) for digit in range(10)]
+        assert of_classes == pytest.approx(values["log_prob"].tolist())
+        assert mean("elbo") == pytest.approx(mean("log_likelihood") - mean("kl"), rel=1e-4)
+        parts = mean("approximation_gap") + mean("amortization_gap")
+        assert parts == pytest.approx(mean("inference_gap"), rel=1e-4)
+        assert parts == pytest.approx(mean("log_prob_annealed") - mean("elbo_annealed"), rel=1e-4)
+        assert find(scores, "log_prob", method, split, group=TRACKED).mean == mean("log_prob_annealed")
+    for split, quantity in product(("train", "test"), ("squared_error", "log_prob", "elbo")):
+        difference = columns[names[0], split][quantity] - columns[names[1], split][quantity]
+        assert find(scores, quantity, " - ".join(names), split).mean == pytest.approx(difference.mean(), rel=1e-4)
     summary = json.loads((results / "summary.json").read_text())
-    for name, values in zip(("amortized", "latent_optimization"), array, strict=True):
-        method = summary["methods"][name]
-        for split, of_split in zip(("train", "test"), values, strict=True):
-            log_prob = method["log_prob"][split]
-            sampled = log_prob["importance_sampling"]  # of the first image of each class, which alone is annealed
-            assert sampled["images"] == 10
-            assert sampled["mean"] == pytest.approx(of_split[:, 0].mean())
-            assert sampled["standard_error"] == pytest.approx(of_split[:, 0].std(ddof=1) / math.sqrt(10))
-            of_classes = [score["importance_sampling"]["mean"] for score in log_prob["classes"]]
-            assert of_classes == pytest.approx(of_split[:, 0].tolist())
-            own = [row for row in rows if (row["method"], row["split"]) == (name, split) and row["ais_log_prob"]]
-            annealed = np.array([float(row["ais_log_prob"]) for row in own])
-            assert log_prob["annealed"]["mean"] == pytest.approx(annealed.mean())
-            assert log_prob["annealed"]["bias"] == pytest.approx(np.mean([float(row["ais_bias"]) for row in own]))
-            regression = log_prob["regression"]
-            assert regression["images"] == 10
-            assert regression["known_images"] == method["bounds"][split]["elbo"]["images"]
-            bound = method["bounds"][split]
-            assert bound["elbo"]["mean"] == pytest.approx(
-                bound["log_likelihood"]["mean"] - bound["kl"]["mean"], rel=1e-4
-            )
-            gap = method["gaps"][split]
-            parts = gap["approximation_gap"]["mean"] + gap["amortization_gap"]["mean"]
-            assert parts == pytest.approx(gap["log_prob"]["mean"] - gap["elbo"]["mean"], rel=1e-4)
-    (differences,) = summary["differences"]
-    assert differences["methods"] == ["amortized", "latent_optimization"]
-    for split in ("train", "test"):
-        own = [
-            [
-                float(row["squared_error"])
-                for row in rows
-                if (row["method"], row["split"]) == (name, split) and row["ais_log_prob"]
-            ]
-            for name in differences["methods"]
-        ]
-        assert differences[split]["squared_error"]["mean"] == pytest.approx(np.subtract(*own).mean(), rel=1e-4)
-    bounds = [method["bounds"]["test"]["elbo"]["images"] for method in summary["methods"].values()]
-    assert bounds == [10_000, summary["eval_config"]["fitted_images"]]
+    images = [find(scores, "elbo", name).images for name in names]
+    assert images == [10_000, summary["eval_config"]["fitted_images"]]
     assert summary["train_config"]["train_size"] == 1000
-    assert set(summary["seconds"]["training"]) == {"amortized", "latent_optimization"}
+    assert set(summary["seconds"]["training"]) == set(names)
 
 
 def test_the_rows_of_the_csv_are_images_of_their_class(tour, mnist):
@@ -193,14 +188,14 @@ def test_bernoulli_writes_every_file_and_no_number_above_zero(bernoulli_tour):
     assert names_in(folder / "checkpoints") == CHECKPOINTS
     assert "Bernoulli p(x|z), binarized pixels" in done.stdout
     rows = read_csv(folder / "results/log_probabilities.csv")
-    values = [float(row[name]) for row in rows for name in ("is_log_prob", "elbo", "ais_log_prob") if row[name]]
+    values = [float(row[name]) for row in rows for name in ("importance_sampling", "elbo", "log_prob") if row[name]]
     assert len(values) == 2 * 80 + 40
     assert max(values) < 0
     summary = json.loads((folder / "results/summary.json").read_text())
     assert summary["train_config"]["binarize"] is True
-    for method in summary["methods"].values():
-        assert method["bounds"]["test"]["log_likelihood"]["mean"] < 0
-        assert method["log_prob"]["test"]["annealed"]["mean"] < 0
+    scores = read_scores(folder / "results/scores.csv")
+    for name, quantity in product(summary["labels"], ("log_likelihood", "log_prob", "log_prob_annealed")):
+        assert find(scores, quantity, name).mean < 0
 
 
 def test_the_pages_of_both_likelihoods_draw_and_show_every_figure(tour, bernoulli_tour):
@@ -259,15 +254,39 @@ def test_a_new_method_is_one_class_and_one_entry_of_the_list(tmp_path, monkeypat
     main_vae.main()
     results = tmp_path / "results"
     expected = [method.name for method in methods]
-    assert np.load(results / "log_probabilities.npy", allow_pickle=False).shape == (len(methods), 2, 10, 2)
-    for name in ("log_probabilities.csv", "gaps.csv", "latent_usage.csv", "history.csv"):
+    assert np.load(results / "log_probabilities.npy", allow_pickle=False).shape == (len(methods), 2, 10, 1)
+    for name in ("log_probabilities.csv", "latent_usage.csv", "history.csv"):
         assert list(dict.fromkeys(row["method"] for row in read_csv(results / name))) == expected
-    assert list(json.loads((results / "summary.json").read_text())["methods"]) == expected
+    assert list(json.loads((results / "summary.json").read_text())["labels"]) == expected
     out = capsys.readouterr().out
     assert all(method.label in out for method in methods)
+    scores = read_scores(results / "scores.csv")
+    assert {score.method for score in scores if score.quantity == "elbo"} == {
+        *expected,
+        *(f"{one} - {other}" for one, other in combinations(expected, 2)),
+    }
+    assert {score.epoch for score in scores if score.group == TRACKED} == {1, 2}
     for method in methods:
         assert (results / f"{method.reconstruction_prefix}_epoch_2.png").exists()
         assert (tmp_path / "checkpoints" / f"{method.prefix}_epoch_1.pt").exists()
+
+
+def brightness(model, x, q):
+    """A toy metric of an image: the mean pixel of its reconstruction, (B,)."""
+    return model.mean(q.mean).flatten(1).mean(1)
+
+
+def test_a_new_metric_is_one_function_and_one_entry_of_the_list():
+    """In a process of its own, since other modules read the list when they are imported."""
+    code = (
+        "import evaluation.measurements as m, test_main_vae as t; m.METRICS += (t.brightness,)\n"
+        "from evaluation import scores, tables; from evaluation.page.page import image_table\n"
+        "assert 'brightness' in scores.MEANS and 'brightness' in tables.DIFFERENCES\n"
+        "assert 'brightness' in image_table([], {})[0]\n"
+    )
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **paths}, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_folder_of_images_without_further_counts(tmp_path, monkeypatch, capsys):
@@ -284,7 +303,8 @@ def test_a_folder_of_images_without_further_counts(tmp_path, monkeypatch, capsys
     config = {name: summary["train_config"][name] for name in ("dataset", "resize", "train_size")}
     assert config == {"dataset": "folder:mine", "resize": True, "train_size": 51 - 51 // 8}
     assert summary["eval_config"]["images_per_digit"] == 2  # of the test images there are no more
-    assert summary["methods"]["latent_optimization"]["log_prob"]["test"]["regression"] is None  # four are too few
+    scores = read_scores(tmp_path / "results/scores.csv")
+    assert find(scores, "log_prob_annealed", "latent_optimization") is None  # four are too few to be regressed
     assert np.load(tmp_path / "results/log_probabilities.npy", allow_pickle=False).shape == (1, 2, 4, 2)
     rows = read_csv(tmp_path / "results/log_probabilities.csv")
     assert [row["class"] for row in rows[:8:2]] == sorted(names)

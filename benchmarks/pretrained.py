@@ -21,7 +21,7 @@ from runtime.checkpoint import InputError, atomic_write, load_checkpoint, load_j
 from runtime.cli import run_script  # noqa: E402
 from runtime.learners import find_checkpoints  # noqa: E402
 
-FILES = ("summary.json", "log_probabilities.csv")  # of the run, copied
+FILES = ("summary.json", "scores.csv", "log_probabilities.csv")  # of the run, copied
 TABLE = ("mean", "log_var")  # the weights of a checkpoint of latent optimization that are left out
 
 

@@ -3,12 +3,16 @@
 import csv
 import json
 import math
+import os
 import re
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from itertools import combinations, product
 
 import numpy as np
+import processes
 import pytest
 import torch
 from browser import open_page
@@ -18,46 +22,48 @@ import main_vae
 import sup_classification
 from amortized_vae import AmortizedVAE
 from benchmarks import stress
+from data import load_dataset
+from evaluation.settings import prepare_again
+from evaluation.statistics import TRACKED, find, select_scores
+from evaluation.tables import read_scores
 from latent_optimization import LatentOptimization
-from model import ConvModel, LatentVariableModel, make_likelihood
+from model import ConvModel
 from runtime.checkpoint import InputError, load_checkpoint
 from training import Method
-from vae_utils import Fit, GaussianPosterior, Noise, evaluate_bound
+from vae_utils import Fit, GaussianPosterior
 
-FILES = {
-    "recon_epoch_1.png",
-    "latent_opt_recon_epoch_1.png",
-    "samples_epoch_1.png",
-    "comparison_epoch_1.png",
-    "training_curves.png",
-    "log_probabilities.npy",
-    "log_probabilities.csv",
-    "log_probabilities.png",
-    "gaps.csv",
-    "gaps_over_epochs.png",
-    "quality_over_seconds.png",
-    "gaps_per_digit.png",
-    "latent_usage.csv",
-    "latent_usage.png",
-    "latent_probes.png",
-    "latent_map.png",
-    "traversals.png",
-    "interpolation.png",
-    "sample_quality.png",
-    "history.csv",
-    "summary.json",
-    "report.html",
-}
-STATES = {f"{prefix}_state{part}" for prefix in ("vae", "latent_opt") for part in (".json", "_1.pt")}
-STATES |= {"latent_opt_state_1_rows_0_of_1.pt"}
-CHECKPOINTS = {"vae_epoch_1.pt", "latent_opt_epoch_1.pt", "classifier.pt"} | STATES
-TOUR = ("--epochs", "1", "--train-size", "1000")
-COUNTS = (
+DRAWN = ("recon_epoch", "latent_opt_recon_epoch", "samples_epoch", "comparison_epoch")
+
+
+def files(*epochs):
+    """The names of the files in results/."""
+    return {f"{name}_{epoch}.png" for name in DRAWN for epoch in epochs} | {
+        "training_curves.png",
+        "log_probabilities.npy",
+        "log_probabilities.csv",
+        "log_probabilities.png",
+        "scores.csv",
+        "gaps_over_epochs.png",
+        "quality_over_seconds.png",
+        "gaps_per_digit.png",
+        "latent_usage.csv",
+        "latent_usage.png",
+        "latent_probes.png",
+        "latent_map.png",
+        "traversals.png",
+        "interpolation.png",
+        "sample_quality.png",
+        "history.csv",
+        "summary.json",
+        "report.html",
+    }
+
+
+TOY = "--epochs 2 --train-size 100 --latent-dim 5 --sigma-p 0.7 --beta 0.5 --batch-size 50"
+SMALL = (
     "--num-samples 20 --images-per-digit 2 --annealed-per-digit 1 --chains 2 --temperatures 4 --fit-steps 5 "
     "--fitted-images 20 --simulated-images 2 --classified-samples 200"
 )
-SMALL = COUNTS.split()
-TOY = "--epochs 2 --train-size 100 --latent-dim 5 --sigma-p 0.7 --beta 0.5 --batch-size 50"
 
 
 def run(script, folder, *flags):
@@ -76,178 +82,178 @@ def names_in(folder):
 
 
 @pytest.fixture(scope="module")
-def tour(tmp_path_factory):
-    """The tour of the README."""
-    folder = tmp_path_factory.mktemp("tour")
-    done = run("main_vae.py", folder, *TOUR)
-    assert done.returncode == 0, done.stderr
-    return folder, done
+def tour(whole_run):
+    """(folder, stdout, stderr) of the shared run."""
+    folder = whole_run / "run"
+    return folder, (folder / "out").read_text(), (folder / "err").read_text()
 
 
 @pytest.fixture(scope="module")
-def bernoulli_tour(tmp_path_factory):
+def bernoulli_tour(whole_run, tmp_path_factory):
+    """The same of a run with a Bernoulli likelihood."""
     folder = tmp_path_factory.mktemp("bernoulli")
-    done = run("main_vae.py", folder, *TOUR, "--likelihood", "bernoulli", "--latent-dim", "10", *SMALL)
-    assert done.returncode == 0, done.stderr
-    return folder, done
+    shutil.copytree(whole_run / "data", folder / "data")
+    flags = ["--epochs", "1", "--likelihood", "bernoulli", "--images-per-digit", "2"]
+    status, out, errors = processes.run(processes.MAIN, folder / "run", *flags)
+    assert (status, errors) == (0, [])
+    return folder / "run", out, ""
 
 
-def test_the_tour_writes_every_file_that_is_promised(tour):
-    folder, _ = tour
-    assert names_in(folder / "results") == FILES
-    assert names_in(folder / "checkpoints") == CHECKPOINTS
+def test_the_run_writes_every_file_that_is_promised(tour):
+    folder, _, _ = tour
+    assert names_in(folder / "results") == files(1, 3)
+    states = {f"{prefix}_state{part}" for prefix in ("vae", "latent_opt") for part in (".json", "_3.pt")}
+    checkpoints = {f"{prefix}_epoch_{epoch}.pt" for prefix in ("vae", "latent_opt") for epoch in (1, 3)}
+    others = {"latent_opt_state_3_rows_0_of_1.pt", "classifier.pt"}
+    assert names_in(folder / "checkpoints") == states | checkpoints | others
 
 
-def test_the_tour_prints_a_line_per_epoch_and_a_table_that_fits(tour):
-    _, done = tour
-    lines = done.stdout.splitlines()
+def test_the_run_prints_a_line_per_epoch_and_a_table_that_fits(tour):
+    _, out, err = tour
+    lines = out.splitlines()
     assert max(map(len, lines)) <= 100
-    assert sum("epoch 1/1" in line for line in lines) == 2
+    assert sum("epoch 3/3" in line for line in lines) == 2
     assert sum(line.startswith("  log p(x), annealed from q*") for line in lines) == 2
     assert any("too low" in line for line in lines if "effective samples" in line)
-    assert "Gaussian p(x|z), sigma 0.4, pixels in [-1, 1]" in lines
-    assert done.stderr == ""
+    assert "Gaussian p(x|z), sigma 0.3, pixels in [-1, 1]" in lines
+    assert err == ""
 
 
-def test_array_table_and_summary_agree(tour):
+def test_array_table_and_scores_agree(tour):
     results = tour[0] / "results"
     array = np.load(results / "log_probabilities.npy", allow_pickle=False)
-    rows = read_csv(results / "log_probabilities.csv")
-    assert array.shape == (2, 2, 10, 10)
-    assert array.dtype == np.float64
-    assert array.flatten().tolist() == [float(row["importance_sampling"]) for row in rows]
-    assert (array < -392 * math.log(2 * math.pi * 0.4**2)).all()
+    rows, scores = read_csv(results / "log_probabilities.csv"), read_scores(results / "scores.csv")
+    annealed = [row for row in rows if row["log_prob"]]
+    assert (array.shape, array.dtype) == ((2, 2, 10, 1), np.float64)
+    assert array.flatten().tolist() == [float(row["log_prob"]) for row in annealed]
+    assert (array < -72 * math.log(2 * math.pi * 0.3**2)).all()
+    assert [row["class"] for row in annealed] == [str(digit) for _ in range(4) for digit in range(10)]
     for row in rows:
         assert float(row["elbo"]) <= float(row["importance_sampling"])
-        assert 1 <= float(row["effective_sample_size"]) <= 1000
-        if row["log_prob"]:
-            assert float(row["fitted_elbo"]) <= float(row["fitted_importance_sampling"])
-            assert float(row["log_prob"]) > float(row["fitted_elbo"])
-    annealed = [row["class"] for row in rows if row["log_prob"]]
-    assert annealed == [str(digit) for _ in range(4) for digit in range(10)]
+        assert 1 <= float(row["effective_sample_size"]) <= 5.001
+    for row in annealed:
+        assert float(row["fitted_elbo"]) <= float(row["fitted_importance_sampling"])
+        assert float(row["log_prob"]) > float(row["fitted_elbo"])
+    names = "amortized", "latent_optimization"
+    columns = {}  # {(method, split): {column: values of the annealed images}}
+    for method, split in product(names, ("train", "test")):
+        part = [row for row in annealed if (row["method"], row["split"]) == (method, split)]
+        values = columns[method, split] = {
+            name: np.array([float(row[name]) for row in part]) for name in list(rows[0])[4:]
+        }
+
+        def mean(quantity, method=method, split=split, **others):
+            return find(scores, quantity, method, split, **others).mean
+
+        for quantity in ("importance_sampling", "fitted_elbo", "squared_error"):
+            score = find(scores, quantity, method, split)
+            assert score.images == 10
+            assert score.mean == pytest.approx(values[quantity].mean())
+            assert score.standard_error == pytest.approx(values[quantity].std(ddof=1) / math.sqrt(10))
+        assert mean("log_prob_annealed") == pytest.approx(values["log_prob"].mean())
+        assert mean("bias") == pytest.approx(values["log_prob_bias"].mean())
+        of_classes = [mean("log_prob", group=str(digit)) for digit in range(10)]
+        assert of_classes == pytest.approx(values["log_prob"].tolist())
+        assert mean("elbo") == pytest.approx(mean("log_likelihood") - mean("kl"), rel=1e-4)
+        parts = mean("approximation_gap") + mean("amortization_gap")
+        assert parts == pytest.approx(mean("inference_gap"), rel=1e-4)
+        assert parts == pytest.approx(mean("log_prob_annealed") - mean("elbo_annealed"), rel=1e-4)
+        assert find(scores, "log_prob", method, split, group=TRACKED).mean == mean("log_prob_annealed")
+    for split, quantity in product(("train", "test"), ("squared_error", "log_prob", "elbo")):
+        difference = columns[names[0], split][quantity] - columns[names[1], split][quantity]
+        assert find(scores, quantity, " - ".join(names), split).mean == pytest.approx(difference.mean(), rel=1e-4)
     summary = json.loads((results / "summary.json").read_text())
-    for name, values in zip(("amortized", "latent_optimization"), array, strict=True):
-        method = summary["methods"][name]
-        for split, of_split in zip(("train", "test"), values, strict=True):
-            log_prob = method["log_prob"][split]
-            sampled = log_prob["importance_sampling"]  # of the first image of each class, which alone is annealed
-            assert sampled["images"] == 10
-            assert sampled["mean"] == pytest.approx(of_split[:, 0].mean())
-            assert sampled["standard_error"] == pytest.approx(of_split[:, 0].std(ddof=1) / math.sqrt(10))
-            of_classes = [score["importance_sampling"]["mean"] for score in log_prob["classes"]]
-            assert of_classes == pytest.approx(of_split[:, 0].tolist())
-            own = [row for row in rows if (row["method"], row["split"]) == (name, split) and row["log_prob"]]
-            annealed = np.array([float(row["log_prob"]) for row in own])
-            assert log_prob["annealed"]["mean"] == pytest.approx(annealed.mean())
-            assert log_prob["annealed"]["bias"] == pytest.approx(np.mean([float(row["log_prob_bias"]) for row in own]))
-            regression = log_prob["regression"]
-            assert regression["images"] == 10
-            assert regression["known_images"] == method["bounds"][split]["elbo"]["images"]
-            bound = method["bounds"][split]
-            assert bound["elbo"]["mean"] == pytest.approx(
-                bound["log_likelihood"]["mean"] - bound["kl"]["mean"], rel=1e-4
-            )
-            gap = method["gaps"][split]
-            parts = gap["approximation_gap"]["mean"] + gap["amortization_gap"]["mean"]
-            assert parts == pytest.approx(gap["log_prob"]["mean"] - gap["elbo"]["mean"], rel=1e-4)
-    (differences,) = summary["differences"]
-    assert differences["methods"] == ["amortized", "latent_optimization"]
-    for split in ("train", "test"):
-        own = [
-            [
-                float(row["squared_error"])
-                for row in rows
-                if (row["method"], row["split"]) == (name, split) and row["log_prob"]
-            ]
-            for name in differences["methods"]
-        ]
-        assert differences[split]["squared_error"]["mean"] == pytest.approx(np.subtract(*own).mean(), rel=1e-4)
-    bounds = [method["bounds"]["test"]["elbo"]["images"] for method in summary["methods"].values()]
-    assert bounds == [10_000, summary["eval_config"]["fitted_images"]]
-    assert summary["train_config"]["train_size"] == 1000
-    assert set(summary["seconds"]["training"]) == {"amortized", "latent_optimization"}
+    images = [find(scores, "elbo", name).images for name in names]
+    assert images == [150, summary["eval_config"]["fitted_images"]]
+    assert summary["train_config"]["train_size"] == 100
+    assert set(summary["seconds"]["training"]) == set(names)
 
 
-def test_the_rows_of_the_csv_are_images_of_their_class(tour, mnist):
+def test_the_rows_of_the_csv_are_images_of_their_class(tour, whole_run):
     rows = read_csv(tour[0] / "results/log_probabilities.csv")
+    splits = load_dataset(data_dir=whole_run / "data")
     train_index = load_checkpoint(tour[0] / "checkpoints/vae_epoch_1.pt")["train_index"].tolist()
     for row in rows:
-        part = mnist[row["split"] == "test"]
+        part = splits[row["split"] == "test"]
         assert str(int(part.labels[int(row["index"])])) == row["class"]
         assert row["split"] == "test" or int(row["index"]) in train_index
 
 
 def test_history_has_a_row_per_method_and_epoch(tour):
     rows = read_csv(tour[0] / "results/history.csv")
-    assert [(row["method"], row["epoch"]) for row in rows] == [("amortized", "1"), ("latent_optimization", "1")]
+    names = [(row["method"], row["epoch"]) for row in rows]
+    assert names == list(product(("amortized", "latent_optimization"), "123"))
     for row in rows:
         parts = float(row["validation_log_likelihood"]) - float(row["validation_kl"])
         assert float(row["validation_elbo"]) == pytest.approx(parts, rel=1e-4)
         assert float(row["seconds"]) > 0
-    assert [row["validation_images"] for row in rows] == ["5000", "100"]
+    assert [row["validation_images"] for row in rows] == ["500"] * 3 + ["100"] * 3
+
+
+def test_costs_count_gradients_and_updates(tour):
+    scores = read_scores(tour[0] / "results/scores.csv")
+    names = "amortized", "latent_optimization"
+    amortized, latent = ({s.quantity: s.mean for s in select_scores(scores, method=name, group="")} for name in names)
+    for cost in (amortized, latent):
+        assert (cost["decoder_updates"], cost["training_gradients"]) == (12, 300)
+        assert cost["training_seconds"] > 0
+    assert (amortized["training_gradients_per_q"], latent["training_gradients_per_q"]) == (300, 3)
+    assert amortized["unseen_image_gradients"] == 0 < latent["unseen_image_gradients"]
+    assert 0 < amortized["unseen_image_seconds"] < latent["unseen_image_seconds"]
 
 
 def test_bernoulli_writes_every_file_and_no_number_above_zero(bernoulli_tour):
-    folder, done = bernoulli_tour
-    assert names_in(folder / "results") == FILES
-    assert names_in(folder / "checkpoints") == CHECKPOINTS
-    assert "Bernoulli p(x|z), binarized pixels" in done.stdout
+    folder, out, _ = bernoulli_tour
+    assert names_in(folder / "results") == files(1)
+    assert "Bernoulli p(x|z), binarized pixels" in out
     rows = read_csv(folder / "results/log_probabilities.csv")
     values = [float(row[name]) for row in rows for name in ("importance_sampling", "elbo", "log_prob") if row[name]]
     assert len(values) == 2 * 80 + 40
     assert max(values) < 0
     summary = json.loads((folder / "results/summary.json").read_text())
     assert summary["train_config"]["binarize"] is True
-    for method in summary["methods"].values():
-        assert method["bounds"]["test"]["log_likelihood"]["mean"] < 0
-        assert method["log_prob"]["test"]["annealed"]["mean"] < 0
+    assert "log-probabilities, never above 0" in (folder / "results/report.html").read_text()
 
 
 def test_the_pages_of_both_likelihoods_draw_and_show_every_figure(tour, bernoulli_tour):
-    for folder, _ in (tour, bernoulli_tour):
+    for folder, epochs in ((tour[0], (1, 3)), (bernoulli_tour[0], (1,))):
         with open_page(folder / "results/report.html") as page:
             assert float(re.search(r"at most ([\d.]+)/255", page.page_source)[1]) < 0.5
             images = page.find_elements("css selector", "figure img")
             shown = {image.get_attribute("alt").rpartition(": ")[2] for image in images}
-            assert shown == {name for name in FILES if name.endswith(".png")}
+            assert shown == {name for name in files(*epochs) if name.endswith(".png")}
 
 
-def test_bernoulli_checkpoints_are_scored_again(bernoulli_tour, tmp_path):
-    folder, _ = bernoulli_tour
-    flags = ["--checkpoint-dir", str(folder / "checkpoints"), "--results-dir", str(tmp_path)]
-    command = [sys.executable, "main_vae.py", "--evaluate-only", *SMALL, *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    arrays = [np.load(path / "log_probabilities.npy", allow_pickle=False) for path in (folder / "results", tmp_path)]
+def test_bernoulli_checkpoints_are_scored_again(bernoulli_tour):
+    folder, *_ = bernoulli_tour
+    flags = ["--evaluate-only", "--epochs", "1", "--likelihood", "bernoulli", "--images-per-digit", "2"]
+    status, _, errors = processes.run(processes.MAIN, folder, *flags, "--results-dir", "again")
+    assert (status, errors) == (0, [])
+    arrays = [np.load(folder / name / "log_probabilities.npy", allow_pickle=False) for name in ("results", "again")]
     assert np.array_equal(*arrays)
+
+
+class LinearModel(ConvModel):
+    """A decoder with an encoder of one layer."""
+
+    def __init__(self, latent_dim, likelihood, *, image_shape, seed, precision):
+        super().__init__(latent_dim, likelihood, image_shape=image_shape, seed=seed, precision=precision)
+        self.encoder = torch.nn.Linear(math.prod(image_shape), latent_dim)
 
 
 class LinearEncoder(Method):
     """A toy method: q from one linear layer."""
 
-    name, label, color = "linear", "Linear encoder", "#CC79A7"
-    prefix, reconstruction_prefix = "linear", "linear_recon"
-
-    def __init__(self, config, data):
-        super().__init__(config, data)
-        likelihood = make_likelihood(config)
-        decoder = ConvModel(config.latent_dim, likelihood, image_shape=data.image_shape, seed=config.seed).decoder
-        self.model = LatentVariableModel(decoder, likelihood, latent_dim=config.latent_dim)
-        self.model.encoder = torch.nn.Linear(math.prod(data.image_shape), config.latent_dim)
-        self.optimizers = [torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)]
-        self.validation_images = data.validation.images
+    name, label, color, prefix = "linear", "Linear encoder", "#CC79A7", "linear"
+    model_class = LinearModel
 
     def posterior(self, x, rows):
         mean = self.model.encoder(x.flatten(1))
         return GaussianPosterior.from_log_var(mean, torch.full_like(mean, -2.0))
 
+    @torch.no_grad()
     def infer(self, x, *, noise, fit_steps=300):
-        with torch.no_grad():
-            return Fit.given(self.posterior(x, None))
-
-    def validate(self, epoch):
-        noise = Noise(self.config.seed, epoch, "validation")
-        return evaluate_bound(self.model, self.validation_images, self.posterior, noise=noise)
+        return Fit.given(self.posterior(x, None))
 
 
 @pytest.mark.parametrize("methods", [(AmortizedVAE, LinearEncoder, LatentOptimization), (LinearEncoder,)])
@@ -255,19 +261,43 @@ def test_a_new_method_is_one_class_and_one_entry_of_the_list(tmp_path, monkeypat
     stress.small_mnist(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(main_vae, "METHODS", methods)
-    monkeypatch.setattr("sys.argv", ["main_vae.py", *TOY.split(), *SMALL])
+    monkeypatch.setattr("sys.argv", ["main_vae.py", *TOY.split(), *SMALL.split()])
     main_vae.main()
     results = tmp_path / "results"
     expected = [method.name for method in methods]
-    assert np.load(results / "log_probabilities.npy", allow_pickle=False).shape == (len(methods), 2, 10, 2)
-    for name in ("log_probabilities.csv", "gaps.csv", "latent_usage.csv", "history.csv"):
+    assert np.load(results / "log_probabilities.npy", allow_pickle=False).shape == (len(methods), 2, 10, 1)
+    for name in ("log_probabilities.csv", "latent_usage.csv", "history.csv"):
         assert list(dict.fromkeys(row["method"] for row in read_csv(results / name))) == expected
-    assert list(json.loads((results / "summary.json").read_text())["methods"]) == expected
+    assert list(json.loads((results / "summary.json").read_text())["labels"]) == expected
     out = capsys.readouterr().out
     assert all(method.label in out for method in methods)
+    scores = read_scores(results / "scores.csv")
+    assert {score.method for score in scores if score.quantity == "elbo"} == {
+        *expected,
+        *(f"{one} - {other}" for one, other in combinations(expected, 2)),
+    }
+    assert {score.epoch for score in scores if score.group == TRACKED} == {1, 2}
     for method in methods:
         assert (results / f"{method.reconstruction_prefix}_epoch_2.png").exists()
         assert (tmp_path / "checkpoints" / f"{method.prefix}_epoch_1.pt").exists()
+
+
+def brightness(model, x, q):
+    """A toy metric of an image: the mean pixel of its reconstruction, (B,)."""
+    return model.mean(q.mean).flatten(1).mean(1)
+
+
+def test_a_new_metric_is_one_function_and_one_entry_of_the_list():
+    """In a process of its own, since other modules read the list when they are imported."""
+    code = (
+        "import evaluation.gaps as m, test_main_vae as t; m.METRICS += (t.brightness,)\n"
+        "from evaluation import scores, tables; from evaluation.page.page import image_table\n"
+        "assert 'brightness' in scores.MEANS and 'brightness' in tables.DIFFERENCES\n"
+        "assert 'brightness' in image_table([], {})[0]\n"
+    )
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **paths}, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_folder_of_images_without_further_counts(tmp_path, monkeypatch, capsys):
@@ -284,18 +314,19 @@ def test_a_folder_of_images_without_further_counts(tmp_path, monkeypatch, capsys
     config = {name: summary["train_config"][name] for name in ("dataset", "resize", "train_size")}
     assert config == {"dataset": "folder:mine", "resize": True, "train_size": 51 - 51 // 8}
     assert summary["eval_config"]["images_per_digit"] == 2  # of the test images there are no more
-    assert summary["methods"]["latent_optimization"]["log_prob"]["test"]["regression"] is None  # four are too few
+    scores = read_scores(tmp_path / "results/scores.csv")
+    assert find(scores, "log_prob_annealed", "latent_optimization") is None  # four are too few to be regressed
     assert np.load(tmp_path / "results/log_probabilities.npy", allow_pickle=False).shape == (1, 2, 4, 2)
     rows = read_csv(tmp_path / "results/log_probabilities.csv")
     assert [row["class"] for row in rows[:8:2]] == sorted(names)
-    assert names_in(tmp_path / "results") == FILES - {"recon_epoch_1.png"}
+    assert names_in(tmp_path / "results") == files(1) - {"recon_epoch_1.png"}
     monkeypatch.setattr("sys.argv", ["main_vae.py", "--evaluate-only", "--dataset", "mnist"])
     with pytest.raises(InputError, match="--dataset folder:mine there, mnist here"):
         main_vae.main()
     summary["train_config"].pop("dataset")  # as of an older version, whose data set was MNIST
     (tmp_path / "results/summary.json").write_text(json.dumps(summary))
     with pytest.raises(InputError, match="of another run \\(--dataset mnist there, folder:mine here\\)"):
-        main_vae.evaluate_again(Namespace(), 0.0, check_only=True)  # the checkpoints say which one to read
+        prepare_again(Namespace(), owned=main_vae.owned())  # the checkpoints say which one to read
     capsys.readouterr()
     directories = ["--checkpoint-dir", "baseline", "--results-dir", "baseline"]
     monkeypatch.setattr("sys.argv", ["sup_classification.py", *flags[:3], "--epochs", "1", *directories])

@@ -8,12 +8,14 @@ import shutil
 import signal
 
 import pytest
+from made_up import METHODS, made_up_scores
 from processes import MAIN, contents, wait_for
 from scipy import stats
 
 from benchmarks import stress
 from evaluation import seeds
-from evaluation.tables import DIFFERENCES
+from evaluation.statistics import find
+from evaluation.tables import DIFFERENCES, read_scores, title
 from runtime.checkpoint import RunError, exclusive_lock
 
 FLAGS = "--data-dir ../data " + stress.SCRIPTS[MAIN].replace("--seed 2 ", "")
@@ -109,33 +111,24 @@ def test_finished_seeds_are_compared_without_work(copy):
     assert (times(copy / "checkpoints"), after) == before
 
 
-def test_the_csv_holds_the_numbers_of_the_summaries(folder_of_runs):
+def test_the_csv_holds_the_numbers_of_the_scores(folder_of_runs):
     folder = folder_of_runs / "whole"
     rows = rows_of(folder)
-    found = {(row["seed"], row["method"], row["split"], row["quantity"].partition(" by ")[0]): row for row in rows}
     assert list(rows[0]) == ["seed", "method", "split", "quantity", "value", "standard_error", "images"]
-    assert len(found) == len(rows)
+    cells = {(row["seed"], row["method"], row["split"], row["quantity"].partition(" by ")[0]): row for row in rows}
+    assert len(cells) == len(rows)
+    titles = {"ELBO": "elbo", "log p(x)": "log_prob"}
+    titles |= {quantity.replace("_", " "): quantity for quantity in ("approximation_gap", "amortization_gap")}
+    pair, pair_titles = "amortized - latent_optimization", {title(quantity): quantity for quantity in DIFFERENCES}
     for seed in (3, 2):
-        summary = summary_of(folder, seed)
-        for name, method in summary["methods"].items():
+        scores = read_scores(folder / f"results/seed_{seed}/scores.csv")
+        for method, quantities in {"amortized": titles, "latent_optimization": titles, pair: pair_titles}.items():
             for split in ("train", "test"):
-                log_prob = method["log_prob"][split]
-                expected = {
-                    "ELBO": method["bounds"][split]["elbo"],
-                    "log p(x)": log_prob["regression"],
-                    "approximation gap": method["gaps"][split]["approximation_gap"],
-                    "amortization gap": method["gaps"][split]["amortization_gap"],
-                }
-                for quantity, score in expected.items():
-                    row = found.pop((str(seed), name, split, quantity))
+                for label, quantity in quantities.items():
+                    row, score = cells.pop((str(seed), method, split, label)), find(scores, quantity, method, split)
                     values = [float(row[column]) for column in ("value", "standard_error", "images")]
-                    assert values == [score["mean"], score["standard_error"], score["images"]]
-        (difference,) = summary["differences"]
-        for split in ("train", "test"):
-            for name, label in DIFFERENCES.items():
-                row = found.pop((str(seed), "amortized - latent_optimization", split, label))
-                assert float(row["value"]) == difference[split][name]["mean"]
-    assert not found
+                    assert values == [score.mean, score.standard_error, score.images]
+    assert not cells
 
 
 def test_the_table_holds_means_and_t_intervals_over_seeds(folder_of_runs):
@@ -162,64 +155,55 @@ def test_the_table_holds_means_and_t_intervals_over_seeds(folder_of_runs):
     assert "60 and 150 for ELBO of Amortized VAE; 60 and 20 for ELBO of Latent optimization" in said.splitlines()[-1]
 
 
-def made_up(shift, *, regression=True):
-    """A summary of two methods, whose numbers differ."""
-
-    def score(mean, images):
-        error = 0.5 + abs(mean) / 100
-        return {"mean": mean + shift * (1 + images / 7), "standard_error": error, "images": images, "freedom": 6}
-
-    def of_method(label, mean):
-        log_prob = {"annealed": score(mean + 9, 10), "regression": score(mean + 8, 12) if regression else None}
-        gaps = {"approximation_gap": score(mean / 4, 10), "amortization_gap": score(mean / 5, 10)}
-        parts = {"bounds": {"elbo": score(mean, 6000)}, "log_prob": log_prob, "gaps": gaps}
-        return {"label": label, **{name: {"train": part, "test": part} for name, part in parts.items()}}
-
-    difference = {name: score(40 + number, 10) for number, name in enumerate(DIFFERENCES)}
-    return {
-        "likelihood": "p(x|z)",
-        "methods": {"a": of_method("Method A", -100.0), "b": of_method("Method B", -140.0)},
-        "differences": [{"methods": ["a", "b"], "train": difference, "test": difference}],
-    }
+BOTH = {"one": "First way", "two": "Second way"}
 
 
-def scores(**keywords):
-    return seeds.headline_scores(made_up(**keywords))
+def shifted(shift, **options):
+    """Scores of two methods, the means moved by more for few images, as between seeds."""
+    return [
+        score._replace(mean=score.mean + shift * (1 + score.images / 7))
+        for score in made_up_scores(METHODS[:2], **options)
+    ]
 
 
 def test_the_table_of_three_seeds_with_paired_differences():
-    text = seeds.table({0: scores(shift=0.0), 4: scores(shift=1.0), 2: scores(shift=5.0)}, made_up(9.0))
+    scores = {0: shifted(0.0), 4: shifted(1.0), 2: shifted(5.0)}
+    text = seeds.table(scores, BOTH, "p(x|z)")
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert len(lines) == 2 * 4 + 4
-    for number, title, mean, images in (
-        (0, "**Method A**: ELBO", -100, 6000),
-        (3, "amortization gap", -20, 10),
-        (5, "log p(x) by regression", -132, 12),
-        (8, "**Method A - Method B (paired)**: ELBO(q)", 40, 10),
-        (10, "log p(x), annealed", 42, 10),
+    for number, row_title, quantity, method in (
+        (0, "**First way**: ELBO", "elbo", "one"),
+        (3, "amortization gap", "amortization_gap", "one"),
+        (5, "log p(x) by regression", "log_prob", "two"),
+        (8, "**First way - Second way (paired)**: ELBO(q)", "elbo", "one - two"),
+        (10, "log p(x), annealed", "log_prob", "one - two"),
     ):
-        values = [mean + shift * (1 + images / 7) for shift in (0, 1, 5)]
-        low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
-        cell = f"{sum(values) / 3:.2f} ± {(high - low) / 2:.2f}"
-        assert lines[number] == f"| {title} | {cell} | {cell} |"
+        cells = []
+        for split in ("train", "test"):
+            values = [find(rows, quantity, method, split).mean for rows in scores.values()]
+            low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
+            cells.append(f"{sum(values) / 3:.2f} ± {(high - low) / 2:.2f}")
+        assert lines[number] == f"| {row_title} | {' | '.join(cells)} |"
     assert text.splitlines()[-1] == (
         "p(x|z); mean over seeds 0, 4, 2 ± half width of its 95% t interval over seeds, which redraw the images where "
-        "not all are scored; images (train and test): 6,000 and 6,000 for ELBO of Method A, ELBO of Method B; "
-        "12 and 12 for log p(x) by regression of Method A, log p(x) by regression of Method B; 10 and 10 for all else."
+        "not all are scored; images (train and test): 4,321 and 4,321 for ELBO of First way, ELBO of Second way; "
+        "50 and 50 for all else."
     )
 
 
 def test_the_table_of_one_seed_is_over_images():
-    text = seeds.table({7: scores(shift=0.0)}, made_up(0.0))
+    scores = shifted(0.0)
+    text = seeds.table({7: scores}, BOTH, "p(x|z)")
     gap = next(line for line in text.splitlines() if "approximation gap" in line)
-    half = stats.t.ppf(0.975, 6) * 0.75
-    assert gap.startswith(f"| approximation gap | -25.00 ± {half:.2f} |")
+    half = stats.t.ppf(0.975, 49) * 0.5
+    mean = find(scores, "approximation_gap", "one", "train").mean
+    assert gap.startswith(f"| approximation gap | {mean:.2f} ± {half:.2f} |")
     assert "mean over the images of seed 7 ± half width of its 95% t interval over images;" in text
 
 
 def test_seeds_with_other_numbers_are_not_compared():
-    with pytest.raises(RunError, match=r"seeds 0 and 1: a, test, log p\(x\) by annealing is in one summary.json only"):
-        seeds.records({0: scores(shift=0.0), 1: scores(shift=0.0, regression=False)})
+    with pytest.raises(RunError, match=r"seeds 0 and 1: one, test, log p\(x\) by annealing is in one scores.csv only"):
+        seeds.records({0: shifted(0.0), 1: shifted(0.0, regressed=False)})
 
 
 def test_stopped_and_killed_in_the_second_seed_it_is_continued_to_the_same_numbers(folder_of_runs, copy):

@@ -138,6 +138,7 @@ class LatentOptimization(training.Method):
         options = {"image_shape": data.image_shape, "seed": config.seed, "precision": config.precision}
         self.model = LatentModel(config.latent_dim, make_likelihood(config), **options)
         self._make_start()
+        self.gradients_per_visit = config.latent_steps
         self.model.to(data.device)
         self.table = LatentTable(
             size=len(self.images),

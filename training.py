@@ -83,6 +83,7 @@ class Method(Learner):
     reconstruction_prefix = None  # the beginning of the names of its figures of reconstructions
     metrics = Bound._fields
     shared_inference = True  # whether the gradient of one image changes the q of the others
+    gradients_per_visit = 1  # of q, in a step on an image
     model: LatentVariableModel
 
     def posterior(self, x, rows):

@@ -128,6 +128,7 @@ class LatentOptimization(training.Method):
 
     def __init__(self, config, data):
         super().__init__(config, data)
+        self.gradients_per_visit = config.latent_steps
         self.model.start = self._make_start().to(data.device)
         self.table = LatentTable(
             size=len(self.images),

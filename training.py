@@ -71,6 +71,7 @@ class Method(Learner):
         model_class             a LatentVariableModel; made with the arguments of ConvModel
         shared_inference        whether one network infers q of all images: then each gradient of a training shapes
                                 every q, and all test images are scored, not --fitted-images of them
+        gradients_per_visit     gradients of the bound that a training step takes for the q of an image
 
     and defines `posterior` and `infer`. The base class makes the model and an Adam of its weights, takes the steps,
     validates, saves and loads. Figures of reconstructions are called {reconstruction_prefix}_epoch_{N}.png, which must
@@ -81,6 +82,7 @@ class Method(Learner):
     metrics = Bound._fields
     recordable = True
     shared_inference = True
+    gradients_per_visit = 1
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)

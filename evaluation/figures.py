@@ -4,21 +4,16 @@ methods: objects with name, label and color; classes: the classes' names; scores
 epoch is drawn. All functions take `likelihood`, too; see style.styled.
 """
 
-import math
-from itertools import product
-
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from data import SPLITS
 from evaluation import style
-from evaluation.latents import ACTIVE, USED
-from evaluation.samples import BASELINE
-from evaluation.statistics import TRACKED, find, half_width, intervals, select_scores, wilson_interval
+from evaluation.statistics import TRACKED, column_intervals, find, intervals, select_scores
+from evaluation.style import SPLIT_NAMES
 
-SPLIT_NAMES = {"train": "training images", "validation": "validation images", "test": "test images"}
 PARTS = {
     "elbo": (-1, "Negative ELBO"),
     "log_likelihood": (-1, "Distortion: $-\\mathrm{E}_q \\log p(x|z)$"),
@@ -29,12 +24,6 @@ GAPS = {
     "approximation_gap": ("approximation gap:\nlog p(x) - ELBO(q*)", 1.0, -0.12),
     "amortization_gap": ("ELBO(q*) - ELBO(q):\namortization, or rows\nnot converged", 0.4, 0.12),
 }
-
-
-def column_intervals(rows, name, images="images"):
-    """Means and half widths of 95% t intervals of a column; its errors are in `name`_standard_error if it is there."""
-    halves = [half_width(row.get(f"{name}_standard_error"), row[images] - 1) for row in rows]
-    return np.array([row[name] for row in rows]), np.array(halves)
 
 
 def plot_history(axes, history, name, *, scale, label, color):
@@ -180,176 +169,6 @@ def gaps_per_class(*, scores, methods, classes):
         axes.set_axisbelow(True)
     figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
     figure.suptitle("log p(x) - ELBO(q) at the last epoch, in its two parts; whiskers: 95% intervals of their means")
-    return figure
-
-
-@style.styled
-def latent_usage(*, table, scores, methods):
-    """KL per dimension, sorted, with the number of used ones; table: rows of latent_usage.csv."""
-    figure = Figure(figsize=(1 + 5 * max(2, len(methods)), 4.4))
-    panels = style.method_row(figure, methods, sharey=True)
-    for (method, axes), (split, line) in product(panels, zip(SPLITS, ("-", "--"), strict=True)):
-        rows = [row for row in table if (row["method"], row["split"]) == (method.name, split)]
-        rows.sort(key=lambda row: row["kl"], reverse=True)
-        used, fewest_used, most_used, active, fewest, most = (
-            int(find(scores, quantity + end, method.name, split).mean)
-            for quantity, end in product(("used_dimensions", "active_units"), ("", "_lower", "_upper"))
-        )
-        label = (
-            f"{rows[0]['images']:,} {SPLIT_NAMES[split]}\n{used} dimensions above {USED:g} nats "
-            f"({fewest_used} to {most_used}): {find(scores, 'share_of_kl', method.name, split).mean:.1%} of the KL\n"
-            f"{active} active units ({fewest} to {most})"
-        )
-        form = {"color": method.color if split == "train" else style.INK, "line": line, "label": label}
-        style.plot_band(axes, range(1, len(rows) + 1), *column_intervals(rows, "kl"), **form)
-        axes.set(xlabel=f"rank of the dimension, of {len(rows)}")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(loc="upper right", labelspacing=1)
-    for _, axes in panels:
-        axes.axhline(USED, color=style.INK, linestyle=":", linewidth=0.8)
-    panels[0][1].set_ylabel("KL(q(z) || p(z)), nats per image")
-    panels[0][1].set_ylim(bottom=0)  # at the end, since it stops the scaling of all panels
-    figure.suptitle(
-        f"Which dimensions are used: KL per dimension, sorted, mean over images with its 95% interval; dotted: "
-        f"{USED:g} nats\nActive units (Burda et al. 2016): the variance over images of the mean of q is above "
-        f"{ACTIVE:g}\nIn brackets: the range of 95% of the bootstrap resamples of the images"
-    )
-    return figure
-
-
-@style.styled
-def probes(*, scores, methods):
-    """Accuracy of linear probes over the number of labels, beside the supervised classifier's own."""
-    figure = Figure(figsize=(9.5, 5.6))
-    axes, look = figure.subplots(), style.looks(methods)
-    names, fitted = {method.name for method in methods}, {m.name for m in methods if not m.shared_inference}
-    accuracies = select_scores(scores, quantity="probe_accuracy")
-    features = list(dict.fromkeys(entry.method for entry in accuracies))
-    for number, name in enumerate(features):
-        base = name.removesuffix("_used")
-        used, (label, color) = name != base, look[base]
-        label += ", mean of q" * (base in names) + ", used dimensions only" * used
-        label += "\n(training: rows of its table; test: fitted)" * (base in fitted)
-        form = {"color": color, "mfc": "white" if used else color, "linestyle": "--" if used else "-"}
-        entries = select_scores(accuracies, method=name)
-        x = [int(entry.group) * 1.04 ** (number - len(features) / 2) for entry in entries]  # or they would overlap
-        style.plot_share_scores(axes, x, entries, marker="osv^DPX"[number % 7], label=label, **form)
-    baseline = find(scores, "classifier_accuracy", "baseline")
-    low, high = (100 * end for end in wilson_interval(baseline.mean, baseline.images))
-    axes.axhspan(low, high, color=style.BASELINE, alpha=0.15, linewidth=0)
-    axes.axhline(100 * baseline.mean, color=style.BASELINE, linestyle=":", label="Supervised baseline itself")
-    axes.set_xscale("log")
-    draws = {int(entry.group): int(entry.mean) for entry in select_scores(scores, quantity="probe_draws", method=name)}
-    ticks = [f"{size:,}\n({count} draw{'s' * (count > 1)})" for size, count in draws.items()]
-    axes.set_xticks(list(draws), ticks)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="labels of training images", ylabel="accuracy, % of test images")
-    axes.legend()
-    figure.suptitle(
-        f"What a logistic regression reads from the latents: accuracy on {entries[0].images:,} test images,\n"
-        "mean over draws of the labels, with its 95% interval (Wilson) over the images alone\n"
-        "Features have one scale for all dimensions; C is cross-validated for every draw"
-    )
-    return figure
-
-
-@style.styled
-def latent_map(*, points, labels, scores, methods, classes):
-    """Two-dimensional maps of test latents, each image as the name of its class, or as a dot if names are long.
-
-    points: {method's name: (M, 2)}; labels: (M,).
-    """
-    short = style.are_short(classes)
-    figure = Figure(figsize=(6 * max(2, len(methods)) + 2.5 * (not short), 6.4))
-
-    def agreement(name):
-        entry = find(scores, "nearest_neighbor_accuracy", name)
-        low, high = wilson_interval(entry.mean, entry.images)
-        return f"{entry.mean:.1%} ({low:.1%} to {high:.1%}) have a nearest neighbor of their class"
-
-    for method, axes in style.method_row(figure, methods):
-        for label, (name, color) in enumerate(zip(classes, style.class_colors(len(classes)), strict=True)):
-            x, y = points[method.name][labels == label].numpy().T
-            form = {"marker": f"${name}$", "s": 42} if short else {"s": 14}
-            axes.scatter(x, y, color=color, linewidths=0.2, label=style.short(name), **form)
-        axes.set_title(f"{method.label}\n{agreement(method.name)}")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    if not short:
-        columns = math.ceil(len(classes) / 30)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", markerscale=2, ncols=columns)
-    figure.suptitle(
-        f"Means of q of {len(labels):,} test images, each drawn {'as' if short else 'in the colour of'} its class: "
-        "t-SNE, whose axes have no units\nNearest neighbors are those in all dimensions of z; with their 95% interval\n"
-        f"In raw pixels {agreement('pixels')}"
-    )
-    return figure
-
-
-@style.styled
-def sample_quality(*, scores, examples, methods, classes):
-    """Samples of every kind over their Fréchet distance, class histogram and confidence.
-
-    examples: {kind: (M, C, H, W)}, as of samples.assess.
-    """
-    look, (height, width) = style.looks(methods), examples[BASELINE].shape[-2:]
-    upper_height = 0.8 * len(examples) * height / width + 0.3
-    figure = Figure(figsize=(13, upper_height + 5.1))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(upper_height, 4))
-    style.show_rows(upper, [(look[name][0], images) for name, images in examples.items()])
-    distance, histogram, confidence = lower.subplots(1, 3, width_ratios=(1.25, 1.4, 0.9))
-
-    # Fréchet distances and confidences, with their numbers.
-    floor = find(scores, "frechet_distance", "finite_sample_floor").mean
-    form = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 8}
-    distance.annotate(f"finite-sample floor: {floor:,.3g}", (len(examples), floor), (0, -3), **form)
-    distance.axhline(floor, color=style.INK, linewidth=0.8)
-    distances = [find(scores, "frechet_distance", name) for name in examples]
-    confidences = [find(scores, "confidence", name) for name in (*examples, "test")]
-    for axes, entries in ((distance, distances), (confidence, confidences)):
-        for position, entry in enumerate(entries):
-            half = half_width(entry.standard_error, entry.freedom) if entry.freedom else 1.96 * entry.standard_error
-            axes.errorbar(position, entry.mean, half, fmt="o", color=look[entry.method][1])
-            text = f"{entry.mean:,.{3 if entry.mean < 1 else 1 if entry.mean < 100 else 0}f}"
-            if axes is distance and entry.method != BASELINE:
-                ratio = find(scores, "frechet_ratio", entry.method)
-                text += f"\n{ratio.mean:.3f}\n± {1.96 * ratio.standard_error:.3f}"
-            form = {"va": "bottom", "fontsize": 8} if axes is distance else {"va": "center", "fontsize": 9}
-            axes.annotate(text, (position, entry.mean), (7, 0), textcoords="offset points", **form)
-        names = [look[entry.method][0] for entry in entries]
-        axes.set_xticks(range(len(entries)), names, rotation=35, ha="right", fontsize=9)
-        axes.set_xlim(-0.5, len(entries))
-
-    # Class histogram.
-    for number, name in enumerate(examples):
-        x = np.arange(len(classes)) + 0.64 * ((number + 0.5) / len(examples) - 0.5)
-        form = {"color": look[name][1], "fmt": "o", "ms": 3.5, "lw": 1, "capsize": 2, "label": look[name][0]}
-        shares = [find(scores, "class_share", name, group=group) for group in classes]
-        style.plot_share_scores(histogram, x, shares, **form)
-    count, images = confidences[-1].images, distances[0].images
-    expected = [100 * find(scores, "class_share", "test", group=group).mean for group in classes]
-    edges = np.arange(len(classes) + 1) - 0.5
-    histogram.stairs(expected, edges, baseline=None, color=style.INK, label=f"{count:,} test images")
-
-    # Axes and texts.
-    reached = [floor, *(entry.mean for entry in distances)]
-    distance.set(yscale="log", ylim=(min(reached) / 3, 4 * max(reached)))  # leaves room for the numbers
-    distance.set_title(f"Fréchet distance from the {count:,} test images;\nbelow it, its ratio to the Gaussian's")
-    distance.set_ylabel("squared units of the classifier's features")
-    distance.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    distance.yaxis.set_minor_formatter(NullFormatter())
-    style.class_axis(histogram, classes)
-    top = 1.35 * histogram.dataLim.y1  # leaves room for the legend
-    histogram.set(title="What the classifier takes them for", ylabel="share, %", ylim=(0, top))
-    histogram.legend(fontsize=8, ncols=2, loc="upper center")
-    confidence.set(title="How surely", ylabel="mean probability\nof the most probable class")
-    figure.suptitle(
-        f"{images:,} samples of each kind before the supervised baseline: the mean of p(x|z) at z from p(z)"
-        + ", real training images (the best to be expected)" * ("real_images" in examples)
-        + ",\nand a Gaussian fitted to pixels (the trivial); "
-        "95% intervals: bootstrap (distance, ratio), Wilson (shares), Student's t (mean)\n"
-        "Finite-sample floor: the mean distance between two samples of test images, by the bootstrap"
-    )
     return figure
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data import SPLITS, rows_per_class, stratified_subset
-from evaluation import figures, latents, measurements, samples, scores, style
+from evaluation import figures, latent_figures, latents, measurements, samples, scores, style
 from evaluation.page.explorer import explorer
 from evaluation.page.page import write_page
 from evaluation.statistics import find
@@ -202,13 +202,13 @@ def write_report(results_dir, results, summary):
     if all(find(results.scores, "training_seconds", method.name, "train") for method in methods):
         save("quality_over_seconds", figures.quality_over_seconds, **shared)
     save("gaps_per_digit", figures.gaps_per_class, classes=classes, **shared)
-    save("latent_usage", figures.latent_usage, table=results.latent_usage, **shared)
-    save("latent_probes", figures.probes, **shared)
+    save("latent_usage", latent_figures.latent_usage, table=results.latent_usage, **shared)
+    save("latent_probes", latent_figures.probes, **shared)
     maps = {"points": results.points, "labels": results.sample_labels}
-    save("latent_map", figures.latent_map, classes=classes, **maps, **shared)
+    save("latent_map", latent_figures.latent_map, classes=classes, **maps, **shared)
     _save_traversals(save, results)
     _save_interpolations(save, results)
-    save("sample_quality", figures.sample_quality, examples=results.samples, classes=classes, **shared)
+    save("sample_quality", latent_figures.sample_quality, examples=results.samples, classes=classes, **shared)
     write_page(results_dir, results, summary)
 
 

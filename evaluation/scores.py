@@ -156,7 +156,7 @@ def cost_scores(methods, epoch, fits, seconds, training_seconds):
     rows = []
     for method in methods:
         config, fit = method.config, fits[method.name]
-        visits = epoch * getattr(method, "gradients_per_visit", 1)
+        visits = epoch * method.gradients_per_visit
         gradients = visits * config.train_size
         training = {
             "decoder_updates": epoch * math.ceil(config.train_size / config.batch_size),

@@ -124,6 +124,12 @@ def intervals(scores):
     return np.array([entry.mean for entry in scores]), np.array(halves)
 
 
+def column_intervals(rows, name, images="images"):
+    """Means and half widths of 95% t intervals of a column; its errors are in `name`_standard_error if it is there."""
+    halves = [half_width(row.get(f"{name}_standard_error"), row[images] - 1) for row in rows]
+    return np.array([row[name] for row in rows]), np.array(halves)
+
+
 def wilson_interval(share, images):
     """The 95% interval of a share of so many images (Wilson 1927); the count is rounded to whole images."""
     interval = binomtest(round(share * images), images).proportion_ci(method="wilson")

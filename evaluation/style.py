@@ -13,6 +13,7 @@ from torchvision.utils import make_grid
 from data import SPLITS
 from evaluation.statistics import wilson_interval
 
+SPLIT_NAMES = {"train": "training images", "validation": "validation images", "test": "test images"}
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the methods' colours are taken from it, too.
 BASELINE, TRIVIAL, INK = "#009E73", "#CC79A7", "#333333"
 # Tol's "muted" palette, likewise, and black.

@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import escape
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,16 +10,17 @@ import pytest
 import torch
 from browser import open_page, pixels, set_value
 from conftest import ROOT
-from evaluation.explorer import explorer
+from made_up import METHODS, made_up_scores
 from matplotlib.figure import Figure
 
 import amortized_vae
 import latent_optimization
 import main_vae
 from data import stratified_subset
-from evaluation.gaps import Gaps
-from evaluation.page import COLUMNS, write_page
-from runtime.checkpoint import load_json, save_csv, save_figure
+from evaluation.page.explorer import explorer
+from evaluation.page.page import COLUMNS, write_page
+from evaluation.tables import read_scores
+from runtime.checkpoint import load_json, save_figure
 from vae_utils import diagonal_normal, kl_per_dimension, random_generator, select
 
 SAMPLE, ANNEALED, TRAIN = 40, 10, 60  # images
@@ -59,8 +61,8 @@ def folder(methods, posteriors, mnist, tmp_path_factory):
     sample = images.at(torch.arange(SAMPLE))
     annealed = torch.tensor([*range(ANNEALED - 1), SAMPLE])
     values = torch.arange(float(ANNEALED))
-    found = Gaps(*(values,) * 8, -90 - values, 0.1 + values / 10, *(values,) * 5)
-    points = torch.randn(SAMPLE, 2, generator=random_generator(0, "points")).tolist()
+    log_prob = -90 - values, 0.1 + values / 10
+    points = torch.randn(SAMPLE, 2, generator=random_generator(0, "points"))
     moved = explorer(
         methods,
         {name: select(q, slice(SAMPLE, None)) for name, q in posteriors.items()},
@@ -68,16 +70,18 @@ def folder(methods, posteriors, mnist, tmp_path_factory):
         {name: select(q, slice(SAMPLE)) for name, q in posteriors.items()},
         images.at(annealed),
         {name: select(q, annealed) for name, q in posteriors.items()},
-        {method.name: found for method in methods},
-        {method.name: points for method in methods},
+        {method.name: log_prob for method in methods},
+        points={method.name: points for method in methods},
         seed=0,
     )
-    row = dict.fromkeys(COLUMNS, 0.5) | {"method": "amortized", "split": "test", "class": "3"}
+    row = dict.fromkeys((*COLUMNS, "squared_error"), 0.5) | {"method": "amortized", "split": "test", "class": "3"}
     numbers = [-5.0, -90.5, -10.25, -9.5]
     indices = images.index[annealed].tolist()
-    rows = [{**row, "index": n, "ais_log_prob": number} for n, number in zip(indices, numbers, strict=False)]
-    save_csv(folder / "log_probabilities.csv", [*rows, {**row, "index": 1, "ais_log_prob": None}])
-    write_page(folder, load_json(ROOT / "pretrained/summary.json"), moved, methods)
+    rows = [{**row, "index": n, "log_prob": number} for n, number in zip(indices, numbers, strict=False)]
+    summary, classes = load_json(ROOT / "pretrained/summary.json"), mnist[1].classes
+    results = {"scores": read_scores(ROOT / "pretrained/scores.csv"), "labels": summary["labels"], "methods": methods}
+    results |= {"images": [*rows, {**row, "index": 1, "log_prob": None}], "explorer": moved, "classes": classes}
+    write_page(folder, SimpleNamespace(**results), summary)
     return folder
 
 
@@ -247,3 +251,23 @@ def test_the_page_needs_no_other_file(folder):
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
     assert len(text) < 10_000_000
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_page_of_any_number_of_methods_escapes_their_labels(count, tmp_path):
+    made_up = [SimpleNamespace(**vars(method)) for method in METHODS[:count]]
+    for method in made_up:
+        method.label, method.model = (
+            f"<{method.label}>",
+            SimpleNamespace(likelihood=SimpleNamespace(name="", units="U!")),
+        )
+    moved = {"methods": {method.name: {"layers": None} for method in made_up}}
+    labels = {method.name: method.label for method in made_up}
+    results = {"scores": made_up_scores(made_up), "labels": labels, "methods": made_up, "images": []}
+    results |= {"explorer": moved, "classes": "ab"}
+    write_page(tmp_path, SimpleNamespace(**results), load_json(ROOT / "pretrained/summary.json"))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "does not know a layer" in text
+    assert "U!" in text
+    assert all(escape(label) in text and label not in text for label in labels.values())
+    assert text.count("the same images</th>") == count * (count - 1) // 2

@@ -71,6 +71,7 @@ def run(tmp_path_factory):
     for method_class in METHODS:
         train(method_class(toy_config(), toy_data()), folder)
     save_json(folder / "summary.json", {"train_config": asdict(toy_config()), "scored_epoch": 2})
+    (folder / "scores.csv").write_text("numbers")
     (folder / "log_probabilities.csv").write_text("numbers per image")
     return folder
 
@@ -80,7 +81,7 @@ def test_what_is_written_reads_as_the_checkpoints_but_for_rounding(run, tmp_path
     pretrained.make(run, run, tmp_path / "two")
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
-    for name in ("summary.json", "log_probabilities.csv"):
+    for name in pretrained.FILES:
         assert (tmp_path / "one" / name).read_bytes() == (run / name).read_bytes()
     found = find_checkpoints(METHODS, run)
     for method_class in METHODS:

@@ -171,7 +171,7 @@ def test_the_table_of_three_seeds_with_paired_differences():
     text = seeds.table(scores, BOTH, "p(x|z)")
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert len(lines) == 2 * 4 + 4
-    for number, row_title, quantity, method in (
+    for number, heading, quantity, method in (
         (0, "**First way**: ELBO", "elbo", "one"),
         (3, "amortization gap", "amortization_gap", "one"),
         (5, "log p(x) by regression", "log_prob", "two"),
@@ -183,7 +183,7 @@ def test_the_table_of_three_seeds_with_paired_differences():
             values = [find(rows, quantity, method, split).mean for rows in scores.values()]
             low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
             cells.append(f"{sum(values) / 3:.2f} ± {(high - low) / 2:.2f}")
-        assert lines[number] == f"| {row_title} | {' | '.join(cells)} |"
+        assert lines[number] == f"| {heading} | {' | '.join(cells)} |"
     assert text.splitlines()[-1] == (
         "p(x|z); mean over seeds 0, 4, 2 ± half width of its 95% t interval over seeds, which redraw the images where "
         "not all are scored; images (train and test): 4,321 and 4,321 for ELBO of First way, ELBO of Second way; "

@@ -132,6 +132,8 @@ def two_runs(tmp_path):
         np.save(tmp_path / name / "results/values.npy", np.array([0.5, np.nan]))
         with open(tmp_path / name / "results/history.csv", "w", newline="") as file:
             csv.writer(file).writerows([["epoch", "training_seconds"], [1, seconds]])
+        with open(tmp_path / name / "results/scores.csv", "w", newline="") as file:
+            csv.writer(file).writerows([["quantity", "mean"], ["elbo", 3], ["training_seconds", seconds]])
         summary = {"cost": [{"unseen_image_seconds": seconds, "gradients": 3, "share": float("nan")}]}
         (tmp_path / name / "results/summary.json").write_text(json.dumps(summary))
         (tmp_path / name / "results/figure.png").write_bytes(b"pixels")
@@ -153,6 +155,7 @@ def test_runs_are_compared_by_what_their_files_hold(two_runs):
         ("checkpoints/vae.pt", lambda path: torch.save({"weights": {"a": torch.arange(5), "b": None}}, path)),
         ("results/values.npy", lambda path: np.save(path, np.array([0.5, 0.0]))),
         ("results/history.csv", lambda path: path.write_text("epoch,training_seconds\n2,1.5\n")),
+        ("results/scores.csv", lambda path: path.write_text("quantity,mean\nelbo,4\ntraining_seconds,1.5\n")),
         ("results/summary.json", lambda path: path.write_text('{"cost": [{"gradients": 4}]}')),
         ("results/figure.png", lambda path: path.write_bytes(b"other pixels")),
     ],

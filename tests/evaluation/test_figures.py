@@ -8,7 +8,7 @@ import pytest
 import torch
 from made_up import METHODS, changed, made_up_scores
 
-from evaluation import figures, style
+from evaluation import figures, latent_figures, style
 from evaluation.statistics import TRACKED, find, select_scores, wilson_interval
 
 LABEL = "Bernoulli p(x|z), binarized pixels"
@@ -146,7 +146,7 @@ def test_the_map_draws_short_names_and_explains_long_ones(names):
     labels, points = torch.arange(36) % len(names), {method.name: torch.randn(36, 2) for method in METHODS}
     scores = made_up_scores(METHODS, names)
     scores = changed(scores, "nearest_neighbor_accuracy", "pixels", mean=0.62)
-    figure = figures.latent_map(points=points, labels=labels, scores=scores, methods=METHODS, classes=names)
+    figure = latent_figures.latent_map(points=points, labels=labels, scores=scores, methods=METHODS, classes=names)
     legends = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
     assert legends == (set() if max(map(len, names)) <= 2 else set(names))
     drawn = figure.axes[0].collections
@@ -178,7 +178,7 @@ def test_names_of_classes_are_cut_in_the_middle_and_are_no_mathematics():
 
 
 def test_probes_draw_every_feature_with_its_look():
-    shown = texts(figures.probes(scores=made_up_scores(METHODS), methods=METHODS, likelihood=LABEL))
+    shown = texts(latent_figures.probes(scores=made_up_scores(METHODS), methods=METHODS, likelihood=LABEL))
     assert {
         "First way, mean of q",
         "First way, mean of q, used dimensions only",
@@ -201,7 +201,7 @@ def test_usage_says_both_numbers_with_their_thresholds():
     means = {"used_dimensions": 2, "used_dimensions_lower": 1, "used_dimensions_upper": 3, "share_of_kl": 0.9971}
     means |= {"active_units": 3, "active_units_lower": 2, "active_units_upper": 4}
     scores = [entry._replace(mean=means.get(entry.quantity, entry.mean)) for entry in scores]
-    shown = texts(figures.latent_usage(table=table, scores=scores, methods=METHODS, likelihood=LABEL))
+    shown = texts(latent_figures.latent_usage(table=table, scores=scores, methods=METHODS, likelihood=LABEL))
     expected = "2 dimensions above 0.1 nats (1 to 3): 99.7% of the KL\n3 active units (2 to 4)"
     assert sum(text.endswith(expected) for text in shown) == 6
     assert any("dotted: 0.1 nats" in text and "above 0.01" in text for text in shown)
@@ -214,7 +214,7 @@ def test_sample_quality_shows_ratios_and_the_floor():
     scores = changed(scores, "frechet_ratio", "one", mean=0.4, standard_error=0.05)
     examples = {name: torch.zeros(3, 1, 8, 8) for name in ("one", "two", "three", "pixel_gaussian")}
     options = {"methods": METHODS, "classes": "ab", "likelihood": LABEL}
-    figure = figures.sample_quality(scores=scores, examples=examples, **options)
+    figure = latent_figures.sample_quality(scores=scores, examples=examples, **options)
     shown = texts(figure)
     assert {"40.0\n0.400\n± 0.098", "100", "finite-sample floor: 1.23", LABEL} <= set(shown)
     distance = next(axes for axes in figure.axes if axes.get_title().startswith("Fréchet"))

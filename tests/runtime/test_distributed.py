@@ -1,7 +1,6 @@
 """Several ranks, by the real torchrun: they end like one process, but for rounding, and like each other to the bit."""
 
 import csv
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,8 @@ import torch
 from processes import MAIN, arguments, run
 
 from benchmarks import stress
+from evaluation.statistics import find
+from evaluation.tables import read_scores
 from runtime.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds the ranks in /proc")
@@ -54,8 +55,8 @@ def test_two_ranks_end_like_one_process(folder_of_runs):
         tables = [w for w in weights if "mean" in w]
         if tables:
             torch.testing.assert_close(tables[0]["mean"], tables[1]["mean"], rtol=0, atol=0.01)
-    summaries = [json.loads((folder / "results/summary.json").read_text()) for folder in (one, two)]
-    elbos = [summary["methods"]["amortized"]["bounds"]["test"]["elbo"]["mean"] for summary in summaries]
+    scores = [read_scores(folder / "results/scores.csv") for folder in (one, two)]
+    elbos = [find(entries, "elbo", "amortized").mean for entries in scores]
     assert elbos[0] == pytest.approx(elbos[1], abs=0.1)
 
 

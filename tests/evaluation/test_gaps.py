@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import linear_gaussian, seeded
 
-from evaluation import gaps
+from evaluation import gaps, log_prob
 from runtime.config import EvalConfig
 from vae_utils import Noise
 

@@ -152,7 +152,7 @@ def test_the_table_holds_means_and_t_intervals_over_seeds(folder_of_runs):
         "mean over seeds 3, 2 ± half width of its 95% t interval over seeds, which redraw the images"
         in said.splitlines()[-1]
     )
-    assert "60 and 150 for ELBO of Amortized VAE; 60 and 20 for ELBO of Latent optimization" in said.splitlines()[-1]
+    assert "100 and 150 for ELBO of Amortized VAE; 100 and 20 for ELBO of Latent optimization" in said.splitlines()[-1]
 
 
 BOTH = {"one": "First way", "two": "Second way"}

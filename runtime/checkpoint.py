@@ -171,8 +171,10 @@ def directory_lock(*directories):
 
 @contextmanager
 def invalid_contents(path):
-    """Turns what damaged or foreign contents of a file raise into an InputError."""
+    """Turns what a missing file, or damaged or foreign contents raise into an InputError."""
     try:
         yield
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         raise InputError(f"{path}: its contents do not fit this program") from None

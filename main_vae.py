@@ -70,7 +70,9 @@ def score(run, experiment, checkpoints):
     """Finds every number of the checkpoints, writes tables, figures and page, and summary.json last; prints tables."""
     _, config, eval_config, data, _ = experiment
     started, training_seconds = time.perf_counter(), run.training_seconds()
-    with out_of_memory_hint(f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim"):
+    with out_of_memory_hint(
+        f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim ({config.latent_dim:,})"
+    ):
         # The classifier belongs to the training: it stays the same when the evaluation has another seed.
         classifier = find_classifier(data, ClassifierConfig.for_training(config), run)
         summary = {

@@ -56,7 +56,7 @@ def our_epochs(name, config):
 def textbook_loss(q, x, x_mean, sigma):
     """The negative ELBO without the constant of p(x|z), the mean over the batch, in nats."""
     reconstruction = F.mse_loss(x_mean, x, reduction="sum") / (2 * sigma**2)
-    divergence = -0.5 * (1 + 2 * q.stddev.log() - q.mean.square() - q.stddev.square()).sum()
+    divergence = -0.5 * (1 + 2 * q.scale.log() - q.mean.square() - q.scale.square()).sum()
     return (reconstruction + divergence) / len(x)
 
 
@@ -81,7 +81,7 @@ def textbook_epochs(name, config):
 
     def loss_of(x, rows):
         q = model.encode(x) if amortized else latents(rows)
-        return textbook_loss(q, x, model.decode(q.rsample()), config.sigma_p)
+        return textbook_loss(q, x, model.decode(q.rsample(torch.randn_like(q.mean))), config.sigma_p)
 
     def turn():
         total = 0.0

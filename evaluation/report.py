@@ -15,6 +15,7 @@ from evaluation.statistics import find
 from evaluation.tables import write_scores
 from runtime.checkpoint import save_array, save_csv, save_figure
 from runtime.distributed import rank
+from runtime.progress import check_interrupt
 from vae_utils import random_generator
 
 PRIOR_SAMPLES, MOST_PICTURED = 64, 30  # how many classes at most have an image of their own in a figure
@@ -181,6 +182,7 @@ def write_report(results_dir, results, summary):
     shared = {"methods": methods, "likelihood": results.likelihood}
 
     def save(name, draw, **values):
+        check_interrupt()
         save_figure(results_dir / f"{name}.png", draw(likelihood=results.likelihood, **values))
 
     # Figures of every saved epoch.

@@ -21,7 +21,7 @@ from evaluation.page.explorer import explorer
 from evaluation.page.page import COLUMNS, write_page
 from evaluation.tables import read_scores
 from runtime.checkpoint import load_json, save_figure
-from vae_utils import diagonal_normal, kl_per_dimension, random_generator, select
+from vae_utils import GaussianPosterior, random_generator
 
 SAMPLE, ANNEALED, TRAIN = 40, 10, 60  # images
 FIGURES = ("training_curves", *(f"{name}_epoch_{epoch}" for name in ("comparison", "samples") for epoch in (5, 30)))
@@ -45,7 +45,7 @@ def posteriors(methods, mnist):
     images = stratified_subset(mnist[1], size=SAMPLE + TRAIN, seed=3).images
     drawn = torch.randn(2, len(images), 200, generator=random_generator(0, "q"))
     with torch.no_grad():
-        qs = methods[0].model.encode(images), diagonal_normal(drawn[0], drawn[1] - 3)
+        qs = methods[0].model.encode(images), GaussianPosterior.from_log_var(drawn[0], drawn[1] - 3)
     return dict(zip((method.name for method in methods), qs, strict=True))
 
 
@@ -65,11 +65,11 @@ def folder(methods, posteriors, mnist, tmp_path_factory):
     points = torch.randn(SAMPLE, 2, generator=random_generator(0, "points"))
     moved = explorer(
         methods,
-        {name: select(q, slice(SAMPLE, None)) for name, q in posteriors.items()},
+        {name: q[SAMPLE:] for name, q in posteriors.items()},
         sample,
-        {name: select(q, slice(SAMPLE)) for name, q in posteriors.items()},
+        {name: q[:SAMPLE] for name, q in posteriors.items()},
         images.at(annealed),
-        {name: select(q, annealed) for name, q in posteriors.items()},
+        {name: q[annealed] for name, q in posteriors.items()},
         {method.name: log_prob for method in methods},
         points={method.name: points for method in methods},
         seed=0,
@@ -138,11 +138,11 @@ def test_the_page_begins_with_an_image_and_its_numbers(page, methods, posteriors
 
 def test_the_elbo_is_that_of_the_bound(known, methods, posteriors, mnist):
     sample = stratified_subset(mnist[1], size=SAMPLE + TRAIN, seed=3)
-    q = select(posteriors["amortized"], slice(SAMPLE))
+    q = posteriors["amortized"][:SAMPLE]
     noise = torch.randn(200, SAMPLE, 200, generator=random_generator(1, "elbo"))
     with torch.no_grad():
-        log_likelihood = methods[0].model.log_likelihood(sample.images[:SAMPLE], q.mean + q.stddev * noise)
-    draws = log_likelihood - kl_per_dimension(q).sum(-1)
+        log_likelihood = methods[0].model.log_likelihood(sample.images[:SAMPLE], q.mean + q.scale * noise)
+    draws = log_likelihood - q.kl_per_dimension().sum(-1)
     difference = torch.tensor(known["methods"]["amortized"]["elbo"][:SAMPLE]) - draws.mean(0)
     error = draws.std(0) * (1 / 16 + 1 / 200) ** 0.5
     assert (difference / error).square().mean() < 2
@@ -153,8 +153,8 @@ def test_a_slider_moves_z_along_the_dimension_with_most_kl(page, methods, poster
     choose(page, 3)
     before, latents = [pixels(page, f"picture-{number}") for number in (0, 1)], []
     for q in posteriors.values():
-        train, z = select(q, slice(SAMPLE, None)), q.mean[3].clone()
-        dimension = int(kl_per_dimension(train).mean(0).argmax())
+        train, z = q[SAMPLE:], q.mean[3].clone()
+        dimension = int(train.kl_per_dimension().mean(0).argmax())
         z[dimension] += 1.5 * train.mean[:, dimension].std()
         latents.append(z)
     set_value(page, "slider-0", 1.5)

@@ -31,7 +31,7 @@ def test_the_textbooks_loss_is_the_negative_elbo_but_for_the_constant_of_the_lik
     model, x, noise = ConvVAE(6, seed=0), torch.rand(5, 1, 28, 28, generator=seeded(0)), torch.randn(5, 6)
     with torch.no_grad():
         q = model.encode(x)
-        loss = training_benchmark.textbook_loss(q, x, model.decode(q.mean + q.stddev * noise), 0.4)
+        loss = training_benchmark.textbook_loss(q, x, model.decode(q.mean + q.scale * noise), 0.4)
         bound = elbo(model, x, q, noise)
     constant = model.likelihood.log_prob(x, x).mean()  # of pixels that are decoded without an error
     assert loss.item() == pytest.approx(float(constant - bound.elbo.mean()), rel=1e-5)
@@ -95,9 +95,9 @@ def test_a_start_of_the_study_has_its_number_of_dimensions():
     assert method.model.start.projection.shape[0] == 16
     q = method.model.initial_posterior(method.images)
     assert (q.mean[:, :16].std(0) > 0).all()
-    assert (q.stddev[:, :16] < 1).all()
+    assert (q.scale[:, :16] < 1).all()
     assert (q.mean[:, 16:] == 0).all()
-    assert (q.stddev[:, 16:] == 1).all()
+    assert (q.scale[:, 16:] == 1).all()
 
 
 def test_the_bounds_of_every_start_are_around_the_true_log_prob():

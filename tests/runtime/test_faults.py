@@ -271,4 +271,4 @@ def test_a_last_step_that_leads_nowhere_is_seen_too(folder_of_runs, tmp_path):
 def test_out_of_memory_names_the_flag_to_lower(folder_of_runs):
     flags = ["--latent-dim", "10000"]
     result = run(MAIN, folder_of_runs / "large", *flags, spare_memory=60_000_000)
-    refused(result, "out of memory; lower --batch-size (64) or --latent-dim (10,000)", status=1)
+    refused(result, "out of memory; lower --batch-size (33) or --latent-dim (10,000)", status=1)

@@ -196,4 +196,4 @@ def test_evaluation_changes_no_training(folder_of_runs):
     for name in names:
         same = (folder_of_runs / f"{MAIN} whole/checkpoints" / name).read_bytes()
         assert (folder / "checkpoints" / name).read_bytes() == same
-    assert np.load(folder / "results/log_probabilities.npy", allow_pickle=False).shape == (2, 2, 10, 2)
+    assert np.load(folder / "results/log_probabilities.npy", allow_pickle=False).shape == (2, 2, 10, 1)

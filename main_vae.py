@@ -57,8 +57,7 @@ def train_and_score(experiment):
 def score_again(experiment):
     """Scores the checkpoints that are there; history.csv and training_curves.png stay as they are."""
     config, eval_config, checkpoints = experiment.config, experiment.eval_config, experiment.checkpoints
-    device = experiment.data.device.type
-    with open_evaluation(experiment.run_config, config, owned=owned(), device=device) as run:
+    with open_evaluation(experiment.run_config, config, owned=owned(), device=experiment.settings["device"]) as run:
         trained = f"{config.train_size:,} training images, seed {config.seed}"
         print(f"{run.directory}: epoch {checkpoints.epochs[-1]} of {config.epochs}, {trained}")
         precision = f"gradients of annealing in {eval_config.precision}"

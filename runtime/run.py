@@ -68,7 +68,7 @@ def open_evaluation(run_config, config, *, owned, device):
             for path in (path for name in owned.results for path in Path(run_config.results_dir).glob(name)):
                 path.unlink()
         run = Run(run_config, {"device": device})
-        run.evaluation_stage = "in the evaluation"
+        run.stage = run.evaluation_stage = "in the evaluation"
         run.earlier_training = training_seconds
         run.started -= sum(training_seconds.values())
         with stop_hint(run, advice="give the same command again"):

@@ -163,7 +163,7 @@ def _read(dataset, data_dir):
 
 
 def _read_folder(path, *, resize):
-    """The same of a folder; index: the rows in ImageFolder.samples."""
+    """The classes of a folder of images; grey values, labels and index, rows of ImageFolder.samples, of both splits."""
     path = os.path.expanduser(path)
     name = f"--dataset folder:{path}"
     try:
@@ -248,12 +248,12 @@ def load_images(images, *, resize=False, invert=False):
         paths = _files_in(paths[0])
     if not paths:
         raise InputError("no images: the list of paths is empty")
-    found = torch.stack([_read_image(path, resize=resize) for path in paths]) / 127.5 - 1
+    images = torch.stack([_read_image(path, resize=resize) for path in paths]) / 127.5 - 1
     if invert:
-        return -found
-    if count := int(dark_on_light(found).sum()):
-        warnings.warn(f"{_unlike_mnist(count, len(found))}: invert=True turns all images", stacklevel=2)
-    return found
+        return -images
+    if count := int(dark_on_light(images).sum()):
+        warnings.warn(f"{_unlike_mnist(count, len(images))}: invert=True turns all images", stacklevel=2)
+    return images
 
 
 def _files_in(folder):

@@ -115,8 +115,8 @@ class Run:
     def training_seconds(self):
         """{name of a learner: seconds of its epochs}."""
         names = dict.fromkeys(row["method"] for row in self.history)
-        found = {name: sum(row["seconds"] for row in self.history if row["method"] == name) for name in names}
-        return found or self.earlier_training
+        seconds = {name: sum(row["seconds"] for row in self.history if row["method"] == name) for name in names}
+        return seconds or self.earlier_training
 
     def epochs(self, learner, *, resumable=True):
         """Yields the epochs that the learner has left; after the body of each, saves its state and its checkpoint.

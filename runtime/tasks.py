@@ -49,15 +49,15 @@ class Tasks:
         The functions are dealt to the ranks in turn. title: of the progress bar.
         """
         own, started = list(functions.items())[rank() :: size()], time.perf_counter()
-        found = {}
+        results = {}
         with ProgressBar(title, total=len(own), unit="task") as bar:
             for name, function in own:
-                found[name] = self.keep(name, function)
+                results[name] = self.keep(name, function)
                 bar.advance()
             seconds = f"{time.perf_counter() - started:.0f} s"
             bar.line(f"{len(own)} tasks, {seconds}", short=seconds)
-        found = {name: result for part in gather(found) for name, result in part.items()}
-        return {name: found[name] for name in functions}
+        results = {name: result for part in gather(results) for name, result in part.items()}
+        return {name: results[name] for name in functions}
 
     def remove(self):
         """Removes the directory, when all results are in their final files."""

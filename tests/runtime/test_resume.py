@@ -42,7 +42,7 @@ def copy(folder_of_runs, request):
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(("script", "runs"), [(MAIN, 2), (CLASSIFIER, 2)])
+@pytest.mark.parametrize(("script", "runs"), [(MAIN, 1), (CLASSIFIER, 2)])
 def test_killed_runs_end_as_if_nothing_had_happened(tmp_path, script, runs):
     failures, kills = stress.stress(script=script, runs=runs, folder=tmp_path, seed=os.getpid())
     assert failures == []

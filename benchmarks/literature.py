@@ -61,11 +61,8 @@ def annealed(model, data, per_class):
     values, bounds = (field.reshape(rows.shape) for field in (found["log_prob"], found["elbo"]))
     error = mean_and_error(bound.elbo)["standard_error"]
     score = regression_estimate(values, bounds, shares=shares, known=bound.elbo, known_error=error)
-    return (
-        plus_minus({**score, "mean": -score["mean"]}),
-        f"{-bound.elbo.mean():.2f}",
-        float(found["log_prob_bias"].mean()),
-    )
+    bias = float(found["log_prob_bias"].mean())
+    return plus_minus({**score, "mean": -score["mean"]}), f"{-bound.elbo.mean():.2f}", bias
 
 
 def main():

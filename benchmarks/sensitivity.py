@@ -37,11 +37,7 @@ from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save
 from runtime.config import EvalConfig, TrainConfig, choose_device, choose_precision  # noqa: E402
 from runtime.cuda_graph import record_step  # noqa: E402
 from training import train_epoch  # noqa: E402
-from vae_utils import (  # noqa: E402
-    Noise,
-    evaluate_bound,
-    mean_and_error,
-)
+from vae_utils import Noise, evaluate_bound, mean_and_error  # noqa: E402
 
 AMORTIZED, LONG_AMORTIZED = "amortized VAE", "amortized VAE, 90 epochs"
 

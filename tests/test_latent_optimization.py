@@ -17,15 +17,15 @@ from vae_utils import Noise
 
 
 def test_a_fit_finds_the_best_diagonal_normal(linear):
-    """To three hundredths of a nat, by the closed form of the bound; most seeds reach one third of that."""
+    """To a hundredth of a nat, by the closed form of the bound; of 200 dimensions two of six seeds miss it by as much."""
     x, _ = linear.sample(2, seeded(1))
     best, bound = linear.best_diagonal(x)
     torch.testing.assert_close(linear.elbo(best, x), bound)
     settings = {"fit_steps": 1200, "averaged_rate": 0.003, "tolerance": 0.01, "max_cycles": 9}
-    fit = fit_posterior(linear, x, linear.poor(x), noise=Noise(2), **settings)
+    fit = fit_posterior(linear, x, linear.poor(x), noise=Noise(3), **settings)
     reached = linear.elbo(fit.q, x)
     assert (reached < bound + 1e-9).all()
-    assert (bound - reached).max() < 0.03
+    assert (bound - reached).max() < 0.01
     assert fit.converged.all()
     assert (fit.gradients >= 1200 + 2 * 800).all()
 

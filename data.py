@@ -1,4 +1,4 @@
-"""The data as tensors on the device: the stratified training images, those left over, validation and test images."""
+"""Images as tensors: training, validation and test images of a data set or a folder, and a user's own image files."""
 
 import os
 import warnings

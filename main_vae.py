@@ -1,4 +1,4 @@
-"""Trains the same decoder with every method, as an amortized VAE and by latent optimization, and compares them."""
+"""Trains the same decoder as an amortized VAE and by latent optimization, or by any methods, and compares them."""
 
 import os
 import time

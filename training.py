@@ -1,4 +1,4 @@
-"""What a method is, and the one epoch, which also trains the classifier: main_vae.py, notebooks and tests call it."""
+"""What a method is, and the training loop of one epoch, which also trains the classifier."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""What inference costs in nats: the estimates of which the gaps of an image are differences (Cremer et al. 2018).
+"""The metrics of an image: METRICS, and the bounds whose differences are the gaps of inference (Cremer et al. 2018).
 
 With q* the best diagonal q of an image, fitted from q to convergence,
 

@@ -1,4 +1,4 @@
-"""Hamiltonian transitions of annealing in the whitened coordinates e of q, with the log-weight l(e); see ais.py.
+"""Hamiltonian Monte Carlo: the transitions between the temperatures of ais.py, in the whitened coordinates e of q.
 
 Shapes: K chains, B images, D latent dimensions.
 """

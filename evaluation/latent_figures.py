@@ -1,4 +1,4 @@
-"""Figures of latents and of samples; see figures for what the functions take."""
+"""Figures of latents and of samples. Arguments are those of figures.py."""
 
 import math
 from itertools import product

@@ -1,4 +1,4 @@
-"""log p(x) of images: the one recipe, from a fit of q* to an estimate, and one call of it for notebooks and scripts."""
+"""log p(x) of any images in one call, `log_prob`; its steps, `fit_and_anneal`, are those of the evaluation, too."""
 
 from typing import NamedTuple
 

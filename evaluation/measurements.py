@@ -1,4 +1,4 @@
-"""What is measured of trained methods: q and bounds of whole splits, log p(x) and gaps of random images.
+"""The work of an evaluation as tasks: which images of which split are measured, by gaps.py, and what each one gives.
 
 What is random about an image is a function of (seed, purpose, method, image), so that its numbers depend on no other
 image; the bounds over whole splits alone have one generator for all images.

@@ -1,4 +1,4 @@
-"""log p(x) of images whose posterior may have several modes: the one recipe from a fitted q to an estimate.
+"""log p(x) from a fitted q, also where the posterior has several modes: the step of log_prob.py after the fit.
 
 Annealing that starts at one q sees the modes that its chains reach. So:
 - with one or two latent dimensions, log p(x) is integrated on a grid;

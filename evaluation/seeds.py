@@ -1,4 +1,4 @@
-"""Several seeds: the same work for each, then seeds.csv and a table in Markdown of the headline numbers."""
+"""--seeds: the flags of each seed's run, and at the end seeds.csv and a table of means over seeds."""
 
 from argparse import Namespace
 from collections import defaultdict

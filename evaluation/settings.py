@@ -1,4 +1,4 @@
-"""What is read and checked before any work: settings, data, and the checkpoints that are scored again."""
+"""Reads and checks all input of main_vae.py before any work: flags, data, checkpoints that are scored again."""
 
 from dataclasses import asdict, replace
 from typing import NamedTuple

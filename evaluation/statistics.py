@@ -1,4 +1,4 @@
-"""Scores, a run's numbers as one tidy list, and 95% intervals: Student's t for means, Wilson's for shares."""
+"""The class Score, a row of scores.csv; standard errors and 95% intervals."""
 
 import math
 from typing import NamedTuple

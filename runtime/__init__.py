@@ -1,1 +1,1 @@
-"""What keeps a run alive: its flags, its files, its progress, its signals. It imports nothing from outside."""
+"""What keeps a run alive: flags, files, progress, signals, processes. It imports no module of the other folders."""

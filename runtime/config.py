@@ -1,4 +1,4 @@
-"""What an experiment is: frozen dataclasses, whose fields become flags and are saved with every result."""
+"""Settings: frozen dataclasses, whose fields become command-line flags and are saved with every result."""
 
 import platform
 from dataclasses import dataclass, field, fields

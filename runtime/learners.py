@@ -1,4 +1,4 @@
-"""Checkpoints of what is trained: written after an epoch, read again, and found in a directory."""
+"""Checkpoints of a Learner, which is a method or the classifier: written, read, and found in a directory."""
 
 import hashlib
 from dataclasses import asdict

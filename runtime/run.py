@@ -1,4 +1,4 @@
-"""The life of a run: its directories are locked, and between two epochs it is saved.
+"""The object for a run: yields its epochs, saves its state between them, and keeps the results of its evaluation.
 
 After every epoch each rank writes its own rows of what is sharded and rank 0 all else, side by side; then rank 0
 replaces `{prefix}_state.json`, which names the epoch that counts. The files are those of torch.save, not of

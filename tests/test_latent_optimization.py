@@ -17,7 +17,7 @@ from vae_utils import Noise
 
 
 def test_a_fit_finds_the_best_diagonal_normal(linear):
-    """To a hundredth of a nat, by the closed form of the bound; of 200 dimensions two of six seeds miss it by as much."""
+    """To a hundredth of a nat, by the closed form of the bound; of 200 dimensions two of six seeds miss it."""
     x, _ = linear.sample(2, seeded(1))
     best, bound = linear.best_diagonal(x)
     torch.testing.assert_close(linear.elbo(best, x), bound)

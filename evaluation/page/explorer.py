@@ -1,4 +1,4 @@
-"""What report.html needs to draw from z by itself: the decoders in half precision, and q of test images."""
+"""Data for the pictures that move with z in report.html: the decoders in half precision, and q of test images."""
 
 import base64
 

@@ -1,4 +1,4 @@
-"""Fills page.html with a run's Results."""
+"""Fills the template page.html with a run's scores, tables and figures: report.html."""
 
 import base64
 from io import BytesIO

@@ -1,4 +1,4 @@
-"""Whose the files in a directory are, states that any number of ranks continue, and what is said when a run stops."""
+"""plan.py, run.py and tasks.py: where a run continues, under any number of ranks, and what it says when it stops."""
 
 import os
 import signal

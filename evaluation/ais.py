@@ -197,9 +197,7 @@ class _Runs(NamedTuple):
     predicted_std: torch.Tensor  # (B,): of the log-weights
 
 
-def _weighted_runs(
-    target, z, noise, *, chains=8, temperatures=None, log_weight_std=LOG_WEIGHT_STD, leapfrog_steps=5, chunk=500
-):
+def _weighted_runs(target, z, noise, chains, temperatures, log_weight_std, leapfrog_steps, chunk):
     """The _Runs of all images; z: draws of the posterior (B, D), at which backward chains start, or None."""
     x, q = target.x, target.q
     check_inputs(target.model, x, q, noise)
@@ -228,19 +226,32 @@ def _weighted_runs(
     return runs
 
 
-def annealed_importance_sampling(model, x, q, *, noise, mixture=None, **settings):
+def annealed_importance_sampling(
+    model,
+    x,
+    q,
+    *,
+    noise,
+    chains=8,
+    temperatures=None,
+    log_weight_std=LOG_WEIGHT_STD,
+    leapfrog_steps=5,
+    chunk=500,
+    mixture=None,
+):
     """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017).
 
-    x: (B, *image); q: GaussianPosterior (B, D). settings: chains=8; temperatures=None, a number for every image, else
-    as many as the pilot run predicts to lead to log-weights of standard deviation log_weight_std=0.8 over the chains,
-    from FEWEST to MOST; leapfrog_steps=5, gradients of a transition; chunk=500, chains held at once. Returns an
-    AISEstimate; p(x) is exactly the expectation of exp(log_weights). Raises ValueError for inputs that do not fit.
+    x: (B, *image); q: GaussianPosterior (B, D). temperatures: of every image; None: from FEWEST to MOST, as many as the
+    pilot run predicts for log-weights whose standard deviation over the chains is `log_weight_std`, in nats.
+    leapfrog_steps: gradients of a transition; chunk: chains in memory at once. Returns an AISEstimate; p(x) is exactly
+    the expectation of exp(log_weights). Raises ValueError for inputs that do not fit.
 
     mixture: a Mixture of which q is one Gaussian: then only q's share of p(x) is estimated, the integral of
     p(x, z) q(z) / sum_m q_m(z). The shares of all its Gaussians add up to p(x), wherever they lie.
     """
-    runs = _weighted_runs(AISTarget(model, x, q, mixture), None, noise, **settings)
-    log_w, chains = runs.forwards, len(runs.forwards)
+    settings = chains, temperatures, log_weight_std, leapfrog_steps, chunk
+    runs = _weighted_runs(AISTarget(model, x, q, mixture), None, noise, *settings)
+    log_w = runs.forwards
     # A weight of 0, or without a value, is a sign that the others cannot be relied on.
     std = log_w.std(0).masked_fill(~log_w.isfinite().all(0), math.inf)
     log_prob = log_w.nan_to_num(-math.inf, neginf=-math.inf).logsumexp(0) - math.log(chains)
@@ -248,16 +259,28 @@ def annealed_importance_sampling(model, x, q, *, noise, mixture=None, **settings
     return AISEstimate(log_prob, *errors, std, runs.acceptance.mean(0), runs.temperatures, runs.predicted_std, log_w)
 
 
-def bidirectional_bounds(model, x, z, q, *, noise, **settings):
+def bidirectional_bounds(
+    model,
+    x,
+    z,
+    q,
+    *,
+    noise,
+    chains=8,
+    temperatures=None,
+    log_weight_std=LOG_WEIGHT_STD,
+    leapfrog_steps=5,
+    chunk=500,
+):
     """Bounds on log p(x) of simulated images, by annealing forwards and backwards (Grosse et al. 2015).
 
     (x, z) must be draws of the model's own p(x, z), as model.sample gives them: then z (B, D) is a draw of the
-    posterior, at which the backward chains start. q may depend on x but not on z. settings: those of
-    `annealed_importance_sampling`, whose error the distance between the Bounds limits in either direction.
+    posterior, at which the backward chains start. q may depend on x but not on z. The distance between the Bounds
+    limits the error of `annealed_importance_sampling`, whose arguments these are, in either direction.
     """
     if z.shape != q.mean.shape:
         raise ValueError(f"z {tuple(z.shape)} and q {tuple(q.mean.shape)} are of different images")
-    runs = _weighted_runs(AISTarget(model, x, q), z, noise, **settings)
-    chains = len(runs.forwards)
+    settings = chains, temperatures, log_weight_std, leapfrog_steps, chunk
+    runs = _weighted_runs(AISTarget(model, x, q), z, noise, *settings)
     lower = runs.forwards.logsumexp(0) - math.log(chains)
     return Bounds(lower, upper=math.log(chains) - runs.backwards.neg().logsumexp(0))

@@ -11,7 +11,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: wai
 from amortized_vae import AmortizedVAE
 from data import take_shard
 from evaluation import figures, seeds
-from evaluation.report import RESULTS, evaluate, write_report
+from evaluation.page.page import write_page
+from evaluation.report import RESULTS, draw_report, evaluate
 from evaluation.settings import prepare, prepare_again
 from evaluation.tables import print_tables
 from latent_optimization import LatentOptimization
@@ -85,10 +86,11 @@ def score(run, experiment, checkpoints):
         results = evaluate(load, checkpoints.epochs, data, classifier, eval_config, **options)
     if rank():
         return
+    summary |= {"scored_epoch": checkpoints.epochs[-1], "likelihood": results.likelihood, "labels": results.labels}
+    draw_report(run.results, results, summary)
     seconds = {"training": training_seconds, "evaluation": time.perf_counter() - started, "total": run.seconds()}
-    summary |= {"scored_epoch": checkpoints.epochs[-1], "likelihood": results.likelihood}
-    summary |= {"labels": results.labels, "seconds": seconds}
-    write_report(run.results, results, summary)
+    summary["seconds"] = seconds
+    write_page(run.results, results, summary)
     save_json(run.results / owned().summary, summary)
     run.forget_results()
     print_tables(results.scores, summary)
@@ -111,9 +113,7 @@ def main():
         work(check(given))
         return
     flags, run_config = seeds.flags_of_seeds(given), make_config(RunConfig, given)
-    run_seeds(check, work, flags, run_config)
-    if rank() == 0:
-        seeds.compare(flags, Path(run_config.results_dir))
+    run_seeds(check, work, flags, run_config, partial(seeds.compare, flags, Path(run_config.results_dir)))
 
 
 if __name__ == "__main__":

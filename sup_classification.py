@@ -26,7 +26,7 @@ from training import Learner, train_epoch, validate
 ROTATION, SHIFT, SCALE = 12.0, 2.0, 0.1  # of the augmentation, at most: degrees, pixels, share
 
 
-class Score(NamedTuple):
+class ImageErrors(NamedTuple):
     """The classifier's loss and error on each image, (M,) each."""
 
     loss: torch.Tensor  # nats
@@ -37,7 +37,7 @@ class ClassifierTraining(Learner):
     """The classifier's training: Adam with one cycle of the learning rate (Smith & Topin 2019)."""
 
     name = prefix = "classifier"
-    metrics = Score._fields
+    metrics = ImageErrors._fields
 
     def __init__(self, config, data):
         super().__init__(config, data)
@@ -67,11 +67,11 @@ class ClassifierTraining(Learner):
         return torch.stack((loss.detach() * len(rows), (logits.argmax(-1) != labels).sum()))
 
     def validate(self, epoch):
-        """The Score of the validation images."""
+        """The ImageErrors of the validation images."""
         split = self.validation
         log_prob = predict(self.model, split.images)
         loss = F.nll_loss(log_prob, split.labels, reduction="none")
-        return Score(loss, (log_prob.argmax(-1) != split.labels).float())
+        return ImageErrors(loss, (log_prob.argmax(-1) != split.labels).float())
 
     def checkpoint_name(self, epoch):
         """The one checkpoint, after the last epoch."""

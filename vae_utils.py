@@ -91,6 +91,8 @@ class GaussianPosterior:
 
     def kl_per_dimension(self):
         """KL(q || N(0, I)) of a diagonal q, (B, D) (Kingma & Welling 2014, Appendix B)."""
+        if not self.is_diagonal:
+            raise ValueError("a q of full covariance has no KL per dimension: kl() gives the whole")
         variance = self.scale.square()
         return 0.5 * (variance + self.mean.square() - 1 - variance.log())
 

@@ -3,7 +3,7 @@
     python benchmarks/pretrained.py --checkpoint-dir checkpoints --results-dir results
 
 The networks of the last epoch go there in half precision, without the latent table, which is most of a checkpoint of
-latent optimization; beside them go the summary of the run and its numbers per image. The same run gives the same bytes.
+latent optimization; beside them go summary, scores and numbers per image. The same run gives the same bytes.
 """
 
 import argparse

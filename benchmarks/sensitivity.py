@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes of JOBS
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes of --jobs
 
 import torch  # noqa: E402
 

@@ -38,7 +38,7 @@ def plot_history(axes, history, name, *, scale, label, color):
 
 @style.styled
 def training_curves(*, history, methods, saved_epochs):
-    """Negative ELBO and its two parts over epochs, training and validation images; history: of training.train."""
+    """Negative ELBO and its two parts over epochs, training and validation images; history: rows of Run.history."""
     figure = Figure(figsize=(14, 4.2))
     for axes, (part, (sign, title)) in zip(figure.subplots(1, len(PARTS)), PARTS.items(), strict=True):
         for method in methods:
@@ -176,7 +176,7 @@ def gaps_per_class(*, scores, methods, classes):
 def classification(*, history, per_class, confusion, wrong, classes):
     """The supervised baseline: curves, accuracy per class, confusion matrix and the most confident mistakes.
 
-    history: of training.train; per_class: statistics.accuracy of each class; confusion: counts (classes, classes),
+    history: rows of Run.history; per_class: statistics.accuracy of each class; confusion: counts (classes, classes),
     label by prediction; wrong: tuples (image, label, prediction, probability).
     """
     scale = min(3, max(1, len(classes) / 18))  # or the confusion matrix could not be read

@@ -34,6 +34,9 @@ def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, sampled=Fal
     of each step.
     """
     say = progress or (lambda step: None)
+    if z is not None and model.latent_dim <= MOST_DIMENSIONS:  # log p(x) is integrated, and so are its bounds
+        value, error = integrate(model, x)
+        return {"lower": value - error, "upper": value + error}, q
     # Fit q*
     say("fit of q")
     q = model.initial_posterior(x, noise) if q is None else q
@@ -49,9 +52,6 @@ def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, sampled=Fal
     if z is None:
         options = {"precision": config.precision, "fit_steps": config.fit_steps, **settings}
         return columns | estimate_log_prob(model, x, fit.q, **options), fit.q
-    if model.latent_dim <= MOST_DIMENSIONS:
-        value, error = integrate(model, x)
-        return columns | {"lower": value - error, "upper": value + error}, fit.q
     fast = model.in_precision(config.precision)
     full = gauss_newton_posterior(fast, x, fit.q, noise=noise)
     return columns | bidirectional_bounds(fast, x, z, full, **settings)._asdict(), fit.q

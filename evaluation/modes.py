@@ -18,7 +18,7 @@ from posterior_fit import PosteriorFit, bounds, cosine, fit_posterior, gauss_new
 from vae_utils import GaussianPosterior, Noise, check_inputs
 
 FEW_DIMENSIONS = 10  # from the prior, chains find their way in so many
-STARTS, STARTS_IN_FEW = 2, 8  # further places: draws from the prior
+STARTS, STARTS_IN_FEW = 2, 8  # further places: draws from the prior, whose chains follow where dimensions are few
 SEARCH_STEPS, SEARCH_RATES = 100, (0.1, 0.02)  # of the fits from there: how many, and the first and the last rate
 RELEVANT = 10.0  # nats: a mode whose bound is lower by more has no share that counts
 BARRIER = 1.0  # nats by which log p(x, z) falls between two modes, on the straight line from one to the other

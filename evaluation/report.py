@@ -1,4 +1,4 @@
-"""The evaluation of trained methods: `evaluate` finds every number, `write_report` writes and draws."""
+"""The evaluation of trained methods: `evaluate` finds every number, `draw_report` writes and draws."""
 
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,6 @@ import torch
 from data import SPLITS, rows_per_class, stratified_subset
 from evaluation import figures, latent_figures, latents, measurements, samples, scores, style
 from evaluation.page.explorer import explorer
-from evaluation.page.page import write_page
 from evaluation.statistics import find
 from evaluation.tables import write_scores
 from runtime.checkpoint import save_array, save_csv, save_figure
@@ -176,10 +175,9 @@ def draw_pictures(methods, means, data, config):
     return drawn
 
 
-def write_report(results_dir, results, summary):
-    """Writes the tables, the figures but the training curves, and report.html; summary: what summary.json will hold."""
+def draw_report(results_dir, results, summary):
+    """Writes the tables, and the figures but the training curves; summary: what summary.json will hold."""
     results_dir, methods, classes = Path(results_dir), results.methods, results.classes
-    shared = {"methods": methods, "likelihood": results.likelihood}
 
     def save(name, draw, **values):
         check_interrupt()
@@ -211,7 +209,6 @@ def write_report(results_dir, results, summary):
     _save_traversals(save, results)
     _save_interpolations(save, results)
     save("sample_quality", latent_figures.sample_quality, examples=results.samples, classes=classes, **shared)
-    write_page(results_dir, results, summary)
 
 
 def _save_epoch(save, epoch, drawn, methods, classes):

@@ -71,14 +71,16 @@ def image_scores(measured, bounds, data, config, epoch):
     log p(x) on the ELBO, and "log_prob_annealed" the mean of the annealed images; of too few images "log_prob" is that
     mean. "elbo_annealed" is the ELBO of the annealed images.
     """
-    rows, annealed = [], {}
-    for (name, split), columns in measured.items():
-        values = annealed[name, split] = annealed_columns(columns, config.annealed_per_digit)
+    rows = []
+    annealed = {key: annealed_columns(columns, config.annealed_per_digit) for key, columns in measured.items()}
+    regressions = {key: _regression(annealed[key], *bounds[key], getattr(data, key[1])) for key in measured}
+    for (name, split), values in annealed.items():
         labels = {"method": name, "split": split, "epoch": epoch}
         rows += _sample_scores(values, **labels)
 
-        # log p(x) of the whole split.
-        regression = _regression(values, *bounds[name, split], getattr(data, split))
+        # log p(x) of the whole split; of both splits by regression, or of neither.
+        both = all(regressions[name, other] for other in SPLITS)
+        regression = regressions[name, split] if both else None
         plain = stratified_mean(values["log_prob"])
         rows.append(score("log_prob", regression or plain, **labels))
         if regression:

@@ -8,6 +8,7 @@ from runtime.cli import make_config, prepare_run
 from runtime.config import EvalConfig, InputError, RunConfig, TrainConfig, differences
 from runtime.learners import Checkpoints, find_checkpoints
 from runtime.plan import plan_evaluation, plan_run
+from runtime.run import refuse_used
 
 
 class Experiment(NamedTuple):
@@ -33,6 +34,7 @@ def prepare(given, *, owned):
     config = replace(config, train_size=len(data.train.labels))
     eval_config = choose_counts(config, given, data, precision=config.precision)
     experiment = Experiment(run_config, config, eval_config, data)
+    refuse_used(run_config)
     plan_run(run_config, experiment.settings, owned=owned, scoring=asdict(eval_config))
     return experiment
 
@@ -52,6 +54,7 @@ def prepare_again(given, *, owned):
     eval_config = choose_counts(config, given, data, precision=eval_config.precision)
     for epoch in checkpoints.epochs:
         checkpoints.load(epoch, data)
+    refuse_used(run_config)
     plan_evaluation(run_config, config, owned=owned)
     return Experiment(run_config, config, eval_config, data, checkpoints)
 

@@ -35,6 +35,13 @@ def lock(run_config):
         yield
 
 
+def refuse_used(run_config):
+    """Raises InputError if another run uses a directory of the RunConfig; makes none."""
+    if rank() == 0:
+        with directory_lock(*filter(os.path.isdir, (run_config.checkpoint_dir, run_config.results_dir))):
+            pass
+
+
 @contextmanager
 def open_run(run_config, settings, *, owned, scoring=None):
     """Locks the directories, and yields the Run that begins or continues there.
@@ -131,8 +138,10 @@ class Run:
             record_step(learner)
         with ProgressBar(learner.name, total=total * count, unit="img", done=len(history) * count) as self._bar:
             for epoch in range(len(history) + 1, total + 1):
-                started = time.perf_counter()
+                started, self._row = time.perf_counter(), None
                 yield epoch
+                if self._row is None:
+                    raise ValueError(f"{learner.name}: epoch {epoch} has no record; call run.record in the loop")
                 row = {"method": learner.name, "epoch": epoch, **self._row}
                 row |= {"training_seconds": row.pop("training_seconds"), "seconds": time.perf_counter() - started}
                 history.append(row)
@@ -212,14 +221,13 @@ class Run:
         return saved["history"]
 
 
-def run_seeds(prepare, execute, seeds, run_config):
+def run_seeds(prepare, execute, seeds, run_config, compare):
     """Prepares every seed, which refuses bad input before any work; then executes one after the other.
 
-    seeds: {seed: its flags}; prepare: of flags, what `execute` takes. Returns when all are finished.
+    seeds: {seed: its flags}; prepare: of flags, what `execute` takes; compare: called at the end, by rank 0.
     """
     for given in seeds.values():
-        with directory_lock(*filter(os.path.isdir, (given.checkpoint_dir, given.results_dir))):
-            prepare(given)
+        prepare(given)
     with lock(run_config):
         for number, (seed, given) in enumerate(seeds.items()):
             print(f"seed {seed}: {given.checkpoint_dir}, {given.results_dir}", flush=True)
@@ -232,3 +240,5 @@ def run_seeds(prepare, execute, seeds, run_config):
                 if interrupted.where is not None:
                     interrupted.where = f"in seed {seed}, {interrupted.where}"
                 raise
+        if rank() == 0:
+            compare()

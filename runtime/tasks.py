@@ -9,11 +9,6 @@ from runtime.distributed import barrier, gather, rank, size
 from runtime.progress import ProgressBar
 
 
-def compute(name, function):
-    """What `function()` returns; in place of `Tasks.keep` where nothing is to be kept."""
-    return function()
-
-
 class Tasks:
     """Results by their names, in a directory: an interrupted run takes up those that are there."""
 

@@ -18,7 +18,7 @@ from evaluation.tables import annealed_log_prob, conclusions, cost_rows, final_r
 from runtime.checkpoint import atomic_write
 
 FOLDER = Path(__file__).parent
-# Columns of log_probabilities.csv that are shown, their titles and forms; then those of scores.METRICS.
+# Columns of log_probabilities.csv that are shown, their titles and forms; then those of gaps.METRICS.
 COLUMNS = {
     "method": ("method", "{}"),
     "split": ("split", "{}"),
@@ -31,10 +31,6 @@ COLUMNS = {
     "fitted_elbo": ("ELBO(q*)", "{:.2f}"),
     "importance_sampling": ("importance sampling", "{:.2f}"),
     "temperatures": ("temperatures", "{:.0f}"),
-}
-UNITS = {  # of likelihoods that do not say it themselves
-    "gaussian": "log-densities, which do not compare with results on binarized images.",
-    "bernoulli": "log-probabilities, never above 0.",
 }
 
 
@@ -59,7 +55,7 @@ def write_page(results_dir, results, summary):
         "elbo_images": [f"{label}: {find(scores, 'elbo', name).images:,}" for name, label in labels.items()],
         "annealed_images": annealed_log_prob(scores, next(iter(labels))).images,
         "regressed": bool(find(scores, "log_prob_annealed", next(iter(labels)))),
-        "units": getattr(likelihood, "units", UNITS.get(likelihood.name, "")),
+        "units": likelihood.units,
         "drawable": all(method["layers"] for method in explorer["methods"].values()),
         "explorer": {**explorer, "colors": colors},
         "legend": list(zip(results.classes, colors, strict=True)),

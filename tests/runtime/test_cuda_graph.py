@@ -33,7 +33,7 @@ def test_a_recording_that_fails_is_one_line():
     function = CUDAGraphStep(read, device=CUDA)
     for _ in range(3):
         function(torch.ones(4, device=CUDA))
-    with pytest.raises(RunError, match="--cuda-graph: the step cannot be recorded") as error:
+    with pytest.raises(RunError, match="the training step cannot be recorded") as error:
         function(torch.ones(4, device=CUDA))
     assert "\n" not in str(error.value)
 

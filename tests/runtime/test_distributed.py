@@ -68,6 +68,17 @@ def test_an_evaluation_by_two_ranks_has_the_same_bits(folder_of_runs):
     assert stress.differences(folder_of_runs / "two", folder) == []
 
 
+def test_several_seeds_by_two_ranks_find_what_is_finished(folder_of_runs):
+    folder = folder_of_runs / "seeds"
+    for name in ("checkpoints", "results"):
+        shutil.copytree(folder_of_runs / "one" / name, folder / f"{name}/seed_2")
+    flags = stress.SCRIPTS[MAIN].replace("--seed 2 ", "").split()
+    torchrun = stress.start_ranks(MAIN, [*flags, "--data-dir", "../data", "--seeds", "2", "--resume"], folder, ranks=2)
+    assert torchrun.wait() == 0, (folder / "err").read_text()
+    assert (folder / "out").read_text().count("this run is finished") == 1
+    assert (folder / "results/seeds.csv").exists()
+
+
 def test_a_killed_rank_ends_the_others_and_torchrun_starts_them_again(folder_of_runs):
     folder = folder_of_runs / "killed"
     torchrun = stress.start_ranks(MAIN, FLAGS, folder, ranks=2, restarts=1)

@@ -16,7 +16,7 @@ from processes import CLASSIFIER, MAIN, arguments, contents, run, stop, wait_for
 from amortized_vae import AmortizedVAE
 from benchmarks import stress
 from data import load_data, load_dataset
-from runtime.checkpoint import InputError, load_checkpoint, load_json, save_checkpoint, save_json
+from runtime.checkpoint import InputError, exclusive_lock, load_checkpoint, load_json, save_checkpoint, save_json
 from runtime.config import TrainConfig
 
 ARCHIVE = "train-images-idx3-ubyte.gz"
@@ -200,6 +200,13 @@ def test_a_state_that_cannot_be_continued(stopped, damage, reason):
     assert re.search(reason, line)
     assert contents(stopped) == before
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "results"])
+def test_a_directory_in_use_is_said_before_what_it_holds(stopped, name):
+    (stopped / "results").mkdir(exist_ok=True)
+    with exclusive_lock(stopped / name):
+        refused(run(MAIN, stopped), f"{name}: in use by another run", status=2)
 
 
 @pytest.mark.parametrize("change", [{"prefix": "classifier"}, {"ranks": 0}, {"epoch": 2}])

@@ -162,6 +162,12 @@ def test_an_epoch_whose_body_is_left_is_not_saved(config, plan, tmp_path):
     assert int(again.epochs_done) == 1
 
 
+def test_an_epoch_without_a_record_is_refused(config):
+    run = Run(config(), SETTINGS)
+    with pytest.raises(ValueError, match=r"first: epoch 1 has no record; call run.record"):
+        list(run.epochs(First()))
+
+
 def test_what_stops_a_run_is_said_in_one_line(config):
     run = Run(config(), SETTINGS)
     for stage, text in (

@@ -28,6 +28,9 @@ def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted, monkeypatch):
     assert all(column.shape == (6,) and column.dtype == x.dtype for column in found.values())
     assert found["trusted"].all()
     assert found["fit_converged"].all()
+    # The gaps are the differences of these means.
+    for one, other, difference in (("log_prob", "fitted_elbo", exact - bound), ("fitted_elbo", "elbo", bound - own)):
+        assert (found[one] - found[other]).mean().item() == pytest.approx(difference.mean().item(), abs=0.1)
     if fitted:
         assert torch.equal(found["elbo"], found["fitted_elbo"])
 

@@ -8,7 +8,7 @@ from evaluation import measurements, scores
 from evaluation.statistics import find, select_scores
 from latent_optimization import LatentOptimization
 from runtime.config import EvalConfig
-from vae_utils import Bound
+from vae_utils import Bound, Fit
 
 
 def made_up_columns(generator, classes=5, images=4):
@@ -38,6 +38,43 @@ def test_differences_are_paired_and_signed():
     for group in ("", "a", "e"):
         parts = [find(rows, f"{name}_gap", "b", group=group).mean for name in ("approximation", "amortization")]
         assert sum(parts) == pytest.approx(find(rows, "inference_gap", "b", group=group).mean)
+
+
+def test_what_is_said_beside_the_means():
+    columns = made_up_columns(seeded(0))
+    columns["log_prob_standard_error"] = torch.full((5, 4), 0.3, dtype=torch.float64)
+    columns["trusted"] = torch.tensor([1.0, 0, 1, 1]).repeat(5, 1).double()
+    columns["modes"] = torch.tensor([1.0, 2, 3, 0]).repeat(5, 1).double()
+    measured = {("a", split): columns for split in ("train", "test")}
+    data, config = toy_data(), EvalConfig(images_per_digit=4, annealed_per_digit=4)
+    bound = Bound(*torch.randn(3, len(data.test.labels), generator=seeded(1)).double())
+    rows = scores.image_scores(measured, dict.fromkeys(measured, (data.test, bound)), data, config, epoch=3)
+    expected = {
+        "images_not_trusted": 5,
+        "images_with_several_modes": 10,
+        "monte_carlo_error": 0.3 / 20**0.5,  # of the mean of 20 independent estimates
+        "bias": columns["log_prob_bias"].mean(),
+        "acceptance": columns["acceptance"].mean(),
+        "fit_converged": columns["fit_converged"].mean(),
+    }
+    for quantity, value in expected.items():
+        assert find(rows, quantity, "a").mean == pytest.approx(float(value))
+
+
+def test_costs_count_the_gradients_of_each_visit():
+    method = LatentOptimization(toy_config(latent_steps=3), toy_data())
+    converged = torch.tensor([True, True, False, True])
+    fit = Fit(None, None, converged, torch.tensor([10, 20, 30, 40]))
+    rows = scores.cost_scores([method], 2, {method.name: fit}, {method.name: 0.5}, {})
+    costs = {entry.quantity: entry.mean for entry in rows}
+    assert costs == {
+        "decoder_updates": 2 * 5,  # 150 images in batches of 32
+        "training_gradients": 2 * 3 * 150,
+        "training_gradients_per_q": 2 * 3,
+        "unseen_image_gradients": 25,
+        "unseen_image_seconds": 0.5,
+        "inference_converged": 0.75,
+    }
 
 
 def small_work(method, data, **counts):

@@ -74,7 +74,8 @@ def score(run, experiment, checkpoints):
         f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim ({config.latent_dim:,})"
     ):
         # The classifier belongs to the training: it stays the same when the evaluation has another seed.
-        classifier = find_classifier(data, ClassifierConfig.for_training(config), run)
+        full = eval_config.evaluation == "full"
+        classifier = find_classifier(data, ClassifierConfig.for_training(config), run) if full else None
         summary = {
             "settings": {**asdict(eval_config), **experiment.settings},
             "train_config": asdict(config),
@@ -90,7 +91,8 @@ def score(run, experiment, checkpoints):
     draw_report(run.results, results, summary)
     seconds = {"training": training_seconds, "evaluation": time.perf_counter() - started, "total": run.seconds()}
     summary["seconds"] = seconds
-    write_page(run.results, results, summary)
+    if full:
+        write_page(run.results, results, summary)
     save_json(run.results / owned().summary, summary)
     run.forget_results()
     print_tables(results.scores, summary)

@@ -75,20 +75,31 @@ def balanced_noise(count, q, *, noise):
     return draws.gather(2, dimensions.expand(count, -1, -1)) * signs
 
 
-@torch.no_grad()
-def fit_posterior(
-    model, x, q, *, noise, learning_rate=0.1, averaged_rate=0.02, fit_steps=300, tolerance=0.4, max_cycles=20
-):
-    """The diagonal q* that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018).
+def fit_posterior(model, x, q, *, noise, covariance="diagonal", **options):
+    """The Gaussian that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018): a Fit.
 
-    x: (B, *image); q: where to start, diagonal, (B, D). Adam takes `fit_steps` steps, whose rate falls from
-    `learning_rate` to `averaged_rate`. Cycles at that rate follow, whose iterates are averaged (Polyak & Juditsky
-    1992); each passes once over a set of `balanced_noise`, so that most of the noise of the gradients cancels. After a
-    cycle the average over the last two is compared with the best q so far, on fresh noise that both share, and each
-    image keeps the better one. An image has converged, and stops, when a cycle changes its bound by less than
-    `tolerance` nats. Returns a Fit; score its q with fresh samples. Raises ValueError if x, q and the model do not fit.
+    x: (B, *image); q: where to start, diagonal, (B, D). covariance: "diagonal", for q*, or "full", for q*full, which
+    starts best from q*, or goes on from a full q. options: of `fit_diagonal` or `fit_full`. An image has converged, and
+    stops, when a further cycle changes its bound by less than `tolerance` nats. Score the q with fresh samples: the one
+    that did best on a few is returned. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise)
+    if covariance not in ("diagonal", "full"):
+        raise ValueError(f"covariance {covariance!r}: diagonal or full")
+    return (fit_full if covariance == "full" else fit_diagonal)(model, x, q, noise=noise, **options)
+
+
+@torch.no_grad()
+def fit_diagonal(
+    model, x, q, *, noise, learning_rate=0.1, averaged_rate=0.02, fit_steps=300, tolerance=0.4, max_cycles=20
+):
+    """See `fit_posterior`.
+
+    Adam takes `fit_steps` steps, whose rate falls from `learning_rate` to `averaged_rate`. Cycles at that rate follow,
+    whose iterates are averaged (Polyak & Juditsky 1992); each passes once over a set of `balanced_noise`, so that most
+    of the noise of the gradients cancels. After a cycle the average over the last two is compared with the best q so
+    far, on fresh noise that both share, and each image keeps the better one.
+    """
     images, latent_dim = q.mean.shape
     cycle = max(2 * fit_steps // 3, latent_dim + 1)
     fit, rows = PosteriorFit(q), torch.arange(images, device=x.device)  # the images that have not converged
@@ -97,7 +108,7 @@ def fit_posterior(
     balanced = balanced_noise(max(fit_steps, latent_dim + 1), q, noise=noise)[:fit_steps]
     rates = cosine(learning_rate, averaged_rate, fit_steps)
     previous = fit.run(model, x, noise=balanced, learning_rates=rates)
-    trace = [bounds(model, x, (best,), noise)[0]]
+    trace = [bounds(model, x, [unpack(best)], noise)[0]]
     gradients = torch.full((images,), fit_steps, device=x.device)
     converged = torch.zeros(images, dtype=torch.bool, device=x.device)
     for number in range(max_cycles):
@@ -108,7 +119,7 @@ def fit_posterior(
         candidate = (average + previous[rows]) / 2 if number else average
         previous[rows] = average
         # Keep the better q
-        before, after = bounds(model, part, (best[rows], candidate), part_noise)
+        before, after = bounds(model, part, [unpack(best[rows]), unpack(candidate)], part_noise)
         gain = after - before
         best[rows] = torch.where((gain > 0).unsqueeze(-1), candidate, best[rows])
         trace.append(trace[-1].index_add(0, rows, gain.clamp(min=0)))
@@ -123,13 +134,73 @@ def fit_posterior(
 
 
 @torch.no_grad()
+def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_step=0.3, tolerance=0.5, max_cycles=4):
+    """See `fit_posterior`. Gradients are in the model's precision, q is chosen in float32 or the type of x.
+
+    It starts at the Gauss-Newton posterior around a diagonal q, or at that q if it is better. Cycles of fit_steps / 4
+    natural gradient steps (Amari 1998) follow. With z = m + L e, e ~ N(0, I), and the path gradient u = L' grad_z
+    (log p(x, z) - log q(z)) (Roeder et al. 2017), whose noise vanishes where q is the posterior,
+
+        m <- m + rate L E[u],    L <- L + rate L (lower triangle of E[u e'], its diagonal halved),
+
+    each no longer than `longest_step`, in units of q itself. The expectations are over antithetic pairs of e; the rate
+    falls along a cosine; the last third of the iterates is averaged, and compared with the third before and with the
+    best q so far, on noise that all share.
+    """
+    exact, best = model.in_precision("float32"), GaussianPosterior(q.mean.clone(), q.scale.clone())
+    if q.is_diagonal:  # where the diagonal q does better, from there
+        best, start = (
+            GaussianPosterior(best.mean, torch.diag_embed(q.scale)),
+            gauss_newton_posterior(model, x, q, noise=noise, draws=2),
+        )
+        worse = bounds(exact, x, [best, start], noise).diff(dim=0)[0] > 0
+        best.scale[worse] = start.scale[worse]
+    third = max(1, fit_steps // 12)
+    steps, rows = 3 * third, torch.arange(len(x), device=x.device)
+    trace = [bounds(exact, x, [best], noise)[0]]
+    gradients = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    converged = gradients > 0
+    for _ in range(max_cycles):
+        part, part_noise, mean, scale = x[rows], noise[rows], best.mean[rows], best.scale[rows]
+        averages = [GaussianPosterior(torch.zeros_like(mean), torch.zeros_like(scale)) for _ in range(2)]
+        for step, step_rate in enumerate(cosine(rate, 0, steps)):
+            # Path gradients in whitened coordinates
+            e = part_noise.normal((pairs, *mean.shape), like=x)
+            e = torch.cat((e, -e))
+            z = (mean + torch.einsum("bij,kbj->kbi", scale, e)).requires_grad_()
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(model.log_joint(part, z).sum(), z)
+            u = torch.einsum("bji,kbj->kbi", scale, slope) + e
+            # A natural gradient step
+            shift, stretch = step_rate * u.mean(0), step_rate * torch.einsum("kbi,kbj->bij", u, e).tril() / len(e)
+            stretch.diagonal(dim1=1, dim2=2).mul_(0.5)
+            shift *= (longest_step / shift.norm(dim=1, keepdim=True)).clamp(max=1)
+            stretch *= (longest_step / stretch.norm(dim=(1, 2), keepdim=True)).clamp(max=1)
+            mean, scale = mean + torch.einsum("bij,bj->bi", scale, shift), scale + scale @ stretch
+            if (number := (step - steps) // third + 2) >= 0:
+                averages[number].mean.add_(mean, alpha=1 / third)
+                averages[number].scale.add_(scale, alpha=1 / third)
+        # Keep the better q, and stop the images that have converged
+        before, middle, last = bounds(exact, part, [best[rows], *averages], part_noise)
+        better, taken = rows[last > before], averages[1][last > before]
+        best.mean[better], best.scale[better] = taken.mean, taken.scale
+        trace.append(trace[-1].index_add(0, rows, (last - before).clamp(min=0)))
+        gradients[rows] += 2 * pairs * steps
+        converged[rows] = (last - middle).abs() < tolerance
+        rows = rows[~converged[rows]]
+        if not len(rows):
+            break
+    return Fit(best, torch.stack(trace), converged, gradients)
+
+
+@torch.no_grad()
 def bounds(model, x, candidates, noise):
-    """The bound of each candidate, parameters (B, 2D), at the same antithetic noise: (candidates, B)."""
+    """The bound of each candidate, a GaussianPosterior (B, D), at the same antithetic noise: (candidates, B)."""
     total = torch.zeros(len(candidates), len(x), dtype=x.dtype, device=x.device)
-    draws = noise.normal((SCORED_PAIRS, len(x), candidates[0].shape[1] // 2), like=x)
+    draws = noise.normal((SCORED_PAIRS, *candidates[0].mean.shape), like=x)
     for part in torch.cat((draws, -draws)).split(max(1, SCORED_AT_ONCE // len(x))):
-        for number, parameters in enumerate(candidates):
-            total[number] += len(part) * elbo(model, x, unpack(parameters), part).elbo
+        for number, q in enumerate(candidates):
+            total[number] += len(part) * elbo(model, x, q, part).elbo
     return total / (2 * SCORED_PAIRS)
 
 

@@ -95,6 +95,13 @@ class Method(Learner):
         self.optimizers.append(torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True))
         self.validation_images = data.validation.images
 
+    def frozen(self):
+        """This method with its model alone: it infers, but cannot train; small enough for another process."""
+        frozen = object.__new__(type(self))
+        nn.Module.__init__(frozen)
+        frozen.config, frozen.model = self.config, self.model
+        return frozen
+
     def posterior(self, x, rows):
         """q of the training images x (B, *image) at `rows` (B,) of this rank: a GaussianPosterior (B, D).
 
@@ -105,8 +112,9 @@ class Method(Learner):
     def infer(self, x, *, noise, fit_steps=300):
         """q of any images x (B, *image) that were not trained on, as a Fit: by a forward pass, or by an optimization.
 
-        B is up to 10,000: work in batches. noise: a Noise, one for all images or one for each; with the latter the q of
-        an image may depend on no other image. fit_steps: of an optimization.
+        B is up to 10,000: work in batches. It may use `config` and `model` alone, see `frozen`. noise: a Noise,
+        one for all images or one for each; with the latter the q of an image may depend on no other image. fit_steps:
+        of an optimization.
         """
         raise NotImplementedError
 

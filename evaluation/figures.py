@@ -6,6 +6,7 @@ epoch is drawn. All functions take `likelihood`, too; see style.styled.
 
 import numpy as np
 import torch
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -20,9 +21,10 @@ PARTS = {
     "kl": (1, "Rate: KL$(q(z)\\,||\\,p(z))$"),
 }
 ESTIMATES = {"log_prob": ("annealed", "o", None), "importance_sampling": ("importance sampling", "v", style.BASELINE)}
-GAPS = {
-    "approximation_gap": ("approximation gap:\nlog p(x) - ELBO(q*)", 1.0, -0.12),
-    "amortization_gap": ("ELBO(q*) - ELBO(q):\namortization, or rows\nnot converged", 0.4, 0.12),
+GAPS = {  # of the scores: label, strength of the color, shift of the whisker, line, marker
+    "amortization_gap": ("ELBO(q*) - ELBO(q):\namortization, or rows\nnot converged", 0.25, 0.16, ":", "s"),
+    "mean_field_gap": ("mean-field gap:\nELBO(q*full) - ELBO(q*)", 0.6, 0.0, "--", "^"),
+    "non_gaussian_gap": ("non-Gaussian gap:\nlog p(x) - ELBO(q*full)", 1.0, -0.16, "-", "o"),
 }
 
 
@@ -96,22 +98,51 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
 
 
 @style.styled
+def where_the_nats_go(*, scores, methods):
+    """How log p(x) - ELBO(q) divides into its three gaps, a bar for each method and split, with their values."""
+    bars = [(method, split) for method in methods for split in SPLITS]
+    figure = Figure(figsize=(10, 1.3 + 0.75 * len(bars)))
+    axes, base = figure.subplots(), np.zeros(len(bars))
+    y = np.arange(len(bars))[::-1] + 0.0
+    for quantity, (label, strength, _, _, _) in GAPS.items():
+        mean, half = intervals([find(scores, quantity, method.name, split) for method, split in bars])
+        mean = np.maximum(mean, 0)
+        colors = [method.color for method, _ in bars]
+        axes.barh(
+            y, mean, left=base, color=[to_rgba(color, strength) for color in colors], edgecolor="white", height=0.6
+        )
+        axes.errorbar(base + mean, y - 0.1 + 0.1 * list(GAPS).index(quantity), xerr=half, **style.WHISKER)
+        axes.barh(y[:1], 0, color=to_rgba(style.INK, strength), label=label.replace("\n", " "))
+        for place, left, width, error in zip(y, base, mean, half, strict=True):
+            text = f"{width:.1f} ± {error:.1f}" if width else ""
+            axes.annotate(text, (left + width / 2, place + 0.31), ha="center", va="bottom", fontsize=8)
+        base = base + mean
+    axes.set_yticks(y, [f"{method.label},\n{SPLIT_NAMES[split]}" for method, split in bars])
+    axes.set(xlabel="log p(x) - ELBO(q), nats per image", ylim=(-0.6, len(bars) - 0.3))
+    axes.grid(axis="y", visible=False)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=len(GAPS), fontsize=8)
+    figure.suptitle("Where the nats go: what inference loses, in three parts that add up; ± half a 95% interval")
+    return figure
+
+
+@style.styled
 def gaps_over_epochs(*, scores, methods):
-    """The two gaps over epochs, on the same images at every epoch; at the last one an open marker for all annealed."""
+    """The gaps over epochs, on the same images at every epoch; at the last one an open marker for all measured ones."""
     figure, panels = style.method_grid(methods)
     for method, split, axes in panels:
         labels = {"method": method.name, "split": split}
-        for number, (quantity, (label, _, _)) in enumerate(GAPS.items()):
-            tracked = select_scores(scores, quantity=quantity, group=TRACKED, **labels)
+        for label, strength, _, line, marker in ((quantity, *GAPS[quantity][1:]) for quantity in GAPS):
+            tracked = select_scores(scores, quantity=label, group=TRACKED, **labels)
             if not any(entry.mean for entry in tracked):  # the method fits q itself
                 continue
-            color, line = (method.color, style.INK)[number], ("-", "--")[number]
-            form = {"color": color, "line": line, "marker": "os"[number]}
-            style.plot_band(axes, [entry.epoch for entry in tracked], *intervals(tracked), label=label, **form)
-            mean, half = intervals([find(scores, quantity, **labels)])
-            axes.errorbar([1.04 * tracked[-1].epoch], mean, half, color=color, fmt="os"[number], mfc="white", capsize=3)
+            color = to_rgba(method.color, 0.4 + 0.6 * strength)
+            form = {"color": color, "line": line, "marker": marker, "label": GAPS[label][0]}
+            style.plot_band(axes, [entry.epoch for entry in tracked], *intervals(tracked), **form)
+            mean, half = intervals([find(scores, label, **labels)])
+            axes.errorbar([1.04 * tracked[-1].epoch], mean, half, color=color, fmt=marker, mfc="white", capsize=3)
         tracked = select_scores(scores, quantity="elbo", group=TRACKED, **labels)
-        more = find(scores, "elbo_annealed", **labels).images
+        more = find(scores, "elbo", **labels).images
         title = f"{method.label}, {SPLIT_NAMES[split]} ({tracked[-1].images} images; open marker: {more})"
         axes.set_title(title, fontsize=10)
         axes.set(xlabel="epoch" if method is methods[-1] else "", xticks=[entry.epoch for entry in tracked])
@@ -153,22 +184,22 @@ def quality_over_seconds(*, scores, methods):
 
 @style.styled
 def gaps_per_class(*, scores, methods, classes):
-    """The two gaps of every class, stacked."""
+    """The three gaps of every class, stacked."""
     figure, panels = style.method_grid(methods)
     for method, split, axes in panels:
         base, x = 0, np.arange(len(classes))
-        for quantity, (label, strength, shift) in GAPS.items():
+        for quantity, (label, strength, shift, _, _) in GAPS.items():
             entries = [find(scores, quantity, method.name, split, name) for name in classes]
             mean, half = intervals(entries)
             axes.bar(x, mean, bottom=base, color=method.color, alpha=strength, width=0.7, label=label)
-            axes.errorbar(x + shift, base + mean, half, fmt="none", color=style.INK, capsize=2, linewidth=1)
+            axes.errorbar(x + shift, base + mean, half, **style.WHISKER)
             base = base + mean
-        axes.set_title(f"{method.label}, {SPLIT_NAMES[split]} ({entries[0].images} of each class)")
+        axes.set_title(f"{method.label}, {SPLIT_NAMES[split]}")
         style.class_axis(axes, classes, label="class" if method is methods[-1] else "")
         axes.grid(axis="x", visible=False)
         axes.set_axisbelow(True)
     figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
-    figure.suptitle("log p(x) - ELBO(q) at the last epoch, in its two parts; whiskers: 95% intervals of their means")
+    figure.suptitle("log p(x) - ELBO(q) at the last epoch, in its three parts; whiskers: 95% intervals of their means")
     return figure
 
 

@@ -9,52 +9,50 @@ from data import warn_unlike_mnist
 from evaluation.ais import bidirectional_bounds
 from evaluation.modes import estimate_log_prob
 from evaluation.quadrature import MOST_DIMENSIONS, integrate
-from posterior_fit import fit_posterior, gauss_newton_posterior
+from posterior_fit import fit_posterior
 from runtime.config import EvalConfig
-from vae_utils import Fit, GaussianPosterior, Noise, importance_sampling, mean_and_error
+from vae_utils import Fit, GaussianPosterior, Noise, mean_and_error
 
-AT_ONCE = 10  # images: more would save little time, and the bar would stand still for long
+AT_ONCE = 20  # images: more would save little time, and the bar would stand still for long
 
 
-def importance_columns(model, x, q, config, noise):
-    """ELBO(q) and log p(x) by importance sampling from q, both of config.num_samples draws: {name: (B,)}."""
-    estimate = importance_sampling(model, x, q, noise=noise, num_samples=config.num_samples)
-    size = {"effective_sample_size": estimate.effective_sample_size}
-    return {"elbo": estimate.elbo, "importance_sampling": estimate.log_prob, **size}
+class Annealed(NamedTuple):
+    """What `fit_and_anneal` finds for B images."""
+
+    columns: dict  # {name: (B,)}
+    q: GaussianPosterior  # q*, diagonal, (B, D)
+    full: GaussianPosterior  # q*full, (B, D)
 
 
 @torch.no_grad()
-def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, sampled=False, z=None, progress=None):
-    """Fits q*, makes its covariance full, and anneals from there: (columns {name: (B,)}, q*).
+def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, z=None, progress=None):
+    """Fits q*, from there q*full, and anneals from there: an Annealed.
 
     x: (B, *image); q: where the fit starts, diagonal, by default the model's `initial_posterior`; config: an
-    EvalConfig. The columns are `fit_converged` and those of `estimate_log_prob`; fitted: q is q* already. sampled: adds
-    those of `importance_columns` from q*, called fitted_*. z (B, D): for simulated images, the z they were drawn from;
-    then `lower` and `upper`, the bidirectional bounds, stand in place of the estimate. progress: called with the name
-    of each step.
+    EvalConfig. The columns are `fit_converged` (of both fits) and those of `estimate_log_prob`; fitted: q is q*
+    already. z (B, D): for simulated images, the z they were drawn from; then `lower` and `upper`, the bidirectional
+    bounds, stand in place of the estimate. progress: called with the name of each step.
     """
     say = progress or (lambda step: None)
-    if z is not None and model.latent_dim <= MOST_DIMENSIONS:  # log p(x) is integrated, and so are its bounds
-        value, error = integrate(model, x)
-        return {"lower": value - error, "upper": value + error}, q
-    # Fit q*
+    # Fit q* and q*full
     say("fit of q")
-    q = model.initial_posterior(x, noise) if q is None else q
-    fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, fit_steps=config.fit_steps)
-    columns = {"fit_converged": fit.converged}
-    # Importance sampling from q*
-    if sampled:
-        scores = importance_columns(model, x, fit.q, config, noise)
-        columns |= {f"fitted_{name}": value for name, value in scores.items()}
+    q, steps = model.initial_posterior(x, noise) if q is None else q, {"fit_steps": config.fit_steps}
+    fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, **steps)
+    fast = model.in_precision(config.precision)
+    full = fit_posterior(fast, x, fit.q, covariance="full", noise=noise, **steps)
+    columns = {"fit_converged": fit.converged & full.converged}
     # Anneal
     say("annealing")
     settings = {"noise": noise} | {name: getattr(config, name) for name in ("chains", "temperatures", "log_weight_std")}
     if z is None:
-        options = {"precision": config.precision, "fit_steps": config.fit_steps, **settings}
-        return columns | estimate_log_prob(model, x, fit.q, **options), fit.q
-    fast = model.in_precision(config.precision)
-    full = gauss_newton_posterior(fast, x, fit.q, noise=noise)
-    return columns | bidirectional_bounds(fast, x, z, full, **settings)._asdict(), fit.q
+        options = {"precision": config.precision, **steps, **settings}
+        columns |= estimate_log_prob(model, x, fit.q, full.q, **options)
+    elif model.latent_dim <= MOST_DIMENSIONS:  # log p(x) is integrated, and so are its bounds
+        value, error = integrate(model, x)
+        columns |= {"lower": value - error, "upper": value + error}
+    else:
+        columns |= bidirectional_bounds(fast, x, z, full.q, **settings)._asdict()
+    return Annealed(columns, fit.q, full.q)
 
 
 class LogProb(NamedTuple):
@@ -67,7 +65,7 @@ class LogProb(NamedTuple):
     acceptance: torch.Tensor  # share of accepted transitions
     modes: torch.Tensor  # int64: modes of the posterior that were combined; 0: integrated, or annealed from the prior
     trusted: torch.Tensor  # bool: whether the stated errors can be relied on
-    converged: torch.Tensor  # bool: the fit of q*
+    converged: torch.Tensor  # bool: the fits of q* and q*full
     q: GaussianPosterior  # the fitted q*, diagonal, (B, D)
 
     def __repr__(self):
@@ -122,9 +120,9 @@ def log_prob(
             noise = Noise.of_images(seed, "log p(x)", index=pixels, device=x.device)
             batches.append(fit_and_anneal(model, part, config=config, noise=noise, progress=bar.set_postfix_str))
             bar.update(len(part))
-    columns = {name: torch.cat([values[name] for values, _ in batches]) for name in batches[0][0]}
+    columns = {name: torch.cat([part.columns[name] for part in batches]) for name in batches[0].columns}
     errors = {name: columns[f"log_prob_{name}"] for name in ("standard_error", "bias")}
-    q, converged = GaussianPosterior.concatenate([q for _, q in batches]), columns["fit_converged"]
+    q, converged = GaussianPosterior.concatenate([part.q for part in batches]), columns["fit_converged"]
     same = {name: columns[name] for name in ("log_prob", "log_weight_std", "acceptance", "modes", "trusted")}
     return LogProb(**same, **errors, converged=converged, q=q)
 

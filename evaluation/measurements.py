@@ -1,74 +1,203 @@
 """The work of an evaluation as tasks: which images of which split are measured, by gaps.py, and what each one gives.
 
-What is random about an image is a function of (seed, purpose, method, image), so that its numbers depend on no other
-image; the bounds over whole splits alone have one generator for all images.
+A task is a pure function of a model and of few images. What is random about an image is a function of (seed, purpose,
+method, image), so that its numbers depend on no other image; the bounds over whole splits alone have one generator for
+all images.
 """
 
-import math
 import time
-from dataclasses import replace
 from functools import partial
 from itertools import product
+from typing import NamedTuple
 
 import torch
 
-from data import SPLITS, random_rows_per_class
-from evaluation import gaps
+from data import SPLITS, Split
+from evaluation.gaps import measure
 from evaluation.log_prob import fit_and_anneal
 from vae_utils import Fit, GaussianPosterior, Noise, evaluate_bound, random_generator
 
-INFERRED_AT_ONCE, SIMULATED_AT_ONCE = 100, 10  # images
+MEASURED_AT_ONCE, ANNEALED_AT_ONCE, SIMULATED_AT_ONCE = 100, 30, 20  # images of a task
+PICTURED_PER_CLASS = 2  # test images: one in the reconstructions, one in the comparison
 FEW_IMAGES, MANY_DRAWS, FEW_DRAWS = 2000, 64, 4  # draws of z for the ELBO of each of few or of many images
-EARLIER_NUM_SAMPLES = 100  # importance samples at the epochs before the last
+TRAIN_SHARE = 5  # of training images, whose q* are no more than a diagnosis, so much fewer are measured
 
 
-# Inference, and the bounds of whole splits
+# Which images
 
 
-def infer(method, split, config):
-    """The Fit of images that the method never saw, a Split."""
-    noise = Noise.of_images(config.seed, "inference", method.name, index=split.index, device=split.images.device)
-    return method.infer(split.images, noise=noise, fit_steps=config.fit_steps)
+class Sample(NamedTuple):
+    """The images of a split that are measured, the same for every method: the annealed ones first, class by class."""
+
+    part: Split
+    rows: torch.Tensor  # (N,), of these images in the split
+    shares: torch.Tensor  # (classes,), float64: of the classes in the whole split
+    per_class: int  # annealed images of each class
+
+    @property
+    def annealed(self):
+        """How many are annealed."""
+        return self.per_class * len(self.shares)
+
+    @property
+    def labels(self):
+        return self.part.labels.cpu()
+
+    def first(self, count):
+        """The places (classes, count) of the first `count` images of each class."""
+        order = self.labels.argsort(stable=True)
+        starts = self.labels.bincount().cumsum(0) - self.labels.bincount()
+        return order[starts[:, None] + torch.arange(count)]
 
 
-def inference_tasks(methods, sample, config):
-    """Tasks that find q of stratified test images, `sample`, under each method, INFERRED_AT_ONCE at a time."""
+def draw_sample(split, *, size, per_class, seed):
+    """A Sample of about `size` random images of a Split, in which every class has its share, but at least `per_class`.
 
-    def infer_block(method, rows):
-        started = time.perf_counter()
-        fit = infer(method, sample.at(rows), config)
-        values = {"mean": fit.q.mean, "scale": fit.q.scale, "converged": fit.converged, "gradients": fit.gradients}
-        return {name: value.cpu() for name, value in values.items()} | {"seconds": time.perf_counter() - started}
-
-    blocks = torch.arange(len(sample.labels)).split(INFERRED_AT_ONCE)
-    return {
-        f"inference_{method.name}_{block}": partial(infer_block, method, rows)
-        for method, (block, rows) in product(methods, enumerate(blocks))
-    }
-
-
-def collect_inference(methods, sample, results):
-    """({method's name: Fit}, {method's name: seconds per image}) of the results of `inference_tasks`."""
-    fits, seconds = {}, {}
-    for method in methods:
-        blocks = blocks_of(results, f"inference_{method.name}")
-        fields = ("mean", "scale", "converged", "gradients")
-        mean, scale, converged, gradients = (
-            torch.cat([block[field] for block in blocks]).to(sample.images.device) for field in fields
-        )
-        fits[method.name] = Fit(GaussianPosterior(mean, scale), torch.empty(0, len(mean)), converged, gradients)
-        seconds[method.name] = sum(block["seconds"] for block in blocks) / len(mean)
-    return fits, seconds
+    More images only add to those of fewer. Raises InputError if a class has fewer than `per_class` images.
+    """
+    labels = split.labels.cpu()
+    counts, order = (
+        labels.bincount(minlength=split.num_classes),
+        torch.randperm(len(labels), generator=random_generator(seed, "scored images")),
+    )
+    order = order[labels[order].argsort(stable=True)]  # class by class
+    place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[labels[order]]
+    wanted = (size * counts / len(labels)).round()[labels[order]]
+    annealed = place < per_class
+    rows = torch.cat((order[annealed], order[~annealed & (place < wanted)]))
+    return Sample(split.at(rows), rows, counts.double() / len(labels), per_class)
 
 
-def blocks_of(results, name):
-    """The results of the tasks called `name`_0, `name`_1, ..., in the order in which they were given."""
-    return [result for task, result in results.items() if task.rpartition("_")[0] == name]
+def tracked_per_class(config):
+    """How many images of each class are followed over the epochs."""
+    return max(1, config.gap_images_per_digit)
+
+
+def draw_samples(data, config, *, last):
+    """{split: Sample} of an epoch; at those before the last, of the images alone that are tracked or pictured."""
+    sizes = {"train": config.fitted_images // TRAIN_SHARE, "test": config.fitted_images} if last else {}
+    least, samples = {"train": 1, "test": PICTURED_PER_CLASS}, {}
+    per_class = config.images_per_digit if last else tracked_per_class(config)
+    for split in SPLITS:
+        whole = getattr(data, split)
+        fewest = least[split] * len(whole.labels) / int(whole.labels.bincount(minlength=whole.num_classes).min())
+        size = min(max(sizes.get(split, 0), round(fewest)), len(whole.labels))
+        samples[split] = draw_sample(whole, size=size, per_class=per_class, seed=config.seed)
+    return samples
+
+
+# What is measured of them
+
+
+def image_tasks(methods, samples, epoch, config, *, annealed=SPLITS):
+    """Tasks that measure the images of {split: Sample} under each method after an epoch: {name: function}.
+
+    annealed: the splits of which the first images are annealed.
+    """
+    tasks = {}
+    for method, (split, sample) in product(methods, samples.items()):
+        places = torch.arange(len(sample.rows))
+        first = sample.annealed if split in annealed else 0
+        blocks = [*_blocks(places[:first], ANNEALED_AT_ONCE), *_blocks(places[first:], MEASURED_AT_ONCE)]
+        for number, block in enumerate(blocks):
+            part, q = sample.part.at(block), None
+            if split == "train":  # q as trained
+                with torch.no_grad():
+                    q = method.posterior(part.images, sample.rows[block].to(part.images.device))
+            tasks[_name(method, split, epoch, number)] = partial(
+                measure_images, method.frozen(), part.images, part.index, q, config, int(block[0]) < first, split, epoch
+            )
+    return tasks
+
+
+def _blocks(places, most):
+    """Places in blocks of nearly the same size, none larger than `most`."""
+    return places.chunk(-(-len(places) // most)) if len(places) else ()
+
+
+def _name(method, split, epoch, number):
+    return f"images_{epoch}_{method.name}_{split}_{number}"
+
+
+def measure_images(method, images, index, q, config, annealed, split, epoch):
+    """{"columns" of gaps.measure, "mean" and "scale" of q, "gradients", "converged", "seconds"}, on the CPU.
+
+    index: of the images in the data set; q: of training images as trained; None: it is inferred, as of test images.
+    """
+    options = {"index": index.tolist(), "device": images.device}
+    fit, started = Fit.given(q) if q is not None else None, time.perf_counter()
+    if fit is None:
+        noise = Noise.of_images(config.seed, "inference", method.name, **options)
+        fit = method.infer(images, noise=noise, fit_steps=config.fit_steps)
+    seconds, is_best = time.perf_counter() - started, q is None and not method.shared_inference
+    noise = Noise.of_images(config.seed, "measured", method.name, split, epoch, **options)
+    options = {"noise": noise, "fitted": is_best, "annealed": annealed}
+    columns, _ = measure(method.model, images, fit.q, config, **options)
+    if is_best:
+        columns["fit_converged"] = columns.get("fit_converged", 1) * fit.converged.to(images.dtype)
+    values = {"mean": fit.q.mean, "scale": fit.q.scale, "gradients": fit.gradients, "converged": fit.converged}
+    values = {name: value.cpu() for name, value in values.items()}
+    return {"columns": {name: column.cpu() for name, column in columns.items()}, **values, "seconds": seconds}
+
+
+class Measured(NamedTuple):
+    """What is known of the images of a Sample under a method."""
+
+    columns: dict  # {name: (N,)}, float64; NaN where not measured
+    fit: Fit  # q of the images, on the device
+    seconds: float  # of the inference of q
+
+
+def collect_images(methods, samples, results, epoch):
+    """{(method's name, split): Measured} of the results of `image_tasks`, with the differences of the bounds."""
+    collected = {}
+    for method, (split, sample) in product(methods, samples.items()):
+        start = _name(method, split, epoch, "")
+        blocks = [result for task, result in results.items() if task.startswith(start)]
+        names = dict.fromkeys(name for block in blocks for name in block["columns"])
+        missing = {len(block["mean"]): torch.full((len(block["mean"]),), torch.nan) for block in blocks}
+        columns = {
+            name: torch.cat([block["columns"].get(name, missing[len(block["mean"])]) for block in blocks]).double()
+            for name in names
+        }
+        fields = ("mean", "scale", "gradients", "converged")
+        mean, scale, gradients, converged = (torch.cat([block[name] for block in blocks]) for name in fields)
+        q = GaussianPosterior(mean, scale).to(sample.part.images.device)
+        fit = Fit(q, torch.empty(0, len(mean)), converged, gradients)
+        columns |= gap_columns(columns)
+        collected[method.name, split] = Measured(columns, fit, sum(block["seconds"] for block in blocks))
+    return collected
+
+
+def gap_columns(columns):
+    """The gaps of gaps.py as columns; of what was not annealed, the amortization gap alone."""
+    gaps = {"amortization_gap": columns["fitted_elbo"] - columns["elbo"]}
+    if "log_prob" in columns:
+        gaps["mean_field_gap"] = columns["full_elbo"] - columns["fitted_elbo"]
+        gaps["non_gaussian_gap"] = columns["log_prob"] - columns["full_elbo"]
+        gaps["approximation_gap"] = columns["log_prob"] - columns["fitted_elbo"]
+        gaps["inference_gap"] = columns["log_prob"] - columns["elbo"]
+    return gaps
+
+
+def image_table(measured, samples):
+    """Rows of log_probabilities.csv, dicts, None where not measured; measured: of `collect_images`."""
+    table = []
+    for (name, split), (columns, _, _) in measured.items():
+        part, values = samples[split].part, zip(*(column.tolist() for column in columns.values()), strict=True)
+        for label, index, numbers in zip(part.labels.tolist(), part.index.tolist(), values, strict=True):
+            identity = {"method": name, "split": split, "class": part.classes[label], "index": index}
+            numbers = (None if number != number else number for number in numbers)
+            table.append({**identity, **dict(zip(columns, numbers, strict=True))})
+    return table
+
+
+# Bounds of whole splits
 
 
 @torch.no_grad()
 def posterior_of_train(method, data, batch_size=1000):
-    """q of every training image, diagonal, (N, D)."""
+    """q of every training image, (N, D)."""
     rows = torch.arange(len(data.train.labels), device=data.device).split(batch_size)
     return GaussianPosterior.concatenate([method.posterior(data.train.images[part], part) for part in rows])
 
@@ -78,132 +207,24 @@ def draws_of(images):
     return MANY_DRAWS if images <= FEW_IMAGES else FEW_DRAWS
 
 
-def final_bounds(methods, data, sample, fits, train_q, config):
-    """{(method's name, split): (Split, its Bound)} at each method's own q.
+def whole_bounds(methods, data, train_q, config):
+    """{(method's name, split): Bound} of all images of a split at each method's own q; train_q: {name: q}.
 
-    train_q: {name: q}; sample, fits: of `collect_inference`. Where inference is a forward pass, every test image is
-    scored; where it is a fit, the sample alone.
+    Where inference is a fit, test images are left out.
     """
     bounds = {}
     for method in methods:
-        test, test_q = sample, fits[method.name].q
+        q_of = {"train": train_q[method.name]}
         if method.shared_inference:
-            test, test_q = data.test, infer(method, data.test, config).q
-        for split, part, q in (("train", data.train, train_q[method.name]), ("test", test, test_q)):
+            noise = Noise(config.seed, "inference", method.name, device=data.device)
+            q_of["test"] = method.infer(data.test.images, noise=noise, fit_steps=config.fit_steps).q
+        for split, q in q_of.items():
+            images = getattr(data, split).images
             noise = Noise(config.seed, "final bound", method.name, split, device=data.device)
-            options = {"noise": noise, "draws": draws_of(len(part.labels))}
-            bound = evaluate_bound(method.model, part.images, lambda x, rows, q=q: q[rows], **options)
-            bounds[method.name, split] = part, bound
+            options = {"noise": noise, "draws": draws_of(len(images))}
+            bound = evaluate_bound(method.model, images, lambda x, rows, q=q: q[rows], **options)
+            bounds[method.name, split] = bound
     return bounds
-
-
-# Random images of each class: log p(x) and the gaps
-
-
-def scored_rows(data, split, count, config):
-    """The rows of `count` random images of each class of a split, (classes, count), the same for all methods."""
-    return random_rows_per_class(getattr(data, split), count, seed=config.seed)
-
-
-def at_earlier_epochs(config):
-    """The EvalConfig for the epochs before the last: fewer images, all of them annealed.
-
-    Half the chains of the last epoch are enough: the error of annealing is far smaller than the differences between so
-    few images.
-    """
-    count = config.gap_images_per_digit
-    coarse = replace(config, images_per_digit=count, annealed_per_digit=count, num_samples=EARLIER_NUM_SAMPLES)
-    return replace(coarse, chains=max(2, config.chains // 2))
-
-
-def image_tasks(methods, data, config, *purpose):
-    """Tasks that measure random images of each class: one per method, split and column of `scored_rows`.
-
-    A column has one image of each class. The first `annealed_per_digit` columns are annealed.
-    """
-    return {
-        _task_name(purpose, method, split, column): partial(
-            measure_rows, method, data, split, config, rows, column < config.annealed_per_digit, *purpose
-        )
-        for method, split in product(methods, SPLITS)
-        for column, rows in enumerate(scored_rows(data, split, config.images_per_digit, config).T)
-    }
-
-
-def _task_name(purpose, method, split, column):
-    return "_".join(str(part).replace(" ", "-") for part in (*purpose, method.name, split, column))
-
-
-def measure_rows(method, data, split, config, rows, annealed, *purpose):
-    """{"columns", "mean", "scale"} of the images at `rows` (B,) of a split, on the CPU.
-
-    columns: of gaps.measure, or if not `annealed`, of gaps.measure_q; mean and scale: of q, (B, D). purpose: of the
-    noise.
-    """
-    part = getattr(data, split).at(rows)
-
-    # q: of training images as trained, of test images as inferred.
-    if split == "train":
-        with torch.no_grad():
-            q, fit = method.posterior(part.images, rows), None
-    else:
-        fit = infer(method, part, config)
-        q = fit.q
-
-    # Columns; where inference is a fit, q is q* already.
-    fitted = fit is not None and not method.shared_inference
-    noise = Noise.of_images(config.seed, *purpose, method.name, split, index=part.index, device=data.device)
-    if annealed:
-        columns = gaps.measure(method.model, part.images, q, config, noise=noise, fitted=fitted)
-        if fitted:
-            columns["fit_converged"] = fit.converged.float()
-    else:
-        columns = gaps.measure_q(method.model, part.images, q, config, noise=noise)
-    return {
-        "columns": {name: column.cpu() for name, column in columns.items()},
-        "mean": q.mean.cpu(),
-        "scale": q.scale.cpu(),
-    }
-
-
-def collect_images(methods, config, results, *purpose):
-    """{(method's name, split): {column: (classes, images per class)}} of `image_tasks`, NaN if not measured."""
-    collected = {}
-    for method, split in product(methods, SPLITS):
-        tasks = [_task_name(purpose, method, split, number) for number in range(config.images_per_digit)]
-        parts = [results[task]["columns"] for task in tasks]
-        missing = torch.full_like(parts[0]["elbo"], torch.nan)
-        collected[method.name, split] = {
-            name: torch.stack([part.get(name, missing) for part in parts], dim=-1).double() for name in parts[0]
-        }
-    return collected
-
-
-def collect_posteriors(methods, config, results, *purpose):
-    """{method's name: q of the test images that were annealed}, GaussianPosteriors (classes * annealed_per_digit, D).
-
-    results: of `image_tasks`. The images are in the order of `scored_rows(...).flatten()`.
-    """
-    columns, collected = range(config.annealed_per_digit), {}
-    for method in methods:
-        parts = [results[_task_name(purpose, method, "test", column)] for column in columns]
-        mean, scale = (torch.stack([part[name] for part in parts], dim=1).flatten(0, 1) for name in ("mean", "scale"))
-        collected[method.name] = GaussianPosterior(mean, scale)
-    return collected
-
-
-def image_table(measured, data, config):
-    """Rows of log_probabilities.csv, dicts, None where not measured; measured: of `collect_images`."""
-    table = []
-    for (name, split), columns in measured.items():
-        part = getattr(data, split)
-        part = part.at(scored_rows(data, split, config.images_per_digit, config).flatten())
-        values = zip(*(column.flatten().tolist() for column in columns.values()), strict=True)
-        for label, index, numbers in zip(part.labels.tolist(), part.index.tolist(), values, strict=True):
-            identity = {"method": name, "split": split, "class": part.classes[label], "index": index}
-            numbers = (None if math.isnan(number) else number for number in numbers)
-            table.append({**identity, **dict(zip(columns, numbers, strict=True))})
-    return table
 
 
 # Bidirectional bounds of simulated images
@@ -211,9 +232,9 @@ def image_table(measured, data, config):
 
 def bidirectional_tasks(methods, config, *, device="cpu"):
     """Tasks that bound log p(x) of images simulated from each method's model, SIMULATED_AT_ONCE at a time."""
-    blocks = enumerate(torch.arange(config.simulated_images).split(SIMULATED_AT_ONCE))
+    blocks = enumerate(_blocks(torch.arange(config.simulated_images), SIMULATED_AT_ONCE))
     return {
-        f"bidirectional_bounds_{method.name}_{block}": partial(bound_simulated, method, index, config, device)
+        f"bidirectional_{method.name}_{block}": partial(bound_simulated, method.frozen(), index, config, device)
         for (block, index), method in product(blocks, methods)
     }
 
@@ -224,5 +245,11 @@ def bound_simulated(method, index, config, device):
     generator = random_generator(config.seed, "simulated images", method.name, device=device)
     x, z = (values[index] for values in model.sample(config.simulated_images, generator))
     noise = Noise.of_images(config.seed, "bidirectional bounds", method.name, index=index, device=device)
-    columns, _ = fit_and_anneal(model, x, config=config, noise=noise, z=z)
+    columns = fit_and_anneal(model, x, config=config, noise=noise, z=z).columns
     return torch.stack((columns["lower"], columns["upper"])).cpu()
+
+
+def collect_bidirectional(method, results):
+    """Lower and upper bounds (2, M) of the simulated images, of the results of `bidirectional_tasks`."""
+    start = f"bidirectional_{method.name}_"
+    return torch.cat([result for task, result in results.items() if task.startswith(start)], dim=1)

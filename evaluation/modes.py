@@ -14,7 +14,7 @@ import torch
 from evaluation.ais import TRUSTED_STD, AISEstimate, annealed_importance_sampling
 from evaluation.hmc import Mixture
 from evaluation.quadrature import MOST_DIMENSIONS, integrate
-from posterior_fit import PosteriorFit, bounds, cosine, fit_posterior, gauss_newton_posterior, unpack
+from posterior_fit import PosteriorFit, bounds, cosine, fit_posterior, unpack
 from vae_utils import GaussianPosterior, Noise, check_inputs
 
 FEW_DIMENSIONS = 10  # from the prior, chains find their way in so many
@@ -25,10 +25,10 @@ BARRIER = 1.0  # nats by which log p(x, z) falls between two modes, on the strai
 MOST_MODES = 8
 
 
-def estimate_log_prob(model, x, q, *, noise, precision="float32", fit_steps=300, **annealing):
-    """log p(x) of images x (B, *image) under any LatentVariableModel from q*: columns {name: (B,)}, nats.
+def estimate_log_prob(model, x, q, full, *, noise, precision="float32", fit_steps=300, **annealing):
+    """log p(x) of images x (B, *image) under any LatentVariableModel: columns {name: (B,)}, nats.
 
-    q: a fitted diagonal GaussianPosterior (B, D); precision: of the networks in gradients of annealing; annealing:
+    q, full: q* and q*full of `fit_posterior`, (B, D); precision: of the networks in gradients; annealing:
     settings of `annealed_importance_sampling`. The columns are those of an AISEstimate, `modes`, how many modes were
     combined (0: integrated, or annealed from the prior), and `trusted`, whether the stated errors can be relied on.
     """
@@ -38,7 +38,10 @@ def estimate_log_prob(model, x, q, *, noise, precision="float32", fit_steps=300,
     fast = model.in_precision(precision)
     # Full covariance at every mode
     owner, modes, mode_noise = find_modes(model, x, q, noise=noise, fit_steps=fit_steps)
-    full = gauss_newton_posterior(fast, x[owner], modes, noise=mode_noise)
+    if len(owner) > len(x):
+        options = {"noise": mode_noise[(rest := torch.arange(len(x), len(owner)))], "fit_steps": fit_steps}
+        others = fit_posterior(fast, x[owner[rest]], modes[rest], covariance="full", **options).q
+        full = GaussianPosterior.concatenate([full, others])
     # Annealing from every mode: of the images with one, and of the others, whose modes share a Mixture
     counts = owner.bincount(minlength=len(x))
     alone, order, estimates = counts[owner] == 1, [], []
@@ -91,7 +94,9 @@ def find_modes(model, x, q, *, noise, fit_steps=300):
     images, starts = len(x), STARTS_IN_FEW if model.latent_dim <= FEW_DIMENSIONS else STARTS
     # Short fits
     candidates = torch.stack([q.parameters(), *_search(model, x, starts, noise).chunk(starts)])  # (1 + starts, B, 2D)
-    heights = bounds(model, x, candidates, noise).nan_to_num(-math.inf, neginf=-math.inf)  # (1 + starts, B)
+    heights = bounds(model, x, [unpack(parameters) for parameters in candidates], noise).nan_to_num(
+        -math.inf, neginf=-math.inf
+    )  # (1 + starts, B)
     owners, parameters = [], []
     for image in range(images):
         # Short fits are compared with short fits: q is fitted to the end.
@@ -111,7 +116,7 @@ def find_modes(model, x, q, *, noise, fit_steps=300):
     fitted = fit_posterior(model, x[further], start, noise=further_noise, fit_steps=fit_steps).q
     # Some have come to a mode that is known, or lie too low
     ends = fitted.parameters()
-    height = bounds(model, x[further], ends[None], further_noise)[0].nan_to_num(-math.inf)
+    height = bounds(model, x[further], [fitted], further_noise)[0].nan_to_num(-math.inf)
     highest, kept = heights[0].tolist(), []
     for image, reached in zip(owners, height.tolist(), strict=True):
         highest[image] = max(highest[image], reached)

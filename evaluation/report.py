@@ -1,13 +1,13 @@
 """The evaluation of trained methods: `evaluate` finds every number, `draw_report` writes and draws."""
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from data import SPLITS, rows_per_class, stratified_subset
+from data import SPLITS
 from evaluation import figures, latent_figures, latents, measurements, samples, scores, style
 from evaluation.page.explorer import explorer
 from evaluation.statistics import find
@@ -17,7 +17,8 @@ from runtime.distributed import rank
 from runtime.progress import check_interrupt
 from vae_utils import random_generator
 
-PRIOR_SAMPLES, MOST_PICTURED = 64, 30  # how many classes at most have an image of their own in a figure
+PRIOR_SAMPLES, EARLIER_NUM_SAMPLES = 64, 100
+MOST_PICTURED = 30  # how many classes at most have an image of their own in a figure
 RESULTS = (  # the files in the results directory, as patterns; those of earlier versions, too
     "*recon_epoch_[0-9]*.png",
     "samples_epoch_[0-9]*.png",
@@ -26,6 +27,7 @@ RESULTS = (  # the files in the results directory, as patterns; those of earlier
     "scores.csv",
     "log_probabilities.*",
     "gaps.csv",
+    "where_the_nats_go.png",
     "gaps_over_epochs.png",
     "gaps_per_digit.png",
     "quality_over_seconds.png",
@@ -47,19 +49,20 @@ class Results(NamedTuple):
 
     scores: list  # of Score
     images: list  # rows of log_probabilities.csv, dicts
-    latent_usage: list  # rows of latent_usage.csv, dicts
     methods: list  # as they were after the last epoch
     classes: tuple
     likelihood: str  # p(x|z) in words
-    log_prob: np.ndarray  # (methods, splits, classes, annealed images of each class), float64: the best estimate
     pictures: dict  # {epoch: see `draw_pictures`}
-    examples: torch.Tensor  # (M, C, H, W), the first annealed test image of each class
-    sample_labels: torch.Tensor  # (M,), of the test images on the map
-    points: dict  # {method's name: (M, 2)}, the map
-    traversals: tuple  # see latents.traversals
-    interpolations: dict  # see latents.interpolations
-    samples: dict  # {kind: images}, see samples.assess
-    explorer: dict  # see explorer.explorer
+    # Of a full evaluation alone:
+    latent_usage: list = None  # rows of latent_usage.csv, dicts
+    log_prob: np.ndarray = None  # (methods, splits, classes, annealed images of each class), float64: the best estimate
+    examples: torch.Tensor = None  # (M, C, H, W), the first annealed test image of each class
+    sample_labels: torch.Tensor = None  # (M,), of the test images on the map
+    points: dict = None  # {method's name: (M, 2)}, the map
+    traversals: tuple = None  # see latents.traversals
+    interpolations: dict = None  # see latents.interpolations
+    samples: dict = None  # {kind: images}, see samples.assess
+    explorer: dict = None  # see explorer.explorer
 
     @property
     def labels(self):
@@ -74,105 +77,110 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
     full; data: a Data; classifier: the supervised baseline; config: an EvalConfig; training_seconds: {method's name:
     seconds}, where known; run: a Run. The work on images is dealt to the ranks; rank 0 does the rest.
     """
-    coarse, last, pictures, rows = measurements.at_earlier_epochs(config), epochs[-1], {}, []
-    sample = stratified_subset(data.test, size=min(config.fitted_images, len(data.test.labels)), seed=config.seed)
-    for epoch in epochs:
-        # The work of this epoch.
+    full, last = config.evaluation == "full", epochs[-1]
+    # The work.
+    work, samples_of, methods_of = {}, {}, {}
+    for epoch in reversed(epochs):  # the tasks of the last epoch take longest
         methods = load(epoch)
-        work = {f"pictures_{epoch}_{method.name}": partial(pictured_means, method, data, config) for method in methods}
-        if epoch == last:
-            work |= measurements.image_tasks(methods, data, config, "log p(x)")
-            work |= measurements.bidirectional_tasks(methods, config, device=data.device)
-            work |= measurements.inference_tasks(methods, sample, config)
-        else:
-            work |= measurements.image_tasks(methods, data, coarse, "gaps", epoch)
-        results = run.map(f"evaluation, epoch {epoch}", work)
-
-        # What it gave.
-        if rank() == 0:
-            means = {method.name: results[f"pictures_{epoch}_{method.name}"] for method in methods}
-            pictures[epoch] = draw_pictures(methods, means, data, config)
-            purpose = ("log p(x)",) if epoch == last else ("gaps", epoch)
-            measured = measurements.collect_images(methods, config if epoch == last else coarse, results, *purpose)
-            rows += scores.tracked_scores(measured, epoch, config.gap_images_per_digit)
+        samples_of[epoch] = measurements.draw_samples(data, config, last=epoch == last and config.evaluation != "none")
+        settings, annealed = config, SPLITS if full else ()
+        if epoch != last:
+            settings, annealed = at_earlier_epochs(config), ("test",) if full and config.gap_images_per_digit else ()
+        work |= measurements.image_tasks(methods, samples_of[epoch], epoch, settings, annealed=annealed)
+        methods_of[epoch] = methods if epoch == last else [method.frozen() for method in methods]
+    methods = methods_of[last]
+    if full:
+        work |= measurements.bidirectional_tasks(methods, config, device=data.device)
+    results = run.map("evaluation", work, device=data.device)
     if rank():
         return None
 
+    # Every saved epoch.
+    rows, pictures = [], {}
+    for epoch in epochs:
+        drawn, measured = samples_of[epoch], measurements.collect_images(methods, samples_of[epoch], results, epoch)
+        pictures[epoch] = draw_pictures(methods_of[epoch], drawn, measured, config)
+        rows += scores.tracked_scores(measured, drawn, epoch, measurements.tracked_per_class(config))
+    shared = {"methods": methods, "classes": data.test.classes, "likelihood": methods[0].model.likelihood.label}
+    if config.evaluation == "none":
+        return Results([], [], pictures=pictures, **shared)
+
     # Bounds, log p(x), gaps, costs.
-    fits, seconds = measurements.collect_inference(methods, sample, results)
     train_q = {method.name: measurements.posterior_of_train(method, data) for method in methods}
-    sample_q = {name: fit.q for name, fit in fits.items()}
-    bounds = measurements.final_bounds(methods, data, sample, fits, train_q, config)
-    rows += scores.bound_scores(bounds, data, last)
-    rows += scores.image_scores(measured, bounds, data, config, last)
+    rows += scores.bound_scores(measurements.whole_bounds(methods, data, train_q, config), last)
+    rows += scores.image_scores(measured, drawn, last)
+    rows += scores.cost_scores(methods, last, measured, training_seconds)
+    images = measurements.image_table(measured, drawn)
+    if not full:
+        return Results(rows, images, pictures=pictures, **shared)
     rows += scores.bidirectional_scores(methods, results, last)
-    rows += scores.cost_scores(methods, last, fits, seconds, training_seconds)
 
     # Latents and samples.
-    options = {"epoch": last, "keep": run.keep}
-    drawn = {"sample": sample, "sample_q": sample_q}
-    latent_scores, usage, points = latents.analyse(methods, train_q, data, classifier, config, **drawn, **options)
+    sample, options = drawn["test"].part, {"epoch": last, "keep": run.keep}
+    sample_q = {method.name: measured[method.name, "test"].fit.q for method in methods}
+    of_sample = {"sample": sample, "sample_q": sample_q}
+    latent_scores, usage, points = latents.analyse(methods, train_q, data, classifier, config, **of_sample, **options)
     sample_scores, sample_images = samples.assess(methods, data, classifier, config, **options)
 
     # What figures and the page draw.
-    count = config.annealed_per_digit
-    annealed = data.test.at(measurements.scored_rows(data, "test", count, config).flatten())
-    columns = ("log_prob", "log_prob_standard_error")
+    places = drawn["test"].first(config.images_per_digit)  # (classes, annealed images)
+    annealed, columns = places.flatten(), ("log_prob", "log_prob_standard_error")
     annealed_log_prob = {
-        method.name: [measured[method.name, "test"][column][:, :count].flatten() for column in columns]
+        method.name: [measured[method.name, "test"].columns[column][annealed] for column in columns]
         for method in methods
     }
-    annealed_q = measurements.collect_posteriors(methods, config, results, "log p(x)")
-    log_prob = [[measured[method.name, split]["log_prob"][:, :count] for split in SPLITS] for method in methods]
+    annealed_q = {name: q[annealed] for name, q in sample_q.items()}
+    log_prob = [
+        [
+            measured[method.name, split].columns["log_prob"][drawn[split].first(config.images_per_digit)]
+            for split in SPLITS
+        ]
+        for method in methods
+    ]
     shown = {"points": points, "seed": config.seed}
+    shown_images = sample.at(annealed)
     return Results(
         scores=rows + latent_scores + sample_scores,
-        images=measurements.image_table(measured, data, config),
-        latent_usage=usage,
-        methods=methods,
-        classes=data.test.classes,
-        likelihood=methods[0].model.likelihood.label,
-        log_prob=np.stack([np.stack([values.numpy() for values in splits]) for splits in log_prob]),
+        images=images,
         pictures=pictures,
-        examples=annealed.images[::count][:MOST_PICTURED].cpu(),
+        **shared,
+        latent_usage=usage,
+        log_prob=np.stack([np.stack([values.numpy() for values in splits]) for splits in log_prob]),
+        examples=sample.images[places[:MOST_PICTURED, 0]].cpu(),
         sample_labels=sample.labels.cpu(),
         points=points,
         traversals=latents.traversals(methods, train_q, sample_q, sample),
         interpolations=latents.interpolations(methods, sample_q, sample, classifier),
         samples=sample_images,
-        explorer=explorer(methods, train_q, sample, sample_q, annealed, annealed_q, annealed_log_prob, **shown),
+        explorer=explorer(methods, train_q, sample, sample_q, shown_images, annealed_q, annealed_log_prob, **shown),
     )
 
 
-def pictured(data):
-    """The test images that are drawn, a Split: the first of each class to reconstruct, then the second."""
-    return data.test.at(rows_per_class(data.test, 2)[:MOST_PICTURED].T.flatten())
-
-
-def pictured_means(method, data, config):
-    """The means of q (B, D) of the `pictured` test images."""
-    return measurements.infer(method, pictured(data), config).q.mean.cpu()
+def at_earlier_epochs(config):
+    """The EvalConfig of the epochs before the last, whose images are few: half the chains are enough."""
+    count = measurements.tracked_per_class(config)
+    return replace(config, images_per_digit=count, num_samples=EARLIER_NUM_SAMPLES, chains=max(2, config.chains // 2))
 
 
 @torch.no_grad()
-def draw_pictures(methods, means, data, config):
+def draw_pictures(methods, drawn, measured, config):
     """Images of one epoch: {"training image", "test image", "compared image": (M, C, H, W)}, and for each method's name
     its drawings of the three and its "samples" from the prior, a dict.
 
-    means: {method's name: of q, as of `pictured_means`}.
+    drawn: {split: Sample}; measured: of `measurements.collect_images`.
     """
-    rows = rows_per_class(data.train, 1)[:MOST_PICTURED].flatten()
-    seen, (unseen, compared) = data.train.images[rows], pictured(data).images.chunk(2)
-    drawn = {"training image": seen.cpu(), "test image": unseen.cpu(), "compared image": compared.cpu()}
+    places = {split: sample.first(1 + (split == "test"))[:MOST_PICTURED].T for split, sample in drawn.items()}
+    shown = {"training image": ("train", places["train"][0])}
+    shown |= {kind: ("test", places["test"][row]) for row, kind in enumerate(("test image", "compared image"))}
+    pictures = {kind: drawn[split].part.images[rows].cpu() for kind, (split, rows) in shown.items()}
     for method in methods:
         # The same generator for every method: where they have the same number of dimensions, the same z.
-        generator = random_generator(config.seed, "prior samples", device=data.device)
-        z = torch.randn(PRIOR_SAMPLES, method.model.latent_dim, generator=generator, device=data.device)
-        of_test = method.model.mean(means[method.name].to(data.device)).chunk(2)
-        images = (method.model.mean(method.posterior(seen, rows).mean), *of_test, method.model.mean(z))
-        kinds = ("training image", "test image", "compared image", "samples")
-        drawn[method.name] = {kind: image.cpu() for kind, image in zip(kinds, images, strict=True)}
-    return drawn
+        device = method.model.like.device
+        generator = random_generator(config.seed, "prior samples", device=device)
+        z = {"samples": torch.randn(PRIOR_SAMPLES, method.model.latent_dim, generator=generator, device=device)}
+        z |= {kind: measured[method.name, split].fit.q.mean[rows] for kind, (split, rows) in shown.items()}
+        pictures[method.name] = {kind: method.model.mean(values).cpu() for kind, values in z.items()}
+    return pictures
 
 
 def draw_report(results_dir, results, summary):
@@ -188,8 +196,12 @@ def draw_report(results_dir, results, summary):
         _save_epoch(save, epoch, drawn, methods, classes)
 
     # Tables.
+    if not results.scores:
+        return
     write_scores(results_dir / "scores.csv", results.scores)
     save_csv(results_dir / "log_probabilities.csv", results.images)
+    if results.log_prob is None:
+        return
     save_array(results_dir / "log_probabilities.npy", results.log_prob)
     save_csv(results_dir / "latent_usage.csv", results.latent_usage)
 
@@ -198,6 +210,7 @@ def draw_report(results_dir, results, summary):
     values = results.log_prob[:, SPLITS.index("test"), : len(results.examples), 0]
     options = {"num_samples": summary["eval_config"]["num_samples"], "classes": classes, **shared}
     save("log_probabilities", figures.log_probabilities, images=results.examples, example_values=values, **options)
+    save("where_the_nats_go", figures.where_the_nats_go, **shared)
     save("gaps_over_epochs", figures.gaps_over_epochs, **shared)
     if all(find(results.scores, "training_seconds", method.name, "train") for method in methods):
         save("quality_over_seconds", figures.quality_over_seconds, **shared)

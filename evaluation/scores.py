@@ -1,134 +1,118 @@
 """The Scores of trained methods, from what `measurements` found: means with their errors, differences, costs."""
 
 import math
-from itertools import combinations, product
+from itertools import combinations
 
 import torch
 
-from data import SPLITS
 from evaluation.gaps import METRICS
-from evaluation.measurements import blocks_of, draws_of
-from evaluation.statistics import TRACKED, plain_score, proportional_error, regression_estimate, score, stratified_mean
+from evaluation.measurements import collect_bidirectional, draws_of
+from evaluation.statistics import TRACKED, plain_score, regression_estimate, score, stratified_mean
 from vae_utils import mean_and_error
 
-FEWEST_REGRESSED = 10  # images: the errors of a regression on fewer are not to be trusted
+# Columns whose means over images are Scores, for every class and, but for ESTIMATES, as paired differences of methods.
+KNOWN = ("elbo", "fitted_elbo", "amortization_gap", *(metric.__name__ for metric in METRICS))  # of all measured images
+OFFSETS = {  # of the annealed images alone: the column of KNOWN that is carried over to all measured images
+    "log_prob": "fitted_elbo",
+    "inference_gap": "amortization_gap",
+    "mean_field_gap": None,
+    "non_gaussian_gap": None,
+    "approximation_gap": None,
+    "full_elbo": "fitted_elbo",
+    "importance_sampling": "fitted_elbo",
+    "full_importance_sampling": "fitted_elbo",
+}
+GAPS = ("amortization_gap", "mean_field_gap", "non_gaussian_gap")  # whose sum is the inference gap
+MEANS = (*KNOWN, *OFFSETS)
+PAIRED = (*KNOWN, *list(OFFSETS)[:5])
+MEDIANS = ("effective_sample_size", "full_effective_sample_size", "log_weight_std", "temperatures")
 
-# Columns whose means over images are Scores, with every class and, of PAIRED, the difference of two methods.
-PAIRED = ("elbo", "fitted_elbo", "log_prob", "inference_gap", *(metric.__name__ for metric in METRICS))
-GAPS = ("approximation_gap", "amortization_gap", "inference_gap")
-MEANS = tuple(dict.fromkeys((*PAIRED, *GAPS, "importance_sampling", "fitted_importance_sampling")))
-MEDIANS = ("effective_sample_size", "fitted_effective_sample_size", "log_weight_std", "temperatures")
 
-
-def bound_scores(bounds, data, epoch):
-    """Scores "elbo", "log_likelihood", "kl" and "draws" (of z per image) of `final_bounds`.
-
-    The errors are over images, with what noise their draws of z leave; of a stratified part of a split they are those
-    within its classes.
-    """
+def bound_scores(bounds, epoch):
+    """Scores "elbo_all", "log_likelihood", "kl" and "draws" (of z per image) of `whole_bounds`, errors over images."""
     rows = []
-    for (name, split), (part, bound) in bounds.items():
+    for (name, split), bound in bounds.items():
         labels = {"method": name, "split": split, "epoch": epoch}
         for quantity, values in bound._asdict().items():
-            rows.append(score(quantity, _mean_of_part(values, part, getattr(data, split)), **labels))
-        count = len(part.labels)
-        rows.append(plain_score("draws", draws_of(count), count, **labels))
+            quantity = "elbo_all" if quantity == "elbo" else quantity
+            rows.append(score(quantity, mean_and_error(values), **labels))
+        rows.append(plain_score("draws", draws_of(len(bound.elbo)), len(bound.elbo), **labels))
     return rows
 
 
-def _mean_of_part(values, part, split):
-    """`mean_and_error` of values of all images of `split`, or of those of a stratified `part` of it."""
-    result = mean_and_error(values)
-    if len(part.labels) < len(split.labels):
-        result["standard_error"] = proportional_error(values, part.labels)
-    return result
-
-
-def annealed_columns(columns, count):
-    """The columns of the first `count` images of each class, which were annealed, with the three gaps."""
-    columns = {name: values[:, :count] for name, values in columns.items()}
-    return columns | {
-        "approximation_gap": columns["log_prob"] - columns["fitted_elbo"],
-        "amortization_gap": columns["fitted_elbo"] - columns["elbo"],
-        "inference_gap": columns["log_prob"] - columns["elbo"],
-    }
-
-
-def tracked_scores(measured, epoch, count):
-    """Scores of the images that are scored at every saved epoch, the first `count` of each class."""
-    return [
-        score(name, stratified_mean(values[name]), method=method, split=split, epoch=epoch, group=TRACKED)
-        for (method, split), columns in measured.items()
-        for values in (annealed_columns(columns, count),)
-        for name in MEANS
-    ]
-
-
-def image_scores(measured, bounds, data, config, epoch):
-    """Scores of the annealed images: of all, of every class, and paired differences of every two methods.
-
-    measured: of `collect_images`; bounds: of `final_bounds`. "log_prob" is of the whole split, by the regression of
-    log p(x) on the ELBO, and "log_prob_annealed" the mean of the annealed images; of too few images "log_prob" is that
-    mean. "elbo_annealed" is the ELBO of the annealed images.
-    """
+def tracked_scores(measured, samples, epoch, count):
+    """Scores of the images that are annealed at every saved epoch, the first `count` of each class."""
     rows = []
-    annealed = {key: annealed_columns(columns, config.annealed_per_digit) for key, columns in measured.items()}
-    regressions = {key: _regression(annealed[key], *bounds[key], getattr(data, key[1])) for key in measured}
-    for (name, split), values in annealed.items():
-        labels = {"method": name, "split": split, "epoch": epoch}
-        rows += _sample_scores(values, **labels)
-
-        # log p(x) of the whole split; of both splits by regression, or of neither.
-        both = all(regressions[name, other] for other in SPLITS)
-        regression = regressions[name, split] if both else None
-        plain = stratified_mean(values["log_prob"])
-        rows.append(score("log_prob", regression or plain, **labels))
-        if regression:
-            rows.append(score("log_prob_annealed", plain, **labels))
-
-        # Every class.
-        for number, group in enumerate(data.test.classes):
-            rows += [score(key, stratified_mean(values[key][number]), group=group, **labels) for key in MEANS]
-
-    # Paired differences, on the same images.
-    names = list(dict.fromkeys(name for name, _ in measured))
-    for (one, other), split, key in product(combinations(names, 2), SPLITS, PAIRED):
-        values = stratified_mean(annealed[one, split][key] - annealed[other, split][key])
-        rows.append(score(key, values, method=f"{one} - {other}", split=split, epoch=epoch))
+    for (method, split), (columns, _, _) in measured.items():
+        sample = samples[split]
+        places = sample.first(count).flatten()
+        for name in (name for name in MEANS if name in columns):
+            values = stratified_mean(columns[name][places], sample.labels[places], sample.shares)
+            rows.append(score(name, values, method=method, split=split, epoch=epoch, group=TRACKED))
     return rows
 
 
-def _sample_scores(values, **labels):
-    """Scores of the annealed images, columns (classes, images per class), and how far they can be trusted."""
-    count = values["log_prob"].numel()
-    rows = [
-        score("elbo_annealed" if name == "elbo" else name, stratified_mean(values[name]), **labels)
-        for name in MEANS
-        if name != "log_prob"
-    ]
-    rows += [plain_score(name, values[name].flatten().quantile(0.5), count, **labels) for name in MEDIANS]
+def image_scores(measured, samples, epoch):
+    """Scores of MEANS over the images of each Sample: of all, of every class, and paired differences of two methods.
+
+    measured: of `collect_images`. What only the annealed images have is carried over to all measured ones by its
+    regression on the ELBO(q*) of every method, see `regression_estimate`: so all numbers of a split stand on the same
+    images, and the gaps add up.
+    """
+    rows, names = [], list(dict.fromkeys(name for name, _ in measured))
+    for split, sample in samples.items():
+        of = {name: measured[name, split].columns for name in names}
+        predictors = torch.stack([of[name]["fitted_elbo"] for name in names], dim=1)
+        labels = {"split": split, "epoch": epoch}
+        for name in names:
+            rows += _means(of[name], MEANS, sample, predictors, method=name, **labels)
+            for number, group in enumerate(sample.part.classes):
+                places = torch.nonzero(sample.labels == number).flatten()
+                rows += _means(of[name], MEANS, sample, predictors, places, method=name, group=group, **labels)
+            rows += _trust_scores(of[name], sample.annealed, method=name, **labels)
+        for one, other in combinations(names, 2):
+            columns = {key: of[one][key] - of[other][key] for key in PAIRED if key in of[one]}
+            rows += _means(columns, PAIRED, sample, predictors, method=f"{one} - {other}", **labels)
+    return rows
+
+
+def _means(columns, names, sample, predictors, places=None, **labels):
+    """Scores of columns (N,) that are there, over the images of the Sample at `places` (all)."""
+    places = torch.arange(len(sample.rows)) if places is None else places
+    classes, annealed, rows = sample.labels[places], places[places < sample.annealed], []
+    for name in (name for name in names if name in columns):
+        values = columns[name]
+        if name in KNOWN:
+            result = stratified_mean(values[places], classes, sample.shares)
+        else:
+            offset = columns[OFFSETS[name]] if OFFSETS[name] else torch.zeros_like(values)
+            known = {"offset": offset[places], "known_labels": classes, "shares": sample.shares}
+            few = (values - offset)[annealed], sample.labels[annealed], predictors[annealed]
+            result = regression_estimate(*few, predictors[places], **known)
+            result["images"] = len(places)
+        rows.append(score(name, result, **labels))
+    return rows
+
+
+def _trust_scores(columns, annealed, **labels):
+    """Scores of the first `annealed` images that say how far their log p(x) can be trusted."""
+    converged = columns.get("fit_converged")
+    rows = [plain_score("fit_converged", converged.nanmean(), len(converged), **labels)]
+    if "log_prob" not in columns:
+        return rows
+    columns = {name: values[:annealed] for name, values in columns.items()}
+    rows += [plain_score(name, columns[name].quantile(0.5), annealed, **labels) for name in MEDIANS]
     # The mean's Monte Carlo error over draws of the chains, and an estimate of its bias.
-    error = values["log_prob_standard_error"].square().sum().sqrt() / count
+    error = columns["log_prob_standard_error"].square().sum().sqrt() / annealed
     others = {
+        "annealed_images": annealed,
         "monte_carlo_error": error,
-        "bias": values["log_prob_bias"].mean(),
-        "acceptance": values["acceptance"].mean(),
-        "images_not_trusted": (values["trusted"] == 0).sum(),
-        "images_with_several_modes": (values["modes"] > 1).sum(),
-        "fit_converged": values["fit_converged"].mean(),
+        "bias": columns["log_prob_bias"].mean(),
+        "acceptance": columns["acceptance"].mean(),
+        "images_not_trusted": (columns["trusted"] == 0).sum(),
+        "images_with_several_modes": (columns["modes"] > 1).sum(),
     }
-    return rows + [plain_score(name, value, count, **labels) for name, value in others.items()]
-
-
-def _regression(values, part, bound, split):
-    """`regression_estimate` of log p(x) of a whole Split, of which `part` has a Bound; None if there are too few."""
-    log_prob, elbo = values["log_prob"], values["elbo"]
-    if elbo.numel() < FEWEST_REGRESSED or not elbo.std() > 0:
-        return None
-    shares = torch.bincount(split.labels, minlength=split.num_classes).double()
-    known_error = _mean_of_part(bound.elbo, part, split)["standard_error"]
-    options = {"shares": shares / shares.sum(), "known": bound.elbo, "known_error": known_error}
-    return regression_estimate(log_prob, elbo, **options)
+    return rows + [plain_score(name, value, annealed, **labels) for name, value in others.items()]
 
 
 def bidirectional_scores(methods, results, epoch):
@@ -139,7 +123,7 @@ def bidirectional_scores(methods, results, epoch):
     """
     rows = []
     for method in methods:
-        lower, upper = torch.cat(blocks_of(results, f"bidirectional_bounds_{method.name}"), dim=1)
+        lower, upper = collect_bidirectional(method, results)
         for name, values in {"lower": lower, "upper": upper, "gap": upper - lower}.items():
             labels = {"method": method.name, "split": "simulated", "epoch": epoch}
             rows.append(score(f"bidirectional_{name}", mean_and_error(values), **labels))
@@ -149,15 +133,15 @@ def bidirectional_scores(methods, results, epoch):
 # Costs
 
 
-def cost_scores(methods, epoch, fits, seconds, training_seconds):
-    """Scores of what training and inference took; fits, seconds: of `collect_inference`.
+def cost_scores(methods, epoch, measured, training_seconds):
+    """Scores of what training and inference took; measured: of `collect_images`.
 
     A gradient is one backward pass of one image's bound, at one sample of z, to the parameters of its q: the encoder's
     weights, which all images share, or that image's own mean and log-variance. training_seconds: where known.
     """
     rows = []
     for method in methods:
-        config, fit = method.config, fits[method.name]
+        config, (_, fit, seconds) = method.config, measured[method.name, "test"]
         visits = epoch * method.gradients_per_visit
         gradients = visits * config.train_size
         training = {
@@ -169,7 +153,7 @@ def cost_scores(methods, epoch, fits, seconds, training_seconds):
             training["training_seconds"] = training_seconds[method.name]
         inference = {
             "unseen_image_gradients": fit.gradients.double().mean(),
-            "unseen_image_seconds": seconds[method.name],
+            "unseen_image_seconds": seconds / len(fit.gradients),
             "inference_converged": fit.converged.double().mean(),
         }
         counts = {"train": (training, config.train_size), "test": (inference, len(fit.gradients))}

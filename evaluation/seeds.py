@@ -16,6 +16,7 @@ from runtime.config import RunConfig, TrainConfig
 from vae_utils import mean_and_error
 
 DIRECTORIES = ("checkpoint_dir", "results_dir")
+QUANTITIES = ("elbo", "log_prob", "amortization_gap", "mean_field_gap", "non_gaussian_gap")
 
 
 def add_seeds_flag(parser):
@@ -58,17 +59,17 @@ def headline_scores(scores):
 
     Paired differences of two methods follow the numbers of each.
     """
-    names = list(dict.fromkeys(entry.method for entry in scores if entry.quantity == "log_likelihood"))
-    rows = {}
-    for name in names:
-        by = "by regression" if find(scores, "log_prob_annealed", name) else "by annealing"
-        titles = {"ELBO": "elbo", f"log p(x) {by}": "log_prob"}
-        titles |= {quantity.replace("_", " "): quantity for quantity in ("approximation_gap", "amortization_gap")}
-        rows |= {(name, split, key): find(scores, titles[key], name, split) for split in SPLITS for key in titles}
-    for pair in (" - ".join(both) for both in combinations(names, 2)):
-        keys = [(split, quantity) for split in SPLITS for quantity in DIFFERENCES]
-        rows |= {(pair, split, title(quantity)): find(scores, quantity, pair, split) for split, quantity in keys}
-    return rows
+    methods = list(dict.fromkeys(entry.method for entry in scores if entry.quantity == "elbo"))
+    names = [name for name in methods if " - " not in name]
+    asked = dict.fromkeys(names, QUANTITIES)
+    asked |= dict.fromkeys((" - ".join(both) for both in combinations(names, 2)), DIFFERENCES)
+    rows = {
+        (name, split, title(quantity)): find(scores, quantity, name, split)
+        for name, quantities in asked.items()
+        for split in SPLITS
+        for quantity in quantities
+    }
+    return {key: entry for key, entry in rows.items() if entry}
 
 
 def records(scores):

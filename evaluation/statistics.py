@@ -4,10 +4,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.stats import binomtest, bootstrap, t
+from torch.nn.functional import one_hot
 
-from vae_utils import mean_and_error
-
+FEWEST_REGRESSED = 10  # images to spare: the errors of a regression on fewer are not to be trusted
 TRACKED = "tracked images"  # the group of the few images of each class that are scored at every saved epoch
 
 
@@ -26,7 +27,7 @@ class Score(NamedTuple):
 
 
 def score(quantity, values, *, method="", split="test", epoch=0, group=""):
-    """The Score of a dict of `mean_and_error`, `stratified_mean` or `regression_estimate`."""
+    """The Score of a dict of `mean_and_error`, `stratified_mean`, `regression_estimate`."""
     freedom = values.get("freedom", values["images"] - 1)
     return Score(
         quantity, method, split, epoch, group, values["mean"], values["standard_error"], values["images"], freedom
@@ -49,68 +50,62 @@ def find(scores, quantity, method, split="test", group="", **values):
     return max(matches, key=lambda entry: entry.epoch, default=None)
 
 
-def stratified_mean(values):
-    """{"mean", "standard_error", "images", "freedom"} of one value per image, (classes, images per class) or (images,).
+def stratified_mean(values, labels, shares):
+    """{"mean", "standard_error", "images", "freedom"} of one value per image, (N,), of images drawn class by class.
 
-    Every class counts equally. The error is over images, that of a stratified sample (Cochran 1977, Eq. 5.12), with
-    `freedom` degrees of freedom; with one image per class that of the classes' own values, and None for one image.
+    labels: (N,); shares: (classes,), of the classes in the population. Every class counts by its share. The error is
+    over images, that of a stratified sample (Cochran 1977, Eq. 5.7), with `freedom` degrees of freedom; a class of one
+    image has the variance of all images. Where all have one, or there is one class, it is that of a plain sample.
     """
-    values = values.cpu().double()
-    if values.dim() == 1 or values.shape[1] == 1:
-        result = mean_and_error(values)
-        return {**result, "freedom": result["images"] - 1}
-    classes, count = values.shape
-    error = float((values.var(1) / count).sum().sqrt() / classes)
-    size = {"images": classes * count, "freedom": classes * (count - 1)}
-    return {"mean": float(values.mean()), "standard_error": error, **size}
+    y, labels, shares = values.cpu().double(), labels.cpu(), shares.cpu().double()
+    counts = labels.bincount(minlength=len(shares))
+    present = counts > 0
+    shares = shares * present / shares[present].sum()
+    sums = torch.zeros(len(shares), dtype=y.dtype).index_add(0, labels, y)
+    means = sums / counts.clamp(min=1)
+    squares = torch.zeros_like(sums).index_add(0, labels, (y - means[labels]).square())
+    several = counts > 1
+    variances = torch.where(several, squares / (counts - 1).clamp(min=1), y.var() if len(y) > 1 else torch.nan)
+    error = float((shares.square() * variances / counts.clamp(min=1))[present].sum().sqrt())
+    freedom = int((counts - 1)[several].sum()) or len(y) - 1
+    size = {"images": len(y), "freedom": freedom}
+    return {"mean": float(shares @ means), "standard_error": error if len(y) > 1 else None, **size}
 
 
-def proportional_error(values, labels):
-    """Standard error of the mean of `values` (N,) of images whose classes have the shares of the population.
+def regression_estimate(values, labels, predictors, known, *, offset, known_labels, shares):
+    """The mean over many images of what is measured of a few: two-phase sampling (Cochran 1977, sections 7.10, 12.6).
 
-    labels: (N,). That of proportional stratified sampling (Cochran 1977, Eq. 5.34); classes of one image count as the
-    whole.
+    values (n,): of images drawn class by class, with labels (n,) and predictors (n, P). known (N, P), known_labels
+    (N,): the predictors of many images, these among them; offset (N,): of the many, and added. shares: (classes,). The
+    slopes are those of a weighted least-squares fit, its intercepts those of the classes; 0 with fewer than
+    FEWEST_REGRESSED images to spare for them. Returns a dict like that of `stratified_mean`. The error is over draws of
+    images: that of the residuals, and that of the many. Estimates by the same predictors add up as their values do.
     """
-    values, labels = values.cpu().double(), labels.cpu()
-    classes = [values[labels == label] for label in labels.unique()]
-    variances = (len(members) * (members.var() if len(members) > 1 else values.var()) for members in classes)
-    return float(sum(variances).sqrt() / len(values))
-
-
-def regression_estimate(values, bounds, *, shares, known, known_error):
-    """The mean of `values`, by their regression on `bounds` (two-phase sampling, Cochran 1977, sections 7.10 and 12.6).
-
-    values, bounds: (classes, images per class), random images of every class; shares: (classes,), of all images; known:
-    (M,), the bounds of many images, among which the classes have these shares; known_error: the standard error of their
-    mean over images. The slope, common to all classes, and the residuals are taken within the classes where these have
-    two images or more. Returns a dict like that of `stratified_mean`, with "known_images" and the "slope". The error is
-    over draws of images: that of the residuals and that of the bounds' mean. Needs three images, not all of the same
-    bound.
-    """
-    y, x, known = (tensor.cpu().double() for tensor in (values, bounds, known))
-    classes, count = y.shape
-    weights = (shares.cpu().double() / count).unsqueeze(1).expand_as(y)
-
-    def centered(values):
-        return values - (values.mean(1, keepdim=True) if count > 1 else values.mean())
-
-    # Slope within the classes, and the shift from the sample's bounds to the known ones.
-    slope = (weights * centered(x) * centered(y)).sum() / (weights * centered(x).square()).sum()
-    shift = known.mean() - (weights * x).sum()
-
-    # Variance: residuals, slope and known mean.
-    freedom = y.numel() - (classes if count > 1 else 1) - 1
-    residual_variance = (centered(y) - slope * centered(x)).square().sum() / freedom
-    variance = residual_variance * (weights.square().sum() + shift.square() / centered(x).square().sum())
-    variance += (slope * known_error).square()
-    return {
-        "mean": float((weights * y).sum() + slope * shift),
-        "standard_error": float(variance.sqrt()),
-        "images": y.numel(),
-        "freedom": freedom,
-        "known_images": len(known),
-        "slope": float(slope),
-    }
+    center, counts = known.mean(0), labels.bincount(minlength=len(shares))
+    shares = shares * (counts > 0) / shares[counts > 0].sum()
+    # An intercept for each class, where these have two images or more.
+    of_classes = bool((counts[counts > 0] > 1).all())
+    intercepts = one_hot(labels, len(shares)) if of_classes else torch.ones(len(values), 1)
+    design = torch.cat((intercepts, predictors - center), dim=1).double()
+    rank, predicted = int(torch.linalg.matrix_rank(design)), offset.double()
+    if len(values) - rank < FEWEST_REGRESSED:
+        result = stratified_mean(values, labels, shares)
+    else:
+        weights = (shares / counts)[labels].double()
+        inverse = torch.linalg.pinv(design.T @ (weights[:, None] * design), rtol=1e-9, hermitian=True)
+        slopes = inverse @ (design.T @ (weights * values.double()))
+        means = [stratified_mean(column, known_labels, shares)["mean"] for column in (known - center).T]
+        at = torch.cat((shares.double() if of_classes else torch.ones(1), torch.tensor(means, dtype=torch.float64)))
+        of_values = weights * (design @ (inverse @ at))  # (n,): the estimate is the sum of these shares of the values
+        variance = (values - design @ slopes).square().sum() / (len(values) - rank) * of_values.square().sum()
+        size = {"images": len(values), "freedom": len(values) - rank}
+        # The prediction is part of the error over the many images, but its mean is in the estimate already.
+        result = {"mean": float(of_values @ values.double()), "standard_error": float(variance.sqrt()), **size}
+        predicted = predicted + (known - center).double() @ slopes[-known.shape[1] :]
+    of_many = stratified_mean(predicted, known_labels, shares)
+    if result["standard_error"] is not None:
+        result["standard_error"] = math.hypot(result["standard_error"], of_many["standard_error"])
+    return {**result, "mean": result["mean"] + stratified_mean(offset, known_labels, shares)["mean"]}
 
 
 def half_width(standard_error, freedom):

@@ -16,6 +16,7 @@ from evaluation.statistics import wilson_interval
 SPLIT_NAMES = {"train": "training images", "validation": "validation images", "test": "test images"}
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the methods' colours are taken from it, too.
 BASELINE, TRIVIAL, INK = "#009E73", "#CC79A7", "#333333"
+WHISKER = {"fmt": "none", "color": INK, "capsize": 2, "linewidth": 1}
 # Tol's "muted" palette, likewise, and black.
 CLASS_COLORS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000"

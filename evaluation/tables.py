@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from data import SPLITS
 from evaluation.scores import PAIRED
-from evaluation.statistics import Score, find
+from evaluation.statistics import Score, find, half_width
 from runtime.checkpoint import invalid_contents, save_csv
 
 FEW = 10  # effective samples: below, importance sampling is too low by an amount that the weights cannot tell
@@ -16,9 +16,13 @@ TITLE = "nats per image (± standard error over images)"
 NAMES = {  # of quantities, where not their own
     "elbo": "ELBO(q)",
     "fitted_elbo": "ELBO(q*)",
-    "log_prob": "log p(x), annealed",
+    "full_elbo": "ELBO(q*full)",
+    "log_prob": "log p(x)",
+    "amortization_gap": "amortization gap, ELBO(q*) - ELBO(q)",
+    "mean_field_gap": "mean-field gap, ELBO(q*full) - ELBO(q*)",
+    "non_gaussian_gap": "non-Gaussian gap, log p(x) - ELBO(q*full)",
     "inference_gap": "log p(x) - ELBO(q)",
-    "squared_error": "squared error of the mean of q (not nats)",
+    "squared_error": "squared error of q's mean (not nats)",
 }
 COSTS = {
     "decoder_updates": ("train", "updates of the decoder", ",.0f"),
@@ -28,8 +32,8 @@ COSTS = {
     "unseen_image_gradients": ("test", "one unseen image: gradients of q", ",.0f"),
     "unseen_image_seconds": ("test", "one unseen image: seconds, several at a time", ".5f"),
 }
-# Differences in the final table; the inference gap has its own table.
-DIFFERENCES = tuple(name for name in PAIRED if name != "inference_gap")
+# Differences in the final table.
+DIFFERENCES = tuple(name for name in PAIRED if name not in ("inference_gap", "approximation_gap"))
 
 
 class Row(NamedTuple):
@@ -80,21 +84,16 @@ def _lower(label):
     return label[0].lower() + label[1:]
 
 
-def annealed_log_prob(scores, method, split="test"):
-    """The mean log p(x) of the annealed images, a Score."""
-    return find(scores, "log_prob_annealed", method, split) or find(scores, "log_prob", method, split)
-
-
 def final_rows(scores, labels):
     """The Rows of the final table: a list for each method, then one for each pair; labels: {method's name: label}."""
 
     def row(label, quantity, method):
         entries = [find(scores, quantity, method, split) for split in SPLITS]
-        return Row(label, tuple((number(entry), f"{entry.images:,}") for entry in entries))
+        return Row(label, tuple((number(entry), f"{entry.images:,}") if entry else ("", "") for entry in entries))
 
     blocks = [[Row(label, depth=0), *_method_rows(scores, name, row)] for name, label in labels.items()]
     for pair, label in pairs(labels):
-        rows = [row(title(quantity), quantity, pair) for quantity in DIFFERENCES]
+        rows = [row(title(name), name, pair) for name in DIFFERENCES if find(scores, name, pair)]
         blocks.append([Row(f"{label}, the same images", depth=0), *rows])
     return blocks
 
@@ -107,38 +106,39 @@ def _method_rows(scores, name, row):
         texts = zip(map(form.format, values(quantity)), remarks, strict=True)
         return Row(label, tuple(texts), depth)
 
-    # Bounds of whole splits.
-    yield row("ELBO", "elbo", name)
+    # The measured images: from ELBO(q) up to log p(x).
+    yield row("ELBO(q)", "elbo", name)
+    yield row("+ amortization gap", "amortization_gap", name)
+    yield row("= ELBO(q*), the best diagonal Gaussian", "fitted_elbo", name)
+    yield detail("fits that have converged", "fit_converged", "{:.0%}")
+    if find(scores, "log_prob", name):
+        yield from _log_prob_rows(scores, name, row, values, detail)
+    # Whole splits.
+    yield row("ELBO(q) of all images", "elbo_all", name)
     yield row("E_q log p(x|z)", "log_likelihood", name)
     yield row("KL(q || p)", "kl", name)
-    yield detail("draws of z per image", "draws", "{:.0f}")
 
-    # log p(x), annealed, and how far it can be trusted.
-    plain = annealed_log_prob(scores, name).quantity
-    if plain != "log_prob":
-        yield row("log p(x) of all images, regressed on ELBO", "log_prob", name)
-    integrated = values("temperatures")[0] == 0
-    yield row("log p(x), integrated on a grid" if integrated else "log p(x), annealed from q*", plain, name)
+
+def _log_prob_rows(scores, name, row, values, detail):
+    yield row("+ mean-field gap", "mean_field_gap", name)
+    yield row("+ non-Gaussian gap", "non_gaussian_gap", name)
+    yield row("= log p(x)", "log_prob", name)
+    yield detail("of these images, annealed", "annealed_images", "{:.0f}")
     errors = [find(scores, "log_prob", name, split).standard_error or math.inf for split in SPLITS]
     biased = [_beyond(-bias, error) for bias, error in zip(values("bias"), errors, strict=True)]
-    yield detail("of that, Monte Carlo error", "monte_carlo_error", "± {:.2f}")
-    yield detail("of that, bias, an estimate", "bias", "{:.2f}", biased)
-    yield detail("of that, acceptance of transitions", "acceptance", "{:.2f}")
+    yield detail("Monte Carlo error of their mean", "monte_carlo_error", "± {:.2f}")
+    yield detail("bias of their mean, an estimate", "bias", "{:.2f}", biased)
+    yield detail("acceptance of transitions", "acceptance", "{:.2f}")
     yield detail("images that may be wrong by more", "images_not_trusted", "{:.0f}")
     yield detail("images with several modes", "images_with_several_modes", "{:.0f}")
     gap = find(scores, "bidirectional_gap", name, "simulated")
     text = f"bidirectional bounds of {gap.images} simulated images are {number(gap)} nats apart"
     yield Row(f"{text} {_beyond(gap.mean, min(errors))}".rstrip(), depth=2)
-
-    # Importance sampling, and what inference costs.
-    for q, prefix in (("q", ""), ("q*", "fitted_")):
+    for q, prefix in (("q", ""), ("q*full", "full_")):
         yield row(f"log p(x), importance sampling from {q}", f"{prefix}importance_sampling", name)
         size = f"{prefix}effective_sample_size"
         remarks = ["too low" if value < FEW else "" for value in values(size)]
         yield detail("rests on (median effective samples)", size, "{:.1f}", remarks)
-    yield detail("fits of q* that have converged", "fit_converged", "{:.0%}", depth=1)
-    yield row("approximation gap, log p(x) - ELBO(q*)", "approximation_gap", name)
-    yield row("amortization gap, ELBO(q*) - ELBO(q)", "amortization_gap", name)
 
 
 def _beyond(error, standard_error):
@@ -178,51 +178,72 @@ def cost_table(scores, labels):
 
 
 def headline_rows(scores, labels):
-    """(the columns' titles, [(label, a text for each column)]): ELBO, log p(x) and what inference costs, test images.
+    """(the columns' titles, [(label, a text for each column)]): from ELBO to log p(x) of the same test images.
 
     A column for each method; with two methods, one more for their paired difference.
     """
     columns, titles = list(labels), list(labels.values())
     if len(labels) == 2:
         columns.append(" - ".join(labels))
-        titles.append(f"difference, same {find(scores, 'elbo', columns[-1]).images} images")
-    quantities = {"ELBO": "elbo", "log p(x)": "log_prob", "log p(x) - ELBO": "inference_gap"}
+        titles.append("difference (paired)")
+    quantities = {"ELBO(q)": "elbo", "+ amortization gap": "amortization_gap"}
+    if find(scores, "log_prob", columns[0]):
+        quantities |= {"+ mean-field gap": "mean_field_gap", "+ non-Gaussian gap": "non_gaussian_gap"}
+        quantities |= {"= log p(x)": "log_prob"}
+    else:
+        quantities |= {"= ELBO(q*)": "fitted_elbo"}
     return titles, [
         (label, [number(find(scores, quantity, method)) for method in columns])
         for label, quantity in quantities.items()
     ]
 
 
+def basis(scores, labels):
+    """In words, which images the numbers of `headline_rows` are of."""
+    name = next(iter(labels))
+    text = f"{find(scores, 'elbo', name).images:,} test images, the same in every column; ± standard error over images"
+    if annealed := find(scores, "annealed_images", name):
+        text += f"; {annealed.mean:.0f} of them are annealed, and carried over to all by regression on ELBO(q*)"
+    return text
+
+
 def headline(scores, labels):
-    """The three numbers of every method, as a table for the terminal, and what follows from them."""
+    """`headline_rows` as a table for the terminal, what they are of, and what follows from them."""
     titles, rows = headline_rows(scores, labels)
     widths = [max(20, len(title) + 2) for title in titles]
     lines = [
-        f"{label:18}" + "".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
+        f"{label:20}" + "".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
         for label, texts in [("test images, nats", titles), *rows]
     ]
-    return "\n".join([*lines, *(line for text in conclusions(scores, labels) for line in textwrap.wrap(text, 98))])
+    texts = [f"({basis(scores, labels)})", *conclusions(scores, labels)]
+    return "\n".join([*lines, *(line for text in texts for line in textwrap.wrap(text, 98))])
 
 
 def conclusions(scores, labels):
-    """One sentence for each pair of methods: which has the higher log p(x) on the same test images."""
+    """One sentence for each pair of methods: which has the higher log p(x), or if it was not measured ELBO(q*)."""
     sentences = []
     for one, other in combinations(labels, 2):
-        entry = find(scores, "log_prob", f"{one} - {other}")
+        entry = find(scores, "log_prob", f"{one} - {other}") or find(scores, "fitted_elbo", f"{one} - {other}")
         better, worse = (one, other) if entry.mean >= 0 else (other, one)
-        sure = abs(entry.mean) > 2 * (entry.standard_error or math.inf)
-        size = number(entry._replace(mean=abs(entry.mean)), 1)
-        text = f"{labels[better]} has a log p(x) {size} nats {'higher' if sure else 'higher, which may be chance,'}"
-        images = f"on the same {entry.images} test images (± standard error over images)."
+        half = half_width(entry.standard_error, entry.freedom) or math.inf
+        size = f"{abs(entry.mean):.1f}" + (f" ± {half:.1f}" if half < math.inf else "")
+        text = f"{labels[better]} has {_article(title(entry.quantity))} {size} nats higher"
+        text += "" if abs(entry.mean) > half else ", which may be chance,"
+        images = f"on the same test images (± half a 95% t interval over images, {entry.freedom} degrees of freedom)."
         sentences.append(f"{text} than {_lower(labels[worse])} {images}")
     return sentences
+
+
+def _article(text):
+    return f"an {text}" if text[0] == "E" else f"a {text}"
 
 
 def print_tables(scores, summary):
     """Prints the tables, the headline, and what training and evaluation took; summary: the contents of summary.json."""
     labels, seconds = summary["labels"], summary["seconds"]
-    print(table(scores, labels, summary["likelihood"]))
-    print(cost_table(scores, labels))
-    print(headline(scores, labels))
+    if scores:
+        print(table(scores, labels, summary["likelihood"]))
+        print(cost_table(scores, labels))
+        print(headline(scores, labels))
     times = {**seconds["training"], "evaluation": seconds["evaluation"], "total": seconds["total"]}
     print("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in times.items()))

@@ -83,6 +83,9 @@ class TrainConfig:
         return self.epochs * -(-self.train_size // self.batch_size)
 
 
+EVALUATION = "none draws pictures; quick has ELBOs and q*, too; full log p(x), what latents represent, and the page"
+
+
 @dataclass(frozen=True)
 class EvalConfig:
     """How much is scored, and how exactly."""
@@ -90,24 +93,21 @@ class EvalConfig:
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
     precision: str = setting("auto", "number format of the networks in gradients of annealing", choices=PRECISIONS)
     num_samples: int = setting(1000, "importance samples per image", low=1, high=MANY, least=100)
-    images_per_digit: int = setting(10, "images of each class and split for log p(x), if there are", low=1, high=MANY)
-    annealed_per_digit: int = setting(5, "of these, how many are annealed", low=1, high=MANY, least=1)
-    chains: int = setting(8, "annealed chains per image", low=2, high=MANY)
+    images_per_digit: int = setting(3, "annealed images of each class and split", low=1, high=MANY, least=1)
+    chains: int = setting(4, "annealed chains per image", low=2, high=MANY)
     log_weight_std: float = setting(0.8, "standard deviation of an image's log-weights to aim at", low=0.01, high=100.0)
     temperatures: int = setting(0, "temperatures of a chain; 0 takes what --log-weight-std needs", low=0, high=MANY)
-    gap_images_per_digit: int = setting(1, "images of each class at the earlier epochs", low=1, high=MANY)
-    simulated_images: int = setting(20, "simulated images for the bidirectional bounds", low=2, high=MANY, least=4)
+    gap_images_per_digit: int = setting(1, "the same at earlier epochs; 0: none", low=0, high=MANY, least=0)
+    simulated_images: int = setting(10, "simulated images for the bidirectional bounds", low=2, high=MANY, least=4)
     fit_steps: int = setting(300, "steps of a fit at a falling rate, before its averaging cycles", low=1, high=MANY)
-    fitted_images: int = setting(500, "test images on which the methods are compared", low=20, high=MANY, least=50)
+    fitted_images: int = setting(300, "test images on which the methods are compared", low=20, high=MANY, least=50)
+    evaluation: str = setting("full", EVALUATION, choices=("none", "quick", "full"))
     classified_samples: int = setting(10_000, "samples of each decoder to classify", low=200, high=MANY, least=1000)
 
     def __post_init__(self):
         check_ranges(self)
-        if self.annealed_per_digit > self.images_per_digit:
-            whole = f"--images-per-digit {self.images_per_digit}, of which they are taken"
-            raise InputError(f"--annealed-per-digit {self.annealed_per_digit}: more than {whole}")
-        if self.gap_images_per_digit > self.annealed_per_digit:
-            whole = f"--annealed-per-digit {self.annealed_per_digit}, of which they are at the last epoch"
+        if self.gap_images_per_digit > self.images_per_digit:
+            whole = f"--images-per-digit {self.images_per_digit}, of which they are at the last epoch"
             raise InputError(f"--gap-images-per-digit {self.gap_images_per_digit}: more than {whole}")
 
     @classmethod
@@ -122,8 +122,7 @@ class EvalConfig:
         scaled = [entry for entry in fields(cls) if entry.metadata["least"] is not None]
         values = {entry.name: max(entry.metadata["least"], round(share * entry.default)) for entry in scaled}
         given = {entry.name: given[entry.name] for entry in fields(cls) if entry.name in given}
-        values["images_per_digit"] = given.get("images_per_digit", max(1, min(cls.images_per_digit, fewest)))
-        values["annealed_per_digit"] = min(values["annealed_per_digit"], values["images_per_digit"])
+        values["images_per_digit"] = max(1, min(values["images_per_digit"], fewest))
         values["fitted_images"] = max(values["fitted_images"], classes)
         return cls(**{**values, **given})
 

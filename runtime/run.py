@@ -168,9 +168,9 @@ class Run:
         """From here on `map` and `keep` keep results on disk; those of another identity, a dict, are removed."""
         self._tasks, self.stage = Tasks(self.results / ".evaluation", identity), self.evaluation_stage
 
-    def map(self, title, functions):
+    def map(self, title, functions, *, device="cpu"):
         """{name: what the function returns}, on every rank; see Tasks.map."""
-        return self._tasks.map(title, functions)
+        return self._tasks.map(title, functions, device=device)
 
     def keep(self, name, function):
         """What `function()` returns, or what an interrupted run has kept of it; see Tasks.keep."""

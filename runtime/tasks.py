@@ -1,12 +1,25 @@
-"""Independent pieces of work: dealt to the ranks, and each result kept on disk until all work is finished."""
+"""Independent pieces of work: dealt to ranks and worker processes, each result kept on disk until all are finished."""
 
+import multiprocessing
+import os
 import shutil
+import signal
+import threading
 import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 
-from runtime.checkpoint import PARTIAL, InputError, load_checkpoint, load_json, save_checkpoint, save_json
+import torch
+from joblib import cpu_count
+
+from runtime.checkpoint import PARTIAL, InputError, RunError, load_checkpoint, load_json, save_checkpoint, save_json
 from runtime.distributed import barrier, gather, rank, size
-from runtime.progress import ProgressBar
+from runtime.progress import ProgressBar, check_interrupt
+
+MOST_WORKERS = 4  # processes of about 0.5 GB
 
 
 class Tasks:
@@ -38,16 +51,26 @@ class Tasks:
             save_checkpoint(path, {"result": result})
             return result
 
-    def map(self, title, functions):
-        """{name: what the function returns}, on every rank; functions: {name: a function without arguments}.
+    def map(self, title, functions, *, device="cpu"):
+        """{name: what the function returns}, on every rank; functions: {name: a pure function without arguments}.
 
-        The functions are dealt to the ranks in turn. title: of the progress bar.
+        They are dealt to the ranks in turn, and on a CPU, where there is one rank, to worker processes, so that each
+        function can be pickled. All compute in one thread: the number of processes changes no bit. title: of the bar.
         """
-        own, started = list(functions.items())[rank() :: size()], time.perf_counter()
+        own, started = dict(list(functions.items())[rank() :: size()]), time.perf_counter()
         results = {}
-        with ProgressBar(title, total=len(own), unit="task") as bar:
-            for name, function in own:
-                results[name] = self.keep(name, function)
+        with ProgressBar(title, total=len(own), unit="task") as bar, _one_thread(device):
+            todo = {}
+            for name, function in own.items():
+                if (self.directory / f"{name}.pt").exists():
+                    results[name] = self.keep(name, function)
+                    bar.advance()
+                else:
+                    todo[name] = function
+            workers = min(cpu_count(only_physical_cores=True), MOST_WORKERS, len(todo)) if size() == 1 else 1
+            alone = workers < 2 or torch.device(device).type != "cpu"
+            for name, result in _here(todo) if alone else _in_workers(todo, workers):
+                results[name] = self.keep(name, lambda result=result: result)
                 bar.advance()
             seconds = f"{time.perf_counter() - started:.0f} s"
             bar.line(f"{len(own)} tasks, {seconds}", short=seconds)
@@ -57,3 +80,47 @@ class Tasks:
     def remove(self):
         """Removes the directory, when all results are in their final files."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@contextmanager
+def _one_thread(device):
+    threads = torch.get_num_threads()
+    if torch.device(device).type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _here(functions):
+    for name, function in functions.items():
+        yield name, function()
+
+
+def _in_workers(functions, workers):
+    """(name, what its function returns), as worker processes finish them; each gets one more when it is free."""
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
+        try:
+            names = {pool.submit(function): name for name, function in functions.items()}
+            while names:
+                for future in wait(names, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                    yield names.pop(future), future.result()
+                check_interrupt()
+        except BrokenProcessPool:
+            raise RunError("a worker process has ended; if memory was short, close other programs") from None
+        finally:
+            for worker in multiprocessing.active_children() if names else ():
+                worker.terminate()
+
+
+def _start_worker():
+    """A worker has one thread, leaves Ctrl-C to the process that has started it, and does not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    threading.Thread(target=_follow, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _follow(parent):
+    wait_for_end([parent.sentinel])
+    os._exit(1)

@@ -64,15 +64,20 @@ def captions(scores, methods):
             "One image of each class with its log p(x), and the means of the classes. Annealing is the estimate to "
             f"compare by; importance sampling is low by more than its intervals say. {log_prob}",
         ),
+        "where_the_nats_go": (
+            "Where the nats go",
+            "log p(x) - ELBO(q) in its three parts: what a better diagonal q would gain, what correlations in q "
+            "would gain, and what no Gaussian can. On test images: amortization gap: "
+            f"{values('amortization_gap')}; mean-field gap: {values('mean_field_gap')}; non-Gaussian gap: "
+            f"{values('non_gaussian_gap')} nats.",
+        ),
         "gaps_over_epochs": (
             "What inference loses, over epochs",
-            "The approximation gap is what no diagonal Gaussian can reach, the amortization gap what a better q could "
-            f"gain. On test images at the end: approximation gap: {values('approximation_gap')}; amortization "
-            f"gap: {values('amortization_gap')} nats.",
+            "The three gaps on the same few images after every saved epoch, and at the end of all measured ones.",
         ),
         "gaps_per_digit": (
             "What inference loses, class by class",
-            "Both gaps of every class at the last epoch, with 95% intervals. In all, on test "
+            "The gaps of every class at the last epoch, with 95% intervals. In all, on test "
             f"images: {values('inference_gap')} nats.",
         ),
         "latent_usage": (

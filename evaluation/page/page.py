@@ -13,8 +13,7 @@ from evaluation import style
 from evaluation.gaps import METRICS
 from evaluation.page.captions import captions
 from evaluation.page.explorer import ELBO_DRAWS
-from evaluation.statistics import find
-from evaluation.tables import annealed_log_prob, conclusions, cost_rows, final_rows, headline_rows, title
+from evaluation.tables import basis, conclusions, cost_rows, final_rows, headline_rows, title
 from runtime.checkpoint import atomic_write
 
 FOLDER = Path(__file__).parent
@@ -29,6 +28,7 @@ COLUMNS = {
     "log_prob_bias": ("its bias", "{:.2f}"),
     "elbo": ("ELBO(q)", "{:.2f}"),
     "fitted_elbo": ("ELBO(q*)", "{:.2f}"),
+    "full_elbo": ("ELBO(q*full)", "{:.2f}"),
     "importance_sampling": ("importance sampling", "{:.2f}"),
     "temperatures": ("temperatures", "{:.0f}"),
 }
@@ -52,9 +52,7 @@ def write_page(results_dir, results, summary):
         "labels": labels,
         "conclusions": conclusions(scores, labels),
         "headline": headline_rows(scores, labels),
-        "elbo_images": [f"{label}: {find(scores, 'elbo', name).images:,}" for name, label in labels.items()],
-        "annealed_images": annealed_log_prob(scores, next(iter(labels))).images,
-        "regressed": bool(find(scores, "log_prob_annealed", next(iter(labels)))),
+        "basis": basis(scores, labels),
         "units": likelihood.units,
         "drawable": all(method["layers"] for method in explorer["methods"].values()),
         "explorer": {**explorer, "colors": colors},

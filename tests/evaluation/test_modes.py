@@ -62,7 +62,8 @@ def images_of(model, count):
 def estimate(model, x, index=None):
     noise = Noise.of_images(3, "modes", index=torch.arange(len(x)) if index is None else index)
     q = fit_posterior(model, x, model.initial_posterior(x), noise=noise, fit_steps=100).q
-    return estimate_log_prob(model, x, q, noise=noise, chains=6, log_weight_std=0.7)
+    full = fit_posterior(model, x, q, noise=noise, covariance="full", fit_steps=100).q
+    return estimate_log_prob(model, x, q, full, noise=noise, chains=6, log_weight_std=0.7)
 
 
 @pytest.mark.parametrize("sigma", [SIGMA, 0.01])  # 0.01: modes far narrower than the first cells
@@ -175,7 +176,7 @@ def test_an_integral_without_a_value_is_not_trusted():
     x = images_of(model, 2)
     x[1, 0] = math.nan
     q = gaussian(torch.zeros(2, 2).double(), 1.0)
-    found = estimate_log_prob(model, x, q, noise=Noise(0))
+    found = estimate_log_prob(model, x, q, q, noise=Noise(0))
     assert found["trusted"].tolist() == [True, False]
     assert found["log_prob_standard_error"][1] == math.inf
 

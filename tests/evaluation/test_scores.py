@@ -1,61 +1,102 @@
 """What is measured of images, and the Scores made of it."""
 
+from itertools import product
+
 import pytest
 import torch
 from conftest import seeded, toy_config, toy_data
 
 from evaluation import measurements, scores
+from evaluation.measurements import Measured, draw_sample, draw_samples, gap_columns, image_tasks
 from evaluation.statistics import find, select_scores
 from latent_optimization import LatentOptimization
 from runtime.config import EvalConfig
-from vae_utils import Bound, Fit
+from vae_utils import Fit
+
+SAMPLE = draw_sample(toy_data().test, size=25, per_class=4, seed=2)
+SAMPLES = {"train": SAMPLE, "test": SAMPLE}
 
 
-def made_up_columns(generator, classes=5, images=4):
-    """Random columns, as of measurements.collect_images."""
-    names = (*scores.MEANS, *scores.MEDIANS, "log_prob_standard_error", "log_prob_bias", "acceptance")
-    names = (*names, "trusted", "modes", "fit_converged")
-    return {name: torch.randn(classes, images, generator=generator, dtype=torch.float64) for name in names}
+def made_up_columns(generator, spread=1.0):
+    """Random columns, as of measurements.collect_images, with what is beyond the annealed images missing."""
+    names = (*scores.KNOWN[:2], *scores.KNOWN[3:], "log_prob", "full_elbo", "importance_sampling")
+    names = (*names, "full_importance_sampling", *scores.MEDIANS, "log_prob_standard_error", "log_prob_bias")
+    names = (*names, "acceptance", "trusted", "modes", "fit_converged")
+    columns = {name: spread * torch.randn(25, generator=generator, dtype=torch.float64) for name in names}
+    for name in names[3:]:
+        columns[name][SAMPLE.annealed :] = torch.nan
+    return columns | gap_columns(columns)
 
 
-def test_differences_are_paired_and_signed():
-    """Two methods that differ by a constant in each class: the error over images is zero, and the first is better."""
-    data, config = toy_data(), EvalConfig(images_per_digit=4, annealed_per_digit=4)
+def measured(**methods):
+    return {(name, split): Measured(columns, None, 0.0) for (name, columns), split in product(methods.items(), SAMPLES)}
+
+
+def test_a_sample_holds_every_class_by_its_share_and_grows_without_change():
+    split = toy_data().test
+    split = split.at(torch.cat((torch.arange(35), torch.arange(0, 35, 5), torch.arange(0, 35, 5))))  # 21 of class 0
+    small, large = (draw_sample(split, size=size, per_class=count, seed=2) for size, count in ((0, 2), (21, 3)))
+    assert small.labels.tolist() == sorted([*range(5)] * 2)
+    assert small.shares.tolist() == pytest.approx([3 / 7, *[1 / 7] * 4])
+    counts = large.labels.bincount().tolist()
+    assert counts == [9, 3, 3, 3, 3]
+    assert torch.equal(large.part.index, split.index[large.rows])
+    assert large.labels[: large.annealed].tolist() == sorted([*range(5)] * 3)
+    assert torch.equal(large.rows[large.first(2)].flatten(), small.rows)
+    assert large.first(2).shape == (5, 2)
+    other = draw_sample(split, size=21, per_class=3, seed=3)
+    assert not torch.equal(other.rows, large.rows)
+
+
+def test_differences_are_paired_and_signed_and_gaps_add_up():
+    """Two methods that differ by a constant: the error of the difference is zero, and the first is better."""
     one = made_up_columns(seeded(0))
-    shift = torch.tensor([[1.0], [2.0], [6.0], [2.0], [4.0]])
-    other = {name: values - shift for name, values in one.items()} | {"log_prob": one["log_prob"] - 3 * shift}
-    measured = {
-        (name, split): columns for name, columns in {"a": one, "b": other}.items() for split in ("train", "test")
-    }
-    bound = Bound(*torch.randn(3, len(data.test.labels), generator=seeded(1)).double())
-    bounds = dict.fromkeys(measured, (data.test, bound))
-    rows = scores.image_scores(measured, bounds, data, config, epoch=3)
-    for score in select_scores(rows, method="a - b"):
-        assert score.mean == pytest.approx({"log_prob": 9, "inference_gap": 6}.get(score.quantity, 3))
-        assert score.standard_error == pytest.approx(0, abs=1e-9)
-        assert (score.images, score.epoch) == (20, 3)
-    # The gaps add up, in every class, too.
-    for group in ("", "a", "e"):
-        parts = [find(rows, f"{name}_gap", "b", group=group).mean for name in ("approximation", "amortization")]
-        assert sum(parts) == pytest.approx(find(rows, "inference_gap", "b", group=group).mean)
+    shifts = {"elbo": 3, "fitted_elbo": 4, "full_elbo": 6, "log_prob": 9}
+    other = one | {name: one[name] - shift for name, shift in shifts.items()}
+    other |= gap_columns(other)
+    rows = scores.image_scores(measured(a=one, b=other), SAMPLES, epoch=3)
+    gaps = {"amortization_gap": 1, "mean_field_gap": 2, "non_gaussian_gap": 3, "inference_gap": 6}
+    for quantity, value in {**gaps, "approximation_gap": 5, **shifts, "squared_error": 0}.items():
+        if entry := find(rows, quantity, "a - b"):
+            assert entry.mean == pytest.approx(value)
+            assert entry.standard_error == pytest.approx(0, abs=1e-6)
+            assert (entry.images, entry.epoch) == (25, 3)
+    assert {entry.quantity for entry in select_scores(rows, method="a - b")} == set(scores.PAIRED)
+    for method, group, split in product(("a", "b", "a - b"), ("", "a", "e"), ("train", "test")):
+        if entry := find(rows, "inference_gap", method, split, group):
+            parts = [find(rows, name, method, split, group).mean for name in scores.GAPS]
+            assert sum(parts) == pytest.approx(entry.mean)
+            ends = [find(rows, name, method, split, group).mean for name in ("log_prob", "elbo")]
+            assert entry.mean == pytest.approx(ends[0] - ends[1])
+
+
+def test_what_is_measured_of_all_images_carries_the_annealed_ones():
+    """log p(x) = 2 ELBO(q*) + 5: the mean over all images is known without error but for the images."""
+    columns = made_up_columns(seeded(0))
+    columns["log_prob"] = torch.where(columns["log_prob"].isnan(), torch.nan, 2 * columns["fitted_elbo"] + 5)
+    columns |= gap_columns(columns)
+    score = find(scores.image_scores(measured(a=columns), SAMPLES, epoch=3), "log_prob", "a")
+    expected = sum(columns["fitted_elbo"][SAMPLE.labels == label].mean() for label in range(5)) / 5
+    assert score.mean == pytest.approx(2 * float(expected) + 5)
+    known = find(scores.image_scores(measured(a=columns), SAMPLES, epoch=3), "fitted_elbo", "a")
+    assert score.standard_error == pytest.approx(2 * known.standard_error)
 
 
 def test_what_is_said_beside_the_means():
     columns = made_up_columns(seeded(0))
-    columns["log_prob_standard_error"] = torch.full((5, 4), 0.3, dtype=torch.float64)
-    columns["trusted"] = torch.tensor([1.0, 0, 1, 1]).repeat(5, 1).double()
-    columns["modes"] = torch.tensor([1.0, 2, 3, 0]).repeat(5, 1).double()
-    measured = {("a", split): columns for split in ("train", "test")}
-    data, config = toy_data(), EvalConfig(images_per_digit=4, annealed_per_digit=4)
-    bound = Bound(*torch.randn(3, len(data.test.labels), generator=seeded(1)).double())
-    rows = scores.image_scores(measured, dict.fromkeys(measured, (data.test, bound)), data, config, epoch=3)
+    first = slice(SAMPLE.annealed)
+    columns["log_prob_standard_error"][first] = 0.3
+    columns["trusted"][first] = torch.tensor([1.0, 0, 1, 1]).repeat(5).double()
+    columns["modes"][first] = torch.tensor([1.0, 2, 3, 0]).repeat(5).double()
+    rows = scores.image_scores(measured(a=columns), SAMPLES, epoch=3)
     expected = {
+        "annealed_images": 20,
         "images_not_trusted": 5,
         "images_with_several_modes": 10,
         "monte_carlo_error": 0.3 / 20**0.5,  # of the mean of 20 independent estimates
-        "bias": columns["log_prob_bias"].mean(),
-        "acceptance": columns["acceptance"].mean(),
-        "fit_converged": columns["fit_converged"].mean(),
+        "bias": columns["log_prob_bias"][first].mean(),
+        "acceptance": columns["acceptance"][first].mean(),
+        "fit_converged": columns["fit_converged"].nanmean(),
     }
     for quantity, value in expected.items():
         assert find(rows, quantity, "a").mean == pytest.approx(float(value))
@@ -63,9 +104,8 @@ def test_what_is_said_beside_the_means():
 
 def test_costs_count_the_gradients_of_each_visit():
     method = LatentOptimization(toy_config(latent_steps=3), toy_data())
-    converged = torch.tensor([True, True, False, True])
-    fit = Fit(None, None, converged, torch.tensor([10, 20, 30, 40]))
-    rows = scores.cost_scores([method], 2, {method.name: fit}, {method.name: 0.5}, {})
+    fit = Fit(None, None, torch.tensor([True, True, False, True]), torch.tensor([10, 20, 30, 40]))
+    rows = scores.cost_scores([method], 2, {(method.name, "test"): Measured({}, fit, 2.0)}, {})
     costs = {entry.quantity: entry.mean for entry in rows}
     assert costs == {
         "decoder_updates": 2 * 5,  # 150 images in batches of 32
@@ -77,38 +117,48 @@ def test_costs_count_the_gradients_of_each_visit():
     }
 
 
-def small_work(method, data, **counts):
-    config = EvalConfig(num_samples=16, chains=2, fit_steps=5, **counts)
-    return config, measurements.image_tasks([method], data, config, "a test")
+def small_work(method, data, *, fitted=20, **counts):
+    config = EvalConfig(num_samples=16, chains=2, fit_steps=12, fitted_images=fitted, **counts)
+    samples = draw_samples(data, config, last=True)
+    return samples, image_tasks([method], samples, 2, config)
 
 
 @pytest.mark.parametrize("converged", [True, False])
 def test_whether_the_methods_own_fits_converged_is_said(converged, monkeypatch):
-    """Of images whose q is q* already, as the method fitted it."""
+    """Of images whose q is q* already, as the method fitted it; what was not annealed is missing."""
     data = toy_data()
-    method = LatentOptimization(toy_config(), data)
-    infer = method.infer
-    monkeypatch.setattr(
-        method, "infer", lambda x, **options: infer(x, **options)._replace(converged=torch.full((len(x),), converged))
-    )
-    config, work = small_work(method, data, images_per_digit=2, annealed_per_digit=1, temperatures=2)
+    method, infer = LatentOptimization(toy_config(), data), LatentOptimization.infer
+
+    def counted(self, x, **options):
+        return infer(self, x, **options)._replace(converged=torch.full((len(x),), converged))
+
+    monkeypatch.setattr(LatentOptimization, "infer", counted)
+    samples, work = small_work(method, data, images_per_digit=1, gap_images_per_digit=1, temperatures=2)
     results = {name: function() for name, function in work.items()}
-    columns = measurements.collect_images([method], config, results, "a test")[method.name, "test"]
-    assert columns["fit_converged"][:, 0].tolist() == [converged] * 5
-    assert columns["fit_converged"][:, 1].isnan().all()
-    assert torch.equal(columns["elbo"][:, 0], columns["fitted_elbo"][:, 0])
-    table = measurements.image_table({(method.name, "test"): columns}, data, config)
-    assert [row["log_prob"] is None for row in table] == [False, True] * 5
+    found = measurements.collect_images([method], samples, results, 2)
+    columns = found[method.name, "test"].columns
+    assert set(columns["fit_converged"][5:].tolist()) == {float(converged)}
+    assert torch.equal(columns["elbo"], columns["fitted_elbo"])
+    assert (found[method.name, "train"].columns["amortization_gap"] != 0).all()
+    assert columns["log_prob"][:5].isfinite().all()
+    table = [row for row in measurements.image_table(found, samples) if row["split"] == "test"]
+    assert [row["log_prob"] is None for row in table] == [False] * 5 + [True] * 15
+    assert [row["index"] for row in table] == samples["test"].part.index.tolist()
+    for place, row in enumerate(table[:5]):
+        parts = row["amortization_gap"] + row["mean_field_gap"] + row["non_gaussian_gap"]
+        assert parts == pytest.approx(row["log_prob"] - row["elbo"]) == pytest.approx(row["inference_gap"])
+        assert row["elbo"] == columns["elbo"][place]
 
 
-def test_more_images_per_class_change_no_bit_of_the_first_ones():
+def test_more_images_do_not_change_what_is_found_for_the_first_ones():
     data = toy_data()
     method = LatentOptimization(toy_config(), data)
-    _, few = small_work(method, data, images_per_digit=2, annealed_per_digit=1)
-    _, many = small_work(method, data, images_per_digit=4, annealed_per_digit=3)
-    assert few.keys() < many.keys()
-    for name in few:
-        one, other = few[name](), many[name]()
-        assert torch.equal(one["mean"], other["mean"])
-        for column, values in one["columns"].items():
-            assert torch.equal(values, other["columns"][column])
+    few, many = (
+        small_work(method, data, images_per_digit=count, gap_images_per_digit=1, fitted=fitted)
+        for count, fitted in ((1, 20), (3, 30))
+    )
+    name = next(name for name in few[1] if "_test_0" in name)
+    one, other = few[1][name](), many[1][name]()
+    places = many[0]["test"].first(1).flatten()
+    for column in ("elbo", "squared_error", "full_elbo"):  # in other batches sums are rounded otherwise
+        torch.testing.assert_close(one["columns"][column], other["columns"][column][places], atol=1e-2, rtol=0)

@@ -28,13 +28,20 @@ def test_a_score_is_found_by_its_fields_in_the_last_epoch():
 
 
 def test_a_stratified_mean_has_the_error_within_classes():
-    values = torch.tensor([[1.0, 3.0], [10.0, 14.0], [-5.0, -5.0]])
-    score = stats.stratified_mean(values)
-    error = np.sqrt(np.var([1, 3], ddof=1) / 2 + np.var([10, 14], ddof=1) / 2) / 3
-    assert score == {"mean": pytest.approx(3), "standard_error": pytest.approx(error), "images": 6, "freedom": 3}
-    assert stats.intervals([stats.score("elbo", score)])[1] == pytest.approx([scipy_stats.t.ppf(0.975, 3) * error])
-    alone = stats.stratified_mean(values[:, :1])  # one image of each class: the error is that of the classes
-    assert alone == {**mean_and_error(values[:, 0]), "freedom": 2}
+    values, labels = torch.tensor([1.0, 3, 10, 14, 18, -5, 7]), torch.tensor([0, 0, 1, 1, 1, 2, 0])
+    shares = torch.tensor([0.5, 0.3, 0.2])
+    found = stats.stratified_mean(values, labels, shares)
+    variances = [np.var([1, 3, 7], ddof=1) / 3, np.var([10, 14, 18], ddof=1) / 3, np.var(values.numpy(), ddof=1)]
+    error = np.sqrt(np.square(shares).double() @ torch.tensor(variances))
+    mean = 0.5 * 11 / 3 + 0.3 * 14 - 0.2 * 5
+    expected = {"mean": pytest.approx(mean), "standard_error": pytest.approx(float(error)), "images": 7, "freedom": 4}
+    assert found == expected
+    alone = stats.stratified_mean(values[:5:2], torch.arange(3), torch.ones(3) / 3)  # one image of each class
+    plain = mean_and_error(values[:5:2])
+    assert alone == {**plain, "standard_error": pytest.approx(plain["standard_error"]), "freedom": 2}
+    one = stats.stratified_mean(values[2:5], labels[2:5], shares)  # one class
+    assert one == {**mean_and_error(values[2:5]), "standard_error": pytest.approx(4 / 3**0.5), "freedom": 2}
+    assert stats.stratified_mean(values[:1], labels[:1], shares)["standard_error"] is None
 
 
 SHARES = torch.tensor([2, 2, 1, 1]) / 6  # of the classes
@@ -49,46 +56,32 @@ def draw_images(count, generator):
     return value, bound, label
 
 
-def draw_sample(label, count, generator):
-    """(classes, count): rows of random images of each class."""
-    rows = (torch.nonzero(label == kind).flatten() for kind in range(4))
-    return torch.stack([row[torch.randperm(len(row), generator=generator)[:count]] for row in rows])
+def estimate(known, per_class, generator):
+    """`regression_estimate` of the mean of values known for a few images of each class, on bounds known for more."""
+    value, bound, label = draw_images(known, generator)
+    rows = [torch.nonzero(label == kind).flatten() for kind in range(4)]
+    rows = torch.cat([row[torch.randperm(len(row), generator=generator)[:per_class]] for row in rows])
+    options = {"offset": 0.3 * bound, "known_labels": label, "shares": SHARES}
+    values = value - 0.3 * bound
+    found = stats.regression_estimate(values[rows], label[rows], bound[rows, None], bound[:, None], **options)
+    return found, stats.stratified_mean(value[rows], label[rows], SHARES)
 
 
-def test_the_error_of_a_stratified_part_is_that_of_many():
-    generator = random_generator(5)
-    parts = [draw_images(60, generator) for _ in range(500)]
-    found = np.std([float(value.mean()) for value, _, _ in parts])
-    stated = np.mean([stats.proportional_error(value, label) for value, _, label in parts])
-    assert stated == pytest.approx(found, rel=0.1)
-    assert found < 0.7 * parts[0][0].std() / 60**0.5
-
-
-@pytest.mark.parametrize("known", [3000, 300])
-def test_the_regression_estimate_covers_the_mean_of_all_images(known):
-    """Its 95% interval does so in 95 of 100 draws of images; the error is that of many draws."""
+@pytest.mark.parametrize(("known", "per_class", "freedom"), [(3000, 6, 19), (300, 6, 19), (300, 3, 8)])
+def test_the_regression_estimate_covers_the_mean_of_all_images(known, per_class, freedom):
+    """Its 95% interval does so in 95 of 100 draws of images, with few images, too; the error is that of many draws."""
     generator, errors, stated, inside = random_generator(5), [], [], []
     for _ in range(600):
-        value, bound, label = draw_images(known, generator)
-        rows, error = draw_sample(label, 6, generator), stats.proportional_error(bound, label)
-        found = stats.regression_estimate(value[rows], bound[rows], shares=SHARES, known=bound, known_error=error)
+        found, plain = estimate(known, per_class, generator)
         (mean,), (half,) = stats.intervals([stats.score("log_prob", found)])
         errors.append(mean - MEAN)
         stated.append(found["standard_error"])
         inside.append(abs(errors[-1]) < half)
-    assert (found["images"], found["freedom"], found["known_images"]) == (24, 19, known)
-    assert found["slope"] == pytest.approx(0.8, abs=0.3)
+    assert (found["images"], found["freedom"]) == (4 * per_class, freedom)
     assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(600)
     assert np.sqrt(np.mean(np.square(stated))) == pytest.approx(np.std(errors), rel=0.12)
     assert np.mean(inside) == pytest.approx(0.95, abs=0.03)
-
-
-def test_the_regression_estimate_is_sharper_than_the_plain_mean():
-    value, bound, label = draw_images(3000, random_generator(5))
-    rows = draw_sample(label, 6, random_generator(6))
-    options = {"shares": SHARES, "known": bound, "known_error": stats.proportional_error(bound, label)}
-    error = stats.regression_estimate(value[rows], bound[rows], **options)["standard_error"]
-    assert error < stats.stratified_mean(value[rows])["standard_error"] / 3
+    assert np.mean(stated) < plain["standard_error"] / (3 if freedom == 19 and known == 3000 else 1.1)
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 10), (10, 10), (987, 1000)])

@@ -20,28 +20,46 @@ def test_scores_are_read_as_they_were_written(tmp_path):
         tables.read_scores(path)
 
 
+def without_annealing(scores):
+    return [entry for entry in scores if entry.quantity in ("elbo", "fitted_elbo", "amortization_gap", "fit_converged")]
+
+
 def test_the_headline_has_a_column_for_each_method_and_their_paired_difference():
     titles, rows = tables.headline_rows(SCORES, BOTH)
-    assert titles == ["First way", "Second way", "difference, same 50 images"]
-    for (label, texts), quantity in zip(rows, ("elbo", "log_prob", "inference_gap"), strict=True):
+    assert titles == ["First way", "Second way", "difference (paired)"]
+    quantities = ("elbo", "amortization_gap", "mean_field_gap", "non_gaussian_gap", "log_prob")
+    for (label, texts), quantity in zip(rows, quantities, strict=True):
         means = [find(SCORES, quantity, method).mean for method in ("one", "two", "one - two")]
         assert texts == [f"{mean:.2f} ± 0.50" for mean in means], label
+    assert tables.basis(SCORES, BOTH).startswith("50 test images, the same in every column;")
+    assert "of them are annealed" in tables.basis(SCORES, BOTH)
+
+
+def test_a_quick_evaluation_ends_at_the_best_diagonal_bound():
+    scores = without_annealing(SCORES)
+    assert [label for label, _ in tables.headline_rows(scores, BOTH)[1]] == [
+        "ELBO(q)",
+        "+ amortization gap",
+        "= ELBO(q*)",
+    ]
+    assert tables.conclusions(scores, BOTH)[0].split(" has an ELBO(q*) ")[0] in BOTH.values()
+    assert "annealed" not in tables.basis(scores, BOTH)
+    text = tables.table(scores, BOTH, "p(x|z)")
+    assert "log p(x)" not in text
+    assert "ELBO(q*), the best diagonal Gaussian" in text
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("regressed", [True, False])
-def test_tables_have_every_method_and_every_pair(count, regressed):
+def test_tables_have_every_method_and_every_pair(count):
     methods = METHODS[:count]
-    labels, scores = {method.name: method.label for method in methods}, made_up_scores(methods, regressed=regressed)
+    labels, scores = {method.name: method.label for method in methods}, made_up_scores(methods)
     blocks = tables.final_rows(scores, labels)
     headings = [rows[0].label for rows in blocks]
     expected = ["First way less second way", "First way less third way", "Second way less third way"]
     pairs = expected[: count * (count - 1) // 2]
     assert headings == [*labels.values(), *(f"{pair}, the same images" for pair in pairs)]
-    names = [row.label for row in blocks[0]]
-    assert ("log p(x) of all images, regressed on ELBO" in names) == regressed
-    annealed = find(scores, "log_prob_annealed" if regressed else "log_prob", "one")
-    assert next(row for row in blocks[0] if "annealed" in row.label).cells[1] == (tables.number(annealed), "50")
+    row = next(row for row in blocks[0] if row.label == "= log p(x)")
+    assert row.cells[1] == (tables.number(find(scores, "log_prob", "one")), "50")
     text = tables.table(scores, labels, "p(x|z)")
     assert text.startswith("p(x|z)\n")
     assert max(map(len, text.splitlines())) <= 100
@@ -55,7 +73,7 @@ def test_what_is_too_low_or_biased_is_marked():
     scores = changed(changed(scores, "effective_sample_size", "one", "train", mean=10.0), "bias", "one", mean=-0.51)
     rows = {row.label: row.cells for row in reversed(tables.final_rows(scores, BOTH)[0])}
     assert rows["rests on (median effective samples)"] == (("10.0", ""), ("9.9", "too low"))
-    assert rows["of that, bias, an estimate"][1] == ("-0.51", "> ±")
+    assert rows["bias of their mean, an estimate"][1] == ("-0.51", "> ±")
 
 
 def test_seconds_that_are_not_known_are_said_to_be():
@@ -67,15 +85,17 @@ def test_seconds_that_are_not_known_are_said_to_be():
 @pytest.mark.parametrize(
     ("difference", "start"),
     [
-        ((12.5, 0.9), "First way has a log p(x) 12.5 ± 0.9 nats higher than second way on the same 50 test images"),
-        ((-12.5, 0.9), "Second way has a log p(x) 12.5 ± 0.9 nats higher than first way on"),
-        ((1.5, 0.9), "First way has a log p(x) 1.5 ± 0.9 nats higher, which may be chance, than second way on"),
-        ((1.5, None), "First way has a log p(x) 1.5 nats higher, which may be chance, than"),
+        ((12.5, 0.9, 9), "First way has a log p(x) 12.5 ± 2.0 nats higher than second way on the same test images"),
+        ((-12.5, 0.9, 9), "Second way has a log p(x) 12.5 ± 2.0 nats higher than first way on"),
+        ((1.5, 0.7, 9), "First way has a log p(x) 1.5 ± 1.6 nats higher, which may be chance, than second way on"),
+        ((161.1, 33.0, 1), "First way has a log p(x) 161.1 ± 419.3 nats higher, which may be chance, than"),
+        ((1.5, None, 0), "First way has a log p(x) 1.5 nats higher, which may be chance, than"),
     ],
 )
 def test_the_conclusion_names_the_better_method_and_doubts_small_differences(difference, start):
-    mean, error = difference
-    scores = changed(SCORES, "log_prob", "one - two", mean=mean, standard_error=error)
+    """By Student's t: two images say next to nothing."""
+    mean, error, freedom = difference
+    scores = changed(SCORES, "log_prob", "one - two", mean=mean, standard_error=error, freedom=freedom)
     (sentence,) = tables.conclusions(scores, BOTH)
     assert sentence.startswith(start)
     lines = tables.headline(scores, BOTH).splitlines()

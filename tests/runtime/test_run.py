@@ -1,7 +1,10 @@
 """plan.py, run.py and tasks.py: where a run continues, under any number of ranks, and what it says when it stops."""
 
+import multiprocessing
 import os
 import signal
+import time
+from functools import partial
 
 import pytest
 import torch
@@ -317,6 +320,40 @@ def test_results_of_another_training_are_not_scored_over(config, tmp_path):
     with pytest.raises(InputError, match=r"summary.json: of another run \(--epochs 3 there, 4 here\)"):
         plan_evaluation(config(), TrainConfig(epochs=4), owned=OWNED)
     assert plan_evaluation(config(overwrite=True), TrainConfig(epochs=4), owned=OWNED) == ({}, True)
+
+
+def random_sum(seed):
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(seed))
+    return {"process": os.getpid(), "threads": torch.get_num_threads(), "sum": values.sum()}
+
+
+def test_the_number_of_worker_processes_changes_no_bit(tmp_path, monkeypatch):
+    functions, results, threads = (
+        {str(seed): partial(random_sum, seed) for seed in range(5)},
+        {},
+        torch.get_num_threads(),
+    )
+    torch.set_num_threads(2)
+    for workers in "12":
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", workers)
+        results[workers] = Tasks(tmp_path / workers, {}).map("work", functions)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    alone, shared = results.values()
+    assert list(shared) == list(functions)
+    assert {result["process"] for result in alone.values()} == {os.getpid()}
+    assert os.getpid() not in {result["process"] for result in shared.values()}
+    for name in functions:
+        assert torch.equal(alone[name]["sum"], shared[name]["sum"])
+        assert alone[name]["threads"] == shared[name]["threads"] == 1
+
+
+def test_a_worker_that_ends_is_said_and_leaves_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
+    functions = {"sleeps": partial(time.sleep, 100), "ends": partial(os._exit, 3)}
+    with pytest.raises(RunError, match="a worker process has ended"):
+        Tasks(tmp_path / "kept", {}).map("work", functions)
+    assert not multiprocessing.active_children()
 
 
 def test_finished_tasks_are_not_repeated(tmp_path):

@@ -1,0 +1,71 @@
+"""q*full against the exact posterior of linear models, and against quadrature where it is correlated."""
+
+import pytest
+import torch
+from conftest import NONLINEAR, gaussian, linear_gaussian, seeded
+
+from posterior_fit import fit_posterior, gauss_newton_posterior
+from vae_utils import GaussianPosterior, Noise
+
+
+def exact_bound(model, q, x, points=121):
+    """The bound of a full q of two dimensions, by the trapezoidal rule over its noise."""
+    noise, log_weight = model._grid(points)
+    z = q.mean + (q.scale @ noise.movedim(1, -1).expand(len(noise), 2, len(x)).permute(2, 1, 0)).permute(2, 0, 1)
+    return (log_weight.exp() * model._log_likelihood(x, z)).sum(0) - q.kl()
+
+
+def test_the_full_fit_of_a_linear_model_is_its_posterior(linear):
+    """Also where the start is far off: then the first steps are as long as they may be."""
+    x, _ = linear.sample(5, seeded(1))
+    exact, far = linear.posterior(x), gaussian(linear.posterior(x).mean + 1.5, 1.3)
+    start = GaussianPosterior(far.mean, torch.diag_embed(far.scale))
+    options = {"noise": Noise(2), "covariance": "full", "fit_steps": 600, "max_cycles": 30, "tolerance": 0.01}
+    for q in (linear.poor(x), start) if linear.latent_dim < 9 else (linear.best_diagonal(x)[0],):
+        fit = fit_posterior(linear, x, q, **options)
+        divergence = torch.distributions.kl_divergence(
+            *(torch.distributions.MultivariateNormal(p.mean, scale_tril=p.scale) for p in (fit.q, exact))
+        )
+        assert divergence.max() < 0.01
+        assert fit.converged.all()
+        assert (fit.trace.diff(dim=0) >= 0).all()
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_the_full_fit_has_the_best_bound_by_quadrature(likelihood):
+    """Better than Gauss-Newton and q* for every image, and no change of one entry gains more than its noise."""
+    model = NONLINEAR[f"{likelihood}, latent dimension 2"]
+    x, _ = model.sample(6, seeded(1))
+    noise, steps = Noise.of_images(3, index=range(6)), {"fit_steps": 900, "tolerance": 0.005, "max_cycles": 8}
+    best = fit_posterior(model, x, model.poor(x), noise=noise).q
+    start = gauss_newton_posterior(model, x, best, noise=noise)
+    full = fit_posterior(model, x, best, noise=noise, covariance="full", **steps).q
+    bound = exact_bound(model, full, x)
+    assert (bound > model.elbo(best, x) - 0.01).all()
+    assert (bound > exact_bound(model, start, x) - 0.01).all()
+    assert bound.mean() > exact_bound(model, start, x).mean() + 0.005
+    assert (bound < model.log_prob(x)).all()
+    for row, column in ((0, 0), (1, 0), (1, 1)):
+        for change in (-0.3, 0.3):
+            scale = full.scale.clone()
+            scale[:, row, column] += change * scale[:, row, row]
+            assert (exact_bound(model, GaussianPosterior(full.mean, scale), x) < bound + 0.03).all()
+
+
+def test_the_full_fit_of_an_image_is_its_own_and_goes_on_until_it_has_converged():
+    model = linear_gaussian(latent_dim=7, pixels=30)
+    x, _ = model.sample(4, seeded(1))
+    options = {"covariance": "full", "fit_steps": 18, "tolerance": 0.3, "max_cycles": 6}
+    q = GaussianPosterior(model.posterior(x).mean + 0.02, torch.diag_embed(model.best_diagonal(x)[0].scale))
+    q.mean[0] += 2  # needs more cycles
+
+    def fit(rows):
+        noise = Noise.of_images(4, index=rows)
+        return fit_posterior(model, x[rows], q[rows], noise=noise, **options)
+
+    together, alone = fit(torch.arange(4)), fit(torch.tensor([0]))
+    torch.testing.assert_close(together.q.mean[:1], alone.q.mean)
+    torch.testing.assert_close(together.q.scale[:1], alone.q.scale)
+    assert together.gradients[0] > together.gradients[1:].max()
+    with pytest.raises(ValueError, match="covariance 'low': diagonal or full"):
+        fit_posterior(model, x, q, noise=Noise(0), covariance="low")

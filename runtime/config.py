@@ -1,6 +1,7 @@
 """Settings: frozen dataclasses, whose fields become command-line flags and are saved with every result."""
 
 import platform
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 
@@ -9,6 +10,15 @@ import torch
 
 class InputError(ValueError):
     """Something that the user can correct. Its text is the one line that a script prints."""
+
+
+@contextmanager
+def about(subject):
+    """Puts before the text of an InputError or OSError what it is about; it becomes an InputError."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        raise InputError(f"{subject}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def setting(default, meaning, *, low=None, high=None, choices=None, least=None):
@@ -172,6 +182,19 @@ def differences(there, here):
         for name, value in here.items()
         if name in there and there[name] != value
     )
+
+
+def image_differences(there, here):
+    """In words, how the images of two data sets differ, from Data.digest; empty if they do not, or one is not known."""
+    if not there or not here or there == here:
+        return ""
+    if there["classes"] != here["classes"]:
+        return f"classes {', '.join(there['classes'])} there, {', '.join(here['classes'])} here"
+    for kind in (kind for kind in here if there.get(kind) != here[kind] and kind in there):
+        counts = zip(here["classes"], there[kind]["counts"], here[kind]["counts"], strict=True)
+        changed = [f"{name} {before} there, {now} here" for name, before, now in counts if before != now]
+        return f"{kind} images: {', '.join(changed)}" if changed else f"other {kind} images, or in another order"
+    return "validation images in one of the two alone"
 
 
 def choose_device(name, *, local_rank=None):

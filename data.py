@@ -15,7 +15,7 @@ from sklearn.utils import resample
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 from torchvision.datasets.utils import check_integrity, download_url
 
-from images import dark_on_light, load_images, read_folder, warn_unlike_mnist  # noqa: F401, notebooks take them from here
+from images import dark_on_light, load_images, of_one_value, read_folder, warn_unlike_mnist  # noqa: F401, for users
 from runtime.checkpoint import exclusive_lock, new_directory
 from runtime.config import InputError, about
 from runtime.distributed import WHOLE, Shard, own_shard
@@ -101,7 +101,8 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
     said = whole.note
     if config.dataset not in DATASETS:
         counts = sum(split.labels.bincount(minlength=whole.num_classes) for split in (whole, test, *given)).tolist()
-        classes = ", ".join(f"{name} {count}" for name, count in zip(whole.classes, counts, strict=True))
+        classes = ", ".join(f"{name} {count:,}" for name, count in zip(whole.classes, counts, strict=True))
+        classes = classes if len(counts) <= 30 else f"{min(counts):,} to {max(counts):,} images"
         validating = "the test images" if validation is test else len(validation.labels)
         splits = f"{len(train.labels)} training, {len(test.labels)} test images, validation {validating}"
         said = "; ".join(filter(None, [f"{config.dataset}: {len(counts)} classes ({classes}); {splits}", whole.note]))
@@ -122,11 +123,8 @@ def _check(train, test, source):
         height, width = train.images.shape[2:]
         if height % 4 or width % 4:
             raise InputError(f"images of {height} x {width} pixels: the networks need multiples of four")
-        some = train.images[:: max(1, len(train.images) // 1000)]
-        median = float(some.median())
-        if ((some - median).abs() > 0.06).float().mean() < 0.001:  # eight of 255 grey values
-            value = round((median + 1) * 127.5)
-            raise InputError(f"nearly all pixels of the training images have one grey value, about {value} of 255")
+        if text := of_one_value(train.images):
+            raise InputError(f"the training images: {text[0]}")
 
 
 def _require_all_classes(split, kind):

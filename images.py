@@ -58,7 +58,7 @@ def read_folder(path, *, resize=False):
             first.setdefault(hashes[row], row)
         left_out["copies of the same picture"] = len(files) - len(first)
         moved = sum(label_of[row] != label_of[first[value]] for row, value in enumerate(hashes))
-        left_out["of these in another class"] = moved
+        left_out["of which in another class"] = moved
         for split in layout:
             rows = [row for row in sorted(first.values()) if split_of[row] == split]
             columns = ((label_of[row], row - split_of.index(split), hashes[row]) for row in rows)
@@ -81,7 +81,9 @@ def _layout(path, left_out):
     left_out["images beside the folders"] = len(images)
     splits = {name: SPLIT_NAMES.get(name.lower()) for name in folders}
     if any(splits[name] and any(map(_holds_images, _entries(folders[name])[0].values())) for name in folders):
-        for name in [name for name in folders if not (splits[name] or _holds_images(folders[name]))]:
+        for name in [name for name in folders if not splits[name]]:
+            if _holds_images(folders[name]):
+                raise InputError(f"holds the folders {_few(folders)}, of which {name} is no split; {NEEDED}")
             del folders[name], splits[name]
             left_out["folders without images"] += 1
     layout = {}
@@ -144,7 +146,7 @@ def _entries(folder, left_out=None):
         path = os.path.join(folder, name)
         suffix = os.path.splitext(name)[1].lower()
         if _is_left_behind(name):
-            left_out["hidden or temporary"] += 1
+            left_out["hidden or temporary files"] += 1
         elif os.path.isdir(path):
             folders[name] = path
         elif not os.path.isfile(path):
@@ -174,7 +176,7 @@ def _is_left_behind(name):
 
 def _listed(left_out):
     """A Counter in words, a list of one sentence; empty if it counts nothing."""
-    parts = [f"{count:,} {what}" for what, count in left_out.items() if count]
+    parts = [f"{what} {count:,}" for what, count in left_out.items() if count]
     return [f"left out: {', '.join(parts)}"] if parts else []
 
 
@@ -200,7 +202,7 @@ def load_images(images, *, resize=False, invert=False):
     images = -images if invert else images
     if not invert and (count := int(dark_on_light(images).sum())):
         notes.append(f"{_unlike_mnist(count, len(images))}: invert=True turns all images")
-    for note in [*_listed(left_out), *notes]:
+    for note in [*_listed(left_out), *notes, *of_one_value(images)]:
         warnings.warn(note, stacklevel=2)
     return images
 
@@ -292,6 +294,16 @@ def _border(images):
     """The outermost pixels of images (..., H, W), (..., pixels)."""
     sides = images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1]
     return torch.cat(sides, dim=-1)
+
+
+def of_one_value(images):
+    """A list of one sentence if nearly all pixels of images (N, C, H, W) in [-1, 1] are alike, or an empty one."""
+    some = images[:: max(1, len(images) // 1000)]
+    median = float(some.median())
+    # Further from the median than 8 of 255 grey values is not one pixel in a thousand.
+    if ((some - median).abs() > 0.0628).float().mean() >= 0.001:
+        return []
+    return [f"nearly all pixels have one grey value, about {round((median + 1) * 127.5)} of 255"]
 
 
 def dark_on_light(images):

@@ -47,6 +47,10 @@ class Split:
     def num_classes(self):
         return len(self.classes)
 
+    def counts(self):
+        """{class: how many images it has}."""
+        return dict(zip(self.classes, self.labels.bincount(minlength=self.num_classes).tolist(), strict=True))
+
     def at(self, rows):
         """The Split of some rows (M,)."""
         rows = rows.to(self.labels.device)
@@ -84,13 +88,14 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
     """
     options = {"binarize": config.binarize, "resize": config.resize, "device": device}
     whole, test, *given = load_dataset(config.dataset, data_dir=data_dir, validation=True, **options)
-    count, source = len(whole.labels), source_of(config.dataset, data_dir)
-    _check(whole, test, source)
+    count, source = len(whole.labels), f"--dataset {config.dataset}, --data-dir {data_dir}"
+    with about(source):
+        _check(whole, test)
     if train_index is None:
         wanted = min(config.train_size, count - (0 if given else count // 8)) if at_most else config.train_size
         with about(f"--train-size {wanted}"):
             train = stratified_subset(whole, size=wanted, seed=config.seed)
-            _require_all_classes(train, "training")
+            _check(train, test)
     else:
         train = whole.at(_rows_of(train_index.to(device), whole, source))
     rest = remaining(whole, train)
@@ -98,50 +103,28 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
     enough = count >= max(FEWEST_VALIDATION, whole.num_classes)
     drawn = stratified_subset(rest, size=count, seed=config.seed) if enough and not given else test
     validation = given[0] if given else drawn
-    said = whole.note
+    kinds = dict(zip(("training", "test", "validation"), (whole, test, *given), strict=False))
+    digest = {kind: {"counts": split.counts(), "sha256": split.digest} for kind, split in kinds.items()}
+    said = [whole.note] if whole.note else []
     if config.dataset not in DATASETS:
-        counts = sum(split.labels.bincount(minlength=whole.num_classes) for split in (whole, test, *given)).tolist()
-        classes = ", ".join(f"{name} {count:,}" for name, count in zip(whole.classes, counts, strict=True))
-        classes = classes if len(counts) <= 30 else f"{min(counts):,} to {max(counts):,} images"
-        validating = "the test images" if validation is test else len(validation.labels)
-        splits = f"{len(train.labels)} training, {len(test.labels)} test images, validation {validating}"
-        said = "; ".join(filter(None, [f"{config.dataset}: {len(counts)} classes ({classes}); {splits}", whole.note]))
-    digest = _digest(whole, test, *given)
-    return Data(train, validation, rest, test, said=(said,) if said else (), digest=digest)
+        counts = [part["counts"] for part in digest.values()]
+        classes = [f"{name} {' + '.join(str(count[name]) for count in counts)}" for name in whole.classes]
+        understood = f"{config.dataset}: {len(classes)} classes, {' + '.join(kinds)} images: {', '.join(classes)}"
+        used = "the test images" if validation is test else f"{len(validation.labels):,}"
+        said = ["; ".join([understood, f"{len(train.labels):,} train, {used} validate", *said])]
+    return Data(train, validation, rest, test, said=tuple(said), digest=digest if whole.digest else None)
 
 
-def source_of(dataset, data_dir):
-    """The flag that names a data set to the user."""
-    return f"--data-dir {data_dir}" if dataset in DATASETS else f"--dataset {dataset}"
-
-
-def _check(train, test, source):
+def _check(train, test):
     """Raises InputError if the networks, the scores or the figures cannot do with the two Splits."""
-    with about(source):
-        _require_all_classes(train, "training")
-        _require_all_classes(test, "test")
-        height, width = train.images.shape[2:]
-        if height % 4 or width % 4:
-            raise InputError(f"images of {height} x {width} pixels: the networks need multiples of four")
-        if text := of_one_value(train.images):
-            raise InputError(f"the training images: {text[0]}")
-
-
-def _require_all_classes(split, kind):
-    counts = split.labels.bincount(minlength=split.num_classes).tolist()
-    if missing := [name for name, count in zip(split.classes, counts, strict=True) if not count]:
-        raise InputError(f"no {kind} image of class {', '.join(missing)}")
-
-
-def _digest(*splits):
-    """What states and checkpoints keep of a data set, plain values; see runtime.config.image_differences.
-
-    None for made-up Splits.
-    """
-    counts = [split.labels.bincount(minlength=split.num_classes).tolist() for split in splits]
-    columns = zip(("training", "test", "validation"), splits, counts, strict=False)
-    parts = {kind: {"counts": count, "sha256": split.digest} for kind, split, count in columns}
-    return {"classes": list(splits[0].classes), **parts} if splits[0].digest else None
+    for split, kind in ((train, "training"), (test, "test")):
+        if missing := [name for name, count in split.counts().items() if not count]:
+            raise InputError(f"no {kind} image of class {', '.join(missing)}")
+    height, width = train.images.shape[2:]
+    if height % 4 or width % 4:
+        raise InputError(f"images of {height} x {width} pixels: the networks need multiples of four")
+    if text := of_one_value(train.images):
+        raise InputError(f"the training images: {text[0]}")
 
 
 def _rows_of(index, whole, source):
@@ -172,8 +155,8 @@ def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False,
     """
     kind, _, path = name.partition(":")
     if kind == "folder" and path:
-        folder = read_folder(path, resize=resize)
-        classes, parts, note = folder if "test" in folder.parts else _draw_test_images(folder)
+        classes, parts, note = read_folder(path, resize=resize)
+        parts = parts if "test" in parts else _draw_test_images(parts)
     elif name not in DATASETS:
         hint = f"; for that folder say folder:{name}" if Path(name).is_dir() else ""
         raise InputError(f"--dataset {name}: not one of {', '.join(DATASETS)}, folder:PATH{hint}")
@@ -190,15 +173,15 @@ def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False,
     return tuple(splits)
 
 
-def _draw_test_images(folder):
-    """The Folder with a fifth of every class as test images."""
-    _, labels, *_ = folder.parts["train"]
+def _draw_test_images(parts):
+    """The parts of a folder with a fifth of every class as test images."""
+    _, labels, *_ = parts["train"]
     order = torch.randperm(len(labels), generator=random_generator(0, "test images of a folder"))
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     for label, count in enumerate(labels.bincount().tolist()):
         is_test[order[labels[order] == label][: count // 5]] = True
-    train, test = ([column[rows] for column in folder.parts["train"]] for rows in (~is_test, is_test))
-    return folder._replace(parts={**folder.parts, "train": train, "test": test})
+    train, test = ([column[rows] for column in parts["train"]] for rows in (~is_test, is_test))
+    return {**parts, "train": train, "test": test}
 
 
 def _read_archives(name, data_dir):
@@ -211,26 +194,25 @@ def _read_archives(name, data_dir):
     raw = Path(data_dir) / dataset.__name__ / "raw"
     try:
         if not all(check_integrity(raw / file, md5) for file, md5 in dataset.resources):
-            _download(dataset, raw, data_dir)
-        parts, verified = {}, True
-        for split, resources in zip(SPLITS, (dataset.resources[:2], dataset.resources[2:]), strict=True):
-            (images, known), (labels, also_known) = (_read_idx(raw / file, dataset) for file, _ in resources)
-            shape = parts["train"][0].shape[2:] if parts else images.shape[1:]
-            if images.ndim != 3 or labels.shape != images.shape[:1] or images.shape[1:] != shape:
-                shapes = f"images {images.shape}, labels {labels.shape}, training images of {tuple(shape)}"
-                raise InputError(f"the arrays of {resources[0][0]} and {resources[1][0]} do not fit: {shapes}")
-            if len(labels) and labels.max() >= len(dataset.classes):
-                raise InputError(f"{resources[1][0]} has a label {labels.max()}, of {len(dataset.classes)} classes")
-            grey = torch.from_numpy(images).unsqueeze(1)
-            parts[split] = grey, torch.from_numpy(labels).long(), torch.arange(len(labels)), grey
-            verified = verified and known and also_known
+            _download(dataset, raw)
+        arrays, known = zip(*(_read_idx(raw / file, dataset) for file, _ in dataset.resources), strict=True)
+        shapes = train, train_labels, test, test_labels = [array.shape for array in arrays]
+        if len(train) != 3 or train[1:] != test[1:] or (train[:1], test[:1]) != (train_labels, test_labels):
+            sizes = ", ".join(" x ".join(map(str, shape)) for shape in shapes)
+            raise InputError(f"training images, their labels, test images, their labels do not fit: {sizes}")
+        if (label := max(int(labels.max(initial=0)) for labels in arrays[1::2])) >= len(dataset.classes):
+            raise InputError(f"label {label}, of {len(dataset.classes)} classes from 0")
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{raw}: {dataset.__name__} cannot be read ({reason}); {_advice(dataset, data_dir)}") from None
-    counts = " and ".join(f"{len(labels):,} {split}" for split, (_, labels, *_) in parts.items())
-    note = f"{raw}: not verified, without archives: {counts} images of {' x '.join(map(str, grey.shape[2:]))} pixels"
+        advice = _advice(dataset, Path(data_dir).resolve())
+        raise InputError(f"{raw}: {dataset.__name__} cannot be read ({reason}); {advice}") from None
+    parts = {}
+    for split, images, labels in zip(SPLITS, arrays[::2], arrays[1::2], strict=True):
+        grey = torch.from_numpy(images).unsqueeze(1)
+        parts[split] = grey, torch.from_numpy(labels).long(), torch.arange(len(labels)), grey
+    size = f"{train[0]:,} and {test[0]:,} images of {train[1]} x {train[2]} pixels"
     classes = tuple(title.split(" - ")[0] for title in dataset.classes)  # MNIST's are like "7 - seven"
-    return classes, parts, "" if verified else note
+    return classes, parts, "" if all(known) else f"{raw}: not verified, without archives: {size}"
 
 
 def _read_idx(archive, dataset):
@@ -249,9 +231,9 @@ def _read_idx(archive, dataset):
     return np.frombuffer(contents, np.uint8, offset=start).reshape(shape).copy(), known
 
 
-def _download(dataset, raw, data_dir):
+def _download(dataset, raw):
     """Downloads what is not there. Raises InputError for a damaged archive, or without a network."""
-    if not raw.exists() and _elsewhere(dataset, Path(data_dir).resolve().parents[:2]):
+    if not raw.exists() and _elsewhere(dataset, raw.resolve().parents[2:4]):
         raise InputError("No such directory")
     with new_directory(raw), exclusive_lock(raw, wait=True), contextlib.redirect_stdout(io.StringIO()):
         for file, md5 in dataset.resources:
@@ -268,14 +250,14 @@ def _download(dataset, raw, data_dir):
 
 
 def _elsewhere(dataset, directories):
-    """The first of the directories that has the files of the data set, for --data-dir, or None."""
+    """The first of the directories that holds the data set, or None."""
     names = [f"{dataset.__name__}/raw/{file}" for file, _ in dataset.resources]
     return next((place for place in directories if any((place / name).exists() for name in names)), None)
 
 
-def _advice(dataset, data_dir):
-    """What to do where the data set cannot be read."""
-    here, ours = Path(data_dir).resolve(), Path(__file__).resolve().parent / "data"
+def _advice(dataset, here):
+    """What to do if the data set cannot be read in the directory `here`."""
+    ours = Path(__file__).resolve().parent / "data"
     if here == ours and dataset is MNIST:
         return "restore it with 'git checkout -- data'"
     if place := _elsewhere(dataset, [place for place in (*here.parents[:2], ours) if place != here]):

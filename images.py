@@ -6,7 +6,6 @@ import warnings
 from collections import Counter
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,41 +13,36 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional as transforms
 
-from runtime.config import InputError, about
+from runtime.config import InputError
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
-SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "validation")
+SPLIT_NAMES = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
+SPLIT_NAMES |= {name: name for name in ("train", "test", "validation")}
 KEPT_FIRST = "test", "validation", "train"  # of pictures that are there twice
 FEWEST, FEWEST_SPLIT = 10, 2  # images of a class: a fifth of 10 are the two test images that the figures need
 NEEDED = "it needs a folder of images for each class, or such folders in train, test and, if you like, validation"
-# What file managers, archive tools and disks make; hidden files and those of editors are known by their first letters.
+# What file managers, archive tools and disks make; hidden files and those of editors begin or end as `_entries` says.
 LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "lost+found"}
 LEFT_BEHIND |= {"@eadir", "@recycle", "@__thumb", "#recycle", "$recycle.bin", "system volume information"}
 WHITE = {"I": (255, 4095, 65_535), "F": (1, 255, 4095, 65_535)}  # of whole numbers and of floats
 
 
-class Folder(NamedTuple):
-    """The images of a folder of classes."""
-
-    classes: tuple  # their names
-    parts: dict  # {"train", and "test", "validation" if there: grey (N, 1, 28, 28), labels, index, hashes (N,)}
-    note: str  # what was left out, and what was not sure; may be empty
-
-
 def read_folder(path, *, resize=False):
-    """The Folder of images in PATH/class, or in PATH/train/class, PATH/test/class and PATH/validation/class.
+    """The images in PATH/class, or in PATH/train/class, PATH/test/class and PATH/validation/class.
 
-    index: the row among the image files of the split, by class and name, as in torchvision's ImageFolder. Of pictures
-    that are there twice one is kept, a test image rather than a training image. Raises InputError if the folder has
-    another form or too few images, or if an image cannot be read.
+    Returns the names of the classes, {"train", and "test", "validation" if they are there: grey values (N, 1, 28, 28),
+    labels, index, hashes of the pixels (N,)}, and a note on what was left out or is not sure, perhaps empty. index: the
+    row among the image files of the split, by class and name, as in torchvision's ImageFolder. Of pictures that are
+    there twice one is kept, a test image rather than a training image. Raises InputError if the folder has another
+    form or too few images, or if an image cannot be read.
     """
     path, left_out, parts = os.path.expanduser(path), Counter(), {}
-    with about(f"--dataset folder:{path}"):
+    try:
         layout = _layout(path, left_out)
-        classes = tuple(layout["train"])
-        named = ((split, number, classes[number]) for split in layout for number in range(len(classes)))
-        files = [(split, number, file) for split, number, name in named for file in layout[split][name]]
+        if len(classes := tuple(layout["train"])) == 1:
+            raise InputError(f"has one class, {classes[0]}; it needs a folder for each of two or more")
+        names = [(split, label) for split in layout for label in range(len(classes))]
+        files = [(split, label, file) for split, label in names for file in layout[split][classes[label]]]
         split_of, label_of, paths = zip(*files, strict=True)
         grey, hashes, notes = _read_images(paths, resize=resize)
 
@@ -61,14 +55,17 @@ def read_folder(path, *, resize=False):
         left_out["of which in another class"] = moved
         for split in layout:
             rows = [row for row in sorted(first.values()) if split_of[row] == split]
-            columns = ((label_of[row], row - split_of.index(split), hashes[row]) for row in rows)
-            parts[split] = grey[rows], *torch.tensor(list(columns), dtype=torch.long).reshape(-1, 3).unbind(1)
+            columns = [(label_of[row], row - split_of.index(split), hashes[row]) for row in rows]
+            parts[split] = grey[rows], *torch.tensor(columns, dtype=torch.long).reshape(-1, 3).unbind(1)
             counts = parts[split][1].bincount(minlength=len(classes)).tolist()
             needed, where = (FEWEST_SPLIT, f" in {split}") if "test" in layout else (FEWEST, "")
             if (fewest := min(counts)) < needed:
                 few = f"class {classes[counts.index(fewest)]} has {fewest} image{'s' * (fewest != 1)}{where}"
-                raise InputError("; ".join([f"{few}; every class needs {needed} or more", *_listed(left_out)]))
-    return Folder(classes, parts, "; ".join([*_listed(left_out), *notes]))
+                raise InputError(f"{few}; every class needs {needed} or more")
+    except (InputError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError("; ".join([f"--dataset folder:{path}: {reason}", *_listed(left_out)])) from None
+    return classes, parts, "; ".join([*_listed(left_out), *notes])
 
 
 def _layout(path, left_out):
@@ -78,7 +75,6 @@ def _layout(path, left_out):
     """
     _check_name(path)
     folders, images = _entries(path, left_out)
-    left_out["images beside the folders"] = len(images)
     splits = {name: SPLIT_NAMES.get(name.lower()) for name in folders}
     if any(splits[name] and any(map(_holds_images, _entries(folders[name])[0].values())) for name in folders):
         for name in [name for name in folders if not splits[name]]:
@@ -86,29 +82,34 @@ def _layout(path, left_out):
                 raise InputError(f"holds the folders {_few(folders)}, of which {name} is no split; {NEEDED}")
             del folders[name], splits[name]
             left_out["folders without images"] += 1
+    if not (folders and all(splits.values())):
+        return {"train": _classes("", folders, images, left_out)}
     layout = {}
-    for name, folder in folders.items() if folders and all(splits.values()) else [("", path)]:
-        classes, images = _entries(folder, left_out) if name else (folders, images)
-        split, within = splits.get(name, "train"), f"{name}/" if name else ""
-        if not classes and images:
-            flat = f"{name or 'it'} holds {len(images)} images and no folders"
-            raise InputError(f"{flat}; put them into one folder for each class; {NEEDED}")
-        if not classes:
-            raise InputError(f"Couldn't find any class folder in {folder}; {NEEDED}")
-        if split in layout:
-            raise InputError(f"of {_few(folders)} two are the {split} folder; {NEEDED}")
-        left_out["images beside the folders"] += len(images) if name else 0
-        layout[split] = {label: _class_files(within + label, inner, left_out) for label, inner in classes.items()}
+    for name, folder in folders.items():
+        if splits[name] in layout:
+            raise InputError(f"of {_few(folders)} two are the {splits[name]} folder; {NEEDED}")
+        layout[splits[name]] = _classes(f"{name}/", *_entries(folder, left_out), left_out)
+    left_out["images beside the folders"] += len(images)
     if "train" not in layout:
         raise InputError(f"holds the folders {_few(folders)}, but none called train; {NEEDED}")
-    for split, classes in layout.items():
-        if others := sorted(classes.keys() ^ layout["train"].keys()):
+    for split in layout:
+        if others := sorted(layout[split].keys() ^ layout["train"].keys()):
             raise InputError(f"train and {split} have other classes: {_few(others)} in one of the two alone")
-        if empty := [name for name, files in classes.items() if not files]:
-            raise InputError("; ".join([f"Found no valid file for the classes {_few(empty)}", *_listed(left_out)]))
-        if len(classes) == 1:
-            raise InputError(f"has one class, {min(classes)}; it needs a folder for each of two or more")
     return {split: layout[split] for split in reversed(KEPT_FIRST) if split in layout}
+
+
+def _classes(within, folders, images, left_out):
+    """{class: paths of its images}; within: "", or a split's name and "/". Raises InputError for other folders."""
+    if not folders and images:
+        flat = f"{within or 'it'} holds {len(images)} images and no folders"
+        raise InputError(f"{flat}; put them into one folder for each class; {NEEDED}")
+    if not folders:
+        raise InputError(f"Couldn't find any class folder in {within or 'it'}; {NEEDED}")
+    left_out["images beside the folders"] += len(images)
+    classes = {name: _class_files(within + name, folder, left_out) for name, folder in folders.items()}
+    if empty := [name for name, files in classes.items() if not files]:
+        raise InputError(f"Found no valid file for the classes {_few(empty)}")
+    return classes
 
 
 def _class_files(name, folder, left_out):
@@ -145,7 +146,8 @@ def _entries(folder, left_out=None):
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         suffix = os.path.splitext(name)[1].lower()
-        if _is_left_behind(name):
+        edited = name.startswith((".", "~$")) or name.endswith("~") or name[0] == name[-1] == "#"
+        if edited or name.lower() in LEFT_BEHIND:
             left_out["hidden or temporary files"] += 1
         elif os.path.isdir(path):
             folders[name] = path
@@ -168,14 +170,8 @@ def _entries(folder, left_out=None):
     return folders, images
 
 
-def _is_left_behind(name):
-    """Whether a file manager, an editor, an archive tool or a notebook makes files or folders of this name."""
-    edited = name.startswith((".", "~$")) or name.endswith("~") or (name[0] == name[-1] == "#")
-    return edited or name.lower() in LEFT_BEHIND
-
-
 def _listed(left_out):
-    """A Counter in words, a list of one sentence; empty if it counts nothing."""
+    """A list of one sentence on what a Counter counts, or an empty one."""
     parts = [f"{what} {count:,}" for what, count in left_out.items() if count]
     return [f"left out: {', '.join(parts)}"] if parts else []
 
@@ -194,7 +190,11 @@ def load_images(images, *, resize=False, invert=False):
     paths = [images] if isinstance(images, str | os.PathLike) else list(images)
     left_out = Counter()
     if len(paths) == 1 and os.path.isdir(paths[0]):
-        paths = _files_in(paths[0], left_out)
+        folder, (folders, paths) = paths[0], _entries(paths[0], left_out)
+        if not paths:
+            hint = f", only folders; with one folder per class, use --dataset folder:{folder}" if folders else ""
+            reason = f"{folder}: no image files ({', '.join(EXTENSIONS)}){hint}"
+            raise InputError("; ".join([reason, *_listed(left_out)]))
     if not paths:
         raise InputError("no images: the list of paths is empty")
     grey, _, notes = _read_images(paths, resize=resize)
@@ -205,16 +205,6 @@ def load_images(images, *, resize=False, invert=False):
     for note in [*_listed(left_out), *notes, *of_one_value(images)]:
         warnings.warn(note, stacklevel=2)
     return images
-
-
-def _files_in(folder, left_out):
-    """The image files of a folder, sorted by name."""
-    folders, files = _entries(folder, left_out)
-    if not files:
-        hint = f", only folders; with one folder per class, use --dataset folder:{folder}" if folders else ""
-        reason = f"{folder}: no image files ({', '.join(EXTENSIONS)}){hint}"
-        raise InputError("; ".join([reason, *_listed(left_out)]))
-    return files
 
 
 def _read_images(paths, *, resize):

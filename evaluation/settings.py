@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
-from data import Data, load_data, rows_per_class, source_of
+from data import Data, load_data, rows_per_class
 from runtime.cli import make_config, prepare_run
 from runtime.config import EvalConfig, InputError, RunConfig, TrainConfig, about, differences, image_differences
 from runtime.learners import Checkpoints, find_checkpoints
@@ -52,7 +52,7 @@ def prepare_again(given, *, owned):
     device, eval_config = prepare_run(run_config, EvalConfig.for_training(config, vars(given)))
     data = load_data(config, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
     if text := image_differences(checkpoints.images, data.digest):
-        source = source_of(config.dataset, run_config.data_dir)
+        source = f"--dataset {config.dataset}, --data-dir {run_config.data_dir}"
         raise InputError(f"{source}: not the images of the checkpoints in {run_config.checkpoint_dir} ({text})")
     eval_config = choose_counts(config, given, data, precision=eval_config.precision)
     for epoch in checkpoints.epochs:

@@ -188,13 +188,12 @@ def image_differences(there, here):
     """In words, how the images of two data sets differ, from Data.digest; empty if they do not, or one is not known."""
     if not there or not here or there == here:
         return ""
-    if there["classes"] != here["classes"]:
-        return f"classes {', '.join(there['classes'])} there, {', '.join(here['classes'])} here"
-    for kind in (kind for kind in here if there.get(kind) != here[kind] and kind in there):
-        counts = zip(here["classes"], there[kind]["counts"], here[kind]["counts"], strict=True)
-        changed = [f"{name} {before} there, {now} here" for name, before, now in counts if before != now]
-        return f"{kind} images: {', '.join(changed)}" if changed else f"other {kind} images, or in another order"
-    return "validation images in one of the two alone"
+    sides = [
+        {(kind, *entry) for kind, part in side.items() for entry in part["counts"].items()} for side in (there, here)
+    ]
+    if changed := [f"{count} {kind} images of class {name}" for kind, name, count in sorted(sides[1] - sides[0])]:
+        return f"now {', '.join(changed[:5])}"
+    return "fewer classes" if sides[0] != sides[1] else "others, or in another order"
 
 
 def choose_device(name, *, local_rank=None):

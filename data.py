@@ -251,8 +251,7 @@ def _download(dataset, raw):
 
 def _elsewhere(dataset, directories):
     """The first of the directories that holds the data set, or None."""
-    names = [f"{dataset.__name__}/raw/{file}" for file, _ in dataset.resources]
-    return next((place for place in directories if any((place / name).exists() for name in names)), None)
+    return next((place for place in directories if any((place / dataset.__name__ / "raw").glob("*-ubyte*"))), None)
 
 
 def _advice(dataset, here):

@@ -193,7 +193,8 @@ def image_differences(there, here):
     ]
     if changed := [f"{count} {kind} images of class {name}" for kind, name, count in sorted(sides[1] - sides[0])]:
         return f"now {', '.join(changed[:5])}"
-    return "fewer classes" if sides[0] != sides[1] else "others, or in another order"
+    kinds = " and ".join(kind for kind in here if there.get(kind) != here[kind])
+    return "fewer classes" if sides[0] != sides[1] else f"other {kinds} images, or in another order"
 
 
 def choose_device(name, *, local_rank=None):

@@ -53,7 +53,7 @@ TRAIN_SIZE = (
 )
 DATASET = (
     "mnist, fashion-mnist, kmnist, or folder:PATH, a folder with a folder of images for each class, of which a fifth "
-    "are test images"
+    "are test images, or with such folders in train, test and val"
 )
 
 LATENT_START = (

@@ -106,20 +106,16 @@ def _classes(within, folders, images, left_out):
     if not folders:
         raise InputError(f"Couldn't find any class folder in {within or 'it'}; {NEEDED}")
     left_out["images beside the folders"] += len(images)
-    classes = {name: _class_files(within + name, folder, left_out) for name, folder in folders.items()}
+    classes = {}
+    for name, folder in folders.items():
+        _check_name(name)
+        inner, classes[name] = _entries(folder, left_out)
+        if nested := [below for below in inner if _holds_images(inner[below])]:
+            raise InputError(f"the folder {within}{name} holds folders of images, {_few(nested)}; {NEEDED}")
+        left_out["folders without images"] += len(inner)
     if empty := [name for name, files in classes.items() if not files]:
         raise InputError(f"Found no valid file for the classes {_few(empty)}")
     return classes
-
-
-def _class_files(name, folder, left_out):
-    """The paths of the images in a folder of a class. Raises InputError if a folder with images is in it."""
-    _check_name(name)
-    folders, images = _entries(folder, left_out)
-    if nested := [inner for inner in folders if _holds_images(folders[inner])]:
-        raise InputError(f"the folder {name} holds folders of images, {_few(nested)}; {NEEDED}")
-    left_out["folders without images"] += len(folders)
-    return images
 
 
 def _check_name(name):
@@ -149,6 +145,8 @@ def _entries(folder, left_out=None):
         edited = name.startswith((".", "~$")) or name.endswith("~") or name[0] == name[-1] == "#"
         if edited or name.lower() in LEFT_BEHIND:
             left_out["hidden or temporary files"] += 1
+        elif os.path.isdir(path) and os.path.islink(path) and _one_in_the_other(folder, path):
+            left_out["links to folders that are there"] += 1
         elif os.path.isdir(path):
             folders[name] = path
         elif not os.path.isfile(path):
@@ -159,15 +157,13 @@ def _entries(folder, left_out=None):
             left_out["empty files"] += 1
         else:
             images.append(path)
-    # A link to a folder that is there already, or to one around it, is no class.
-    there = {os.path.realpath(path) for path in folders.values() if not os.path.islink(path)}
-    around = os.path.join(os.path.realpath(folder), "")
-    for name in [name for name, path in folders.items() if os.path.islink(path)]:
-        target = os.path.realpath(folders[name])
-        if target in there or around.startswith(os.path.join(target, "")):
-            del folders[name]
-            left_out["links to folders that are there"] += 1
     return folders, images
+
+
+def _one_in_the_other(*paths):
+    """Whether one of two folders is the other, or in it."""
+    one, other = (os.path.join(os.path.realpath(path), "") for path in paths)
+    return one.startswith(other) or other.startswith(one)
 
 
 def _listed(left_out):

@@ -1,28 +1,35 @@
-"""Images as tensors: training, validation and test images of a data set or a folder, and a user's own image files."""
+"""Data sets and their splits as tensors: MNIST and its kin, and folders of images; see images.py."""
 
-import os
-import warnings
+import contextlib
+import gzip
+import hashlib
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
+from urllib.error import URLError
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.utils import resample
-from torchvision.datasets import KMNIST, MNIST, FashionMNIST, ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.datasets.utils import check_integrity
-from torchvision.transforms import functional as transforms
+from torchvision.datasets import KMNIST, MNIST, FashionMNIST
+from torchvision.datasets.utils import check_integrity, download_url
 
-from runtime.checkpoint import InputError, exclusive_lock, new_directory
+from images import dark_on_light, load_images, of_one_value, read_folder, warn_unlike_mnist  # noqa: F401, for users
+from runtime.checkpoint import exclusive_lock, new_directory
+from runtime.config import InputError, about
 from runtime.distributed import WHOLE, Shard, own_shard
 from vae_utils import random_generator
 
 VALIDATION_SIZE, FEWEST_VALIDATION = 5_000, 20
 SPLITS = ("train", "test")  # those that are scored at the end
 DATASETS = {"mnist": MNIST, "fashion-mnist": FashionMNIST, "kmnist": KMNIST}
-FEWEST_IN_A_FOLDER = 10  # so that a fifth are the two test images of each class that the figures need
+UNPACKED = {  # the MD5 of what MNIST's archives hold
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
 
 
 @dataclass(frozen=True)
@@ -33,15 +40,22 @@ class Split:
     labels: torch.Tensor  # (N,), int64
     index: torch.Tensor  # (N,), int64: the row in the data set's own order
     classes: tuple  # their names
+    digest: str = ""  # SHA-256 of a data set's images as they were read, in order, and labels; of no part of it
+    note: str = ""  # what else there is to say of the data set
 
     @property
     def num_classes(self):
         return len(self.classes)
 
+    def counts(self):
+        """{class: how many images it has}."""
+        return dict(zip(self.classes, self.labels.bincount(minlength=self.num_classes).tolist(), strict=True))
+
     def at(self, rows):
         """The Split of some rows (M,)."""
         rows = rows.to(self.labels.device)
-        return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows])
+        chosen = {name: getattr(self, name)[rows] for name in ("images", "labels", "index")}
+        return replace(self, **chosen, digest="")
 
 
 class Data(NamedTuple):
@@ -52,6 +66,8 @@ class Data(NamedTuple):
     rest: Split  # the training images of the data set that are not in `train`
     test: Split  # scored once, at the end
     shard: Shard = WHOLE  # the part of the training images that `train` holds
+    said: tuple = ()  # lines to print before training: what was understood of a user's own data
+    digest: dict | None = None  # of all images of the data set, in order, plain values
 
     @property
     def image_shape(self):
@@ -66,31 +82,57 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
     """The Data of a TrainConfig or ClassifierConfig.
 
     train_index: rows (N,) of the data set to train on, instead of the stratified subset. at_most: the configured number
-    of training images is a limit; of a smaller data set, an eighth is left for validation. Raises InputError if the
-    images cannot be read, or if there are too few.
+    of training images is a limit; of a smaller data set, an eighth is left for validation, unless it has validation
+    images of its own. Raises InputError if the images cannot be read, if there are too few, or if nearly all their
+    pixels are alike.
     """
     options = {"binarize": config.binarize, "resize": config.resize, "device": device}
-    whole, test = load_dataset(config.dataset, data_dir=data_dir, **options)
+    whole, test, *given = load_dataset(config.dataset, data_dir=data_dir, validation=True, **options)
+    count, source = len(whole.labels), f"--dataset {config.dataset}, --data-dir {data_dir}"
+    with about(source):
+        _check(whole, test)
     if train_index is None:
-        count = len(whole.labels)
-        wanted = min(config.train_size, count - count // 8) if at_most else config.train_size
-        train = stratified_subset(whole, size=wanted, seed=config.seed)
+        wanted = min(config.train_size, count - (0 if given else count // 8)) if at_most else config.train_size
+        with about(f"--train-size {wanted}"):
+            train = stratified_subset(whole, size=wanted, seed=config.seed)
+            _check(train, test)
     else:
-        train = whole.at(_rows_of(train_index.to(device), whole, config, data_dir))
+        train = whole.at(_rows_of(train_index.to(device), whole, source))
     rest = remaining(whole, train)
     count = min(VALIDATION_SIZE, len(rest.labels))
     enough = count >= max(FEWEST_VALIDATION, whole.num_classes)
-    validation = stratified_subset(rest, size=count, seed=config.seed) if enough else test
-    return Data(train, validation, rest, test)
+    drawn = stratified_subset(rest, size=count, seed=config.seed) if enough and not given else test
+    validation = given[0] if given else drawn
+    kinds = dict(zip(("training", "test", "validation"), (whole, test, *given), strict=False))
+    digest = {kind: {"counts": split.counts(), "sha256": split.digest} for kind, split in kinds.items()}
+    said = [whole.note] if whole.note else []
+    if config.dataset not in DATASETS:
+        counts = [part["counts"] for part in digest.values()]
+        classes = [f"{name} {' + '.join(str(count[name]) for count in counts)}" for name in whole.classes]
+        understood = f"{config.dataset}: {len(classes)} classes, {' + '.join(kinds)} images: {', '.join(classes)}"
+        used = "the test images" if validation is test else f"{len(validation.labels):,}"
+        said = ["; ".join([understood, f"{len(train.labels):,} train, {used} validate", *said])]
+    return Data(train, validation, rest, test, said=tuple(said), digest=digest if whole.digest else None)
 
 
-def _rows_of(index, whole, config, data_dir):
+def _check(train, test):
+    """Raises InputError if the networks, the scores or the figures cannot do with the two Splits."""
+    for split, kind in ((train, "training"), (test, "test")):
+        if missing := [name for name, count in split.counts().items() if not count]:
+            raise InputError(f"no {kind} image of class {', '.join(missing)}")
+    height, width = train.images.shape[2:]
+    if height % 4 or width % 4:
+        raise InputError(f"images of {height} x {width} pixels: the networks need multiples of four")
+    if text := of_one_value(train.images):
+        raise InputError(f"the training images: {text[0]}")
+
+
+def _rows_of(index, whole, source):
     """The rows (N,) of the Split `whole` whose `index` is this one. Raises InputError if it has not all of them."""
     rows = torch.searchsorted(whole.index, index).clamp(max=len(whole.index) - 1)
     if not torch.equal(whole.index[rows], index):
-        name = f"--data-dir {data_dir}" if config.dataset in DATASETS else f"--dataset {config.dataset}"
         reason = "the checkpoints were trained on others"
-        raise InputError(f"{name}: has only {len(whole.labels):,} training images, {reason}")
+        raise InputError(f"{source}: has only {len(whole.labels):,} training images, {reason}")
     return rows
 
 
@@ -102,89 +144,125 @@ def take_shard(data):
     return data._replace(train=data.train.at(shard.rows(len(data.train.labels), device=data.device)), shard=shard)
 
 
-def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False, device="cpu"):
+def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False, device="cpu", validation=False):
     """All training and all test images of a data set, as two Splits.
 
-    name: one of DATASETS, which torchvision unpacks on the first call and downloads if it is missing; or "folder:PATH",
-    a folder with a folder of images for each class. Of every class a fifth, always the same, are test images. The
-    images of a folder are read as `load_images` does, and their `index` is the row in torchvision's
-    ImageFolder(PATH).samples. binarize: see `binarized`. Raises InputError if the data cannot be read or downloaded.
+    name: one of DATASETS, whose archives are read, and downloaded if they are missing; or "folder:PATH", a folder with
+    a folder of images for each class, or with such folders in PATH/train and PATH/test; see images.read_folder. If it
+    has no test images, a fifth of every class, always the same, are. Their `index` is the row in torchvision's
+    ImageFolder(PATH).samples. binarize: see `binarized`. validation: a third Split follows if the folder has one.
+    Raises InputError if the data cannot be read or downloaded.
     """
     kind, _, path = name.partition(":")
     if kind == "folder" and path:
-        classes, parts = _read_folder(path, resize=resize)
+        classes, parts, note = read_folder(path, resize=resize)
+        parts = parts if "test" in parts else _draw_test_images(parts)
     elif name not in DATASETS:
         hint = f"; for that folder say folder:{name}" if Path(name).is_dir() else ""
         raise InputError(f"--dataset {name}: not one of {', '.join(DATASETS)}, folder:PATH{hint}")
     elif resize:
         raise InputError(f"--resize: for the images of --dataset folder:PATH, not for {name}")
     else:
-        classes, parts = _read_archives(name, data_dir)
+        classes, parts, note = _read_archives(name, data_dir)
     splits = []
-    for split, (grey, labels, index) in zip(SPLITS, parts, strict=True):
+    for split in (*SPLITS, *(["validation"] if validation and "validation" in parts else [])):
+        grey, labels, index, contents = parts[split]
+        digest = hashlib.sha256(contents.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
         images = binarized(grey, split) if binarize else grey.to(device).float() / 127.5 - 1
-        splits.append(Split(images.to(device), labels.to(device), index.to(device), classes))
+        splits.append(Split(images.to(device), labels.to(device), index.to(device), classes, digest, note))
     return tuple(splits)
 
 
+def _draw_test_images(parts):
+    """The parts of a folder with a fifth of every class as test images."""
+    _, labels, *_ = parts["train"]
+    order = torch.randperm(len(labels), generator=random_generator(0, "test images of a folder"))
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    for label, count in enumerate(labels.bincount().tolist()):
+        is_test[order[labels[order] == label][: count // 5]] = True
+    train, test = ([column[rows] for column in parts["train"]] for rows in (~is_test, is_test))
+    return {**parts, "train": train, "test": test}
+
+
 def _read_archives(name, data_dir):
-    """The classes of a torchvision data set; grey values (N, 1, 28, 28), labels and index of both splits."""
+    """Classes, {split: grey values (N, 1, H, W), labels, index, grey values}, and a note, of a torchvision data set.
+
+    An archive is verified by its MD5 and read; what was unpacked beside it, or processed by an old torchvision, is not.
+    Nothing is written, but for archives that are downloaded.
+    """
     dataset = DATASETS[name]
     raw = Path(data_dir) / dataset.__name__ / "raw"
     try:
+        if not all(check_integrity(raw / file, md5) for file, md5 in dataset.resources):
+            _download(dataset, raw)
+        arrays, known = zip(*(_read_idx(raw / file, dataset) for file, _ in dataset.resources), strict=True)
+        shapes = train, train_labels, test, test_labels = [array.shape for array in arrays]
+        if len(train) != 3 or train[1:] != test[1:] or (train[:1], test[:1]) != (train_labels, test_labels):
+            sizes = ", ".join(" x ".join(map(str, shape)) for shape in shapes)
+            raise InputError(f"training images, their labels, test images, their labels do not fit: {sizes}")
+        if (label := max(int(labels.max(initial=0)) for labels in arrays[1::2])) >= len(dataset.classes):
+            raise InputError(f"label {label}, of {len(dataset.classes)} classes from 0")
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        advice = _advice(dataset, Path(data_dir).resolve())
+        raise InputError(f"{raw}: {dataset.__name__} cannot be read ({reason}); {advice}") from None
+    parts = {}
+    for split, images, labels in zip(SPLITS, arrays[::2], arrays[1::2], strict=True):
+        grey = torch.from_numpy(images).unsqueeze(1)
+        parts[split] = grey, torch.from_numpy(labels).long(), torch.arange(len(labels)), grey
+    size = f"{train[0]:,} and {test[0]:,} images of {train[1]} x {train[2]} pixels"
+    classes = tuple(title.split(" - ")[0] for title in dataset.classes)  # MNIST's are like "7 - seven"
+    return classes, parts, "" if all(known) else f"{raw}: not verified, without archives: {size}"
+
+
+def _read_idx(archive, dataset):
+    """The array (N, ...) uint8 in an archive of MNIST's format, or in the file beside it; whether it was verified."""
+    file = archive.with_suffix("")
+    packed = archive.exists()
+    contents = gzip.decompress(archive.read_bytes()) if packed else file.read_bytes()
+    start = 4 + 4 * contents[3] if contents[:3] == b"\0\0\x08" else len(contents)
+    shape = np.frombuffer(contents[4:start], ">i4")
+    if len(shape) == 0 or len(contents) - start != shape.prod():
+        raise InputError(f"{file.name} is damaged")
+    known = packed or (dataset is MNIST and hashlib.md5(contents).hexdigest() == UNPACKED[file.name])
+    # Other files of MNIST's format may take their place, but none that look like MNIST's.
+    if dataset is MNIST and not known and shape[0] == (60_000 if file.name.startswith("train") else 10_000):
+        raise InputError(f"{file.name} is not MNIST's, it was changed")
+    return np.frombuffer(contents, np.uint8, offset=start).reshape(shape).copy(), known
+
+
+def _download(dataset, raw):
+    """Downloads what is not there. Raises InputError for a damaged archive, or without a network."""
+    if not raw.exists() and _elsewhere(dataset, raw.resolve().parents[2:4]):
+        raise InputError("No such directory")
+    with new_directory(raw), exclusive_lock(raw, wait=True), contextlib.redirect_stdout(io.StringIO()):
         for file, md5 in dataset.resources:
             if (raw / file).exists() and not check_integrity(raw / file, md5):
                 raise InputError(f"{file} is damaged")
-        with new_directory(raw), exclusive_lock(raw, wait=True):
-            try:
-                parts = _read(dataset, data_dir)
-            except Exception:
-                # A run that was killed while torchvision unpacked the archives has left incomplete files.
-                archives = [raw / file for file, _ in dataset.resources if (raw / file).exists()]
-                if not archives:
-                    raise
-                for path in archives:
-                    path.with_suffix("").unlink(missing_ok=True)
-                parts = _read(dataset, data_dir)
-    except Exception as error:  # torchvision raises whatever gzip, urllib and its own readers raise
-        reason = str(error).strip().splitlines()[0].rstrip(":") if str(error).strip() else type(error).__name__
-        advice = "restore it with 'git checkout -- data'"
-        if name != "mnist":
-            files = ", ".join(file for file, _ in dataset.resources)
-            advice = f"remove damaged files; without a network, this directory needs {files}"
-        raise InputError(f"{raw}: {dataset.__name__} cannot be read ({reason}); {advice}") from None
-    classes = tuple(title.split(" - ")[0] for title in parts[0].classes)  # MNIST's are like "7 - seven"
-    return classes, [(part.data.unsqueeze(1), part.targets, torch.arange(len(part))) for part in parts]
+            if (raw / file).exists() or (raw / file).with_suffix("").exists():
+                continue
+            for mirror in dataset.mirrors:
+                with contextlib.suppress(RuntimeError, URLError):
+                    download_url(f"{mirror}{file}", raw, file, md5)
+                    break
+            else:
+                raise InputError(f"Error downloading {file}")
 
 
-def _read(dataset, data_dir):
-    """torchvision's two parts of a data set."""
-    return [dataset(data_dir, train=train, download=True) for train in (True, False)]
+def _elsewhere(dataset, directories):
+    """The first of the directories that holds the data set, or None."""
+    return next((place for place in directories if any((place / dataset.__name__ / "raw").glob("*-ubyte*"))), None)
 
 
-def _read_folder(path, *, resize):
-    """The classes of a folder of images; grey values, labels and index, rows of ImageFolder.samples, of both splits."""
-    path = os.path.expanduser(path)
-    name = f"--dataset folder:{path}"
-    try:
-        folder = ImageFolder(path)
-    except OSError as error:  # torchvision's own are without an errno: no folder of a class, or an empty one
-        reason = error.strerror or f"{error}; it needs a folder of images for each class"
-        raise InputError(f"{name}: {reason}") from None
-    labels = torch.tensor(folder.targets)
-    counts = labels.bincount(minlength=len(folder.classes)).tolist()
-    if len(counts) == 1:
-        raise InputError(f"{name}: has one class, {folder.classes[0]}; it needs a folder for each of two or more")
-    if (fewest := min(counts)) < FEWEST_IN_A_FOLDER:
-        few = f"class {folder.classes[counts.index(fewest)]} has {fewest} image{'s' * (fewest > 1)}"
-        raise InputError(f"{name}: {few}; every class needs {FEWEST_IN_A_FOLDER} or more")
-    order = torch.randperm(len(labels), generator=random_generator(0, "test images of a folder"))
-    is_test = torch.zeros(len(labels), dtype=torch.bool)
-    for label, count in enumerate(counts):
-        is_test[order[labels[order] == label][: count // 5]] = True
-    grey = torch.stack([_read_image(file, resize=resize) for file, _ in folder.samples])
-    rows = [torch.nonzero(part).flatten() for part in (~is_test, is_test)]
-    return tuple(folder.classes), [(grey[part], labels[part], part) for part in rows]
+def _advice(dataset, here):
+    """What to do if the data set cannot be read in the directory `here`."""
+    ours = Path(__file__).resolve().parent / "data"
+    if here == ours and dataset is MNIST:
+        return "restore it with 'git checkout -- data'"
+    if place := _elsewhere(dataset, [place for place in (*here.parents[:2], ours) if place != here]):
+        return f"--data-dir {place} has it"
+    files = ", ".join(file for file, _ in dataset.resources)
+    return f"remove damaged files; without a network, this directory needs {files}"
 
 
 def binarized(grey, purpose):
@@ -231,117 +309,3 @@ def random_rows_per_class(split, count, *, seed):
     """
     order = torch.randperm(len(split.labels), generator=random_generator(seed, "scored images")).to(split.labels.device)
     return order[rows_per_class(split.at(order), count)]
-
-
-def load_images(images, *, resize=False, invert=False):
-    """Image files of 28 x 28 pixels as MNIST has them, light strokes on a dark ground: (N, 1, 28, 28) in [-1, 1].
-
-    images: a path, a list of paths, or a folder, whose image files are taken in the order of their names. Colours
-    become grey. Where an image is transparent, its ground is black below light strokes and white below dark ones.
-    resize: an image of another size is padded to a square with the median of its border, then scaled with
-    antialiasing. invert: makes the light dark and the dark light; without it, images that look like dark strokes on a
-    light ground give a warning. Raises InputError for a file that is missing, no image, or of another size, and if
-    there is no image.
-    """
-    paths = [Path(images)] if isinstance(images, str | os.PathLike) else [Path(path) for path in images]
-    if len(paths) == 1 and paths[0].is_dir():
-        paths = _files_in(paths[0])
-    if not paths:
-        raise InputError("no images: the list of paths is empty")
-    images = torch.stack([_read_image(path, resize=resize) for path in paths]) / 127.5 - 1
-    if invert:
-        return -images
-    if count := int(dark_on_light(images).sum()):
-        warnings.warn(f"{_unlike_mnist(count, len(images))}: invert=True turns all images", stacklevel=2)
-    return images
-
-
-def _files_in(folder):
-    """The image files of a folder, sorted by name."""
-    entries = sorted(folder.iterdir())
-    files = [path for path in entries if path.is_file() and path.name.lower().endswith(IMG_EXTENSIONS)]
-    if not files:
-        reason = f"no image files ({', '.join(IMG_EXTENSIONS)})"
-        if any(path.is_dir() for path in entries):
-            reason += f", only folders; with one folder per class, use --dataset folder:{folder}"
-        raise InputError(f"{folder}: {reason}")
-    return files
-
-
-def _read_image(path, *, resize):
-    """The grey values of an image file, from 0 to 255, (1, 28, 28) float32; see `load_images`."""
-    try:
-        with Image.open(path) as image:
-            grey = _grey(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except Exception as error:  # no list says what a damaged file makes Pillow raise
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    if resize:
-        return _resized(grey)
-    if grey.shape != (1, 28, 28):
-        size = f"{grey.shape[2]} x {grey.shape[1]} pixels, not 28 x 28"
-        raise InputError(f"{path}: is {size}; resize=True, or the flag --resize, scales it")
-    return grey
-
-
-def _grey(image):
-    """The grey values of a PIL image, from 0 to 255, (1, height, width) float32."""
-    if image.mode.startswith("I"):  # 16 bits, which Pillow's conversion would clip
-        return torch.from_numpy(np.asarray(image).astype(np.float32)).unsqueeze(0) / 257
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return transforms.pil_to_tensor(image.convert("L")).float()
-    image = image.convert("RGBA")
-    grey = transforms.pil_to_tensor(image.convert("L")).float()
-    opacity = transforms.pil_to_tensor(image.getchannel("A")).float() / 255
-    ground = 255 if (grey * opacity).sum() < 127.5 * opacity.sum() else 0  # what the strokes contrast with
-    return grey * opacity + ground * (1 - opacity)
-
-
-def _resized(grey):
-    """Grey values (1, height, width) padded to a square with the median of the border, and scaled to 28 x 28."""
-    height, width = grey.shape[1:]
-    rows, columns = (max(height, width) - length for length in (height, width))
-    padding = [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
-    square = transforms.pad(grey, padding, fill=float(_border(grey).median()))
-    return transforms.resize(square, [28, 28], antialias=True).clamp(0, 255)
-
-
-def _border(images):
-    """The outermost pixels of images (..., H, W), (..., pixels)."""
-    sides = images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1]
-    return torch.cat(sides, dim=-1)
-
-
-def dark_on_light(images):
-    """Which images (N, C, H, W) in [-1, 1] look like dark strokes on a light ground, (N,) bool.
-
-    Most of their border is light, and it is lighter than the whole. Of MNIST and Fashion-MNIST, this is no image.
-    """
-    border = _border(images).flatten(1)
-    return (border.median(1).values > 0) & (border.mean(1) > images.flatten(1).mean(1))
-
-
-def _unlike_mnist(count, total):
-    images = f"{count:,} of {total:,} image{'s' * (total > 1)}"
-    return f"dark strokes on a light ground in {images}, where MNIST has light ones on a dark ground"
-
-
-def warn_unlike_mnist(images):
-    """Warns, in one line, of images (N, C, H, W) whose pixels are not in [-1, 1], or that are `dark_on_light`.
-
-    To be called by a function that a user calls: the warning names the line of that call.
-    """
-    low, high = float(images.min()), float(images.max())
-    text = None
-    if low < -1 or high > 1:
-        scaling = "x / 127.5 - 1" if low >= 0 and high <= 255 else "scale them"
-        text = f"pixels from {low:g} to {high:g}, expected [-1, 1]: {scaling}"
-    elif low >= 0:
-        text = "pixels in [0, 1]? expected [-1, 1]: 2 * x - 1"
-    elif count := int(dark_on_light(images).sum()):
-        text = f"{_unlike_mnist(count, len(images))}: -x turns all images"
-    if text:
-        warnings.warn(text, stacklevel=3)

@@ -31,8 +31,7 @@ METHODS = (AmortizedVAE, LatentOptimization)  # the one place where they are lis
 
 def owned():
     """The files of this script."""
-    checkpoints = tuple(f"{method.prefix}_epoch_*.pt" for method in METHODS)
-    return Owned(METHODS, checkpoints, RESULTS, summary="summary.json")
+    return Owned(METHODS, tuple(f"{method.prefix}_epoch_*.pt" for method in METHODS), RESULTS, summary="summary.json")
 
 
 def train_and_score(experiment):
@@ -41,7 +40,8 @@ def train_and_score(experiment):
     with open_run(run_config, experiment.settings, owned=owned(), scoring=asdict(eval_config)) as run:
         if run.finished:
             return
-        print(f"{config.train_size:,} training images on {run.where}, networks in {config.precision}", flush=True)
+        start = f"{config.train_size:,} training images on {run.where}, networks in {config.precision}"
+        print(*data.said, start, sep="\n", flush=True)
         with out_of_memory_hint(f"--batch-size ({config.batch_size:,}) or --latent-dim ({config.latent_dim:,})"):
             for method_class in METHODS:
                 method = method_class(config, take_shard(data))
@@ -57,10 +57,10 @@ def train_and_score(experiment):
 
 def score_again(experiment):
     """Scores the checkpoints that are there; history.csv and training_curves.png stay as they are."""
-    config, eval_config, checkpoints = experiment.config, experiment.eval_config, experiment.checkpoints
-    with open_evaluation(experiment.run_config, config, owned=owned(), device=experiment.settings["device"]) as run:
-        trained = f"{config.train_size:,} training images, seed {config.seed}"
-        print(f"{run.directory}: epoch {checkpoints.epochs[-1]} of {config.epochs}, {trained}")
+    run_config, config, eval_config, data, checkpoints = experiment
+    with open_evaluation(run_config, config, owned=owned(), device=experiment.settings["device"]) as run:
+        epoch, images = checkpoints.epochs[-1], f"{config.train_size:,} training images, seed {config.seed}"
+        print(*data.said, f"{run.directory}: epoch {epoch} of {config.epochs}, {images}", sep="\n")
         precision = f"gradients of annealing in {eval_config.precision}"
         print(f"evaluation with seed {eval_config.seed} on {run.where}, {precision}", flush=True)
         score(run, experiment, checkpoints)

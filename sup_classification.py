@@ -16,7 +16,7 @@ from evaluation import figures, statistics
 from model import Classifier, autocast
 from runtime.checkpoint import InputError, invalid_contents, save_figure, save_json
 from runtime.cli import Parser, add_flags, make_config, prepare_run, run_script
-from runtime.config import ClassifierConfig, RunConfig, versions
+from runtime.config import ClassifierConfig, RunConfig, image_differences, versions
 from runtime.distributed import broadcast, rank
 from runtime.learners import read_checkpoint
 from runtime.plan import Owned
@@ -110,10 +110,11 @@ def predict(model, images, *, batch_size=100):
     return log_prob
 
 
-def load_classifier(path, *, num_classes=10, device="cpu", train_index=None):
+def load_classifier(path, *, num_classes=10, device="cpu", train_index=None, images=None):
     """The Classifier of a checkpoint `classifier.pt`, on the device, frozen. Raises InputError for any other file.
 
-    train_index: if given, the rows (N,) in the data set on which it must have been trained; else raises InputError.
+    train_index: if given, the rows (N,) in the data set on which it must have been trained, and images, if given, that
+    data set's Data.digest; else raises InputError.
     """
     checkpoint = read_checkpoint(path, ClassifierTraining.name, config_class=ClassifierConfig, device=device)
     with invalid_contents(path):
@@ -122,6 +123,8 @@ def load_classifier(path, *, num_classes=10, device="cpu", train_index=None):
         model.load_state_dict(checkpoint["weights"])
     if train_index is not None and not torch.equal(checkpoint["train_index"].cpu(), train_index.cpu()):
         raise InputError(f"{path}: trained on other images")
+    if text := image_differences(checkpoint.get("images"), images):
+        raise InputError(f"{path}: trained on other images ({text})")
     model.config = checkpoint["config"]
     return model.eval().requires_grad_(False)
 
@@ -133,6 +136,7 @@ def find_classifier(data, config, run):
     """
     path = run.directory / "classifier.pt"
     known = {"num_classes": data.train.num_classes, "device": data.device, "train_index": data.train.index}
+    known["images"] = data.digest
     found = False
     with contextlib.suppress(InputError):  # nothing there, or nothing of use
         found = load_classifier(path, **known).config == config
@@ -153,11 +157,12 @@ def main():
     device, config = prepare_run(run_config, config)
     data = load_data(config, data_dir=run_config.data_dir, device=device, at_most="train_size" not in given)
     config = replace(config, train_size=len(data.train.labels))
-    settings = {**asdict(config), "device": device.type}
+    settings = {**asdict(config), "device": device.type, "images": data.digest}
     with open_run(run_config, settings, owned=OWNED) as run:
         if run.finished:
             return
-        print(f"{len(data.train.labels):,} training images on {device}, network in {config.precision}", flush=True)
+        start = f"{len(data.train.labels):,} training images on {device}, network in {config.precision}"
+        print(*data.said, start, sep="\n", flush=True)
         learner = ClassifierTraining(config, data)
         for epoch in run.epochs(learner):
             run.record(train_epoch(learner, epoch, progress=run.progress), validate(learner, epoch))

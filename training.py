@@ -25,12 +25,13 @@ class Learner(nn.Module):
     prefix = None  # the beginning of the names of its files
     metrics = ()  # names of what train_step and validate return
     sharded = ()  # names in `state_dict` of tensors with a row for each training image of this rank
+    digest = None  # Data.digest of the images
     recordable = False  # whether train_step can be recorded as a CUDA graph: it reads no value of a tensor
 
     def __init__(self, config, data):
         """config: a TrainConfig or ClassifierConfig; data: a Data, on whose device everything lies."""
         super().__init__()
-        self.config, self.shard, self.train_index = config, data.shard, data.train.index
+        self.config, self.shard, self.train_index, self.digest = config, data.shard, data.train.index, data.digest
         self.register_buffer("images", data.train.images, persistent=False)
         self.count = len(self.images) if self.shard == WHOLE else config.train_size  # of all ranks
         self.optimizers = []

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from data import warn_unlike_mnist
 from evaluation.ais import bidirectional_bounds
 from evaluation.modes import estimate_log_prob
 from evaluation.quadrature import MOST_DIMENSIONS, integrate
+from images import warn_unlike_mnist
 from posterior_fit import fit_posterior
 from runtime.config import EvalConfig
 from vae_utils import Fit, GaussianPosterior, Noise, mean_and_error

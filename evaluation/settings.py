@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from data import Data, load_data, rows_per_class
 from runtime.cli import make_config, prepare_run
-from runtime.config import EvalConfig, InputError, RunConfig, TrainConfig, differences
+from runtime.config import EvalConfig, InputError, RunConfig, TrainConfig, about, differences, image_differences
 from runtime.learners import Checkpoints, find_checkpoints
 from runtime.plan import plan_evaluation, plan_run
 from runtime.run import refuse_used
@@ -22,8 +22,8 @@ class Experiment(NamedTuple):
 
     @property
     def settings(self):
-        """All that decides the training, a flat dict of plain values."""
-        return {**asdict(self.config), "device": self.data.device.type}
+        """All that decides the training, a dict of plain values."""
+        return {**asdict(self.config), "device": self.data.device.type, "images": self.data.digest}
 
 
 def prepare(given, *, owned):
@@ -51,6 +51,9 @@ def prepare_again(given, *, owned):
         raise InputError(f"{run_config.checkpoint_dir}: the checkpoints are of another training: {others}")
     device, eval_config = prepare_run(run_config, EvalConfig.for_training(config, vars(given)))
     data = load_data(config, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
+    if text := image_differences(checkpoints.images, data.digest):
+        source = f"--dataset {config.dataset}, --data-dir {run_config.data_dir}"
+        raise InputError(f"{source}: not the images of the checkpoints in {run_config.checkpoint_dir} ({text})")
     eval_config = choose_counts(config, given, data, precision=eval_config.precision)
     for epoch in checkpoints.epochs:
         checkpoints.load(epoch, data)
@@ -67,9 +70,11 @@ def choose_counts(config, given, data, *, precision):
     fewest = min(int(split.labels.bincount(minlength=split.num_classes).min()) for split in (data.train, data.test))
     options = {"fewest": fewest, "classes": data.test.num_classes}
     eval_config = replace(EvalConfig.for_training(config, vars(given), **options), precision=precision)
-    for split in (data.train, data.test):
-        rows_per_class(split, eval_config.images_per_digit)
-    rows_per_class(data.test, 2)
+    with about(f"--images-per-digit {eval_config.images_per_digit}"):
+        for split in (data.train, data.test):
+            rows_per_class(split, eval_config.images_per_digit)
+    with about(f"--dataset {config.dataset}, test images"):
+        rows_per_class(data.test, 2)
     if eval_config.fitted_images < data.test.num_classes:
         raise InputError(f"--fitted-images {eval_config.fitted_images}: fewer than the {data.test.num_classes} classes")
     return eval_config

@@ -144,8 +144,8 @@ def out_of_memory_hint(flags):
 
 
 def one_line(text):
-    """The text without line breaks, which names of files may contain."""
-    return " ".join(str(text).splitlines())
+    """The text without line breaks, and without what is not UTF-8; names of files may contain both."""
+    return " ".join(str(text).splitlines()).encode(errors="backslashreplace").decode()
 
 
 def run_script(main):

@@ -1,6 +1,7 @@
 """Settings: frozen dataclasses, whose fields become command-line flags and are saved with every result."""
 
 import platform
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 
@@ -9,6 +10,15 @@ import torch
 
 class InputError(ValueError):
     """Something that the user can correct. Its text is the one line that a script prints."""
+
+
+@contextmanager
+def about(subject):
+    """Puts before the text of an InputError or OSError what it is about; it becomes an InputError."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        raise InputError(f"{subject}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def setting(default, meaning, *, low=None, high=None, choices=None, least=None):
@@ -43,7 +53,7 @@ TRAIN_SIZE = (
 )
 DATASET = (
     "mnist, fashion-mnist, kmnist, or folder:PATH, a folder with a folder of images for each class, of which a fifth "
-    "are test images"
+    "are test images, or with such folders in train, test and val"
 )
 
 LATENT_START = (
@@ -171,6 +181,19 @@ def differences(there, here):
         for name, value in here.items()
         if name in there and there[name] != value
     )
+
+
+def image_differences(there, here):
+    """In words, how the images of two data sets differ, from Data.digest; empty if they do not, or one is not known."""
+    if not there or not here or there == here:
+        return ""
+    sides = [
+        {(kind, *entry) for kind, part in side.items() for entry in part["counts"].items()} for side in (there, here)
+    ]
+    if changed := [f"{count} {kind} images of class {name}" for kind, name, count in sorted(sides[1] - sides[0])]:
+        return f"now {', '.join(changed[:5])}"
+    kinds = " and ".join(kind for kind in here if there.get(kind) != here[kind])
+    return "fewer classes" if sides[0] != sides[1] else f"other {kinds} images, or in another order"
 
 
 def choose_device(name, *, local_rank=None):

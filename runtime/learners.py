@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from runtime.checkpoint import InputError, invalid_contents, load_checkpoint, save_checkpoint
-from runtime.config import TrainConfig, differences
+from runtime.config import TrainConfig, differences, image_differences
 from runtime.distributed import rank
 
 SAVED_EPOCHS = (1, 5, 10, 20, 30)
@@ -37,6 +37,7 @@ def save_learner(learner, directory, row):
             "weights": weights,
             "image_shape": list(learner.images.shape[1:]),
             "train_index": index.cpu(),
+            "images": learner.digest,
             "metrics": {key: value for key, value in row.items() if key not in TIMES},
         }
         save_checkpoint(Path(directory) / name, checkpoint)
@@ -80,6 +81,7 @@ class Checkpoints(NamedTuple):
     config: TrainConfig
     epochs: list  # those of which every method's checkpoint is there, rising
     train_index: torch.Tensor  # (N,), the training images' rows in the data set
+    images: dict | None = None  # Data.digest of the training; None in older checkpoints
 
     def digests(self):
         """{name of a checkpoint: its SHA-256}."""
@@ -124,9 +126,11 @@ def find_checkpoints(methods, directory):
             raise InputError(f"{path}: of epoch {checkpoint['epoch']}")
         if first is None:
             first, config, index = path.name, checkpoint["config"], checkpoint["train_index"]
+            images = checkpoint.get("images")
         others = differences(asdict(checkpoint["config"]), asdict(config)).replace(" here", f" in {first}")
         if not (others or torch.equal(checkpoint["train_index"], index)):
             others = "its training images are others"
+        others = others or image_differences(images, checkpoint.get("images"))
         if others:
             raise InputError(f"{path}: of another training than {first}: {others}")
-    return Checkpoints(methods, directory, config, epochs, index)
+    return Checkpoints(methods, directory, config, epochs, index, images)

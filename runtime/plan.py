@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runtime.checkpoint import InputError, invalid_contents, load_json
-from runtime.config import differences
+from runtime.config import differences, image_differences
 from runtime.distributed import restarted
 
 BEGIN_ANEW = "--overwrite removes its files and begins anew, other --checkpoint-dir and --results-dir keep them"
@@ -45,8 +45,8 @@ class Plan(NamedTuple):
 def plan_run(run_config, settings, *, owned, scoring=None):
     """The Plan of a run with these settings; reads the directories and changes nothing.
 
-    settings: a flat dict of plain values, all that decides the training; scoring: the same of the evaluation. Raises
-    InputError if the directories hold anything else that --overwrite is not to remove.
+    settings: a dict of plain values, all that decides the training, with Data.digest as "images"; scoring: the
+    EvalConfig as a dict. Raises InputError if the directories hold anything else that --overwrite is not to remove.
     """
     directory, summary = Path(run_config.checkpoint_dir), Path(run_config.results_dir) / owned.summary
     files = owned.files(run_config)
@@ -66,7 +66,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         known.append((summary, {**finished.get("settings", {}), "device": settings.get("device")}))
     if not known:
         raise InputError(f"{files[0]}: of another run, which cannot be continued; {BEGIN_ANEW}")
-    shortest = _check_settings(known, settings, owned)
+    source = f"--dataset {settings.get('dataset')}, --data-dir {run_config.data_dir}"
+    shortest = _check_settings(known, settings, owned, source)
 
     if not states:
         raise InputError(f"{summary}: of a run whose checkpoints are not in {directory}; {BEGIN_ANEW}")
@@ -89,11 +90,19 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     return Plan(states, unfinished, lengthened=shortest < settings["epochs"])
 
 
-def _check_settings(known, settings, owned):
-    """The fewest epochs of runs whose settings are known, [(path, settings)]. Raises InputError for other settings."""
+def _check_settings(known, settings, owned, source):
+    """The fewest epochs of runs whose settings are known, [(path, settings)]. Raises InputError for other settings.
+
+    source: of the images, for its text. A run that knows no digest of its images may have had others.
+    """
+    settings = dict(settings)
+    images = settings.pop("images", None)
     for path, others in known:
         if absent := [name for name in settings if name not in others]:
             raise InputError(f"{path}: of a run without the settings {', '.join(absent)}; {BEGIN_ANEW}")
+        same_source = all(others[name] == settings[name] for name in ("dataset", "resize") if name in settings)
+        if same_source and (text := image_differences(others.get("images"), images)):
+            raise InputError(f"{source}: not the images of the run in {path} ({text}); {BEGIN_ANEW}")
         but_for_epochs = {**others, "epochs": settings["epochs"]} if owned.extendable else others
         if text := differences(but_for_epochs, settings):
             raise InputError(f"{path}: of another run ({text}); {BEGIN_ANEW}")

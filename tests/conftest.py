@@ -180,11 +180,11 @@ def mnist():
     return load_dataset(data_dir=ROOT / "data")
 
 
-def image_folder(path, counts, *, size=(28, 28)):
+def image_folder(path, counts, *, size=(28, 28), seed=4):
     """Writes a folder of noise images for each class of `counts`, {name: images}, all of them different."""
-    generator = np.random.default_rng(4)
+    generator = np.random.default_rng(seed)
     for label, (name, count) in enumerate(counts.items()):
-        (path / name).mkdir(parents=True)
+        (path / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             pixels = generator.integers(0, 60 + 40 * label, size, dtype=np.uint8)
             Image.fromarray(pixels).save(path / name / f"{number:03}.png")

@@ -2,15 +2,22 @@
 
 import os
 import shlex
+from argparse import Namespace
 
+import numpy as np
 import pytest
 from conftest import image_folder
+from PIL import Image
 from processes import CLASSIFIER, MAIN, arguments, contents, run
 
 import main_vae
 import sup_classification
 from benchmarks import stress
+from runtime.checkpoint import InputError
 from runtime.cli import run_script
+from runtime.config import image_differences
+from runtime.run import open_run
+from training import train_epoch, validate
 
 MAINS = {MAIN: main_vae.main, CLASSIFIER: sup_classification.main}
 CASES = [
@@ -25,11 +32,11 @@ CASES = [
     (MAIN, "--epochs=", "--epochs: ''"),
     (MAIN, "--train-size 0", "--train-size: '0'"),
     (MAIN, "--train-size 9", "a stratified subset of 9 images is impossible: 10 to 600"),
-    (MAIN, "--train-size 601", "a stratified subset of 601 images is impossible: 10 to 600"),
+    (MAIN, "--train-size 601", "--train-size 601: a stratified subset of 601 images is impossible: 10 to 600"),
     (MAIN, "--train-size 20 --images-per-digit 10", "10 images of each class were asked for"),
     (MAIN, "--images-per-digit 0", "--images-per-digit: '0'"),
     (MAIN, "--images-per-digit -3", "--images-per-digit: '-3'"),
-    (MAIN, "--images-per-digit 893", "893 images of each class were asked for"),
+    (MAIN, "--images-per-digit 893", "--images-per-digit 893: 893 images of each class were asked for"),
     (MAIN, "--images-per-digit 8 --annealed-per-digit 9", "--annealed-per-digit 9: more than --images-per-digit 8"),
     (MAIN, "--chains 1", "--chains: '1'"),
     (MAIN, "--temperatures -1", "--temperatures: '-1'"),
@@ -78,6 +85,8 @@ CASES = [
     (MAIN, "--dataset folder:none", "--dataset folder:none: No such file or directory"),
     (MAIN, "--dataset folder:file", "--dataset folder:file: Not a directory"),
     (MAIN, "--dataset folder:results", "--dataset folder:results: Couldn't find any class folder"),
+    (MAIN, "--dataset folder:images/large/a", "it holds 10 images and no folders; put them into one folder for each"),
+    (MAIN, "--dataset folder:images", "the folder damaged holds folders of images, a, b; it needs a folder"),
     (MAIN, "--dataset folder:images/one", "--dataset folder:images/one: has one class, a; it needs"),
     (MAIN, "--dataset folder:images/few", "class b has 9 images; every class needs 10 or more"),
     (MAIN, "--dataset folder:images/empty", "Found no valid file for the classes b"),
@@ -151,3 +160,48 @@ def test_bad_input_is_refused_by_a_real_process(folder, script, flags, message):
     assert (status, out, len(errors)) == (2, "", 1)
     assert message in errors[0]
     assert state_of(folder) == before
+
+
+@pytest.mark.parametrize("change", ["order", "count", "labels", "name", "test image"])
+def test_images_that_changed_since_the_training_are_refused(tmp_path, monkeypatch, change):
+    folder = image_folder(tmp_path / "d", {"a": 25, "b": 25, "c": 25})
+    monkeypatch.chdir(tmp_path)
+    given = Namespace(dataset="folder:d", epochs=2, latent_dim=3, batch_size=30, precision="float32", device="cpu")
+    supervised = [CLASSIFIER, "--dataset", "folder:d", "--epochs", "1", "--checkpoint-dir", "supervised"]
+    monkeypatch.setattr("sys.argv", supervised)
+    sup_classification.main()
+    experiment = main_vae.prepare(given, owned=main_vae.owned())
+    with open_run(experiment.run_config, experiment.settings, owned=main_vae.owned()) as train:
+        for method_class in main_vae.METHODS:
+            method = method_class(experiment.config, experiment.data)
+            for epoch in train.epochs(method):
+                train.record(train_epoch(method, epoch), validate(method, epoch))
+
+    longer, again = (Namespace(**{**vars(given), **more}) for more in ({"epochs": 3, "resume": True}, {"epochs": 2}))
+    again.images_per_digit = longer.images_per_digit = 1
+    main_vae.prepare(longer, owned=main_vae.owned())
+    assert main_vae.prepare_again(again, owned=main_vae.owned()).checkpoints.images == experiment.data.digest
+    assert image_differences(None, experiment.data.digest) == ""  # of an older version
+
+    test = int(experiment.data.test.index[0])
+    for old, new in {
+        "order": [("a/000.png", "a/last.png")],
+        "count": [("c/024.png", "elsewhere.png")],
+        "labels": [("a/024.png", "b/aaa.png"), ("b/000.png", "a/zzz.png")],
+        "name": [("c", "d")],
+        "test image": [(f"a/{test:03}.png", "a/changed")],
+    }[change]:
+        (folder / old).rename(folder / new)
+    if change == "test image":
+        Image.fromarray(255 - np.asarray(Image.open(folder / "a/changed"))).save(folder / f"a/{test:03}.png")
+        (folder / "a/changed").unlink()
+    before = contents(tmp_path)
+    for refused in (
+        lambda: main_vae.prepare(longer, owned=main_vae.owned()),
+        lambda: main_vae.prepare_again(again, owned=main_vae.owned()),
+        sup_classification.main,
+    ):
+        with pytest.raises(InputError, match=r"folder:d, .*(not the images of|trained on others)") as error:
+            refused()
+        assert {"name": "class d", "test image": "other test images"}.get(change, "") in str(error.value)
+    assert contents(tmp_path) == before

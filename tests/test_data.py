@@ -1,23 +1,19 @@
-"""MNIST and other data sets, their splits, data of other shapes, and own images."""
+"""MNIST and other data sets, what is verified, their splits, and data of other shapes."""
 
 import gzip
 import hashlib
 import os
-import re
 import shutil
 import struct
-import warnings
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, image_folder, toy_config, toy_data
-from PIL import Image
-from torchvision.datasets import FashionMNIST, ImageFolder
+from torchvision.datasets import MNIST, FashionMNIST, ImageFolder
 
 from data import (
     binarized,
-    dark_on_light,
     load_data,
     load_dataset,
     load_images,
@@ -25,7 +21,6 @@ from data import (
     remaining,
     rows_per_class,
     stratified_subset,
-    warn_unlike_mnist,
 )
 from runtime.checkpoint import InputError
 
@@ -167,6 +162,85 @@ def test_what_is_missing_or_damaged_is_named_with_its_directory(small_fashion, t
         load_dataset("fashion-mnist", data_dir=tmp_path)
 
 
+def test_what_was_unpacked_or_processed_is_not_used_beside_its_archives(mnist, tmp_path):
+    raw = shutil.copytree(ROOT / "data/MNIST/raw", tmp_path / "MNIST/raw", ignore=shutil.ignore_patterns("*-ubyte"))
+    for file, _ in MNIST.resources:
+        contents = gzip.decompress((raw / file).read_bytes())
+        (raw / file).with_suffix("").write_bytes(contents[:16] + contents[16:][::-1])
+    (tmp_path / "MNIST/processed").mkdir()
+    for name, count in (("training", 60_000), ("test", 10_000)):
+        old = torch.zeros(count, 28, 28, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
+        torch.save(old, tmp_path / f"MNIST/processed/{name}.pt")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for split, expected in zip(load_dataset(data_dir=tmp_path), mnist, strict=True):
+        assert torch.equal(split.images, expected.images)
+        assert torch.equal(split.labels, expected.labels)
+        assert split.note == ""
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+    # Without its archive a file is verified, too.
+    for file, _ in MNIST.resources:
+        (raw / file).with_suffix("").write_bytes(gzip.decompress((raw / file).read_bytes()))
+        (raw / file).unlink()
+    assert torch.equal(load_dataset(data_dir=tmp_path)[1].images, mnist[1].images)
+    with open(raw / "t10k-labels-idx1-ubyte", "r+b") as file:
+        file.seek(1000)
+        file.write(b"\5\5\5")
+    with pytest.raises(InputError, match="t10k-labels-idx1-ubyte is not MNIST's, it was changed"):
+        load_dataset(data_dir=tmp_path)
+
+
+def small_mnist(folder, train=(60, 8, 8), test=(40, 8, 8), labels=None, classes=10):
+    """Writes files of MNIST's format, without archives; labels: how many for training."""
+    raw = folder / "MNIST/raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(6)
+    for name, shape, count in (("train", train, labels or train[0]), ("t10k", test, test[0])):
+        pixels = generator.integers(0, 256, shape, dtype=np.uint8).tobytes()
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, *shape) + pixels)
+        values = (np.arange(count, dtype=np.uint8) % classes).tobytes()
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + values)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"labels": 59}, "labels do not fit: 60 x 8 x 8, 59, 40 x 8 x 8, 40"),
+        ({"test": (40, 8, 12)}, "labels do not fit: 60 x 8 x 8, 60, 40 x 8 x 12, 40"),
+        (
+            {"train": (60, 27, 27), "test": (40, 27, 27)},
+            "images of 27 x 27 pixels: the networks need multiples of four",
+        ),
+        ({"classes": 9}, "no training image of class 9"),
+        ({"test": (7, 8, 8)}, "no test image of class 7, 8, 9"),
+        ({"classes": 11}, "label 10, of 10 classes"),
+    ],
+)
+def test_files_of_another_shape_are_refused(tmp_path, shapes, message):
+    small_mnist(tmp_path, **shapes)
+    with pytest.raises(InputError, match=message) as error:
+        load_data(toy_config(train_size=50), data_dir=tmp_path)
+    assert "git checkout" not in str(error.value)
+
+
+def test_other_files_of_mnists_format_are_said_to_be_others(tmp_path):
+    small_mnist(tmp_path)
+    (said,) = load_data(toy_config(train_size=50), data_dir=tmp_path).said
+    assert said == f"{tmp_path}/MNIST/raw: not verified, without archives: 60 and 40 images of 8 x 8 pixels"
+
+
+@pytest.mark.parametrize(("there", "data_dir"), [("d", "d/MNIST"), ("d", "d/MNIST/raw"), (ROOT / "data", "elsewhere")])
+def test_another_data_directory_is_told_where_the_data_are(tmp_path, monkeypatch, there, data_dir):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MNIST, "mirrors", ["file:///no/such/mirror/"])
+    if there == "d":
+        small_mnist(tmp_path / "d")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=f"{data_dir}/MNIST/raw: .*; --data-dir {tmp_path / there} has it"):
+        load_dataset(data_dir=data_dir)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 COUNTS = {"ants": 10, "bees": 14, "very long name": 51}
 
 
@@ -225,19 +299,6 @@ def test_images_of_a_folder_are_resized_and_binarized(tmp_path):
         load_dataset(f"folder:{folder}")
 
 
-def test_own_images_are_scaled_as_mnist_is(mnist, tmp_path):
-    images = mnist[1].images[:2]
-    for number, image in enumerate(images):
-        grey = ((image[0] + 1) * 127.5).round().byte().numpy()
-        Image.fromarray(grey).convert("RGB" if number else "L").save(tmp_path / f"{number}.png")
-    assert torch.equal(load_images([tmp_path / "0.png", tmp_path / "1.png"]), images)
-    Image.new("L", (30, 28)).save(tmp_path / "wide.png")
-    (tmp_path / "text.png").write_text("no image")
-    for name, reason in (("wide", "30 x 28 pixels"), ("text", "not an image"), ("none", "No such file")):
-        with pytest.raises(InputError, match=reason):
-            load_images([tmp_path / f"{name}.png"])
-
-
 def test_random_rows_are_of_their_class_and_stay_when_more_are_asked_for(mnist):
     test = mnist[1]
     few, many, other = (random_rows_per_class(test, count, seed=seed) for count, seed in ((3, 1), (8, 1), (3, 2)))
@@ -246,151 +307,3 @@ def test_random_rows_are_of_their_class_and_stay_when_more_are_asked_for(mnist):
     assert len(many.unique()) == 80
     assert not torch.equal(few, other)
     assert many.double().mean() == pytest.approx(5000, abs=4 * 2887 / 80**0.5)  # from the whole of the test set
-
-
-SEVEN = [(9, 6), (9, 7), (9, 8), (10, 8), (11, 8), (12, 7), (13, 7)]  # (row, column) of strokes
-
-
-def strokes(stroke, ground, dtype=np.uint8):
-    pixels = np.full((28, 28), ground, dtype)
-    pixels[tuple(zip(*SEVEN, strict=True))] = stroke
-    return pixels
-
-
-LIGHT = torch.from_numpy(strokes(255, 0)).float() / 127.5 - 1
-
-
-@pytest.mark.parametrize(("stroke", "expected"), [(255, LIGHT), (0, -LIGHT)], ids=["light", "dark"])
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
-@pytest.mark.filterwarnings("ignore:dark strokes")
-def test_strokes_on_transparency_stand_on_the_ground_they_contrast_with(tmp_path, mode, stroke, expected):
-    """The transparent pixels have the colour of the strokes, as many programs save them; invisible under alpha 0."""
-    opacity = Image.fromarray(strokes(255, 0))
-    image = Image.merge("LA", (Image.new("L", (28, 28), stroke), opacity)).convert("RGBA" if mode != "LA" else "LA")
-    options = {}
-    if mode == "P":  # a palette of one transparent colour, 1, and the strokes, 0
-        image = Image.fromarray(strokes(0, 1)).convert("P")
-        image.putpalette([stroke] * 6)
-        options["transparency"] = 1
-    if mode == "L":  # one grey value is declared transparent
-        image, options["transparency"] = Image.fromarray(strokes(stroke, 100)), 100
-    image.save(tmp_path / "seven.png", **options)
-    assert Image.open(tmp_path / "seven.png").mode == mode
-    assert torch.equal(load_images(tmp_path / "seven.png")[0, 0], expected)
-
-
-def test_half_opaque_pixels_are_mixed_with_the_ground(tmp_path):
-    alpha = strokes(255, 0)
-    alpha[9, 6] = 51
-    Image.merge("LA", (Image.new("L", (28, 28), 250), Image.fromarray(alpha))).save(tmp_path / "soft.png")
-    assert load_images(tmp_path / "soft.png")[0, 0, 9, 6] == pytest.approx(50 / 127.5 - 1)
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, suffix):
-    Image.fromarray(strokes(40_000, 1000, np.uint16)).save(tmp_path / f"deep.{suffix}")
-    assert Image.open(tmp_path / f"deep.{suffix}").mode.startswith("I")
-    found = load_images(tmp_path / f"deep.{suffix}")
-    assert found[0, 0, 9, 6] == pytest.approx(2 * 40_000 / 65_535 - 1)
-    assert found[0, 0, 0, 0] == pytest.approx(2 * 1000 / 65_535 - 1)
-
-
-def test_a_photograph_stands_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # it is upright after a quarter turn clockwise
-    Image.fromarray(np.rot90(strokes(255, 0))).save(tmp_path / "turned.png", exif=exif)
-    assert torch.equal(load_images(tmp_path / "turned.png")[0, 0], LIGHT)
-
-
-def test_any_size_is_padded_to_a_square_and_scaled(tmp_path):
-    wide = np.full((56, 112), 10, np.uint8)
-    wide[8:48, 8:104] = 250
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    (image,) = load_images(tmp_path / "wide.png", resize=True)[0]
-    grey = (image + 1) * 127.5
-    assert grey[:7].unique().tolist() == pytest.approx([10])  # the padding: its border's median
-    assert grey[10:18, 4:24].min() > 249
-    assert grey.mean() == pytest.approx((10 * (112 * 112 - 40 * 96) + 250 * 40 * 96) / 112**2, abs=2)
-    Image.fromarray(strokes(255, 0)).save(tmp_path / "seven.png")
-    assert torch.equal(load_images(tmp_path / "seven.png", resize=True)[0, 0], LIGHT)  # of the right size already
-
-
-def test_the_images_of_a_folder_come_in_the_order_of_their_names(tmp_path):
-    for name, value in (("b.PNG", 20), ("a.jpeg", 10), ("c.bmp", 30)):
-        Image.new("L", (28, 28), value).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / "more").mkdir()
-    greys = ((load_images(str(tmp_path)) + 1) * 127.5)[:, 0, 0, 0]
-    assert greys.tolist() == pytest.approx([10, 20, 30])
-    paths = [str(tmp_path / "c.bmp"), tmp_path / "b.PNG"]
-    assert ((load_images(paths) + 1) * 127.5)[:, 0, 0, 0].tolist() == pytest.approx([30, 20])
-
-
-def test_no_images_are_one_clear_line(tmp_path):
-    (tmp_path / "empty").mkdir()
-    image_folder(tmp_path / "classes", {"a": 1, "b": 1})
-    (tmp_path / "half.png").write_bytes((tmp_path / "classes/a/000.png").read_bytes()[:60])
-    for images, reason in (
-        ([], "no images: the list of paths is empty"),
-        (tmp_path / "none.png", "none.png: No such file"),
-        (tmp_path / "empty", r"empty: no image files \(.jpg, .jpeg, .png"),
-        (tmp_path / "classes", "one folder per class, use --dataset folder:"),
-        (tmp_path / "half.png", "half.png: "),
-    ):
-        with pytest.raises(InputError, match=reason) as error:
-            load_images(images)
-        assert "\n" not in str(error.value)
-
-
-def test_dark_strokes_on_a_light_ground_give_one_warning(tmp_path):
-    for number, pixels in enumerate((strokes(0, 255), strokes(255, 0), strokes(40, 200))):
-        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    with pytest.warns(UserWarning, match=r"in 2 of 3 images, .*: invert=True turns all images") as warned:
-        load_images(tmp_path)
-    assert [each.filename for each in warned] == [__file__]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.equal(load_images(tmp_path / "0.png", invert=True)[0, 0], LIGHT)
-        load_images(tmp_path / "1.png")
-
-
-def test_no_image_of_mnist_looks_dark_on_light_and_every_inverted_one_does(mnist):
-    for split in mnist:
-        assert not dark_on_light(split.images).any()
-        assert dark_on_light(-split.images).all()
-
-
-def test_a_light_garment_that_fills_the_image_is_not_dark_on_light():
-    """As in Fashion-MNIST: light from the upper to the lower edge, so that most of the image is light."""
-    shirt = torch.full((1, 1, 28, 28), -1.0)
-    shirt[..., 3:25] = 0.7
-    shirt[..., 12:16, 10:18] = -0.5  # a dark print
-    assert shirt.median() > 0
-    assert not dark_on_light(shirt).any()
-    assert not dark_on_light(torch.ones(1, 1, 28, 28)).any()
-    frame = torch.full((1, 1, 28, 28), -1.0)
-    frame[..., 0, :] = -0.8
-    assert not dark_on_light(frame).any()
-
-
-@pytest.mark.parametrize(
-    ("images", "said"),
-    [
-        ((LIGHT + 1) / 2, r"pixels in \[0, 1\]\? expected \[-1, 1\]: 2 \* x - 1"),
-        ((LIGHT + 1) * 127.5, r"pixels from 0 to 255, expected \[-1, 1\]: x / 127.5 - 1"),
-        (LIGHT * 1.5, r"pixels from -1.5 to 1.5, expected \[-1, 1\]: scale them"),
-        (-LIGHT, "in 1 of 1 image, .*: -x turns all images"),
-        (LIGHT, None),
-    ],
-)
-def test_tensors_unlike_mnist_are_named(images, said):
-    def log_prob(images):
-        warn_unlike_mnist(images.expand(1, 1, 28, 28))
-
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        log_prob(images)
-    assert len(warned) == (said is not None)
-    if said:
-        assert re.search(said, str(warned[0].message))
-        assert (warned[0].filename, warned[0].lineno) == (__file__, log_prob.__code__.co_firstlineno + 5)

@@ -15,7 +15,7 @@ from processes import CLASSIFIER, MAIN, arguments, contents, run, stop, wait_for
 
 from amortized_vae import AmortizedVAE
 from benchmarks import stress
-from data import load_data, load_dataset
+from data import load_data
 from runtime.checkpoint import InputError, exclusive_lock, load_checkpoint, load_json, save_checkpoint, save_json
 from runtime.config import TrainConfig
 
@@ -150,17 +150,6 @@ def test_a_truncated_image_file_without_its_archive(folder_of_runs, tmp_path):
     os.truncate(tmp_path / "data/MNIST/raw/train-images-idx3-ubyte", 10_000)
     refused(run(CLASSIFIER, tmp_path / "run"), "MNIST cannot be read", status=2)
     assert not contents(tmp_path / "run")
-
-
-def test_what_a_killed_run_has_unpacked_in_part_is_unpacked_again(tmp_path):
-    raw = shutil.copytree(ROOT / "data/MNIST/raw", tmp_path / "MNIST/raw")
-    unpacked = raw / ARCHIVE.removesuffix(".gz")
-    load_dataset(data_dir=tmp_path)
-    whole = unpacked.read_bytes()
-    for size in (0, 5, 10_000, len(whole) - 1):
-        unpacked.write_bytes(whole[:size])
-        assert load_dataset(data_dir=tmp_path)[0].images.shape == (60_000, 1, 28, 28)
-        assert unpacked.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,324 @@
+"""A user's own image files as tensors: one by one, and folders of classes, cleaned of all that is no image."""
+
+import os
+import unicodedata
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import functional as transforms
+
+from runtime.config import InputError
+
+EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
+SPLIT_NAMES = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
+SPLIT_NAMES |= {name: name for name in ("train", "test", "validation")}
+KEPT_FIRST = "test", "validation", "train"  # of pictures that are there twice
+FEWEST, FEWEST_SPLIT = 10, 2  # images of a class: a fifth of 10 are the two test images that the figures need
+NEEDED = "it needs a folder of images for each class, or such folders in train, test and, if you like, validation"
+# What file managers, archive tools and disks make; hidden files and those of editors begin or end as `_entries` says.
+LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "lost+found"}
+LEFT_BEHIND |= {"@eadir", "@recycle", "@__thumb", "#recycle", "$recycle.bin", "system volume information"}
+WHITE = {"I": (255, 4095, 65_535), "F": (1, 255, 4095, 65_535)}  # of whole numbers and of floats
+
+
+def read_folder(path, *, resize=False):
+    """The images in PATH/class, or in PATH/train/class, PATH/test/class and PATH/validation/class.
+
+    Returns the names of the classes, {"train", and "test", "validation" if they are there: grey values (N, 1, 28, 28),
+    labels, index, hashes of the pixels (N,)}, and a note on what was left out or is not sure, perhaps empty. index: the
+    row among the image files of the split, by class and name, as in torchvision's ImageFolder. Of pictures that are
+    there twice one is kept, a test image rather than a training image. Raises InputError if the folder has another
+    form or too few images, or if an image cannot be read.
+    """
+    path, left_out, parts = os.path.expanduser(path), Counter(), {}
+    try:
+        layout = _layout(path, left_out)
+        if len(classes := tuple(layout["train"])) == 1:
+            raise InputError(f"has one class, {classes[0]}; it needs a folder for each of two or more")
+        names = [(split, label) for split in layout for label in range(len(classes))]
+        files = [(split, label, file) for split, label in names for file in layout[split][classes[label]]]
+        split_of, label_of, paths = zip(*files, strict=True)
+        grey, hashes, notes = _read_images(paths, resize=resize)
+
+        first = {}  # {hash: the row that is kept}: a file rather than a link to it
+        order = [(KEPT_FIRST.index(split), os.path.islink(file)) for split, _, file in files]
+        for row in sorted(range(len(files)), key=order.__getitem__):
+            first.setdefault(hashes[row], row)
+        left_out["copies of the same picture"] = len(files) - len(first)
+        moved = sum(label_of[row] != label_of[first[value]] for row, value in enumerate(hashes))
+        left_out["of which in another class"] = moved
+        for split in layout:
+            rows = [row for row in sorted(first.values()) if split_of[row] == split]
+            columns = [(label_of[row], row - split_of.index(split), hashes[row]) for row in rows]
+            parts[split] = grey[rows], *torch.tensor(columns, dtype=torch.long).reshape(-1, 3).unbind(1)
+            counts = parts[split][1].bincount(minlength=len(classes)).tolist()
+            needed, where = (FEWEST_SPLIT, f" in {split}") if "test" in layout else (FEWEST, "")
+            if (fewest := min(counts)) < needed:
+                few = f"class {classes[counts.index(fewest)]} has {fewest} image{'s' * (fewest != 1)}{where}"
+                raise InputError(f"{few}; every class needs {needed} or more")
+    except (InputError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError("; ".join([f"--dataset folder:{path}: {reason}", *_listed(left_out)])) from None
+    return classes, parts, "; ".join([*_listed(left_out), *notes])
+
+
+def _layout(path, left_out):
+    """{split: {class: paths}} of a folder of class folders, or of folders named as splits that hold class folders.
+
+    left_out: a Counter of what is no image. Raises InputError for any other form.
+    """
+    _check_name(path)
+    folders, images = _entries(path, left_out)
+    splits = {name: SPLIT_NAMES.get(name.lower()) for name in folders}
+    if any(splits[name] and any(map(_holds_images, _entries(folders[name])[0].values())) for name in folders):
+        for name in [name for name in folders if not splits[name]]:
+            if _holds_images(folders[name]):
+                raise InputError(f"holds the folders {_few(folders)}, of which {name} is no split; {NEEDED}")
+            del folders[name], splits[name]
+            left_out["folders without images"] += 1
+    if not (folders and all(splits.values())):
+        return {"train": _classes("", folders, images, left_out)}
+    layout = {}
+    for name, folder in folders.items():
+        if splits[name] in layout:
+            raise InputError(f"of {_few(folders)} two are the {splits[name]} folder; {NEEDED}")
+        layout[splits[name]] = _classes(f"{name}/", *_entries(folder, left_out), left_out)
+    left_out["images beside the folders"] += len(images)
+    if "train" not in layout:
+        raise InputError(f"holds the folders {_few(folders)}, but none called train; {NEEDED}")
+    for split in layout:
+        if others := sorted(layout[split].keys() ^ layout["train"].keys()):
+            raise InputError(f"train and {split} have other classes: {_few(others)} in one of the two alone")
+    return {split: layout[split] for split in reversed(KEPT_FIRST) if split in layout}
+
+
+def _classes(within, folders, images, left_out):
+    """{class: paths of its images}; within: "", or a split's name and "/". Raises InputError for other folders."""
+    if not folders and images:
+        flat = f"{within or 'it'} holds {len(images)} images and no folders"
+        raise InputError(f"{flat}; put them into one folder for each class; {NEEDED}")
+    if not folders:
+        raise InputError(f"Couldn't find any class folder in {within or 'it'}; {NEEDED}")
+    left_out["images beside the folders"] += len(images)
+    classes = {}
+    for name, folder in folders.items():
+        _check_name(name)
+        inner, classes[name] = _entries(folder, left_out)
+        if nested := [below for below in inner if _holds_images(inner[below])]:
+            raise InputError(f"the folder {within}{name} holds folders of images, {_few(nested)}; {NEEDED}")
+        left_out["folders without images"] += len(inner)
+    if empty := [name for name, files in classes.items() if not files]:
+        raise InputError(f"Found no valid file for the classes {_few(empty)}")
+    return classes
+
+
+def _check_name(name):
+    """Raises InputError for the name of a folder that tables and JSON files cannot hold."""
+    if {unicodedata.category(character) for character in name} & {"Cc", "Cs"}:
+        raise InputError(f"the folder {name!a} has a name that is not UTF-8, or with a line break; rename it")
+
+
+def _few(names):
+    """The first names, and how many there are, in words."""
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _holds_images(folder):
+    """Whether an image is anywhere below a folder."""
+    folders, images = _entries(folder)
+    return bool(images) or any(not os.path.islink(inner) and _holds_images(inner) for inner in folders.values())
+
+
+def _entries(folder, left_out=None):
+    """{name: path} of the folders in a folder, and the paths of its images, by name; counts all else in `left_out`."""
+    folders, images, left_out = {}, [], Counter() if left_out is None else left_out
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        suffix = os.path.splitext(name)[1].lower()
+        edited = name.startswith((".", "~$")) or name.endswith("~") or name[0] == name[-1] == "#"
+        if edited or name.lower() in LEFT_BEHIND:
+            left_out["hidden or temporary files"] += 1
+        elif os.path.isdir(path) and os.path.islink(path) and _one_in_the_other(folder, path):
+            left_out["links to folders that are there"] += 1
+        elif os.path.isdir(path):
+            folders[name] = path
+        elif not os.path.isfile(path):
+            left_out["broken links" if os.path.islink(path) else "neither files nor folders"] += 1
+        elif suffix not in EXTENSIONS:
+            left_out[f"{ascii(suffix)[1:-1] or 'without an extension'} (not read)"] += 1
+        elif not os.path.getsize(path):
+            left_out["empty files"] += 1
+        else:
+            images.append(path)
+    return folders, images
+
+
+def _one_in_the_other(*paths):
+    """Whether one of two folders is the other, or in it."""
+    one, other = (os.path.join(os.path.realpath(path), "") for path in paths)
+    return one.startswith(other) or other.startswith(one)
+
+
+def _listed(left_out):
+    """A list of one sentence on what a Counter counts, or an empty one."""
+    parts = [f"{what} {count:,}" for what, count in left_out.items() if count]
+    return [f"left out: {', '.join(parts)}"] if parts else []
+
+
+def load_images(images, *, resize=False, invert=False):
+    """Image files of 28 x 28 pixels as MNIST has them, light strokes on a dark ground: (N, 1, 28, 28) in [-1, 1].
+
+    images: a path, a list of paths, or a folder, whose image files are taken in the order of their names. Colours
+    become grey. Of 16 or 32 bits, and of floats, the largest grey value of all these images says what is white: 1, 255,
+    4,095 or 65,535; a warning says so if it is less than half of that. Where an image is transparent, its ground is
+    black below light strokes and white below dark ones. resize: an image of another size is padded to a square with
+    the median of its border, then scaled with antialiasing. invert: makes the light dark and the dark light; without
+    it, images that look like dark strokes on a light ground give a warning. Raises InputError for a file that is
+    missing, no image, of several pictures, or of another size, and if there is no image.
+    """
+    paths = [images] if isinstance(images, str | os.PathLike) else list(images)
+    left_out = Counter()
+    if len(paths) == 1 and os.path.isdir(paths[0]):
+        folder, (folders, paths) = paths[0], _entries(paths[0], left_out)
+        if not paths:
+            hint = f", only folders; with one folder per class, use --dataset folder:{folder}" if folders else ""
+            reason = f"{folder}: no image files ({', '.join(EXTENSIONS)}){hint}"
+            raise InputError("; ".join([reason, *_listed(left_out)]))
+    if not paths:
+        raise InputError("no images: the list of paths is empty")
+    grey, _, notes = _read_images(paths, resize=resize)
+    images = grey / 127.5 - 1
+    images = -images if invert else images
+    if not invert and (count := int(dark_on_light(images).sum())):
+        notes.append(f"{_unlike_mnist(count, len(images))}: invert=True turns all images")
+    for note in [*_listed(left_out), *notes, *of_one_value(images)]:
+        warnings.warn(note, stacklevel=2)
+    return images
+
+
+def _read_images(paths, *, resize):
+    """Grey values (N, 1, 28, 28) from 0 to 255, hashes of the pixels as they were before, and notes on the grey values.
+
+    See `load_images`. The hashes, 64 bits, are the same on every machine.
+    """
+    largest = {}  # {"I" or "F": grey value}, of images whose mode does not say what is white
+    for path in paths:
+        with _opened(path) as image:
+            if (kind := image.mode[0]) in WHITE:
+                grey = np.asarray(image)
+                if not np.isfinite(grey).all() or grey.min() < 0 or grey.max() > WHITE[kind][-1]:
+                    values = f"grey values from {grey.min():g} to {grey.max():g}"
+                    raise InputError(f"{values}; scale them to 0 to 255, or floats to 0 to 1")
+                largest[kind] = max(largest.get(kind, 0), float(grey.max()))
+    white = {kind: next(end for end in WHITE[kind] if high <= end) for kind, high in largest.items()}
+    notes = [
+        f"grey values of 0 to {high:g} are taken as 0 to {white[kind]:,}"
+        for kind, high in largest.items()
+        if 2 * high < white[kind]
+    ]
+    images, hashes = [], []
+    for path in paths:
+        with _opened(path) as image:
+            grey = _grey(ImageOps.exif_transpose(image), white)
+            digest = blake2b(grey.numpy().tobytes(), key=str(tuple(grey.shape)).encode(), digest_size=8).digest()
+            hashes.append(int.from_bytes(digest, "little", signed=True))
+            if not resize and grey.shape != (1, 28, 28):
+                size = f"{grey.shape[2]} x {grey.shape[1]} pixels, not 28 x 28"
+                raise InputError(f"is {size}; resize=True, or the flag --resize, scales it")
+            images.append(_resized(grey) if resize else grey)
+    return torch.stack(images), hashes, notes
+
+
+@contextmanager
+def _opened(path):
+    """Yields the PIL image of a file. Raises InputError for whatever goes wrong with it, and for several pictures."""
+    try:
+        with Image.open(path) as image:
+            # Phones put a preview or a depth map beside a photograph: MPO.
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise InputError(f"holds {image.n_frames} pictures; save each that you want as a file of its own")
+            yield image
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not an image") from None
+    except (InputError, OSError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    except Exception as error:  # no list says what a damaged file makes Pillow raise
+        raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def _grey(image, white):
+    """The grey values of a PIL image, from 0 to 255, (1, height, width) float32; white: of modes "I" and "F"."""
+    if (kind := image.mode[0]) in white:
+        grey = np.asarray(image).astype(np.float64) / (white[kind] / 255)
+        return torch.from_numpy(grey.astype(np.float32)).clamp(0, 255).unsqueeze(0)
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return transforms.pil_to_tensor(image.convert("L")).float()
+    image = image.convert("RGBA")
+    grey = transforms.pil_to_tensor(image.convert("L")).float()
+    opacity = transforms.pil_to_tensor(image.getchannel("A")).float() / 255
+    ground = 255 if (grey * opacity).sum() < 127.5 * opacity.sum() else 0  # what the strokes contrast with
+    return grey * opacity + ground * (1 - opacity)
+
+
+def _resized(grey):
+    """Grey values (1, height, width) padded to a square with the median of the border, and scaled to 28 x 28."""
+    height, width = grey.shape[1:]
+    rows, columns = (max(height, width) - length for length in (height, width))
+    padding = [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
+    square = transforms.pad(grey, padding, fill=float(_border(grey).median()))
+    return transforms.resize(square, [28, 28], antialias=True).clamp(0, 255)
+
+
+def _border(images):
+    """The outermost pixels of images (..., H, W), (..., pixels)."""
+    sides = images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1]
+    return torch.cat(sides, dim=-1)
+
+
+def of_one_value(images):
+    """A list of one sentence if nearly all pixels of images (N, C, H, W) in [-1, 1] are alike, or an empty one."""
+    some = images[:: max(1, len(images) // 1000)]
+    median = float(some.median())
+    # Further from the median than 8 of 255 grey values is not one pixel in a thousand.
+    if ((some - median).abs() > 0.0628).float().mean() >= 0.001:
+        return []
+    return [f"nearly all pixels have one grey value, about {round((median + 1) * 127.5)} of 255"]
+
+
+def dark_on_light(images):
+    """Which images (N, C, H, W) in [-1, 1] look like dark strokes on a light ground, (N,) bool.
+
+    Most of their border is light, and it is lighter than the whole. Of MNIST and Fashion-MNIST, this is no image.
+    """
+    border = _border(images).flatten(1)
+    return (border.median(1).values > 0) & (border.mean(1) > images.flatten(1).mean(1))
+
+
+def _unlike_mnist(count, total):
+    images = f"{count:,} of {total:,} image{'s' * (total > 1)}"
+    return f"dark strokes on a light ground in {images}, where MNIST has light ones on a dark ground"
+
+
+def warn_unlike_mnist(images):
+    """Warns, in one line, of images (N, C, H, W) whose pixels are not in [-1, 1], or that are `dark_on_light`.
+
+    To be called by a function that a user calls: the warning names the line of that call.
+    """
+    low, high = float(images.min()), float(images.max())
+    text = None
+    if low < -1 or high > 1:
+        scaling = "x / 127.5 - 1" if low >= 0 and high <= 255 else "scale them"
+        text = f"pixels from {low:g} to {high:g}, expected [-1, 1]: {scaling}"
+    elif low >= 0:
+        text = "pixels in [0, 1]? expected [-1, 1]: 2 * x - 1"
+    elif count := int(dark_on_light(images).sum()):
+        text = f"{_unlike_mnist(count, len(images))}: -x turns all images"
+    if text:
+        warnings.warn(text, stacklevel=3)

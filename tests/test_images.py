@@ -1,0 +1,363 @@
+"""Own image files: grey values of every kind, and folders of classes with whatever else lies in them."""
+
+import os
+import re
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import image_folder, toy_config
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from data import load_data, load_dataset
+from images import dark_on_light, load_images, warn_unlike_mnist
+from runtime.checkpoint import InputError
+
+
+def test_own_images_are_scaled_as_mnist_is(mnist, tmp_path):
+    images = mnist[1].images[:2]
+    for number, image in enumerate(images):
+        grey = ((image[0] + 1) * 127.5).round().byte().numpy()
+        Image.fromarray(grey).convert("RGB" if number else "L").save(tmp_path / f"{number}.png")
+    assert torch.equal(load_images([tmp_path / "0.png", tmp_path / "1.png"]), images)
+    Image.new("L", (30, 28)).save(tmp_path / "wide.png")
+    (tmp_path / "text.png").write_text("no image")
+    for name, reason in (("wide", "30 x 28 pixels"), ("text", "not an image"), ("none", "No such file")):
+        with pytest.raises(InputError, match=reason):
+            load_images([tmp_path / f"{name}.png"])
+
+
+SEVEN = [(9, 6), (9, 7), (9, 8), (10, 8), (11, 8), (12, 7), (13, 7)]  # (row, column) of strokes
+
+
+def strokes(stroke, ground, dtype=np.uint8):
+    pixels = np.full((28, 28), ground, dtype)
+    pixels[tuple(zip(*SEVEN, strict=True))] = stroke
+    return pixels
+
+
+LIGHT = torch.from_numpy(strokes(255, 0)).float() / 127.5 - 1
+
+
+@pytest.mark.parametrize(("stroke", "expected"), [(255, LIGHT), (0, -LIGHT)], ids=["light", "dark"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
+@pytest.mark.filterwarnings("ignore:dark strokes")
+def test_strokes_on_transparency_stand_on_the_ground_they_contrast_with(tmp_path, mode, stroke, expected):
+    """The transparent pixels have the colour of the strokes, as many programs save them; invisible under alpha 0."""
+    opacity = Image.fromarray(strokes(255, 0))
+    image = Image.merge("LA", (Image.new("L", (28, 28), stroke), opacity)).convert("RGBA" if mode != "LA" else "LA")
+    options = {}
+    if mode == "P":  # a palette of one transparent colour, 1, and the strokes, 0
+        image = Image.fromarray(strokes(0, 1)).convert("P")
+        image.putpalette([stroke] * 6)
+        options["transparency"] = 1
+    if mode == "L":  # one grey value is declared transparent
+        image, options["transparency"] = Image.fromarray(strokes(stroke, 100)), 100
+    image.save(tmp_path / "seven.png", **options)
+    assert Image.open(tmp_path / "seven.png").mode == mode
+    assert torch.equal(load_images(tmp_path / "seven.png")[0, 0], expected)
+
+
+def test_half_opaque_pixels_are_mixed_with_the_ground(tmp_path):
+    alpha = strokes(255, 0)
+    alpha[9, 6] = 51
+    Image.merge("LA", (Image.new("L", (28, 28), 250), Image.fromarray(alpha))).save(tmp_path / "soft.png")
+    assert load_images(tmp_path / "soft.png")[0, 0, 9, 6] == pytest.approx(50 / 127.5 - 1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, suffix):
+    Image.fromarray(strokes(40_000, 1000, np.uint16)).save(tmp_path / f"deep.{suffix}")
+    assert Image.open(tmp_path / f"deep.{suffix}").mode.startswith("I")
+    found = load_images(tmp_path / f"deep.{suffix}")
+    assert found[0, 0, 9, 6] == pytest.approx(2 * 40_000 / 65_535 - 1)
+    assert found[0, 0, 0, 0] == pytest.approx(2 * 1000 / 65_535 - 1)
+
+
+def test_a_photograph_stands_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # it is upright after a quarter turn clockwise
+    Image.fromarray(np.rot90(strokes(255, 0))).save(tmp_path / "turned.png", exif=exif)
+    assert torch.equal(load_images(tmp_path / "turned.png")[0, 0], LIGHT)
+
+
+def test_any_size_is_padded_to_a_square_and_scaled(tmp_path):
+    wide = np.full((56, 112), 10, np.uint8)
+    wide[8:48, 8:104] = 250
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    (image,) = load_images(tmp_path / "wide.png", resize=True)[0]
+    grey = (image + 1) * 127.5
+    assert grey[:7].unique().tolist() == pytest.approx([10])  # the padding: its border's median
+    assert grey[10:18, 4:24].min() > 249
+    assert grey.mean() == pytest.approx((10 * (112 * 112 - 40 * 96) + 250 * 40 * 96) / 112**2, abs=2)
+    Image.fromarray(strokes(255, 0)).save(tmp_path / "seven.png")
+    assert torch.equal(load_images(tmp_path / "seven.png", resize=True)[0, 0], LIGHT)  # of the right size already
+
+
+def test_the_images_of_a_folder_come_in_the_order_of_their_names(tmp_path):
+    for name, value in (("b.PNG", 20), ("a.jpeg", 10), ("c.bmp", 30)):
+        Image.new("L", (28, 28), value).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "more").mkdir()
+    with pytest.warns(UserWarning, match=r"left out: .txt \(not read\) 1"):
+        greys = ((load_images(str(tmp_path)) + 1) * 127.5)[:, 0, 0, 0]
+    assert greys.tolist() == pytest.approx([10, 20, 30])
+    paths = [str(tmp_path / "c.bmp"), tmp_path / "b.PNG"]
+    assert ((load_images(paths) + 1) * 127.5)[:, 0, 0, 0].tolist() == pytest.approx([30, 20])
+
+
+def test_no_images_are_one_clear_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    image_folder(tmp_path / "classes", {"a": 1, "b": 1})
+    (tmp_path / "half.png").write_bytes((tmp_path / "classes/a/000.png").read_bytes()[:60])
+    for images, reason in (
+        ([], "no images: the list of paths is empty"),
+        (tmp_path / "none.png", "none.png: No such file"),
+        (tmp_path / "empty", r"empty: no image files \(.jpg, .jpeg, .png"),
+        (tmp_path / "classes", "one folder per class, use --dataset folder:"),
+        (tmp_path / "half.png", "half.png: "),
+    ):
+        with pytest.raises(InputError, match=reason) as error:
+            load_images(images)
+        assert "\n" not in str(error.value)
+
+
+def test_dark_strokes_on_a_light_ground_give_one_warning(tmp_path):
+    for number, pixels in enumerate((strokes(0, 255), strokes(255, 0), strokes(40, 200))):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    with pytest.warns(UserWarning, match=r"in 2 of 3 images, .*: invert=True turns all images") as warned:
+        load_images(tmp_path)
+    assert [each.filename for each in warned] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(load_images(tmp_path / "0.png", invert=True)[0, 0], LIGHT)
+        load_images(tmp_path / "1.png")
+
+
+def test_no_image_of_mnist_looks_dark_on_light_and_every_inverted_one_does(mnist):
+    for split in mnist:
+        assert not dark_on_light(split.images).any()
+        assert dark_on_light(-split.images).all()
+
+
+def test_a_light_garment_that_fills_the_image_is_not_dark_on_light():
+    """As in Fashion-MNIST: light from the upper to the lower edge, so that most of the image is light."""
+    shirt = torch.full((1, 1, 28, 28), -1.0)
+    shirt[..., 3:25] = 0.7
+    shirt[..., 12:16, 10:18] = -0.5  # a dark print
+    assert shirt.median() > 0
+    assert not dark_on_light(shirt).any()
+    assert not dark_on_light(torch.ones(1, 1, 28, 28)).any()
+    frame = torch.full((1, 1, 28, 28), -1.0)
+    frame[..., 0, :] = -0.8
+    assert not dark_on_light(frame).any()
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ((LIGHT + 1) / 2, r"pixels in \[0, 1\]\? expected \[-1, 1\]: 2 \* x - 1"),
+        ((LIGHT + 1) * 127.5, r"pixels from 0 to 255, expected \[-1, 1\]: x / 127.5 - 1"),
+        (LIGHT * 1.5, r"pixels from -1.5 to 1.5, expected \[-1, 1\]: scale them"),
+        (-LIGHT, "in 1 of 1 image, .*: -x turns all images"),
+        (LIGHT, None),
+    ],
+)
+def test_tensors_unlike_mnist_are_named(images, said):
+    def log_prob(images):
+        warn_unlike_mnist(images.expand(1, 1, 28, 28))
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        log_prob(images)
+    assert len(warned) == (said is not None)
+    if said:
+        assert re.search(said, str(warned[0].message))
+        assert (warned[0].filename, warned[0].lineno) == (__file__, log_prob.__code__.co_firstlineno + 5)
+
+
+KINDS = {  # dtype, the largest grey value, suffix, white
+    "16 bits to 255": (np.uint16, 255, "png", 255),
+    "16 bits to 4,095": (np.uint16, 4095, "tif", 4095),
+    "16 bits to 65,535": (np.uint16, 65_535, "png", 65_535),
+    "16 bits, a little dark": (np.uint16, 3000, "png", 4095),
+    "32 bits to 255": (np.int32, 255, "tif", 255),
+    "floats to 1": (np.float32, 1, "tif", 1),
+    "floats to 255": (np.float32, 255, "tif", 255),
+}
+
+
+@pytest.mark.parametrize(("dtype", "largest", "suffix", "white"), KINDS.values(), ids=KINDS.keys())
+def test_the_largest_grey_value_of_all_images_says_what_is_white(tmp_path, dtype, largest, suffix, white):
+    pixels = (np.random.default_rng(5).random((20, 28, 28)) * 0.4 * largest).astype(dtype)
+    pixels[13, 2, 3] = largest  # alone in its whole folder
+    for number, image in enumerate(pixels):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "ab"[number % 2] / f"{number:02}.{suffix}")
+    splits = load_dataset(f"folder:{tmp_path}")
+    files = np.concatenate((pixels[::2], pixels[1::2]))  # by class
+    for split in splits:
+        expected = torch.from_numpy(files[split.index].astype(np.float64) / white * 2 - 1).float().unsqueeze(1)
+        torch.testing.assert_close(split.images, expected, atol=1e-6, rtol=0)
+
+
+UNCLEAR = {
+    "dark for its range": (np.uint16, 0, 1500, "grey values of 0 to 1500 are taken as 0 to 4,095"),
+    "of two values": (np.uint8, 0, 1, "nearly all pixels have one grey value"),
+    "large whole numbers": (np.int32, 0, 777_000, None),
+    "negative": (np.int32, -5, 200, None),
+    "floats around 0": (np.float32, -1, 1, None),
+    "no number": (np.float32, 0, np.nan, None),
+}
+
+
+@pytest.mark.parametrize(("dtype", "low", "high", "said"), UNCLEAR.values(), ids=UNCLEAR.keys())
+def test_grey_values_whose_range_says_too_little(tmp_path, dtype, low, high, said):
+    Image.fromarray(strokes(high, low, dtype)).save(tmp_path / "x.tif")
+    if said:
+        with pytest.warns(UserWarning, match=said):
+            assert load_images(tmp_path / "x.tif").abs().max() <= 1
+    else:
+        with pytest.raises(InputError, match=r"x.tif: grey values from .*; scale them to 0 to 255"):
+            load_images(tmp_path / "x.tif")
+
+
+def test_other_modes_become_grey(tmp_path):
+    for mode, suffix in (("1", "png"), ("P", "gif"), ("CMYK", "tif"), ("LA", "png"), ("YCbCr", "tif")):
+        Image.fromarray(strokes(255, 0)).convert(mode).save(tmp_path / f"{mode}.{suffix}")
+        torch.testing.assert_close(load_images(tmp_path / f"{mode}.{suffix}")[0, 0], LIGHT, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "png", "webp"])
+def test_files_of_several_pictures_are_refused_but_those_of_phones(tmp_path, suffix):
+    first, second = (Image.fromarray(strokes(255, ground)).convert("RGB") for ground in (0, 40))
+    first.save(tmp_path / f"many.{suffix}", save_all=True, append_images=[second])
+    with pytest.raises(InputError, match=f"many.{suffix}: holds 2 pictures"):
+        load_images(tmp_path)
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[second], quality=95)
+    torch.testing.assert_close(load_images(tmp_path / "phone.jpg")[0, 0], LIGHT, atol=0.2, rtol=0)
+
+
+def test_a_training_set_of_one_grey_value_is_refused(tmp_path):
+    for number, name in enumerate("ab" * 12):
+        (tmp_path / name).mkdir(exist_ok=True)
+        pixels = np.zeros((28, 28), np.uint8)
+        pixels[number, 0] = 7  # no two are alike
+        Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    with pytest.raises(InputError, match="nearly all pixels have one grey value, about 0 of 255"):
+        load_data(toy_config(dataset=f"folder:{tmp_path}", train_size=10))
+
+
+def said_of(folder):
+    """What is printed of a folder before training."""
+    return load_data(toy_config(dataset=f"folder:{folder}"), at_most=True).said[0]
+
+
+def test_what_others_left_behind_is_no_image(tmp_path):
+    clean, folder = (image_folder(tmp_path / name, {"ants": 13, "bees": 17}) for name in ("clean", "used"))
+    picture = folder / "ants/003.png"
+    for name in (".ipynb_checkpoints", "ants/.ipynb_checkpoints", "__MACOSX", "ants/@eaDir", ".git", ".thumbnails"):
+        (folder / name).mkdir()
+        shutil.copy(picture, folder / name / "other.png")
+    for name in ("._000.png", ".#000.png", "#000.png#", "000.png~", "Thumbs.db", "desktop.ini", ".DS_Store"):
+        shutil.copy(picture, folder / "ants" / name)
+    for name in ("a.heic", "b.HEIC", "c.pdf", "notes"):
+        (folder / "bees" / name).write_text("no image")
+    (folder / "bees/empty.png").touch()
+    (folder / "bees/000 broken.png").symlink_to("nowhere.png")
+    (folder / "ants/000 link.png").symlink_to("010.png")
+    (folder / "cats").symlink_to("bees")
+    (folder / "bees/loop").symlink_to(folder)
+    (folder / "bees/more").mkdir()
+    shutil.copy(picture, folder / "ants/copy.png")
+    Image.open(folder / "bees/005.png").save(folder / "bees/again.bmp")
+    shutil.copy(folder / "ants/009.png", folder / "bees/other.png")
+    shutil.copy(picture, folder)
+    for split, expected in zip(*(load_dataset(f"folder:{path}") for path in (folder, clean)), strict=True):
+        assert split.classes == ("ants", "bees")
+        assert split.labels.bincount().tolist() == expected.labels.bincount().tolist()
+        assert len({image.numpy().tobytes() for image in split.images}) == len(split.images)
+    for left_out in (
+        "hidden or temporary files 13",
+        ".heic (not read) 2",
+        ".pdf (not read) 1",
+        "without an extension (not read) 1",
+        "empty files 1",
+        "broken links 1",
+        "links to folders that are there 2",
+        "folders without images 1",
+        "images beside the folders 1",
+        "copies of the same picture 4, of which in another class 1",
+    ):
+        assert left_out in said_of(folder)
+    assert said_of(clean).endswith(
+        "2 classes, training + test images: ants 11 + 2, bees 14 + 3; 22 train, the test images validate"
+    )
+
+
+@pytest.mark.parametrize("names", [("train", "test", "val"), ("Training", "TESTING", "Validation"), ("train", "test")])
+def test_a_split_that_is_there_is_used(tmp_path, names):
+    for number, name in enumerate(names):
+        image_folder(tmp_path / name, {"0": 40 - number, "1": 12 - number}, seed=number)
+    (tmp_path / "notes").mkdir()
+    pool, test = load_dataset(f"folder:{tmp_path}")
+    for split, name in ((pool, names[0]), (test, names[1])):
+        files = ImageFolder(tmp_path / name).samples
+        assert split.index.tolist() == list(range(len(files)))
+        assert torch.equal(split.images, load_images([file for file, _ in files]))
+        assert split.labels.tolist() == [label for _, label in files]
+    data = load_data(toy_config(dataset=f"folder:{tmp_path}"), at_most=True)
+    assert torch.equal(data.test.images, test.images)
+    if len(names) == 3:
+        assert torch.equal(
+            data.validation.images, load_images([file for file, _ in ImageFolder(tmp_path / names[2]).samples])
+        )
+        assert len(data.train.labels) == 52
+        assert "2 classes, training + test + validation images: 0 40 + 39 + 38, 1 12 + 11 + 10" in data.said[0]
+    else:
+        assert (len(data.train.labels), len(data.validation.labels)) == (46, 50)
+    shutil.copy(tmp_path / names[1] / "0/005.png", tmp_path / names[0] / "1/copy.png")
+    shutil.copy(tmp_path / names[0] / "0/007.png", tmp_path / names[1] / "0/copy.png")
+    pool, test = load_dataset(f"folder:{tmp_path}")
+    assert (len(pool.images), len(test.images)) == (51, 51)
+    assert not {image.numpy().tobytes() for image in pool.images} & {image.numpy().tobytes() for image in test.images}
+
+
+def test_a_training_folder_alone_is_split_as_its_classes_would_be(tmp_path):
+    image_folder(tmp_path / "train", {"a": 20, "b": 15})
+    for split, other in zip(*(load_dataset(f"folder:{path}") for path in (tmp_path, tmp_path / "train")), strict=True):
+        assert torch.equal(split.images, other.images)
+
+
+FOLDERS = {
+    "two levels": (("greek/alpha", "greek/beta", "latin/a"), "the folder greek holds folders of images, alpha, beta"),
+    "three levels": (("train/greek/alpha", "test/greek/alpha"), "the folder test/greek holds folders of images"),
+    "a folder around it": (("mine/a", "mine/b"), "the folder mine holds folders of images, a, b"),
+    "some nested": (("a", "b", "b/old"), "the folder b holds folders of images, old"),
+    "a folder beside the splits": (("train/a", "test/a", "more/a"), "of which more is no split"),
+    "no training images": (("test/a", "val/a"), "none called train"),
+    "two of a kind": (("train/a", "Training/a"), "two are the train folder"),
+    "other classes": (("train/a", "train/b", "test/a", "test/c"), "train and test have other classes: b, c"),
+    "no classes in a split": (("train/a", "train/b", "test"), "test/ holds 12 images and no folders"),
+    "splits without classes": (("train", "test"), "holds 12 images and no folders; put them into one folder for each"),
+    "flat": ((".",), "it holds 12 images and no folders; put them into one folder for each class"),
+}
+
+
+@pytest.mark.parametrize(("folders", "message"), FOLDERS.values(), ids=FOLDERS.keys())
+def test_folders_of_another_form_are_refused_with_what_was_seen(tmp_path, folders, message):
+    for seed, name in enumerate(folders):
+        image_folder(tmp_path / name, {"": 12}, seed=seed)
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_dataset(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", [b"b\xff", b"two\nlines"])
+def test_a_class_whose_name_no_table_can_hold_is_refused(tmp_path, name):
+    image_folder(tmp_path, {"a": 12, "日本": 12, os.fsdecode(name): 12})
+    with pytest.raises(InputError, match="name that is not UTF-8, or with a line break; rename it") as error:
+        load_dataset(f"folder:{tmp_path}")
+    str(error.value).encode()

@@ -2,6 +2,8 @@
 
 import math
 import os
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch.distributions import MultivariateNormal, Normal
 from benchmarks import stress
 from data import Data, Split, load_dataset
 from model import Bernoulli, Gaussian, LatentVariableModel
+from runtime import progress
 from runtime.config import RunConfig, TrainConfig
 from runtime.run import Run
 from training import train_epoch, validate
@@ -174,6 +177,17 @@ def model(request):
     return request.param
 
 
+@pytest.fixture
+def handlers():
+    """The program's signal handlers, and no signal that was received, for the time of a test."""
+    before = {number: signal.getsignal(number) for number in progress.SIGNALS}
+    progress.install_signal_handlers()
+    yield
+    progress._received = None
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def mnist():
     return load_dataset(data_dir=ROOT / "data")
@@ -235,6 +249,29 @@ def whole_run(tmp_path_factory):
             assert (status, errors) == (0, [])
             (folder / "finished").touch()
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder_of_runs(tmp_path_factory, whole_run):
+    """A folder of the module's own with the small MNIST and a copy of the finished run, "whole"."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "data").symlink_to(whole_run / "data")
+    shutil.copytree(whole_run / "run", folder / "whole")
+    return folder
+
+
+@pytest.fixture
+def copy(folder_of_runs):
+    """Copies a run of that folder, to be continued."""
+    copies = []
+
+    def copy(name="whole"):
+        copies.append(folder_of_runs / f"copy {len(copies)}")
+        return shutil.copytree(folder_of_runs / name, copies[-1])
+
+    yield copy
+    for folder in copies:
+        shutil.rmtree(folder)
 
 
 def train(learner, directory, **options):

@@ -50,7 +50,7 @@ def follow_with_table(*, scale, settings=SETTINGS):
 @pytest.mark.parametrize("settings", [SETTINGS, {"learning_rate": 0.01, "betas": (0.9, 0.999)}])
 @pytest.mark.parametrize(
     ("scale", "tolerance"),
-    [(10, 1e-4), (0.1, 1e-4), (0.001, 1e-4), (1e-5, 1e-3)],  # the last is within three powers of ten of eps
+    [(10, 1e-4), (0.001, 1e-4), (1e-5, 1e-3)],  # the last is within three powers of ten of eps
 )
 def test_the_table_follows_dense_adam(scale, tolerance, settings):
     start, dense = follow(torch.optim.Adam, scale=scale, settings=settings)
@@ -86,14 +86,11 @@ def short_table(*, reads=0):
     return table
 
 
-def test_reading_the_table_changes_nothing():
+def test_reading_the_table_changes_nothing_and_gives_rows_in_the_order_of_asking():
     """Whether and how often it is read, the path is the same to the bit."""
-    assert all(map(torch.equal, short_table().current(), short_table(reads=2).current()))
-
-
-def test_rows_are_given_out_in_the_order_of_asking():
-    table = LatentTable(size=ROWS, latent_dim=LATENT_DIM, max_steps=1)
     mean, log_var = short_table().current()
+    assert all(map(torch.equal, (mean, log_var), short_table(reads=2).current()))
+    table = LatentTable(size=ROWS, latent_dim=LATENT_DIM, max_steps=1)
     table.load_parameters(mean, log_var)
     q = table.posterior(torch.tensor([7, 110, 3]))
     assert torch.equal(q.mean, mean[[7, 110, 3]])

@@ -9,7 +9,7 @@ from torch import nn
 
 from runtime import distributed
 from runtime import run as running
-from runtime.checkpoint import InputError, RunError, save_checkpoint, save_json
+from runtime.checkpoint import InputError, RunError, load_json, save_checkpoint, save_json
 from runtime.config import RunConfig, TrainConfig
 from runtime.distributed import WHOLE, Shard
 from runtime.plan import Owned, plan_evaluation, plan_run
@@ -259,7 +259,11 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
     path.unlink()
     with pytest.raises(InputError, match=r"first_state_1.pt: no such checkpoint"):
         directory.restored(First())
-    for contents in ({"prefix": "first"}, {"prefix": "second", "epoch": 0, "history": [], "settings": SETTINGS}):
+    known = load_json(state)
+    for contents in (
+        {"prefix": "first"},
+        *(known | change for change in ({"prefix": "second"}, {"ranks": 0}, {"epoch": 2})),
+    ):
         save_json(state, contents)
         directory.refuses(r"first_state.json: its contents do not fit this program", resume=True)
     state.write_text("no JSON")

@@ -49,6 +49,11 @@ def gaussian(mean, scale):
     return GaussianPosterior(mean, torch.full_like(mean, scale))
 
 
+def divergence(q):
+    """KL(q || N(0, I)) of a diagonal q, (B,)."""
+    return 0.5 * (q.mean.square() + q.scale.square() - 1 - q.scale.square().log()).sum(-1)
+
+
 class LinearGaussian(LatentVariableModel):
     """x = W z + b + sigma * noise, z ~ N(0, I), in float64: everything about it has a closed form."""
 
@@ -82,11 +87,10 @@ class LinearGaussian(LatentVariableModel):
 
     def elbo(self, q, x):
         """The bound of a diagonal q, (B,): E_q log p(x|z) is quadratic in z."""
-        decoded = q.mean @ self.weight.T + self.bias
-        residual = (x - decoded).square().sum(-1) + q.scale.square() @ self.weight.square().sum(0)
+        residual = (x - q.mean @ self.weight.T - self.bias).square().sum(-1)
+        residual += q.scale.square() @ self.weight.square().sum(0)
         constant = 0.5 * x.shape[1] * math.log(2 * math.pi * self.sigma**2)
-        divergence = 0.5 * (q.mean.square() + q.scale.square() - 1 - q.scale.square().log()).sum(-1)
-        return -residual / (2 * self.sigma**2) - constant - divergence
+        return -residual / (2 * self.sigma**2) - constant - divergence(q)
 
     def poor(self, x):
         """A q that is off on purpose: the best diagonal one moved by half its own width, and a third too wide."""
@@ -141,8 +145,7 @@ class NonlinearModel(LatentVariableModel):
     def elbo(self, q, x, points=161):
         """The bound of a diagonal q, (B,): E_q log p(x|z) by the same rule."""
         noise, log_weight = self._grid(points)
-        divergence = 0.5 * (q.mean.square() + q.scale.square() - 1 - q.scale.square().log()).sum(-1)
-        return (log_weight.exp() * self._log_likelihood(x, q.mean + q.scale * noise)).sum(0) - divergence
+        return (log_weight.exp() * self._log_likelihood(x, q.mean + q.scale * noise)).sum(0) - divergence(q)
 
     def poor(self, x):
         """A q that is off on purpose: the prior."""

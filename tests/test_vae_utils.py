@@ -1,12 +1,10 @@
-"""The bound, its parts and importance sampling against closed forms, quadrature and scikit-learn."""
+"""The bound, its parts and importance sampling against closed forms and quadrature."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from conftest import SIGMA, LinearGaussian, gaussian, linear_gaussian, seeded
-from sklearn.decomposition import PCA
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 import vae_utils
@@ -66,17 +64,6 @@ def test_importance_sampling_from_the_exact_posterior_has_no_variance(pixels, la
     torch.testing.assert_close(estimate.log_prob, exact)
     torch.testing.assert_close(estimate.elbo, exact)
     torch.testing.assert_close(estimate.effective_sample_size, torch.ones(6).double())
-
-
-def test_the_exact_posterior_gives_the_log_prob_of_scikit_learns_pca():
-    """PCA with its noise variance is a linear-Gaussian model (Tipping & Bishop 1999)."""
-    data = np.random.default_rng(0).normal(size=(500, 12)) @ np.random.default_rng(1).normal(size=(12, 12))
-    pca = PCA(n_components=4).fit(data)
-    weight = torch.from_numpy(pca.components_.T * np.sqrt(pca.explained_variance_ - pca.noise_variance_))
-    model = LinearGaussian(weight, torch.from_numpy(pca.mean_), math.sqrt(pca.noise_variance_))
-    x = torch.from_numpy(data[:20])
-    estimate = importance_sampling(model, x, model.best_diagonal(x)[0], noise=Noise(0), num_samples=3)
-    assert estimate.log_prob.numpy() == pytest.approx(pca.score_samples(data[:20]), abs=1e-8)
 
 
 @pytest.mark.parametrize("chunk", [320, 80_000])

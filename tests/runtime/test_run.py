@@ -212,13 +212,6 @@ def test_a_run_that_was_killed_while_it_wrote_its_first_state_begins_again(direc
     assert "nothing to resume: the run begins" in capsys.readouterr().out
 
 
-def test_an_evaluation_of_half_a_run_does_not_finish_it(directory):
-    directory.finish()
-    directory.save(Second(), 1)
-    plan = directory.plan(resume=True)
-    assert (list(plan.states), plan.finished) == (["first", "second"], False)
-
-
 def test_overwriting_removes_that_runs_files_alone(directory, tmp_path):
     directory.save(First(), 1)
     for name in ("first_epoch_1.pt", "picture.png", "summary.json", "mine.png", "second_epoch_1.pt"):
@@ -246,11 +239,21 @@ def test_a_finished_run_can_be_lengthened_where_no_schedule_forbids_it(directory
     directory.finish()
     plan = directory.plan(resume=True, epochs=5)
     assert (plan.lengthened, list(plan.states)) == (True, ["first", "second"])
-    owned = OWNED._replace(extendable=False)
-    directory.refuses("--epochs 3 there, 5 here", resume=True, epochs=5, owned=owned)
+    unextendable = OWNED._replace(extendable=False)
+    directory.refuses("--epochs 3 there, 5 here", resume=True, epochs=5, owned=unextendable)
+    directory.save(Second(), 1)  # a summary does not finish half a run
+    plan = directory.plan(resume=True)
+    assert (list(plan.states), plan.finished) == (["first", "second"], False)
 
 
 def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
+    for rank in (1, 0):
+        directory.as_rank(rank, 2)
+        directory.save(First(Shard(rank, 2)), 1)
+    (tmp_path / "first_state_1_rows_1_of_2.pt").unlink()
+    directory.as_rank(0, 1)
+    with pytest.raises(InputError, match=r"first_state_1_rows_1_of_2.pt: no such checkpoint"):
+        directory.restored(First())
     directory.save(First(), 1)
     path, state = tmp_path / "first_state_1.pt", tmp_path / "first_state.json"
     save_checkpoint(path, nn.Linear(4, 2).state_dict())
@@ -268,16 +271,6 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
         directory.refuses(r"first_state.json: its contents do not fit this program", resume=True)
     state.write_text("no JSON")
     directory.refuses(r"first_state.json: not a file of this program, or damaged", resume=True)
-
-
-def test_missing_rows_are_noticed(directory, tmp_path):
-    for rank in (1, 0):
-        directory.as_rank(rank, 2)
-        directory.save(First(Shard(rank, 2)), 1)
-    (tmp_path / "first_state_1_rows_1_of_2.pt").unlink()
-    directory.as_rank(0, 1)
-    with pytest.raises(InputError, match=r"first_state_1_rows_1_of_2.pt: no such checkpoint"):
-        directory.restored(First())
 
 
 def test_results_of_another_training_are_not_scored_over(directory, tmp_path):

@@ -174,17 +174,14 @@ def test_sliders_move_z_along_the_dimension_with_most_kl_and_a_principal_directi
         assert (pictures(page) == before).all()
 
 
-def test_z_walks_to_another_image(page, methods, posteriors):
+def test_z_walks_to_another_image_and_is_drawn_from_the_prior(page, methods, posteriors):
     choose(page, 2)
+    before = pictures(page)
     set_value(page, "target", 9, "change")
     for share in (0.5, 1):
         set_value(page, "walk", share)
         assert_drawn(page, methods, [torch.lerp(q.mean[2], q.mean[9], share) for q in posteriors.values()])
-
-
-def test_a_draw_from_the_prior_changes_both_pictures(page):
-    choose(page, 6)
-    before = pictures(page)
+    page.find_element("id", "back").click()
     page.find_element("id", "prior").click()
     assert (pictures(page) != before).any((1, 2)).all()
     assert page.find_element("id", "error-0").text == "–"

@@ -108,12 +108,9 @@ class Run:
         self.history = []  # a row for each epoch of each learner
         self.evaluation_stage = "in the evaluation, after all training"
         self.stage = None  # such as "after epoch 2 of 3, amortized", None as long as nothing is saved
-        self.started = time.perf_counter() - self._seconds_before()
+        earlier = sum(row["seconds"] for state in self.states.values() for row in state["history"])
+        self.started = time.perf_counter() - earlier
         self._row = self._bar = self._tasks = None
-
-    def _seconds_before(self):
-        """Seconds of training in earlier processes."""
-        return sum(row["seconds"] for state in self.states.values() for row in state["history"])
 
     def seconds(self):
         """Seconds since the run began, those of earlier processes included."""

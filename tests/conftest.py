@@ -2,6 +2,8 @@
 
 import math
 import os
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch.distributions import MultivariateNormal, Normal
 from benchmarks import stress
 from data import Data, Split, load_dataset
 from model import Bernoulli, Gaussian, LatentVariableModel
+from runtime import progress
 from runtime.config import RunConfig, TrainConfig
 from runtime.run import Run
 from training import train_epoch, validate
@@ -45,6 +48,11 @@ def seeded(seed):
 def gaussian(mean, scale):
     """A diagonal q with the same scale in every dimension."""
     return GaussianPosterior(mean, torch.full_like(mean, scale))
+
+
+def divergence(q):
+    """KL(q || N(0, I)) of a diagonal q, (B,)."""
+    return 0.5 * (q.mean.square() + q.scale.square() - 1 - q.scale.square().log()).sum(-1)
 
 
 class LinearGaussian(LatentVariableModel):
@@ -80,11 +88,10 @@ class LinearGaussian(LatentVariableModel):
 
     def elbo(self, q, x):
         """The bound of a diagonal q, (B,): E_q log p(x|z) is quadratic in z."""
-        decoded = q.mean @ self.weight.T + self.bias
-        residual = (x - decoded).square().sum(-1) + q.scale.square() @ self.weight.square().sum(0)
+        residual = (x - q.mean @ self.weight.T - self.bias).square().sum(-1)
+        residual += q.scale.square() @ self.weight.square().sum(0)
         constant = 0.5 * x.shape[1] * math.log(2 * math.pi * self.sigma**2)
-        divergence = 0.5 * (q.mean.square() + q.scale.square() - 1 - q.scale.square().log()).sum(-1)
-        return -residual / (2 * self.sigma**2) - constant - divergence
+        return -residual / (2 * self.sigma**2) - constant - divergence(q)
 
     def poor(self, x):
         """A q that is off on purpose: the best diagonal one moved by half its own width, and a third too wide."""
@@ -139,8 +146,7 @@ class NonlinearModel(LatentVariableModel):
     def elbo(self, q, x, points=161):
         """The bound of a diagonal q, (B,): E_q log p(x|z) by the same rule."""
         noise, log_weight = self._grid(points)
-        divergence = 0.5 * (q.mean.square() + q.scale.square() - 1 - q.scale.square().log()).sum(-1)
-        return (log_weight.exp() * self._log_likelihood(x, q.mean + q.scale * noise)).sum(0) - divergence
+        return (log_weight.exp() * self._log_likelihood(x, q.mean + q.scale * noise)).sum(0) - divergence(q)
 
     def poor(self, x):
         """A q that is off on purpose: the prior."""
@@ -173,6 +179,17 @@ def linear(request):
 def model(request):
     """A model with known `log_prob` and `elbo`, and `poor`, a q to improve on."""
     return request.param
+
+
+@pytest.fixture
+def handlers():
+    """The program's signal handlers, and no signal that was received, for the time of a test."""
+    before = {number: signal.getsignal(number) for number in progress.SIGNALS}
+    progress.install_signal_handlers()
+    yield
+    progress._received = None
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -236,6 +253,29 @@ def whole_run(tmp_path_factory):
             assert (status, errors) == (0, [])
             (folder / "finished").touch()
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder_of_runs(tmp_path_factory, whole_run):
+    """A folder of the module's own with the small MNIST and a copy of the finished run, "whole"."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "data").symlink_to(whole_run / "data")
+    shutil.copytree(whole_run / "run", folder / "whole")
+    return folder
+
+
+@pytest.fixture
+def copy(folder_of_runs):
+    """Copies a run of that folder, to be continued."""
+    copies = []
+
+    def copy(name="whole"):
+        copies.append(folder_of_runs / f"copy {len(copies)}")
+        return shutil.copytree(folder_of_runs / name, copies[-1])
+
+    yield copy
+    for folder in copies:
+        shutil.rmtree(folder)
 
 
 def train(learner, directory, **options):

@@ -13,27 +13,10 @@ METHODS = [
     for name, label, color in NAMED
 ]
 LABELS = {method.name: method.label for method in METHODS}
-COUNTS = [
-    "draws",
-    "monte_carlo_error",
-    "bias",
-    "acceptance",
-    "images_not_trusted",
-    "images_with_several_modes",
-    "fit_converged",
-    "temperatures",
-    "effective_sample_size",
-    "full_effective_sample_size",
-    "annealed_images",
-    "log_weight_std",
-    "used_dimensions",
-    "used_dimensions_lower",
-    "used_dimensions_upper",
-    "active_units",
-    "active_units_lower",
-    "active_units_upper",
-    "share_of_kl",
-]
+COUNTED = """draws monte_carlo_error bias acceptance images_not_trusted images_with_several_modes fit_converged
+temperatures effective_sample_size full_effective_sample_size annealed_images log_weight_std used_dimensions
+used_dimensions_lower used_dimensions_upper active_units active_units_lower active_units_upper share_of_kl"""
+COUNTS = COUNTED.split()
 
 
 def made_up_scores(methods, classes=("a", "b"), epochs=(1, 2)):

@@ -8,13 +8,24 @@ from benchmarks import stress
 MAIN, CLASSIFIER = stress.SCRIPTS
 
 
-def arguments(script, *flags):
-    return [*stress.SCRIPTS[script].split(), "--data-dir", "../data", *flags]
+class Poison:
+    """Makes the directory `trace` when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
 
 
-def run(script, folder, *flags, **limits):
+def arguments(script, *flags, settings=None):
+    """The command line of a small run, or with other settings, a text."""
+    return [*(settings or stress.SCRIPTS[script]).split(), "--data-dir", "../data", *flags]
+
+
+def run(script, folder, *flags, settings=None, **limits):
     """Runs a script to its end. Returns (exit status, stdout, lines of stderr). limits: of stress.start."""
-    process = stress.start(script, arguments(script, *flags), folder, **limits)
+    process = stress.start(script, arguments(script, *flags, settings=settings), folder, **limits)
     process.join()
     return process.exitcode, (folder / "out").read_text(), (folder / "err").read_text().splitlines()
 
@@ -28,9 +39,9 @@ def wait_for(event, process, folder):
     assert process.is_alive(), (folder / "err").read_text()
 
 
-def stop(script, folder, *, after, number, flags=()):
+def stop(script, folder, *flags, after, number, settings=None):
     """Runs a script and sends the signal `number` once `after` has happened. Returns (exit status, stderr)."""
-    process = stress.start(script, arguments(script, *flags), folder)
+    process = stress.start(script, arguments(script, *flags, settings=settings), folder)
     wait_for(after, process, folder)
     os.kill(process.pid, number)
     process.join()

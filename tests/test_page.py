@@ -23,7 +23,7 @@ from evaluation.tables import read_scores
 from runtime.checkpoint import load_json, save_figure
 from vae_utils import GaussianPosterior, random_generator
 
-SAMPLE, ANNEALED, TRAIN = 40, 10, 60  # images
+SAMPLE, ANNEALED, TRAIN = 30, 10, 40  # images
 FIGURES = ("training_curves", *(f"{name}_epoch_{epoch}" for name in ("comparison", "samples") for epoch in (5, 30)))
 
 
@@ -40,24 +40,26 @@ def methods():
 
 
 @pytest.fixture(scope="module")
-def posteriors(methods, mnist):
-    """{method's name: q of the test images, (SAMPLE + TRAIN, D)}: the encoder's, and for the other one drawn."""
-    images = stratified_subset(mnist[1], size=SAMPLE + TRAIN, seed=3).images
-    drawn = torch.randn(2, len(images), 200, generator=random_generator(0, "q"))
+def images(mnist):
+    """Test images, a Split: the SAMPLE, then those that stand for TRAINing images."""
+    return stratified_subset(mnist[1], size=SAMPLE + TRAIN, seed=3)
+
+
+@pytest.fixture(scope="module")
+def posteriors(methods, images):
+    """{method's name: q of the images, (SAMPLE + TRAIN, D)}: the encoder's, and for the other one drawn."""
+    drawn = torch.randn(2, SAMPLE + TRAIN, 200, generator=random_generator(0, "q"))
     with torch.no_grad():
-        qs = methods[0].model.encode(images), GaussianPosterior.from_log_var(drawn[0], drawn[1] - 3)
+        qs = methods[0].model.encode(images.images), GaussianPosterior.from_log_var(drawn[0], drawn[1] - 3)
     return dict(zip((method.name for method in methods), qs, strict=True))
 
 
 @pytest.fixture(scope="module")
-def folder(methods, posteriors, mnist, tmp_path_factory):
+def folder(methods, posteriors, images, tmp_path_factory):
     """A results directory with a page. Of ANNEALED images with a log p(x), the last is not of the sample."""
     folder = tmp_path_factory.mktemp("page")
-    for name in FIGURES:
+    for name in (*FIGURES, "mine_epoch_5", "comparison_epoch_5b"):  # the last two are the user's own
         save_figure(folder / f"{name}.png", Figure())
-    for name in ("mine_epoch_5", "comparison_epoch_5b"):  # the user's own
-        save_figure(folder / f"{name}.png", Figure())
-    images = stratified_subset(mnist[1], size=SAMPLE + TRAIN, seed=3)
     sample = images.at(torch.arange(SAMPLE))
     annealed = torch.tensor([*range(ANNEALED - 1), SAMPLE])
     values = torch.arange(float(ANNEALED))
@@ -78,7 +80,7 @@ def folder(methods, posteriors, mnist, tmp_path_factory):
     numbers = [-5.0, -90.5, -10.25, -9.5]
     indices = images.index[annealed].tolist()
     rows = [{**row, "index": n, "log_prob": number} for n, number in zip(indices, numbers, strict=False)]
-    summary, classes = load_json(ROOT / "pretrained/summary.json"), mnist[1].classes
+    summary, classes = load_json(ROOT / "pretrained/summary.json"), images.classes
     results = {"scores": read_scores(ROOT / "pretrained/scores.csv"), "labels": summary["labels"], "methods": methods}
     results |= {"images": [*rows, {**row, "index": 1, "log_prob": None}], "explorer": moved, "classes": classes}
     write_page(folder, SimpleNamespace(**results), summary)
@@ -107,41 +109,45 @@ def shown(page):
     return int(page.find_element("id", "image").get_property("value"))
 
 
+def pictures(page):
+    return np.stack([pixels(page, f"picture-{number}") for number in (0, 1)])
+
+
 @torch.no_grad()
 def assert_drawn(page, methods, latents):
     """Both pictures are PyTorch's at z (D,), to 1/255 of a pixel's range; eight bits take half of that."""
-    for number, (method, z) in enumerate(zip(methods, latents, strict=True)):
-        expected = (method.model.mean(z)[0].numpy() + 1) * 127.5
-        assert np.abs(pixels(page, f"picture-{number}") - expected).max() < 1
-        assert expected.std() > 10  # it is a picture
+    expected = [(method.model.mean(z)[0].numpy() + 1) * 127.5 for method, z in zip(methods, latents, strict=True)]
+    assert np.abs(pictures(page) - expected).max() < 1
+    assert np.std(expected, axis=(1, 2)).min() > 10  # they are pictures
 
 
-def test_the_page_begins_with_an_image_and_its_numbers(page, methods, posteriors, mnist):
+def test_the_page_begins_with_an_image_and_its_numbers(page, methods, posteriors, images):
     assert shown(page) == 0
-    sample = stratified_subset(mnist[1], size=SAMPLE + TRAIN, seed=3)
-    assert (pixels(page, "original") == ((sample.images[0, 0] + 1) * 127.5).round().numpy()).all()
+    assert (pixels(page, "original") == ((images.images[0, 0] + 1) * 127.5).round().numpy()).all()
     assert_drawn(page, methods, [q.mean[0] for q in posteriors.values()])
     for number, (method, q) in enumerate(zip(methods, posteriors.values(), strict=True)):
         with torch.no_grad():
-            error = float((method.model.mean(q.mean[0]) - sample.images[0]).square().sum())
+            error = float((method.model.mean(q.mean[0]) - images.images[0]).square().sum())
         assert float(page.find_element("id", f"error-{number}").text) == pytest.approx(error, abs=0.2)
-        assert page.find_element("id", f"log-prob-{number}").text == "-90.0 ± 0.1"
-    choose(page, 1)
-    assert page.find_element("id", "log-prob-0").text == "-91.0 ± 0.2"
-    assert page.find_element("id", "original-title").text.startswith(f"{sample.labels[1]}, test image ")
-    choose(page, ANNEALED)
-    assert page.find_element("id", "log-prob-0").text == "not annealed"
-    choose(page, SAMPLE)  # not of the sample, but annealed
-    assert page.find_element("id", "log-prob-1").text == "-99.0 ± 1.0"
+    for position, number, text in (
+        (0, 0, "-90.0 ± 0.1"),
+        (0, 1, "-90.0 ± 0.1"),
+        (1, 0, "-91.0 ± 0.2"),
+        (ANNEALED, 0, "not annealed"),
+        (SAMPLE, 1, "-99.0 ± 1.0"),  # not of the sample, but annealed
+    ):
+        choose(page, position)
+        assert page.find_element("id", f"log-prob-{number}").text == text
     assert_drawn(page, methods, [q.mean[SAMPLE] for q in posteriors.values()])
+    choose(page, 1)
+    assert page.find_element("id", "original-title").text.startswith(f"{images.labels[1]}, test image ")
 
 
-def test_the_elbo_is_that_of_the_bound(known, methods, posteriors, mnist):
-    sample = stratified_subset(mnist[1], size=SAMPLE + TRAIN, seed=3)
+def test_the_elbo_is_that_of_the_bound(known, methods, posteriors, images):
     q = posteriors["amortized"][:SAMPLE]
     noise = torch.randn(200, SAMPLE, 200, generator=random_generator(1, "elbo"))
     with torch.no_grad():
-        log_likelihood = methods[0].model.log_likelihood(sample.images[:SAMPLE], q.mean + q.scale * noise)
+        log_likelihood = methods[0].model.log_likelihood(images.images[:SAMPLE], q.mean + q.scale * noise)
     draws = log_likelihood - q.kl_per_dimension().sum(-1)
     difference = torch.tensor(known["methods"]["amortized"]["elbo"][:SAMPLE]) - draws.mean(0)
     error = draws.std(0) * (1 / 16 + 1 / 200) ** 0.5
@@ -149,49 +155,38 @@ def test_the_elbo_is_that_of_the_bound(known, methods, posteriors, mnist):
     assert difference.abs().max() > 0
 
 
-def test_a_slider_moves_z_along_the_dimension_with_most_kl(page, methods, posteriors):
-    choose(page, 3)
-    before, latents = [pixels(page, f"picture-{number}") for number in (0, 1)], []
+def test_sliders_move_z_along_the_dimension_with_most_kl_and_a_principal_direction(page, methods, posteriors):
+    moved = {"slider-0": (3, 1.5, []), "slider-6": (4, -2, [])}
     for q in posteriors.values():
-        train, z = q[SAMPLE:], q.mean[3].clone()
-        dimension = int(train.kl_per_dimension().mean(0).argmax())
-        z[dimension] += 1.5 * train.mean[:, dimension].std()
-        latents.append(z)
-    set_value(page, "slider-0", 1.5)
-    assert all(np.abs(pixels(page, f"picture-{number}") - earlier).max() > 5 for number, earlier in enumerate(before))
-    assert_drawn(page, methods, latents)
-    page.find_element("id", "back").click()
-    assert all((pixels(page, f"picture-{number}") == earlier).all() for number, earlier in enumerate(before))
-
-
-def test_a_slider_moves_z_along_a_principal_direction(page, methods, posteriors):
-    choose(page, 4)
-    latents = []
-    for q in posteriors.values():
-        train = q.mean[SAMPLE:]
-        *_, vectors = torch.linalg.svd(train - train.mean(0), full_matrices=False)
+        train = q[SAMPLE:]
+        dimension = torch.eye(200)[train.kl_per_dimension().mean(0).argmax()]
+        *_, vectors = torch.linalg.svd(train.mean - train.mean.mean(0), full_matrices=False)
         direction = vectors[0] * vectors[0][vectors[0].abs().argmax()].sign()
-        latents.append(q.mean[4] - 2 * (train @ direction).std() * direction)
-    set_value(page, "slider-6", -2)
-    assert_drawn(page, methods, latents)
+        for along, (position, value, latents) in zip((dimension, direction), moved.values(), strict=True):
+            latents.append(q.mean[position] + value * (train.mean @ along).std() * along)
+    for name, (position, value, latents) in moved.items():
+        choose(page, position)
+        before = pictures(page)
+        set_value(page, name, value)
+        assert (np.abs(pictures(page) - before).max((1, 2)) > 5).all()
+        assert_drawn(page, methods, latents)
+        page.find_element("id", "back").click()
+        assert (pictures(page) == before).all()
 
 
-def test_z_walks_to_another_image(page, methods, posteriors):
+def test_z_walks_to_another_image_and_is_drawn_from_the_prior(page, methods, posteriors):
     choose(page, 2)
+    before = pictures(page)
     set_value(page, "target", 9, "change")
     for share in (0.5, 1):
         set_value(page, "walk", share)
         assert_drawn(page, methods, [torch.lerp(q.mean[2], q.mean[9], share) for q in posteriors.values()])
-
-
-def test_a_draw_from_the_prior_changes_both_pictures(page):
-    choose(page, 6)
-    before = [pixels(page, f"picture-{number}") for number in (0, 1)]
+    page.find_element("id", "back").click()
     page.find_element("id", "prior").click()
-    assert all((pixels(page, f"picture-{number}") != earlier).any() for number, earlier in enumerate(before))
+    assert (pictures(page) != before).any((1, 2)).all()
     assert page.find_element("id", "error-0").text == "–"
     page.find_element("id", "back").click()
-    assert all((pixels(page, f"picture-{number}") == earlier).all() for number, earlier in enumerate(before))
+    assert (pictures(page) == before).all()
 
 
 def test_images_are_chosen_by_buttons_map_and_keys(page, known):
@@ -216,12 +211,8 @@ def test_the_table_is_sorted_by_its_buttons(page, known):
     (button,) = [each for each in page.find_elements("css selector", "th button") if each.text == "log p(x)"]
     column = button.find_element("xpath", "ancestor::th").get_property("cellIndex")
     read = "return [...document.querySelector('.sortable').tBodies[0].rows].map(r => r.cells[arguments[0]].textContent)"
-    assert page.execute_script(read, column) == [
-        "-5.00",
-        "-90.50",
-        "-10.25",
-        "-9.50",
-    ]  # what is not annealed is not there
+    # What is not annealed is not there.
+    assert page.execute_script(read, column) == ["-5.00", "-90.50", "-10.25", "-9.50"]
     for expected in (["-90.50", "-10.25", "-9.50", "-5.00"], ["-5.00", "-9.50", "-10.25", "-90.50"]):
         page.execute_script("arguments[0].click()", button)
         assert page.execute_script(read, column) == expected
@@ -242,12 +233,9 @@ def test_figures_of_an_epoch_are_shown_together(page):
         assert [figure.get_attribute("data-epoch") for figure in figures if figure.is_displayed()] == [epoch] * 2
 
 
-def test_the_page_says_how_well_it_agrees_with_pytorch(page):
+def test_the_page_agrees_with_pytorch_and_needs_no_other_file(page, folder):
     assert float(re.search(r"at most ([\d.]+)/255", page.page_source)[1]) < 0.5
     assert not page.find_elements("css selector", "#agreement.warning")
-
-
-def test_the_page_needs_no_other_file(folder):
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
     assert len(text) < 10_000_000
@@ -257,10 +245,8 @@ def test_the_page_needs_no_other_file(folder):
 def test_a_page_of_any_number_of_methods_escapes_their_labels(count, tmp_path):
     made_up = [SimpleNamespace(**vars(method)) for method in METHODS[:count]]
     for method in made_up:
-        method.label, method.model = (
-            f"<{method.label}>",
-            SimpleNamespace(likelihood=SimpleNamespace(name="", units="U!")),
-        )
+        method.label = f"<{method.label}>"
+        method.model = SimpleNamespace(likelihood=SimpleNamespace(name="", units="U!"))
     moved = {"methods": {method.name: {"layers": None} for method in made_up}}
     labels = {method.name: method.label for method in made_up}
     results = {"scores": made_up_scores(made_up), "labels": labels, "methods": made_up, "images": []}

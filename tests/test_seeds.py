@@ -2,14 +2,15 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import signal
+from functools import partial
 
+import processes
 import pytest
 from made_up import METHODS, made_up_scores
-from processes import MAIN, contents, wait_for
+from processes import MAIN, contents
 from scipy import stats
 
 from benchmarks import stress
@@ -18,28 +19,11 @@ from evaluation.statistics import find
 from evaluation.tables import DIFFERENCES, read_scores, title
 from runtime.checkpoint import RunError, exclusive_lock
 
-FLAGS = "--data-dir ../data " + stress.SCRIPTS[MAIN].replace("--seed 2 ", "")
-SEEDS = ["--seeds", "3", "2"]
-
-
-def start(folder, *flags):
-    return stress.start(MAIN, [*FLAGS.split(), *flags], folder)
-
-
-def run(folder, *flags):
-    """Runs main_vae.py to its end. Returns (exit status, stdout, lines of stderr)."""
-    process = start(folder, *flags)
-    process.join()
-    return process.exitcode, (folder / "out").read_text(), (folder / "err").read_text().splitlines()
-
-
-def stop(folder, *flags, after, number):
-    """Sends the signal `number` once `after` has happened. Returns (exit status, stderr)."""
-    process = start(folder, *flags)
-    wait_for(after, process, folder)
-    os.kill(process.pid, number)
-    process.join()
-    return process.exitcode, (folder / "err").read_text()
+FLAGS = {"settings": stress.SCRIPTS[MAIN].replace("--seed 2 ", "")}
+SEEDS = ["--seeds", "2", "3", "--resume"]
+run, stop = partial(processes.run, MAIN, **FLAGS), partial(processes.stop, MAIN, **FLAGS)
+FINISHED = "this run is finished, there is nothing to do"
+ADVICE = "the same command with --resume continues"
 
 
 def rows_of(folder, results="results"):
@@ -47,72 +31,66 @@ def rows_of(folder, results="results"):
         return list(csv.DictReader(file))
 
 
-def summary_of(folder, seed):
-    return json.loads((folder / f"results/seed_{seed}/summary.json").read_text())
-
-
 def times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def entries(markdown):
-    """[(title, [(mean, half width) of train, of test])] of the lines of a table."""
-    cells = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("| ")][1:]
-    return [(title, [tuple(map(float, text.split(" ± "))) for text in row]) for title, *row in cells]
-
-
 @pytest.fixture(scope="module")
-def folder_of_runs(tmp_path_factory, whole_run):
-    """A folder with a small MNIST and a finished run of two seeds, of which one was made alone."""
-    folder = tmp_path_factory.mktemp("seeds")
-    shutil.copytree(whole_run / "data", folder / "data")
+def folder_of_runs(folder_of_runs):
+    """A folder with "seeds": seed 2 was finished before, seed 3 stopped, killed and continued to its end."""
+    folder = folder_of_runs / "seeds"
     for name in ("checkpoints", "results"):
-        shutil.copytree(whole_run / "run" / name, folder / f"whole/{name}/seed_2")
-    status, said, errors = run(folder / "whole", *SEEDS, "--resume")
+        shutil.copytree(folder_of_runs / "whole" / name, folder / f"{name}/seed_2")
+    before = times(folder)
+    status, said = stop(folder, *SEEDS, after="checkpoints/seed_3/vae_state.json", number=signal.SIGTERM)
+    assert status == 143
+    assert re.fullmatch(rf"{MAIN}: stopped by SIGTERM in seed 3, after .*(epoch|epochs).*; {ADVICE}\n", said)
+    assert "nothing to resume: the run begins" in (folder / "out").read_text()
+    drawn = "results/seed_3/recon_epoch_1.png"
+    assert stop(folder, *SEEDS, after=drawn, number=signal.SIGKILL)[0] == -signal.SIGKILL
+    assert not (folder / "results/seeds.csv").exists()
+    status, said, errors = run(folder, *SEEDS)
     assert (status, errors) == (0, [])
-    assert said.count("this run is finished, there is nothing to do") == 1
-    return folder
-
-
-@pytest.fixture
-def copy(folder_of_runs):
-    """A copy of that run."""
-    folder = shutil.copytree(folder_of_runs / "whole", folder_of_runs / "copy")
-    yield folder
-    shutil.rmtree(folder)
+    assert f"results/seed_2/summary.json: {FINISHED}" in said
+    assert said.count("training images on") == 1
+    assert "vae: resumed after epoch 3" in said
+    assert before.items() <= times(folder).items()
+    return folder_of_runs
 
 
 def test_every_seed_has_directories_of_its_own(folder_of_runs):
-    folder = folder_of_runs / "whole"
+    folder = folder_of_runs / "seeds"
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"seed_3", "seed_2"}
     assert {path.name for path in (folder / "results").iterdir()} == {"seed_3", "seed_2", "seeds.csv"}
     for seed in (3, 2):
-        assert summary_of(folder, seed)["settings"]["seed"] == summary_of(folder, seed)["train_config"]["seed"] == seed
-        names = {path.name for path in (folder / f"checkpoints/seed_{seed}").iterdir()}
-        assert names == {
-            *(f"{name}_epoch_{n}.pt" for name in ("vae", "latent_opt") for n in (1, 3)),
-            *(f"{name}_state{part}" for name in ("vae", "latent_opt") for part in (".json", "_3.pt")),
-            "latent_opt_state_3_rows_0_of_1.pt",
-            "classifier.pt",
-        }
+        summary = json.loads((folder / f"results/seed_{seed}/summary.json").read_text())
+        assert summary["settings"]["seed"] == summary["train_config"]["seed"] == seed
+        for part in ("checkpoints", "results"):
+            alone = folder_of_runs / "whole" / part
+            assert contents(folder / part / f"seed_{seed}").keys() == contents(alone).keys()
     said = (folder / "out").read_text()
-    assert said.index("seed 3: checkpoints/seed_3, results/seed_3") < said.index("seed 2: checkpoints/seed_2")
+    assert said.index("seed 2: checkpoints/seed_2, results/seed_2") < said.index("seed 3: checkpoints/seed_3")
     assert "results/seeds.csv: " in said
+    for text in (
+        "Gaussian p(x|z), sigma 0.3",
+        "mean over seeds 2, 3 ± half width of its 95% t interval over seeds, which redraw the images",
+        "100 and 150 for ELBO of Amortized VAE; 100 and 20 for ELBO of Latent optimization",
+    ):
+        assert text in said.splitlines()[-1]
 
 
 def test_finished_seeds_are_compared_without_work(copy):
-    before = times(copy / "checkpoints"), times(copy / "results")
-    status, said, errors = run(copy, *SEEDS, "--resume")
-    assert (status, errors) == (0, [])
-    assert said.count("this run is finished, there is nothing to do") == 2
-    after = times(copy / "results")
-    path = copy / "results/seeds.csv"
-    assert after.pop(path) > before[1].pop(path)
-    assert (times(copy / "checkpoints"), after) == before
+    folder = copy("seeds")
+    before, path = times(folder), folder / "results/seeds.csv"
+    status, said, errors = run(folder, *SEEDS)
+    assert (status, errors, said.count(FINISHED)) == (0, [], 2)
+    after = times(folder)
+    assert after[path] > before[path]
+    assert {changed.name for changed in before if after[changed] != before[changed]} <= {"seeds.csv", "out", "err"}
 
 
 def test_the_csv_holds_the_numbers_of_the_scores(folder_of_runs):
-    folder = folder_of_runs / "whole"
+    folder = folder_of_runs / "seeds"
     rows = rows_of(folder)
     assert list(rows[0]) == ["seed", "method", "split", "quantity", "value", "standard_error", "images"]
     cells = {(row["seed"], row["method"], row["split"], row["quantity"].partition(" by ")[0]): row for row in rows}
@@ -129,30 +107,6 @@ def test_the_csv_holds_the_numbers_of_the_scores(folder_of_runs):
                     values = [float(row[column]) for column in ("value", "standard_error", "images")]
                     assert values == [score.mean, score.standard_error, score.images]
     assert not cells
-
-
-def test_the_table_holds_means_and_t_intervals_over_seeds(folder_of_runs):
-    folder = folder_of_runs / "whole"
-    said = (folder / "out").read_text()
-    lines = entries(said[said.index("| nats per image | train | test |") :])
-    values = {}
-    for row in rows_of(folder):
-        values.setdefault((row["method"], row["quantity"]), {}).setdefault(row["split"], []).append(float(row["value"]))
-    assert [title.split(": ")[-1] for title, _ in lines] == [quantity for _, quantity in values]
-    assert [title for title, _ in lines if "**" in title][:2] == [
-        "**Amortized VAE**: ELBO",
-        "**Latent optimization**: ELBO",
-    ]
-    for (_, cells), of_splits in zip(lines, values.values(), strict=True):
-        for cell, (one, two) in zip(cells, of_splits.values(), strict=True):
-            half = 12.7062047 * abs(one - two) / 2  # t with one degree of freedom; s / sqrt(2) is half the difference
-            assert cell == pytest.approx(((one + two) / 2, half), abs=0.00501)
-    assert "Gaussian p(x|z), sigma 0.3" in said.splitlines()[-1]
-    assert (
-        "mean over seeds 3, 2 ± half width of its 95% t interval over seeds, which redraw the images"
-        in said.splitlines()[-1]
-    )
-    assert "100 and 150 for ELBO of Amortized VAE; 100 and 20 for ELBO of Latent optimization" in said.splitlines()[-1]
 
 
 BOTH = {"one": "First way", "two": "Second way"}
@@ -191,7 +145,7 @@ def test_the_table_of_three_seeds_with_paired_differences():
     )
 
 
-def test_the_table_of_one_seed_is_over_images():
+def test_the_table_of_one_seed_is_over_images_and_seeds_with_other_numbers_are_not_compared():
     scores = shifted(0.0)
     text = seeds.table({7: scores}, BOTH, "p(x|z)")
     gap = next(line for line in text.splitlines() if "approximation gap" in line)
@@ -199,93 +153,62 @@ def test_the_table_of_one_seed_is_over_images():
     mean = find(scores, "approximation_gap", "one", "train").mean
     assert gap.startswith(f"| approximation gap | {mean:.2f} ± {half:.2f} |")
     assert "mean over the images of seed 7 ± half width of its 95% t interval over images;" in text
-
-
-def test_seeds_with_other_numbers_are_not_compared():
     with pytest.raises(RunError, match=r"seeds 0 and 1: one, test, log p\(x\) by annealing is in one scores.csv only"):
-        seeds.records({0: shifted(0.0), 1: shifted(0.0, regressed=False)})
-
-
-def test_stopped_and_killed_in_the_second_seed_it_is_continued_to_the_same_numbers(folder_of_runs, copy):
-    for path in (copy / "checkpoints/seed_2", copy / "results/seed_2"):
-        shutil.rmtree(path)
-    (copy / "results/seeds.csv").unlink()
-    first = [copy / name / "seed_3" for name in ("checkpoints", "results")]
-    before = [times(path) for path in first]
-    event = "checkpoints/seed_2/vae_state.json"
-    status, said = stop(copy, *SEEDS, "--resume", after=event, number=signal.SIGTERM)
-    advice = "the same command with --resume continues"
-    assert status == 143
-    assert re.fullmatch(rf"{MAIN}: stopped by SIGTERM in seed 2, after .*(epoch|epochs).*; {advice}\n", said)
-    assert "nothing to resume: the run begins" in (copy / "out").read_text()
-    assert not (copy / "results/seeds.csv").exists()
-    status, _ = stop(copy, *SEEDS, "--resume", after="results/seed_2/recon_epoch_1.png", number=signal.SIGKILL)
-    assert status == -signal.SIGKILL
-    status, said, errors = run(copy, *SEEDS, "--resume")
-    assert (status, errors) == (0, [])
-    assert "results/seed_3/summary.json: this run is finished, there is nothing to do" in said
-    assert said.count("training images on") == 1
-    assert "vae: resumed after epoch 3" in said
-    assert [times(path) for path in first] == before
-    assert stress.differences(folder_of_runs / "whole", copy) == []
+        seeds.records({0: scores, 1: shifted(0.0, regressed=False)})
 
 
 def test_stopped_before_the_first_epoch_of_a_seed(copy):
-    shutil.rmtree(copy / "checkpoints/seed_2")
-    shutil.rmtree(copy / "results/seed_2")
-    status, said = stop(copy, *SEEDS, "--resume", after="seed 2: ", number=signal.SIGINT)
-    advice = "the same command with --resume continues"
-    assert (status, said) == (130, f"{MAIN}: stopped by SIGINT in seed 2, before its first epoch; {advice}\n")
-    status, said = stop(copy, *SEEDS, "--overwrite", after="seed 3: ", number=signal.SIGINT)
+    folder = copy("seeds")
+    shutil.rmtree(folder / "checkpoints/seed_3")
+    shutil.rmtree(folder / "results/seed_3")
+    ended = stop(folder, *SEEDS, after="seed 3: ", number=signal.SIGINT)
+    assert ended == (130, f"{MAIN}: stopped by SIGINT in seed 3, before its first epoch; {ADVICE}\n")
+    _, said = stop(folder, "--seeds", "3", "2", "--overwrite", after="seed 3: ", number=signal.SIGINT)
     assert said == f"{MAIN}: stopped by SIGINT before an epoch of its own was over; give the same command again\n"
 
 
 def test_evaluate_only_scores_the_checkpoints_of_a_seed_with_that_seed(folder_of_runs, copy):
-    before = contents(copy / "checkpoints"), contents(copy / "results")
-    status, said, errors = run(copy, "--seeds", "2", "--evaluate-only", "--results-dir", "again")
+    folder = copy("seeds")
+    for path in folder.glob("checkpoints/seed_2/*_epoch_1.pt"):
+        path.unlink()  # of the last epoch are the numbers that are compared
+    before = contents(folder / "checkpoints"), contents(folder / "results")
+    status, said, errors = run(folder, "--seeds", "2", "--evaluate-only", "--results-dir", "again")
     assert (status, errors) == (0, [])
     assert "evaluation with seed 2" in said
     assert "mean over the images of seed 2 ± half width of its 95% t interval over images" in said
-    assert (contents(copy / "checkpoints"), contents(copy / "results")) == before
-    assert rows_of(copy, "again") == [row for row in rows_of(folder_of_runs / "whole") if row["seed"] == "2"]
+    assert (contents(folder / "checkpoints"), contents(folder / "results")) == before
+    assert rows_of(folder, "again") == [row for row in rows_of(folder_of_runs / "seeds") if row["seed"] == "2"]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--seeds 0 1 --seed 0", "--seed: not together with --seeds"),
-        ("--seeds 0 1 --seed 0 --evaluate-only", "--seed: not together with --seeds"),
-        ("--seeds 0 5 0", "--seeds: 0 is repeated"),
-        ("--seeds 0 -1", "--seeds: '-1' is not a whole number from 0 to 4,294,967,295"),
-        ("--seeds 0 4294967296", "--seeds: '4294967296' is not a whole number"),
-        ("--seeds 0 1.5", "--seeds: '1.5'"),
-        ("--seeds", "--seeds: expected at least one argument"),
-        ("--seeds 0 5 --evaluate-only", "seed_0: no checkpoints"),
-        ("--seeds 3 0 --evaluate-only", "seed_0: no checkpoints"),
-        (
-            "--seeds 3 8 --evaluate-only",
-            "checkpoints/seed_8: the checkpoints are of another training: --seed 2 there, 8 here",
-        ),
-        ("--seeds 0 1 --resume --evaluate-only", "--resume: not together with --evaluate-only"),
-        (
-            "--seeds 0 2 --resume --beta 0.5",
-            "checkpoints/seed_2/vae_state.json: of another run (--beta 1.0 there, 0.5 here); --overwrite",
-        ),
-        ("--seeds 0 6", "--results-dir results/seed_6: cannot be written to"),
-        ("--seeds 0 1 --device gpu", "--device gpu: not a device"),
-        ("--seeds 0 1 --images-per-digit 20", "20 images of each class were asked for"),
-        ("--seeds 0 2 --results-dir used", "used/seed_2: in use by another run"),
-        ("--seeds 0 4 --results-dir used/seed_2", "used/seed_2: in use by another run"),
+        ("0 1 --seed 0", "--seed: not together with --seeds"),
+        ("0 1 --seed 0 --evaluate-only", "--seed: not together with --seeds"),
+        ("0 5 0", "--seeds: 0 is repeated"),
+        ("0 -1", "--seeds: '-1' is not a whole number from 0 to 4,294,967,295"),
+        ("0 4294967296", "--seeds: '4294967296' is not a whole number"),
+        ("", "--seeds: expected at least one argument"),
+        ("3 0 --evaluate-only", "seed_0: no checkpoints"),
+        ("3 8 --evaluate-only", "seed_8: the checkpoints are of another training: --seed 2 there, 8 here"),
+        ("0 1 --resume --evaluate-only", "--resume: not together with --evaluate-only"),
+        ("0 2 --resume --beta 0.5", "seed_2/vae_state.json: of another run (--beta 1.0 there, 0.5 here); --overwrite"),
+        ("0 6", "--results-dir results/seed_6: cannot be written to"),
+        ("0 1 --device gpu", "--device gpu: not a device"),
+        ("0 1 --images-per-digit 20", "20 images of each class were asked for"),
+        ("0 2 --results-dir used", "used/seed_2: in use by another run"),
+        ("0 4 --results-dir used/seed_2", "used/seed_2: in use by another run"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(copy, flags, message):
-    (copy / "results/seed_6").write_text("a file")
-    shutil.copytree(copy / "checkpoints/seed_2", copy / "checkpoints/seed_8")
-    (copy / "used/seed_2").mkdir(parents=True)
-    before = contents(copy)
-    with exclusive_lock(copy / "used/seed_2"):
-        status, out, errors = run(copy, *flags.split())
+    folder = copy("seeds")
+    (folder / "results/seed_6").write_text("a file")
+    shutil.copytree(folder / "checkpoints/seed_2", folder / "checkpoints/seed_8")
+    (folder / "used/seed_2").mkdir(parents=True)
+    before = contents(folder)
+    with exclusive_lock(folder / "used/seed_2"):
+        status, out, errors = run(folder, "--seeds", *flags.split())
     assert (status, out, len(errors)) == (2, "", 1)
     assert errors[0].startswith(f"{MAIN}: error: ")
     assert message in errors[0]
-    assert contents(copy) == before
+    assert contents(folder) == before

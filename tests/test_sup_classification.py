@@ -1,15 +1,23 @@
 """The classifier through the common loop; its checkpoint: loaded as trained, trained anew where it is another."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from conftest import train
+from conftest import toy_data, train
 
-import sup_classification
-from data import Data, Split, stratified_subset
+from data import Data, stratified_subset
 from runtime.checkpoint import InputError, load_checkpoint, save_checkpoint
 from runtime.config import ClassifierConfig, RunConfig
 from runtime.run import Run
-from sup_classification import ClassifierTraining, augment, find_classifier, load_classifier, predict
+from sup_classification import (
+    ClassifierTraining,
+    augment,
+    find_classifier,
+    load_classifier,
+    most_confidently_wrong,
+    predict,
+)
 from vae_utils import random_generator
 
 CONFIG = ClassifierConfig(epochs=2, train_size=100, batch_size=30, seed=3, learning_rate=0.004, precision="float32")
@@ -23,11 +31,10 @@ def data(mnist):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """The folder with classifier.pt, the trained model and its history."""
-    folder = tmp_path_factory.mktemp("classifier")
-    learner = ClassifierTraining(CONFIG, data)
+    """The path of classifier.pt, the trained model and its history."""
+    folder, learner = tmp_path_factory.mktemp("classifier"), ClassifierTraining(CONFIG, data)
     history = train(learner, folder)
-    return folder, learner.model.eval(), history
+    return folder / "classifier.pt", learner.model.eval(), history
 
 
 def test_the_loop_trains_the_classifier(trained):
@@ -39,8 +46,8 @@ def test_the_loop_trains_the_classifier(trained):
 
 
 def test_a_loaded_classifier_is_the_trained_one(trained, data):
-    folder, model, _ = trained
-    loaded = load_classifier(folder / "classifier.pt", train_index=data.train.index)
+    path, model, _ = trained
+    loaded = load_classifier(path, train_index=data.train.index)
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert loaded.features(data.test.images).shape == (50, 128)
@@ -59,12 +66,12 @@ def test_predictions_are_those_of_one_batch_and_the_mode_stays(trained, data):
 
 
 def test_other_files_are_refused(trained, data, tmp_path):
-    folder, _, _ = trained
+    path, index = trained[0], data.train.index
     with pytest.raises(InputError, match="trained on other images"):
-        load_classifier(folder / "classifier.pt", train_index=data.train.index + 1)
+        load_classifier(path, train_index=index + 1)
     with pytest.raises(InputError, match="no such checkpoint"):
         load_classifier(tmp_path / "classifier.pt")
-    checkpoint = load_checkpoint(folder / "classifier.pt")
+    checkpoint = load_checkpoint(path)
     for change, message in (
         ({"method": "amortized"}, "not a checkpoint of classifier"),
         ({"weights": {}}, "do not fit this program"),
@@ -74,51 +81,39 @@ def test_other_files_are_refused(trained, data, tmp_path):
     ):
         save_checkpoint(tmp_path / "classifier.pt", {**checkpoint, **change})
         with pytest.raises(InputError, match=message):
-            load_classifier(tmp_path / "classifier.pt", train_index=data.train.index)
-
-
-def test_a_checkpoint_of_a_version_without_other_data_sets_is_of_mnist(trained, tmp_path):
-    checkpoint = load_checkpoint(trained[0] / "classifier.pt")
+            load_classifier(tmp_path / "classifier.pt", train_index=index)
+    # One of a version without other data sets is of MNIST.
     old = {name: value for name, value in checkpoint["config"].items() if name not in ("dataset", "resize")}
     save_checkpoint(tmp_path / "classifier.pt", {**checkpoint, "config": old})
     assert load_classifier(tmp_path / "classifier.pt").config == CONFIG
-    assert CONFIG.dataset == "mnist"
 
 
 def test_a_classifier_is_trained_only_where_it_is_not_there(trained, data, tmp_path):
-    folder, model, _ = trained
-    path = folder / "classifier.pt"
+    path, model, _ = trained
     before = path.stat().st_mtime_ns
-    found = find_classifier(data, CONFIG, Run(RunConfig(checkpoint_dir=str(folder)), {}))
+    runs = [Run(RunConfig(checkpoint_dir=str(folder)), {}) for folder in (path.parent, tmp_path)]
+    for run in runs:
+        assert all(map(torch.equal, find_classifier(data, CONFIG, run).parameters(), model.parameters()))
     assert path.stat().st_mtime_ns == before
-    anew = find_classifier(data, CONFIG, Run(RunConfig(checkpoint_dir=str(tmp_path)), {}))
-    for classifier in (found, anew):
-        assert all(map(torch.equal, classifier.parameters(), model.parameters()))
-    other = ClassifierConfig(**{**vars(CONFIG), "seed": 4})
-    replaced = find_classifier(data, other, Run(RunConfig(checkpoint_dir=str(tmp_path)), {}))
+    other = replace(CONFIG, seed=4)
+    assert load_classifier(tmp_path / "classifier.pt").config == CONFIG
+    replaced = find_classifier(data, other, runs[1])
     assert load_classifier(tmp_path / "classifier.pt").config == replaced.config == other
 
 
 def test_another_number_of_classes_and_size_of_images():
-    generator = random_generator(0)
-    images = torch.rand(20, 3, 8, 12, generator=generator) * 2 - 1
-    split = Split(images, torch.arange(20) % 3, torch.arange(20), ("a", "b", "c"))
-    config = ClassifierConfig(epochs=1, train_size=20, batch_size=6, precision="float32")
-    learner = ClassifierTraining(config, Data(split, split, split, split))
-    learner.train_step(torch.arange(6), learner.draw_noise(6, generator))
-    assert predict(learner.model, images).shape == (20, 3)
+    learner = ClassifierTraining(replace(CONFIG, train_size=150), toy_data())
+    learner.train_step(torch.arange(6), learner.draw_noise(6, random_generator(0)))
+    assert predict(learner.model, toy_data().test.images).shape == (35, 5)
 
 
 def test_augmentation_moves_but_does_not_invent(mnist):
     images = mnist[1].images[:200]
-    noise = 2 * torch.rand(4, 200, generator=random_generator(0)) - 1
-    changed = augment(images, noise)
+    changed = augment(images, 2 * torch.rand(4, 200, generator=random_generator(0)) - 1)
     assert changed.shape == images.shape
-    assert changed.min() >= -1.0001
-    assert changed.max() <= 1.0001
-    ink, ink_before = ((part + 1).sum((1, 2, 3)) for part in (changed, images))
-    assert ((ink / ink_before) > 0.7).all()
-    assert ((ink / ink_before) < 1.35).all()
+    assert changed.abs().max() <= 1.0001
+    share = (changed + 1).sum((1, 2, 3)) / (images + 1).sum((1, 2, 3))  # of the ink
+    assert 0.7 < share.min() < share.max() < 1.35
     assert not torch.equal(changed[0], images[0])
     torch.testing.assert_close(augment(images, torch.zeros(4, 200)), images, atol=1e-4, rtol=0)
 
@@ -130,6 +125,5 @@ def test_the_most_confident_mistakes_come_first(mnist):
     for row, value in ((3, -0.01), (7, -0.5)):
         log_prob[row] = -10.0
         log_prob[row, (split.labels[row] + 1) % 10] = value
-    found = sup_classification.most_confidently_wrong(log_prob, split, count=5)
-    assert [label for _, label, _, _ in found] == [int(split.labels[3]), int(split.labels[7])]
-    assert [prediction for _, _, prediction, _ in found] == [int(split.labels[row] + 1) % 10 for row in (3, 7)]
+    found = most_confidently_wrong(log_prob, split, count=5)
+    assert [found[1:3] for found in found] == [(label, (label + 1) % 10) for label in split.labels[[3, 7]].tolist()]

@@ -1,5 +1,6 @@
 """Both methods through the one loop: same start, same batches, the same contents under the same seed."""
 
+from functools import cache
 from io import BytesIO
 
 import pytest
@@ -10,6 +11,7 @@ import amortized_vae
 import latent_optimization
 from amortized_vae import AmortizedVAE
 from latent_optimization import LatentOptimization
+from latent_table import LatentTable
 from runtime.checkpoint import InputError, load_checkpoint, save_checkpoint
 from runtime.learners import find_checkpoints, saved_epochs
 from training import train_epoch
@@ -18,14 +20,20 @@ from vae_utils import elbo, random_generator
 METHODS = (AmortizedVAE, LatentOptimization)
 MODULES = {AmortizedVAE: amortized_vae, LatentOptimization: latent_optimization}
 BOTH = pytest.mark.parametrize("method_class", METHODS, ids=lambda each: each.name)
+NOISE = torch.randn(9, 5, generator=random_generator(0))
 
 
-def trained(method_class, directory, **changes):
-    """(method, history) after the training of toy_config."""
-    directory.mkdir(exist_ok=True)
-    config = toy_config(**changes)
-    method = method_class(config, toy_data(binary=config.binarize))
-    return method, train(method, directory)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A function of a method and of what a TrainConfig changes: (method, history, directory), each made once."""
+
+    @cache
+    def trained(method_class, **changes):
+        config, directory = toy_config(**changes), tmp_path_factory.mktemp("trained")
+        method = method_class(config, toy_data(binary=config.binarize))
+        return method, train(method, directory), directory
+
+    return trained
 
 
 def same(one, other):
@@ -36,21 +44,22 @@ def same(one, other):
 
 
 @BOTH
-def test_the_same_seed_gives_the_same_contents_and_another_seed_others(tmp_path, method_class):
-    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
-        trained(method_class, tmp_path / name, seed=seed)
+def test_the_same_seed_gives_the_same_contents_and_another_seed_others(trained, tmp_path, method_class):
+    train(method_class(toy_config(), toy_data()), tmp_path)
+    folders = trained(method_class)[2], tmp_path, trained(method_class, seed=4)[2]
     names = [f"{method_class.prefix}_epoch_{epoch}.pt" for epoch in (1, 2)]
-    assert sorted(path.name for path in (tmp_path / "one").glob("*epoch*")) == names
+    assert sorted(path.name for path in tmp_path.glob("*epoch*")) == names
     for name in names:
-        one, two, three = (load_checkpoint(tmp_path / run / name) for run in ("one", "two", "three"))
+        one, two, three = (load_checkpoint(folder / name) for folder in folders)
         assert same(one, two)
         assert not same(one["weights"], three["weights"])
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 @BOTH
-def test_training_raises_the_bound_of_training_and_validation_images(tmp_path, method_class, likelihood):
-    _, history = trained(method_class, tmp_path, likelihood=likelihood)
+def test_training_raises_the_bound_of_training_and_validation_images(trained, method_class, likelihood):
+    changes = {"likelihood": likelihood} if likelihood == "bernoulli" else {}
+    _, history, _ = trained(method_class, **changes)
     assert [row["epoch"] for row in history] == [1, 2]
     for split in ("train", "validation"):
         first, last = (row[f"{split}_elbo"] for row in history)
@@ -59,19 +68,25 @@ def test_training_raises_the_bound_of_training_and_validation_images(tmp_path, m
         assert last == pytest.approx(next(parts) - next(parts), abs=1e-3)  # whatever beta is
 
 
+def recorded(method):
+    """A list that train_epoch will fill: of each step its rows, its noise and its sums."""
+    steps, train_step = [], method.train_step
+
+    def step(rows, noise):
+        steps.append((rows, noise, train_step(rows, noise)))
+        return steps[-1][2]
+
+    method.step = step
+    return steps
+
+
 @BOTH
 def test_an_epoch_is_its_steps(method_class):
     """The loop, written out, with validation in between."""
     config, data = toy_config(epochs=3), toy_data()
     method, written_out = (method_class(config, data) for _ in range(2))
     for epoch in (1, 2, 3):
-        sums, expected = [], []
-
-        def step(rows, noise, sums=sums):
-            sums.append(method.train_step(rows, noise))
-            return sums[-1]
-
-        method.step = step
+        steps, expected = recorded(method), []
         row = train_epoch(method, epoch)
         order = torch.randperm(150, generator=random_generator(3, epoch, "order"))
         generator = random_generator(3, epoch, "noise")
@@ -84,10 +99,24 @@ def test_an_epoch_is_its_steps(method_class):
                 optimizer.step()
                 optimizer.zero_grad()
             expected.append(torch.stack([part.detach().sum() for part in bound]))
-        assert torch.equal(torch.stack(sums), torch.stack(expected))
+        assert torch.equal(torch.stack([sums for *_, sums in steps]), torch.stack(expected))
         means = [row[f"train_{name}"] for name in method.metrics]
         assert means == (torch.stack(expected).sum(0) / 150).tolist()
         assert torch.equal(method.validate(epoch).elbo, written_out.validate(epoch).elbo)
+        method.step = method.train_step
+
+
+def test_an_epoch_visits_every_image_once_and_both_methods_see_the_same_batches():
+    visits = []
+    for method_class in METHODS:
+        method = method_class(toy_config(), toy_data())
+        steps = recorded(method)
+        train_epoch(method, 1)
+        visits.append([(rows.tolist(), noise.tolist()) for rows, noise, _ in steps])
+    assert visits[0] == visits[1]
+    batches = [rows for rows, _ in visits[0]]
+    assert [len(rows) for rows in batches] == [32] * 4 + [22]
+    assert sorted(row for batch in batches for row in batch) == list(range(150))
 
 
 @BOTH
@@ -106,9 +135,9 @@ def test_a_state_continues_to_the_same_bits(method_class):
 
 
 @BOTH
-def test_a_loaded_model_knows_what_it_was_trained_with(tmp_path, method_class):
-    method, _ = trained(method_class, tmp_path)
-    model = MODULES[method_class].load_model(tmp_path / f"{method.prefix}_epoch_2.pt")
+def test_a_loaded_model_knows_what_it_was_trained_with(trained, method_class):
+    method, _, directory = trained(method_class)
+    model = MODULES[method_class].load_model(directory / f"{method.prefix}_epoch_2.pt")
     assert model.config == method.config == toy_config()
     assert (model.epoch, model.likelihood.name, model.likelihood.sigma) == (2, "gaussian", SIGMA)
     assert torch.equal(model.train_index, toy_data().train.index)
@@ -119,12 +148,12 @@ def test_a_loaded_model_knows_what_it_was_trained_with(tmp_path, method_class):
         assert torch.equal(model.encode(x).mean, method.infer(x).q.mean)
 
 
-def test_the_q_of_a_row_is_that_of_its_image(tmp_path):
+def test_the_q_of_a_row_is_that_of_its_image(trained):
     """From the table, from the method and from the loaded model; other rows explain the images worse."""
-    method, _ = trained(LatentOptimization, tmp_path, latent_learning_rate=0.2)
+    method, _, directory = trained(LatentOptimization, latent_learning_rate=0.2)
     rows = torch.tensor([7, 131, 3, 55])
     mean, log_var = method.table.current()
-    model = latent_optimization.load_model(tmp_path / "latent_opt_epoch_2.pt")
+    model = latent_optimization.load_model(directory / "latent_opt_epoch_2.pt")
     for q in (method.posterior(None, rows), model.posterior(rows)):
         assert torch.equal(q.mean, mean[rows])
         assert torch.equal(q.scale, (0.5 * log_var[rows]).exp())
@@ -141,62 +170,37 @@ def test_both_methods_start_from_the_same_model():
     assert not all(map(torch.equal, one.decoder.parameters(), other.decoder.parameters()))
 
 
-def test_an_epoch_visits_every_image_once_and_both_methods_see_the_same_batches():
-    visits = {}
-    for method_class in METHODS:
-        method, seen = method_class(toy_config(), toy_data()), visits.setdefault(method_class.name, [])
-
-        def step(rows, noise, seen=seen, train_step=method.train_step):
-            seen.append((rows.tolist(), noise.tolist()))
-            return train_step(rows, noise)
-
-        method.step = step
-        row = train_epoch(method, 1)
-        assert row["train_elbo"] == pytest.approx(row["train_log_likelihood"] - row["train_kl"])
-    assert visits["amortized"] == visits["latent_optimization"]
-    batches = [rows for rows, _ in visits["amortized"]]
-    assert [len(rows) for rows in batches] == [32] * 4 + [22]
-    assert sorted(row for batch in batches for row in batch) == list(range(150))
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.5])
 @BOTH
-def test_beta_weighs_the_gradient_of_the_kl(method_class, beta):
-    method = method_class(toy_config(learning_rate=0.0), toy_data())
-    rows, noise = torch.arange(9), torch.randn(9, 5, generator=random_generator(0))
-    x, weights = method.images[rows], list(method.model.parameters())
-    bound = elbo(method.model, x, method.posterior(x, rows), noise)
-    expected = torch.autograd.grad((beta * bound.kl - bound.log_likelihood).sum(), weights)
-    method.train_step(rows, noise, beta=beta)
-    for weight, gradient in zip(weights, expected, strict=True):
-        torch.testing.assert_close(weight.grad, gradient)
-
-
-@BOTH
-def test_the_bound_that_is_reported_is_that_of_beta_one(method_class):
-    """beta, from the configuration or from the caller, is in the loss alone."""
-    rows, noise = torch.arange(9), torch.randn(9, 5, generator=random_generator(0))
-    sums = []
-    for beta, given in ((0.3, None), (1.0, None), (0.3, 2.0)):
-        method = method_class(toy_config(beta=beta), toy_data())
-        sums.append(method.train_step(rows, noise, beta=given))
-        assert sums[-1][0] == pytest.approx((sums[-1][1] - sums[-1][2]).item())
-    assert torch.equal(sums[0], sums[1])
-    assert torch.equal(sums[0], sums[2])
+def test_beta_weighs_the_gradient_of_the_kl_and_not_the_bound(method_class):
+    """From the configuration or from the caller: the bound that is reported is that of beta one."""
+    reported = []
+    for configured, given in ((0.9, 0.0), (0.3, None), (1.0, None), (0.3, 2.0)):
+        method, rows = method_class(toy_config(learning_rate=0.0, beta=configured), toy_data()), torch.arange(9)
+        x, weights, beta = method.images[rows], list(method.model.parameters()), configured if given is None else given
+        bound = elbo(method.model, x, method.posterior(x, rows), NOISE)
+        expected = torch.autograd.grad((beta * bound.kl - bound.log_likelihood).sum(), weights)
+        reported.append(method.train_step(rows, NOISE, beta=given))
+        for weight, gradient in zip(weights, expected, strict=True):
+            torch.testing.assert_close(weight.grad, gradient)
+        assert reported[-1][0] == pytest.approx((reported[-1][1] - reported[-1][2]).item())
+        assert torch.equal(reported[-1], reported[0])
 
 
 def test_saved_epochs():
-    assert saved_epochs(30) == [1, 5, 10, 20, 30]
-    assert saved_epochs(7) == [1, 5, 7]
-    assert saved_epochs(1) == [1]
+    assert [saved_epochs(epochs) for epochs in (30, 7, 1)] == [[1, 5, 10, 20, 30], [1, 5, 7], [1]]
 
 
-def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
-    data = toy_data()
-    data.train.images[3] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"amortized.*epoch 1, step \d"):
-        train(AmortizedVAE(toy_config(), data), tmp_path)
-    assert not list(tmp_path.glob("*epoch*"))
+@pytest.mark.parametrize(
+    ("learning_rate", "message"),
+    [(1e3, "the loss is not finite at epoch 1, step [2-5]"), (1e30, "the validation loss is not finite after epoch 1")],
+)
+def test_a_loss_that_is_not_finite_names_its_step(tmp_path, learning_rate, message):
+    """With the larger rate one step is an epoch: only the validation images can tell."""
+    method = AmortizedVAE(toy_config(batch_size=150 if learning_rate > 1e3 else 32), toy_data())
+    method.optimizers[0].param_groups[0]["lr"] = learning_rate
+    with pytest.raises(FloatingPointError, match=f"^amortized: {message}"):
+        train(method, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_methods_checkpoint_and_a_damaged_one_are_refused(tmp_path):
@@ -212,9 +216,40 @@ def test_another_methods_checkpoint_and_a_damaged_one_are_refused(tmp_path):
 
 
 def test_checkpoints_of_one_training_come_back_as_methods(tmp_path):
-    methods = [trained(method_class, tmp_path)[0] for method_class in METHODS]
+    methods = [method_class(toy_config(), toy_data()) for method_class in METHODS]
+    for method in methods:
+        train(method, tmp_path)
     found = find_checkpoints(METHODS, tmp_path)
     assert (found.epochs, found.config) == ([1, 2], toy_config())
     x, rows = toy_data().train.images[:4], torch.arange(4)
     for method, loaded in zip(methods, found.load(2, toy_data()), strict=True):
         assert torch.equal(loaded.posterior(x, rows).mean, method.posterior(x, rows).mean)
+
+
+def test_a_step_of_the_table_reads_no_value():
+    """On the device "meta" there are none, so that whoever asks for one gets an error: nothing waits for the device."""
+    method = LatentOptimization(toy_config(), toy_data())
+    method.images = method.images.to("meta")
+    method.model.to("meta")
+    method.table = LatentTable(size=150, latent_dim=5, max_steps=9, device="meta")
+    method.optimizers = [torch.optim.SGD(method.model.parameters(), lr=0.1), method.table]
+    for count in (20, 20, 10):
+        rows = torch.empty(count, dtype=torch.int64, device="meta")
+        sums = method.train_step(rows, torch.empty(count, 5, device="meta"))
+        assert sums.shape == (3,)
+    with pytest.raises(RuntimeError, match="meta"):
+        sums.tolist()
+
+
+def test_a_step_that_was_interrupted_leaves_no_trace():
+    """The gradients that it has left behind do not count."""
+    rows, results = torch.arange(9), []
+    for interrupted in (False, True):
+        method = LatentOptimization(toy_config(), toy_data())
+        if interrupted:
+            x = method.images[rows]
+            elbo(method.model, x, method.posterior(x, rows), NOISE).elbo.sum().backward()
+            method.posterior(x, rows)
+        method.train_step(rows, NOISE)
+        results.append([*method.model.parameters(), *method.table.current()])
+    assert all(map(torch.equal, *results))

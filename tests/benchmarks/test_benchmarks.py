@@ -1,6 +1,5 @@
 """What the benchmarks measure is what they say, the other side included, on toy data; what the stress test compares."""
 
-import csv
 import json
 from argparse import Namespace
 from dataclasses import replace
@@ -15,6 +14,7 @@ from benchmarks import accuracy, latents, sensitivity, stress
 from benchmarks import training as training_benchmark
 from data import Data, Split, stratified_subset
 from model import ConvVAE
+from posterior_fit import fit_posterior
 from runtime.config import EvalConfig, TrainConfig
 from training import train_epoch
 from vae_utils import elbo
@@ -69,16 +69,16 @@ def test_the_tables_differ_in_what_they_are_said_to():
 
 
 def test_the_study_of_starts_makes_a_table_and_nothing_twice(tmp_path, monkeypatch):
-    data = mnist_like()
     given = Namespace(directory=tmp_path, epochs=1, train_size=60, images=10, device="cpu")
-    monkeypatch.setattr(sensitivity, "load_data", lambda config, data_dir, device: data)
-    monkeypatch.setattr(sensitivity, "EvalConfig", partial(EvalConfig, num_samples=3, chains=2, fit_steps=3))
+    monkeypatch.setattr(sensitivity, "TrainConfig", partial(TrainConfig, latent_dim=6))
+    monkeypatch.setattr(sensitivity, "EvalConfig", partial(EvalConfig, num_samples=3, chains=2, temperatures=2))
+    monkeypatch.setattr(sensitivity, "fit_posterior", partial(fit_posterior, fit_steps=3))
     names, found = (sensitivity.AMORTIZED, "zero, 4 steps", "start at the VAE's codes"), {}
     for name in names:
+        monkeypatch.setattr(sensitivity, "load_data", lambda config, data_dir, device: mnist_like())
         found[name, 4] = sensitivity.work(name, 4, given)
         monkeypatch.setattr(sensitivity, "load_data", None)  # its numbers are there
         assert sensitivity.work(name, 4, given) == found[name, 4]
-        monkeypatch.setattr(sensitivity, "load_data", lambda config, data_dir, device: data)
     _, seeds, *_, log_prob, _, less = sensitivity.table_row("zero, 4 steps", [4], found)
     own, other = (torch.tensor(found[name, 4]["log_prob"]) for name in (names[1], names[0]))
     assert seeds == "1"
@@ -102,7 +102,8 @@ def test_a_start_of_the_study_has_its_number_of_dimensions():
 
 def test_the_bounds_of_every_start_are_around_the_true_log_prob():
     """A linear model's posterior is Gaussian, so that annealing from it has nothing to do."""
-    rows = accuracy.cost_rows(linear_gaussian(), "float32", images=6, num_samples=500)
+    model = linear_gaussian(pixels=6, latent_dim=2)
+    rows = accuracy.cost_rows(model, "float32", images=6, num_samples=500)
     full, diagonal, prior = (float(gap.split(" ")[0]) for _, _, gap, _ in rows[:3])
     assert abs(full) < 0.01
     assert max(abs(diagonal), abs(prior)) < 0.5
@@ -115,36 +116,36 @@ def test_a_long_fit_finds_the_best_diagonal_normal():
     x, _ = model.sample(3, seeded(0))
     best, exact = model.best_diagonal(x)
     start = model.initial_posterior(x)
-    found = accuracy.long_fit(model, x, start, steps=600)
+    found = accuracy.long_fit(model, x, start, steps=400)
     assert (exact - model.elbo(found, x)).max() < 0.02
     torch.testing.assert_close(accuracy.bound(model, x, best), exact, atol=0.2, rtol=0)
+
+
+def save_rows(path, *rows):
+    path.write_text("\n".join(rows))
 
 
 @pytest.fixture
 def two_runs(tmp_path):
     """Two folders whose files hold the same, but for times, in other bytes."""
     for name, seconds in (("one", 1.5), ("two", 2.5)):
-        for part in ("checkpoints", "results"):
-            (tmp_path / name / part).mkdir(parents=True)
+        checkpoints, results = (tmp_path / name / part for part in ("checkpoints", "results"))
+        for folder in (checkpoints, results):
+            folder.mkdir(parents=True)
         checkpoint = {"weights": {"a": torch.arange(5.0), "b": torch.tensor(float("nan"))}, "seconds": seconds}
-        order = checkpoint if name == "one" else dict(reversed(checkpoint.items()))
-        torch.save(order, tmp_path / name / "checkpoints/vae.pt")
-        np.save(tmp_path / name / "results/values.npy", np.array([0.5, np.nan]))
-        with open(tmp_path / name / "results/history.csv", "w", newline="") as file:
-            csv.writer(file).writerows([["epoch", "training_seconds"], [1, seconds]])
-        with open(tmp_path / name / "results/scores.csv", "w", newline="") as file:
-            csv.writer(file).writerows([["quantity", "mean"], ["elbo", 3], ["training_seconds", seconds]])
+        torch.save(checkpoint if name == "one" else dict(reversed(checkpoint.items())), checkpoints / "vae.pt")
+        np.save(results / "values.npy", np.array([0.5, np.nan]))
+        save_rows(results / "history.csv", "epoch,training_seconds", f"1,{seconds}")
+        save_rows(results / "scores.csv", "quantity,mean", "elbo,3", f"training_seconds,{seconds}")
         summary = {"cost": [{"unseen_image_seconds": seconds, "gradients": 3, "share": float("nan")}]}
-        (tmp_path / name / "results/summary.json").write_text(json.dumps(summary))
-        (tmp_path / name / "results/figure.png").write_bytes(b"pixels")
+        save_rows(results / "summary.json", json.dumps(summary))
+        save_rows(results / "figure.png", "pixels")
     return tmp_path / "one", tmp_path / "two"
 
 
 def test_runs_are_compared_by_what_their_files_hold(two_runs):
-    assert (
-        two_runs[0].joinpath("checkpoints/vae.pt").read_bytes()
-        != two_runs[1].joinpath("checkpoints/vae.pt").read_bytes()
-    )
+    one, two = ((folder / "checkpoints/vae.pt").read_bytes() for folder in two_runs)
+    assert one != two
     assert stress.differences(*two_runs) == []
 
 
@@ -154,10 +155,10 @@ def test_runs_are_compared_by_what_their_files_hold(two_runs):
         ("checkpoints/vae.pt", lambda path: torch.save({"weights": {"a": torch.arange(5.0)}}, path)),
         ("checkpoints/vae.pt", lambda path: torch.save({"weights": {"a": torch.arange(5), "b": None}}, path)),
         ("results/values.npy", lambda path: np.save(path, np.array([0.5, 0.0]))),
-        ("results/history.csv", lambda path: path.write_text("epoch,training_seconds\n2,1.5\n")),
-        ("results/scores.csv", lambda path: path.write_text("quantity,mean\nelbo,4\ntraining_seconds,1.5\n")),
-        ("results/summary.json", lambda path: path.write_text('{"cost": [{"gradients": 4}]}')),
-        ("results/figure.png", lambda path: path.write_bytes(b"other pixels")),
+        ("results/history.csv", lambda path: save_rows(path, "epoch,training_seconds", "2,1.5")),
+        ("results/scores.csv", lambda path: save_rows(path, "quantity,mean", "elbo,4", "training_seconds,1.5")),
+        ("results/summary.json", lambda path: save_rows(path, '{"cost": [{"gradients": 4}]}')),
+        ("results/figure.png", lambda path: save_rows(path, "other pixels")),
     ],
 )
 def test_a_file_that_holds_something_else_is_found(two_runs, name, write):

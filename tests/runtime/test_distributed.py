@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from processes import MAIN, arguments, run
+from processes import MAIN, arguments, stop
 
 from benchmarks import stress
 from evaluation.statistics import find
@@ -27,36 +27,44 @@ def wait_for(text, torchrun, folder):
 
 
 @pytest.fixture(scope="module")
-def folder_of_runs(tmp_path_factory, whole_run):
-    """A folder with a small MNIST, and a run of one process and one of two ranks."""
-    folder = tmp_path_factory.mktemp("ranks")
-    shutil.copytree(whole_run / "data", folder / "data")
-    shutil.copytree(whole_run / "run", folder / "one")
-    torchrun = stress.start_ranks(MAIN, FLAGS, folder / "two", ranks=2)
-    assert torchrun.wait() == 0, (folder / "two" / "err").read_text()
-    return folder
+def folder_of_runs(folder_of_runs):
+    """A folder with a run of one process, and one of two ranks, one of which was killed and restarted."""
+    folder = folder_of_runs / "two"
+    torchrun = stress.start_ranks(MAIN, FLAGS, folder, ranks=2, restarts=1)
+    wait_for("latent_optimization: epoch 1/3", torchrun, folder)
+    os.kill(stress.workers_of(torchrun)[1], signal.SIGKILL)
+    assert torchrun.wait() == 0, (folder / "err").read_text()
+    return folder_of_runs
+
+
+def said(folder):
+    """What the script, not torchrun, has said on stderr: one line, how the run continues."""
+    (line,) = re.findall("main_vae.py: .*", (folder / "err").read_text())
+    assert "--resume continues" in line
+
+
+def test_a_killed_rank_ends_the_others_and_torchrun_starts_them_again(folder_of_runs):
+    said(folder_of_runs / "two")
+    assert "latent_opt: resumed after epoch" in (folder_of_runs / "two/out").read_text()
 
 
 def test_two_ranks_end_like_one_process(folder_of_runs):
-    one, two = (folder_of_runs / name for name in ("one", "two"))
-    names = [sorted(p.name for p in f.rglob("*") if p.is_file() and "state" not in p.name) for f in (one, two)]
+    folders = [folder_of_runs / name for name in ("whole", "two")]
+    names = [sorted(p.name for p in f.rglob("*") if p.is_file() and "state" not in p.name) for f in folders]
     assert names[0] == names[1]
     histories = []
-    for folder in (one, two):
+    for folder in folders:
         with open(folder / "results/history.csv", newline="") as file:
             histories.append(list(csv.DictReader(file)))
     for row, other in zip(*histories, strict=True):
         for name in ("train_elbo", "validation_elbo"):
             assert float(row[name]) == pytest.approx(float(other[name]), abs=0.02)
     for name in ("vae_epoch_3.pt", "latent_opt_epoch_3.pt"):
-        checkpoints = [load_checkpoint(folder / "checkpoints" / name) for folder in (one, two)]
-        assert torch.equal(*(checkpoint["train_index"] for checkpoint in checkpoints))
-        weights = [checkpoint["weights"] for checkpoint in checkpoints]
-        tables = [w for w in weights if "mean" in w]
-        if tables:
-            torch.testing.assert_close(tables[0]["mean"], tables[1]["mean"], rtol=0, atol=0.01)
-    scores = [read_scores(folder / "results/scores.csv") for folder in (one, two)]
-    elbos = [find(entries, "elbo", "amortized").mean for entries in scores]
+        one, two = (load_checkpoint(folder / "checkpoints" / name) for folder in folders)
+        assert torch.equal(one["train_index"], two["train_index"])
+        if "mean" in one["weights"]:
+            torch.testing.assert_close(one["weights"]["mean"], two["weights"]["mean"], rtol=0, atol=0.01)
+    elbos = [find(read_scores(folder / "results/scores.csv"), "elbo", "amortized").mean for folder in folders]
     assert elbos[0] == pytest.approx(elbos[1], abs=0.1)
 
 
@@ -71,41 +79,28 @@ def test_an_evaluation_by_two_ranks_has_the_same_bits(folder_of_runs):
 def test_several_seeds_by_two_ranks_find_what_is_finished(folder_of_runs):
     folder = folder_of_runs / "seeds"
     for name in ("checkpoints", "results"):
-        shutil.copytree(folder_of_runs / "one" / name, folder / f"{name}/seed_2")
-    flags = stress.SCRIPTS[MAIN].replace("--seed 2 ", "").split()
-    torchrun = stress.start_ranks(MAIN, [*flags, "--data-dir", "../data", "--seeds", "2", "--resume"], folder, ranks=2)
+        shutil.copytree(folder_of_runs / "whole" / name, folder / f"{name}/seed_2")
+    flags = arguments(MAIN, "--seeds", "2", "--resume", settings=stress.SCRIPTS[MAIN].replace("--seed 2 ", ""))
+    torchrun = stress.start_ranks(MAIN, flags, folder, ranks=2)
     assert torchrun.wait() == 0, (folder / "err").read_text()
     assert (folder / "out").read_text().count("this run is finished") == 1
     assert (folder / "results/seeds.csv").exists()
 
 
-def test_a_killed_rank_ends_the_others_and_torchrun_starts_them_again(folder_of_runs):
-    folder = folder_of_runs / "killed"
-    torchrun = stress.start_ranks(MAIN, FLAGS, folder, ranks=2, restarts=1)
-    wait_for("latent_optimization: epoch 1/3", torchrun, folder)
-    os.kill(stress.workers_of(torchrun)[1], signal.SIGKILL)
-    assert torchrun.wait() == 0, (folder / "err").read_text()
-    assert "latent_opt: resumed after epoch" in (folder / "out").read_text()
-    ours = [line for line in (folder / "err").read_text().splitlines() if line.startswith("main_vae.py")]
-    assert len(ours) == 1
-    assert "--resume continues" in ours[0]
-    assert stress.differences(folder_of_runs / "two", folder) == []
-
-
 def test_a_stopped_torchrun_leaves_a_run_for_another_number_of_ranks(folder_of_runs):
-    folder = folder_of_runs / "stopped"
+    """Two ranks that were not killed have the same bits, in checkpoints and in the state that one process takes up."""
+    folder, last = folder_of_runs / "stopped", "latent_opt_epoch_3.pt"
     torchrun = stress.start_ranks(MAIN, FLAGS, folder, ranks=2)
-    wait_for("latent_optimization: epoch 1/3", torchrun, folder)
+    wait_for("latent_optimization: epoch 3/3", torchrun, folder)
     workers = stress.workers_of(torchrun).values()
     torchrun.terminate()
     torchrun.wait()
     assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
-    said = re.findall("main_vae.py: .*", (folder / "err").read_text())
-    assert len(said) == 1
-    assert "--resume continues" in said[0]
-    assert run(MAIN, folder, "--resume")[0] == 0
-    with open(folder / "results/history.csv", newline="") as file:
-        last = list(csv.DictReader(file))[-1]
-    with open(folder_of_runs / "one/results/history.csv", newline="") as file:
-        expected = list(csv.DictReader(file))[-1]
-    assert float(last["train_elbo"]) == pytest.approx(float(expected["train_elbo"]), abs=0.02)
+    said(folder)
+    (folder / "checkpoints" / last).unlink()  # one process writes it again, from the state of two
+    (folder / "results/history.csv").unlink(missing_ok=True)
+    assert stop(MAIN, folder, "--resume", after="results/history.csv", number=signal.SIGTERM)[0] == 143
+    for name in ("vae_epoch_1.pt", "vae_epoch_3.pt", "latent_opt_epoch_1.pt", last):
+        assert stress.contents(folder / f"checkpoints/{name}") == stress.contents(
+            folder_of_runs / f"two/checkpoints/{name}"
+        )

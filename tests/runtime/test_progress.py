@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from runtime import progress
-from runtime.progress import Interrupted, ProgressBar, check_interrupt, install_signal_handlers
+from runtime.progress import SIGNALS, Interrupted, ProgressBar, check_interrupt, install_signal_handlers
 
 
 class Terminal(io.StringIO):
@@ -25,24 +24,29 @@ class Terminal(io.StringIO):
         return self.descriptor
 
 
-@pytest.fixture
-def handlers(monkeypatch):
-    """The handlers for the time of a test."""
-    before = {number: signal.getsignal(number) for number in progress.SIGNALS}
-    monkeypatch.setattr(progress, "_received", None)
-    install_signal_handlers()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+class Deleted:
+    """Python drops an exception that leaves a destructor."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
 
 
-@pytest.mark.parametrize("number", progress.SIGNALS)
-def test_a_signal_stops_the_work_where_it_looks(handlers, number):
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("arrive", [signal.raise_signal, Deleted])
+def test_a_signal_stops_the_work_where_it_looks(handlers, capfd, arrive, number):
     check_interrupt()
-    signal.raise_signal(number)
-    with pytest.raises(Interrupted) as raised:
-        check_interrupt()
+    with ProgressBar("work", total=3, unit="img") as bar:
+        bar.advance()
+        arrive(number)
+        with pytest.raises(Interrupted) as raised:
+            bar.advance()
     assert raised.value.number == number
+    assert capfd.readouterr() == ("", "")
+    install_signal_handlers()  # these know no earlier signal
+    check_interrupt()
 
 
 def test_a_second_signal_stops_at_once(handlers):
@@ -50,24 +54,6 @@ def test_a_second_signal_stops_at_once(handlers):
     with pytest.raises(Interrupted) as raised:
         signal.raise_signal(signal.SIGTERM)
     assert raised.value.number == signal.SIGTERM
-
-
-def test_a_signal_in_a_destructor_is_not_lost(handlers):
-    """Python drops an exception that leaves a destructor."""
-
-    class Deleted:
-        def __del__(self):
-            signal.raise_signal(signal.SIGTERM)
-
-    Deleted()
-    with pytest.raises(Interrupted):
-        check_interrupt()
-
-
-def test_new_handlers_know_no_earlier_signal(handlers):
-    signal.raise_signal(signal.SIGINT)
-    install_signal_handlers()
-    check_interrupt()
 
 
 def test_on_a_terminal_the_first_signal_is_answered_in_one_line(handlers, monkeypatch, tmp_path):
@@ -78,33 +64,14 @@ def test_on_a_terminal_the_first_signal_is_answered_in_one_line(handlers, monkey
     assert said.strip() == "the run stops at the next step; a second signal stops it at once"
 
 
-def test_elsewhere_the_first_signal_is_not_answered(handlers, capfd):
-    signal.raise_signal(signal.SIGINT)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_bar_looks_for_signals(handlers):
-    with ProgressBar("work", total=3, unit="img") as bar:
-        bar.advance()
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            bar.advance()
-
-
-def test_elsewhere_a_bar_is_its_lines(capfd):
-    with ProgressBar("work", total=2, unit="img") as bar:
-        bar.advance(2)
-        bar.line("epoch 1", short="1")
-    assert capfd.readouterr() == (f"work: epoch 1{os.linesep}", "")
-
-
-def test_on_a_terminal_a_bar_shows_the_short_line(monkeypatch, capsys):
+def test_a_bar_shows_the_short_line_on_a_terminal_and_elsewhere_lines(monkeypatch, capfd):
     terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with ProgressBar("work", total=4, unit="img", done=1) as bar:
-        bar.line("epoch 1", short="in short")
-        bar.advance()
-    assert capsys.readouterr().out == ""
+    for stream in (sys.stderr, terminal):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with ProgressBar("work", total=4, unit="img", done=1) as bar:
+            bar.line("epoch 1", short="in short")
+            bar.advance()
+    assert capfd.readouterr() == (f"work: epoch 1{os.linesep}", "")
     assert "50%" in terminal.getvalue()
     assert "in short" in terminal.getvalue()
     assert "epoch 1" not in terminal.getvalue()

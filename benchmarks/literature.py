@@ -47,9 +47,7 @@ def annealed(model, data, per_class):
 
     `per_class` random images of each class are annealed; a regression on their ELBOs carries this to all images.
     """
-    config = EvalConfig(
-        images_per_digit=per_class, annealed_per_digit=per_class, precision=choose_precision("auto", data.device)
-    )
+    config = EvalConfig(images_per_digit=per_class, precision=choose_precision("auto", data.device))
     rows = random_rows_per_class(data.test, per_class, seed=0)
     part = data.test.at(rows.flatten())
     with torch.no_grad():

@@ -45,7 +45,7 @@ from runtime.cli import run_script  # noqa: E402
 SCRIPTS = {
     "main_vae.py": "--epochs 3 --train-size 100 --latent-dim 11 --seed 2 --sigma-p 0.3 --batch-size 33 "
     "--precision float32 --num-samples 5 --images-per-digit 1 "
-    "--annealed-per-digit 1 --chains 2 --temperatures 3 --fit-steps 2 --fitted-images 20 --simulated-images 2 "
+    "--chains 2 --temperatures 3 --fit-steps 2 --fitted-images 20 --simulated-images 2 "
     "--classified-samples 200 --gap-images-per-digit 1",
     "sup_classification.py": "--epochs 4 --train-size 500",
 }

@@ -93,10 +93,9 @@ def test_the_csv_holds_the_numbers_of_the_scores(folder_of_runs):
     folder = folder_of_runs / "seeds"
     rows = rows_of(folder)
     assert list(rows[0]) == ["seed", "method", "split", "quantity", "value", "standard_error", "images"]
-    cells = {(row["seed"], row["method"], row["split"], row["quantity"].partition(" by ")[0]): row for row in rows}
+    cells = {(row["seed"], row["method"], row["split"], row["quantity"]): row for row in rows}
     assert len(cells) == len(rows)
-    titles = {"ELBO": "elbo", "log p(x)": "log_prob"}
-    titles |= {quantity.replace("_", " "): quantity for quantity in ("approximation_gap", "amortization_gap")}
+    titles = {title(quantity): quantity for quantity in seeds.QUANTITIES}
     pair, pair_titles = "amortized - latent_optimization", {title(quantity): quantity for quantity in DIFFERENCES}
     for seed in (3, 2):
         scores = read_scores(folder / f"results/seed_{seed}/scores.csv")
@@ -112,25 +111,22 @@ def test_the_csv_holds_the_numbers_of_the_scores(folder_of_runs):
 BOTH = {"one": "First way", "two": "Second way"}
 
 
-def shifted(shift, **options):
+def shifted(shift):
     """Scores of two methods, the means moved by more for few images, as between seeds."""
-    return [
-        score._replace(mean=score.mean + shift * (1 + score.images / 7))
-        for score in made_up_scores(METHODS[:2], **options)
-    ]
+    return [score._replace(mean=score.mean + shift * (1 + score.images / 7)) for score in made_up_scores(METHODS[:2])]
 
 
 def test_the_table_of_three_seeds_with_paired_differences():
     scores = {0: shifted(0.0), 4: shifted(1.0), 2: shifted(5.0)}
     text = seeds.table(scores, BOTH, "p(x|z)")
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
-    assert len(lines) == 2 * 4 + 4
+    assert len(lines) == 2 * 5 + 7
     for number, heading, quantity, method in (
-        (0, "**First way**: ELBO", "elbo", "one"),
-        (3, "amortization gap", "amortization_gap", "one"),
-        (5, "log p(x) by regression", "log_prob", "two"),
-        (8, "**First way - Second way (paired)**: ELBO(q)", "elbo", "one - two"),
-        (10, "log p(x), annealed", "log_prob", "one - two"),
+        (0, "**First way**: ELBO(q)", "elbo", "one"),
+        (2, "amortization gap, ELBO(q*) - ELBO(q)", "amortization_gap", "one"),
+        (6, "log p(x)", "log_prob", "two"),
+        (10, "**First way - Second way (paired)**: ELBO(q)", "elbo", "one - two"),
+        (14, "log p(x)", "log_prob", "one - two"),
     ):
         cells = []
         for split in ("train", "test"):
@@ -140,21 +136,20 @@ def test_the_table_of_three_seeds_with_paired_differences():
         assert lines[number] == f"| {heading} | {' | '.join(cells)} |"
     assert text.splitlines()[-1] == (
         "p(x|z); mean over seeds 0, 4, 2 ± half width of its 95% t interval over seeds, which redraw the images where "
-        "not all are scored; images (train and test): 4,321 and 4,321 for ELBO of First way, ELBO of Second way; "
-        "50 and 50 for all else."
+        "not all are scored; images (train and test): 50 and 50 for all."
     )
 
 
 def test_the_table_of_one_seed_is_over_images_and_seeds_with_other_numbers_are_not_compared():
     scores = shifted(0.0)
     text = seeds.table({7: scores}, BOTH, "p(x|z)")
-    gap = next(line for line in text.splitlines() if "approximation gap" in line)
+    gap = next(line for line in text.splitlines() if "mean-field gap" in line)
     half = stats.t.ppf(0.975, 49) * 0.5
-    mean = find(scores, "approximation_gap", "one", "train").mean
-    assert gap.startswith(f"| approximation gap | {mean:.2f} ± {half:.2f} |")
+    mean = find(scores, "mean_field_gap", "one", "train").mean
+    assert gap.startswith(f"| mean-field gap, ELBO(q*full) - ELBO(q*) | {mean:.2f} ± {half:.2f} |")
     assert "mean over the images of seed 7 ± half width of its 95% t interval over images;" in text
-    with pytest.raises(RunError, match=r"seeds 0 and 1: one, test, log p\(x\) by annealing is in one scores.csv only"):
-        seeds.records({0: scores, 1: shifted(0.0, regressed=False)})
+    with pytest.raises(RunError, match=r"seeds 0 and 1: one, test, log p\(x\) is in one scores.csv only"):
+        seeds.records({0: scores, 1: [score for score in scores if score.quantity != "log_prob"]})
 
 
 def test_stopped_before_the_first_epoch_of_a_seed(copy):

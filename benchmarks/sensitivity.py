@@ -137,7 +137,7 @@ def score(method, data, sample, config):
     own = Noise.of_images(seed, "sensitivity", index=sample.index, device=data.device)
     start = model.initial_posterior(sample.images, own)
     fitted = fit_posterior(model, sample.images, start, noise=own).q
-    found = gaps.measure(model, sample.images, fitted, config, noise=own, fitted=True)
+    found, _ = gaps.measure(model, sample.images, fitted, config, noise=own, fitted=True)
     return {
         "objective": float(objective.elbo.mean()),
         "used_dimensions": int((fitted.kl_per_dimension().mean(0) > 0.1).sum()),

@@ -112,7 +112,7 @@ def where_the_nats_go(*, scores, methods):
             y, mean, left=base, color=[to_rgba(color, strength) for color in colors], edgecolor="white", height=0.6
         )
         axes.errorbar(base + mean, y - 0.1 + 0.1 * list(GAPS).index(quantity), xerr=half, **style.WHISKER)
-        axes.barh(y[:1], 0, color=to_rgba(style.INK, strength), label=label.replace("\n", " "))
+        axes.barh(y[:1], 0, color=to_rgba(style.INK, strength), label=label)
         for place, left, width, error in zip(y, base, mean, half, strict=True):
             text = f"{width:.1f} ± {error:.1f}" if width else ""
             axes.annotate(text, (left + width / 2, place + 0.31), ha="center", va="bottom", fontsize=8)
@@ -121,7 +121,7 @@ def where_the_nats_go(*, scores, methods):
     axes.set(xlabel="log p(x) - ELBO(q), nats per image", ylim=(-0.6, len(bars) - 0.3))
     axes.grid(axis="y", visible=False)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=len(GAPS), fontsize=8)
+    figure.legend(loc="outside right center", labelspacing=1)
     figure.suptitle("Where the nats go: what inference loses, in three parts that add up; ± half a 95% interval")
     return figure
 

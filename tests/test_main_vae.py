@@ -31,7 +31,8 @@ from training import Method
 from vae_utils import Fit, GaussianPosterior
 
 DRAWN = ("recon_epoch", "latent_opt_recon_epoch", "samples_epoch", "comparison_epoch")
-WRITTEN = """training_curves.png log_probabilities.npy log_probabilities.csv log_probabilities.png scores.csv
+WRITTEN = """where_the_nats_go.png
+training_curves.png log_probabilities.npy log_probabilities.csv log_probabilities.png scores.csv
 gaps_over_epochs.png quality_over_seconds.png gaps_per_digit.png latent_usage.csv latent_usage.png latent_probes.png
 latent_map.png traversals.png interpolation.png sample_quality.png history.csv summary.json report.html"""
 NAMES = "amortized", "latent_optimization"
@@ -78,7 +79,7 @@ def test_the_run_prints_a_line_per_epoch_and_a_table_that_fits(tour):
     lines = (tour / "out").read_text().splitlines()
     assert max(map(len, lines)) <= 100
     assert sum("epoch 3/3" in line for line in lines) == 2
-    assert sum(line.startswith("  log p(x), annealed from q*") for line in lines) == 2
+    assert sum(line.startswith("  = log p(x)") for line in lines) == 2
     assert any("too low" in line for line in lines if "effective samples" in line)
     assert "Gaussian p(x|z), sigma 0.3, pixels in [-1, 1]" in lines
 
@@ -115,22 +116,27 @@ def test_array_table_and_scores_agree(tour):
         columns[method, split] = of_classes
         for quantity in ("elbo", "fitted_elbo", "squared_error", "mean_field_gap", "non_gaussian_gap"):
             assert means(quantity) == pytest.approx(of_classes(quantity).tolist())
-            assert find(scores, quantity, method, split).mean == pytest.approx(of_classes(quantity).mean())
             assert find(scores, quantity, method, split).images == len(part)
         assert mean("bias") == pytest.approx(of_classes("log_prob_bias").mean())
-        assert mean("log_prob") == pytest.approx((of_classes("fitted_elbo") + of_classes("approximation_gap")).mean())
+        assert means("log_prob") == pytest.approx(
+            (of_classes("fitted_elbo") + of_classes("approximation_gap")).tolist()
+        )
         assert (
             sum(map(mean, GAPS))
             == pytest.approx(mean("inference_gap"))
             == pytest.approx(mean("log_prob") - mean("elbo"))
         )
-        assert find(scores, "log_prob", method, split, TRACKED).mean == pytest.approx(of_classes("log_prob").mean())
+        assert find(scores, "log_prob", method, split, TRACKED).mean == pytest.approx(
+            of_classes("log_prob").mean(), rel=0.1
+        )
         if whole := find(scores, "elbo_all", method, split):
             assert whole.mean == pytest.approx(mean("log_likelihood") - mean("kl"), rel=1e-4)
             assert whole.images == {"train": 100, "test": 150}[split]
     for split, quantity in product(("train", "test"), ("squared_error", "non_gaussian_gap", "elbo")):
         difference = columns[NAMES[0], split](quantity) - columns[NAMES[1], split](quantity)
-        assert find(scores, quantity, " - ".join(NAMES), split).mean == pytest.approx(difference.mean(), rel=1e-4)
+        means = [find(scores, quantity, name, split).mean for name in (" - ".join(NAMES), *NAMES)]
+        assert means[0] == pytest.approx(means[1] - means[2])
+        assert min(difference) <= means[0] <= max(difference)
     summary = json.loads((results / "summary.json").read_text())
     assert summary["train_config"]["train_size"] == 100
     assert set(summary["seconds"]["training"]) == set(NAMES)
@@ -174,7 +180,7 @@ def test_bernoulli_writes_every_file_and_no_number_above_zero(bernoulli_tour):
     assert "Bernoulli p(x|z), binarized pixels" in out
     rows = read_csv(folder / "results/log_probabilities.csv")
     values = [float(row[name]) for row in rows for name in ("importance_sampling", "elbo", "log_prob") if row[name]]
-    assert len(values) == 2 * 80 + 40
+    assert len(values) == len(rows) + 2 * 4 * 20  # two of each class are annealed
     assert max(values) < 0
     summary = json.loads((folder / "results/summary.json").read_text())
     assert summary["train_config"]["binarize"] is True
@@ -254,8 +260,9 @@ def test_a_new_method_and_a_new_metric_are_one_class_one_function_and_an_entry_i
     pairs = {f"{one} - {other}" for one, other in combinations(expected, 2)}
     for quantity in ("elbo", "brightness"):
         assert {score.method for score in scores if score.quantity == quantity} == {*expected, *pairs}
-    values = [float(row["brightness"]) for row in rows if (row["method"], row["split"]) == ("linear", "test")]
-    assert find(scores, "brightness", "linear").mean == pytest.approx(np.mean(values))
+    of_one = [row for row in rows if (row["method"], row["split"], row["class"]) == ("linear", "test", "4")]
+    values = [float(row["brightness"]) for row in of_one]
+    assert find(scores, "brightness", "linear", group="4").mean == pytest.approx(np.mean(values))
     for prefix in ("vae", "linear", "latent_opt"):
         assert (folder / f"checkpoints/{prefix}_epoch_1.pt").exists()
     assert (results / "linear_recon_epoch_1.png").exists()

@@ -1,0 +1,107 @@
+"""On a GPU, in at most six minutes: what only a GPU can show, a whole default run, its numbers beside a CPU's.
+
+    python benchmarks/gpu.py --output-dir gpu
+
+Needs the packages of requirements.txt alone. Writes gpu/ and prints three tables: checks (a recorded training step
+against the same steps launched kernel by kernel; bounds and log p(x) of the pretrained models on the GPU and on the
+CPU), the run's Scores beside pretrained/scores.csv, which is of a CPU, and the seconds of each stage.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import amortized_vae  # noqa: E402
+import latent_optimization  # noqa: E402
+from benchmarks.harness import print_table  # noqa: E402
+from data import load_data  # noqa: E402
+from evaluation.log_prob import log_prob  # noqa: E402
+from evaluation.statistics import find  # noqa: E402
+from evaluation.tables import read_scores  # noqa: E402
+from runtime.checkpoint import load_json  # noqa: E402
+from runtime.config import TrainConfig  # noqa: E402
+from runtime.cuda_graph import record_step  # noqa: E402
+from training import train_epoch  # noqa: E402
+
+MODULES = {"vae": amortized_vae, "latent_opt": latent_optimization}
+METHODS = amortized_vae.AmortizedVAE, latent_optimization.LatentOptimization
+QUANTITIES = ("elbo", "fitted_elbo", "full_elbo", "log_prob")
+IMAGES = 20
+
+
+def recorded_rows(device):
+    """[method, largest difference of a weight]: an epoch of recorded steps against one of eager steps."""
+    rows, config = [], TrainConfig(train_size=2000, epochs=1, precision="float32")
+    for method_class in METHODS:
+        weights = []
+        for recorded in (True, False):
+            method = method_class(config, load_data(config, data_dir=ROOT / "data", device=device))
+            if recorded:
+                record_step(method)
+            train_epoch(method, 1)
+            weights.append(torch.cat([value.flatten() for value in method.model.parameters()]))
+        rows.append(
+            [method_class.label, "weights, recorded less eager", f"{(weights[0] - weights[1]).abs().max():.1e}"]
+        )
+    return rows
+
+
+def estimate_rows(device):
+    """[method, quantity, GPU less CPU]: the pretrained models on the same test images."""
+    rows, data = [], load_data(TrainConfig(), data_dir=ROOT / "data")
+    x = data.test.images[:IMAGES]
+    for name, module in MODULES.items():
+        models = [module.load_model(ROOT / f"pretrained/{name}.pt", device=place) for place in ("cpu", device)]
+        found = [log_prob(model, x.to(model.like.device)) for model in models]
+        difference = (found[1].log_prob.cpu() - found[0].log_prob).mean()
+        error = sum(value.standard_error.cpu().square().sum() for value in found).sqrt() / IMAGES
+        rows.append([name, f"log p(x), mean of {IMAGES} images", f"{difference:.2f} ± {error:.2f} (Monte Carlo)"])
+    return rows
+
+
+def score_rows(directory):
+    """[method, split, quantity, GPU, CPU]."""
+    scores = [read_scores(path / "scores.csv") for path in (directory, ROOT / "pretrained")]
+    return [
+        [method.label, split, quantity, *(f"{entry.mean:.2f} ± {entry.standard_error:.2f}" for entry in entries)]
+        for method in METHODS
+        for split in ("train", "test")
+        for quantity in QUANTITIES
+        if all(entries := [find(of_run, quantity, method.name, split) for of_run in scores])
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path("gpu"), help="directory to write (gpu)")
+    parser.add_argument("--device", default="cuda", help="(cuda)")
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{name}, PyTorch {torch.__version__}\n")
+    recorded = recorded_rows(device) if device.type == "cuda" else []
+    print_table(["method", "check", "difference"], [*recorded, *estimate_rows(device)])
+    directories = ["--checkpoint-dir", str(given.output_dir / "checkpoints"), "--results-dir", str(given.output_dir)]
+    flags = [*directories, "--device", given.device, "--data-dir", str(ROOT / "data"), "--overwrite"]
+    subprocess.run([sys.executable, str(ROOT / "main_vae.py"), *flags], check=True)
+    print()
+    print_table(["method", "split", "quantity", name, "a CPU (pretrained/)"], score_rows(given.output_dir))
+    seconds = load_json(given.output_dir / "summary.json")["seconds"]
+    rows = {
+        **seconds["training"],
+        **seconds.get("stages", {}),
+        "evaluation": seconds["evaluation"],
+        "total": seconds["total"],
+    }
+    print()
+    print_table(["stage", "seconds"], [[stage, f"{value:.0f}"] for stage, value in rows.items()])
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads soon leave the processor
+if __name__ == "__main__":
+    os.environ.pop("MPLBACKEND", None)  # of a notebook that starts this script; it may not be there
 
 from amortized_vae import AmortizedVAE
 from data import take_shard
@@ -16,7 +18,7 @@ from evaluation.report import RESULTS, draw_report, evaluate
 from evaluation.settings import prepare, prepare_again
 from evaluation.tables import print_tables
 from latent_optimization import LatentOptimization
-from runtime.checkpoint import save_csv, save_figure, save_json
+from runtime.checkpoint import RunError, save_csv, save_figure, save_json
 from runtime.cli import Parser, add_flags, make_config, out_of_memory_hint, run_script
 from runtime.config import ClassifierConfig, EvalConfig, RunConfig, TrainConfig, versions
 from runtime.distributed import rank
@@ -31,7 +33,8 @@ METHODS = (AmortizedVAE, LatentOptimization)  # the one place where they are lis
 
 def owned():
     """The files of this script."""
-    return Owned(METHODS, tuple(f"{method.prefix}_epoch_*.pt" for method in METHODS), RESULTS, summary="summary.json")
+    checkpoints = tuple(f"{method.prefix}_epoch_*.pt" for method in METHODS)
+    return Owned(METHODS, checkpoints, RESULTS, summary="summary.json", page="report.html")
 
 
 def train_and_score(experiment):
@@ -60,7 +63,7 @@ def score_again(experiment):
     run_config, config, eval_config, data, checkpoints = experiment
     with open_evaluation(run_config, config, owned=owned(), device=experiment.settings["device"]) as run:
         epoch, images = checkpoints.epochs[-1], f"{config.train_size:,} training images, seed {config.seed}"
-        print(*data.said, f"{run.directory}: epoch {epoch} of {config.epochs}, {images}", sep="\n")
+        print(*data.said, f"{checkpoints.directory}: epoch {epoch} of {config.epochs}, {images}", sep="\n")
         precision = f"gradients of annealing in {eval_config.precision}"
         print(f"evaluation with seed {eval_config.seed} on {run.where}, {precision}", flush=True)
         score(run, experiment, checkpoints)
@@ -82,11 +85,14 @@ def score(run, experiment, checkpoints):
             "eval_config": asdict(eval_config),
             "versions": versions(),
         }
-        run.keep_results({**summary, "files": checkpoints.digests()})
+        files = checkpoints.digests()
+        started = run.keep_results({**summary, "files": files}, started)
         load, options = partial(checkpoints.load, data=data), {"training_seconds": training_seconds, "run": run}
         results = evaluate(load, checkpoints.epochs, data, classifier, eval_config, **options)
     if rank():
         return
+    if checkpoints.digests() != files:
+        raise RunError(f"{checkpoints.directory}: another run has changed the checkpoints while they were scored")
     summary |= {"scored_epoch": checkpoints.epochs[-1], "likelihood": results.likelihood, "labels": results.labels}
     draw_report(run.results, results, summary)
     seconds = {"training": training_seconds, "evaluation": time.perf_counter() - started, "total": run.seconds()}
@@ -96,6 +102,8 @@ def score(run, experiment, checkpoints):
     save_json(run.results / owned().summary, summary)
     run.forget_results()
     print_tables(results.scores, summary)
+    print(f"checkpoints: {checkpoints.directory}")
+    print(f"{run.results / owned().page}: open it in a browser; figures and tables are beside it")
 
 
 def main():
@@ -115,7 +123,8 @@ def main():
         work(check(given))
         return
     flags, run_config = seeds.flags_of_seeds(given), make_config(RunConfig, given)
-    run_seeds(check, work, flags, run_config, partial(seeds.compare, flags, Path(run_config.results_dir)))
+    written = [run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)]
+    run_seeds(check, work, flags, written, partial(seeds.compare, flags, Path(run_config.results_dir)))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,14 @@ class Likelihood(nn.Module):
         """Raises ValueError if x cannot be drawn from p(x|z)."""
 
 
+def check_images(x, image_shape, call):
+    """Raises ValueError, which shows the call as it should be, if x is not (B, *image_shape)."""
+    if x.shape[1:] != torch.Size(image_shape):
+        shape = ", ".join(map(str, image_shape))
+        one = f"; of one image {call.replace('(x', f'(x.reshape(1, {shape})')}" * (x.numel() == math.prod(image_shape))
+        raise ValueError(f"x {tuple(x.shape)}: {call} takes x (B, {shape}){one}")
+
+
 def flat_pixels(values, x):
     """Values (..., B, *image) as (..., B, P), where x is (B, *image)."""
     return values.flatten(values.dim() - x.dim() + 1)
@@ -162,8 +170,10 @@ class LatentVariableModel(nn.Module):
     def log_likelihood(self, x, z):
         """log p(x|z), (..., B), for x (B, *image) and z (..., B, D). Raises ValueError if x does not fit."""
         output, channels = self.decode(z), self.likelihood.channels
-        given, needed = output.shape[z.dim() - 1 :], (channels * x.shape[1], *x.shape[2:])
+        given, needed = output.shape[z.dim() - 1 :], (channels * x.shape[1], *x.shape[2:]) if x.dim() > 1 else ()
         if given != needed:
+            if x.dim() <= len(given):
+                check_images(x, (given[0] // channels, *given[1:]), "log_likelihood(x, z)")
             raise ValueError(f"the decoder gives {tuple(given)} for an image: x {tuple(x.shape)} needs {needed}")
         return self.likelihood.log_prob(x, output)
 
@@ -180,9 +190,12 @@ class LatentVariableModel(nn.Module):
         return GaussianPosterior(mean, torch.full_like(mean, math.exp(0.5 * INITIAL_LOG_VAR)))
 
     @torch.no_grad()
-    def sample(self, count, generator):
+    def sample(self, count, generator=None):
         """(x, z) from p(x, z): x (count, *image) with the noise of p(x|z), and z (count, D)."""
         like = self.like
+        if not isinstance(generator, torch.Generator):
+            call = f"sample({count}, torch.Generator({like.device.type!r}).manual_seed(0))"
+            raise ValueError(f"generator: what is drawn depends on it alone: {call}")
         z = torch.randn(count, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device)
         return self.likelihood.sample(self.decode(z), generator), z
 
@@ -199,6 +212,7 @@ class ConvModel(LatentVariableModel):
             options = {"activation": likelihood.activation, "channels": likelihood.channels}
             decoder = Decoder(latent_dim, image_shape=image_shape, **options)
         super().__init__(decoder, likelihood, latent_dim=latent_dim, precision=precision)
+        self.image_shape = tuple(image_shape)
 
 
 class ConvVAE(ConvModel):
@@ -213,7 +227,8 @@ class ConvVAE(ConvModel):
             self.encoder = Encoder(latent_dim, image_shape=image_shape)
 
     def encode(self, x):
-        """q(z|x) of x (B, *image), diagonal, (B, D)."""
+        """q(z|x) of x (B, *image), diagonal, (B, D). Raises ValueError if x does not fit."""
+        check_images(x, self.image_shape, "encode(x)")
         with autocast(self.precision, x.device):
             output = self.encoder(x)
         return GaussianPosterior.from_log_var(*output.to(x.dtype).chunk(2, dim=-1))
@@ -281,6 +296,8 @@ def _quartered(image_shape):
 
 def autocast(precision, device):
     """The context in which networks run in `precision`."""
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision {precision!r}: a model takes float32 or bfloat16")
     return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 

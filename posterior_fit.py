@@ -75,7 +75,7 @@ def balanced_noise(count, q, *, noise):
     return draws.gather(2, dimensions.expand(count, -1, -1)) * signs
 
 
-def fit_posterior(model, x, q, *, noise, covariance="diagonal", **options):
+def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
     """The Gaussian that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018): a Fit.
 
     x: (B, *image); q: where to start, diagonal, (B, D). covariance: "diagonal", for q*, or "full", for q*full, which
@@ -83,7 +83,7 @@ def fit_posterior(model, x, q, *, noise, covariance="diagonal", **options):
     stops, when a further cycle changes its bound by less than `tolerance` nats. Score the q with fresh samples: the one
     that did best on a few is returned. Raises ValueError if x, q and the model do not fit.
     """
-    check_inputs(model, x, q, noise)
+    check_inputs(model, x, q, noise, "fit_posterior")
     if covariance not in ("diagonal", "full"):
         raise ValueError(f"covariance {covariance!r}: diagonal or full")
     return (fit_full if covariance == "full" else fit_diagonal)(model, x, q, noise=noise, **options)
@@ -205,14 +205,14 @@ def bounds(model, x, candidates, noise):
 
 
 @torch.no_grad()
-def gauss_newton_posterior(model, x, q, *, noise, draws=4, images=5):
+def gauss_newton_posterior(model, x, q, *, noise=None, draws=4, images=5):
     """The full q around the mean of a diagonal q whose precision is I + E_q[J' C J], J the decoder's Jacobian at z.
 
     C is the likelihood's curvature. This is the fixed point of variational inference with a full covariance, without
     the decoder's own curvature (Khan & Rue 2023); it is exact for a linear decoder with a Gaussian likelihood. The
     expectation is over `draws` of z, for `images` at a time. Raises ValueError if x, q and the model do not fit.
     """
-    check_inputs(model, x, q, noise)
+    check_inputs(model, x, q, noise, "gauss_newton_posterior")
 
     def output_twice(z):
         output = model.decode(z)

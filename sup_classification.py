@@ -4,9 +4,12 @@ import contextlib
 import math
 import os
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads soon leave the processor
+if __name__ == "__main__":
+    os.environ.pop("MPLBACKEND", None)  # of a notebook that starts this script; it may not be there
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +85,8 @@ class ClassifierTraining(Learner):
         return f"error {row['train_error']:.2%} train, {row['validation_error']:.2%} validation"
 
 
-OWNED = Owned((ClassifierTraining,), (), ("classification.*",), summary="classification.json", extendable=False)
+FILES = {"summary": "classification.json", "page": "classification.png"}
+OWNED = Owned((ClassifierTraining,), (), ("classification.*",), **FILES, extendable=False)
 
 
 def augment(x, noise):
@@ -132,19 +136,22 @@ def load_classifier(path, *, num_classes=10, device="cpu", train_index=None, ima
 def find_classifier(data, config, run):
     """The Classifier of these training images and this ClassifierConfig: loaded if it is there, else trained.
 
-    A checkpoint of any other training is replaced, so the result does not depend on what the directory held.
+    A checkpoint of any other training is replaced, so the result does not depend on what the directory held, but for
+    the machine. An evaluation only reads the directory of the checkpoints: it writes to its own.
     """
-    path = run.directory / "classifier.pt"
+    path, found = run.directory / "classifier.pt", None
     known = {"num_classes": data.train.num_classes, "device": data.device, "train_index": data.train.index}
     known["images"] = data.digest
-    found = False
-    with contextlib.suppress(InputError):  # nothing there, or nothing of use
-        found = load_classifier(path, **known).config == config
-    if not broadcast(found):  # all ranks do the same
-        learner = ClassifierTraining(config, data)
+    for there in (Path(run.config.checkpoint_dir) / path.name, path):
+        with contextlib.suppress(InputError):  # nothing there, or nothing of use
+            if replace(load_classifier(there, **known).config, precision=config.precision) == config:
+                found = there
+                break
+    if not (found := broadcast(found)):  # all ranks do the same
+        learner, found = ClassifierTraining(config, data), path
         for epoch in run.epochs(learner, resumable=False):
             run.record(train_epoch(learner, epoch, progress=run.progress), validate(learner, epoch))
-    return load_classifier(path, **known)
+    return load_classifier(found, **known)
 
 
 def main():
@@ -205,6 +212,7 @@ def report(model, test, run, settings):
         low, high = score["interval_95"]
         print(f"{name:>{width}}{score['accuracy']:>10.2%}{f'{low:.2%} to {high:.2%}':>18}{score['images']:>8,}")
     print(f"{run.seconds():.0f} seconds")
+    print(f"{run.results / OWNED.page}: open it; numbers: {OWNED.summary} beside it; {run.directory / 'classifier.pt'}")
 
 
 def most_confidently_wrong(log_prob, test, *, count):

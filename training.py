@@ -2,12 +2,14 @@
 
 import math
 import time
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from model import make_likelihood
 from runtime.checkpoint import invalid_contents
+from runtime.config import choose_precision
 from runtime.distributed import WHOLE
 from runtime.learners import read_checkpoint, saved_epochs
 from vae_utils import Bound, Noise, elbo, evaluate_bound, mean_and_error, random_generator
@@ -31,6 +33,7 @@ class Learner(nn.Module):
     def __init__(self, config, data):
         """config: a TrainConfig or ClassifierConfig; data: a Data, on whose device everything lies."""
         super().__init__()
+        config = replace(config, precision=choose_precision(config.precision, data.device))
         self.config, self.shard, self.train_index, self.digest = config, data.shard, data.train.index, data.digest
         self.register_buffer("images", data.train.images, persistent=False)
         self.count = len(self.images) if self.shard == WHOLE else config.train_size  # of all ranks
@@ -91,7 +94,7 @@ class Method(Learner):
 
     def __init__(self, config, data):
         super().__init__(config, data)
-        options = {"image_shape": data.image_shape, "seed": config.seed, "precision": config.precision}
+        options = {"image_shape": data.image_shape, "seed": config.seed, "precision": self.config.precision}
         self.model = self.model_class(config.latent_dim, make_likelihood(config), **options).to(data.device)
         self.optimizers.append(torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True))
         self.validation_images = data.validation.images

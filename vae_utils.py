@@ -198,22 +198,29 @@ class Fit(NamedTuple):
         return cls(q, trace=torch.empty(0, len(q)), converged=none == 0, gradients=none)
 
 
-def check_inputs(model, x, q, noise):
+def check_noise(noise, images, call):
+    """Raises ValueError, which shows the call as it should be, if noise is not a Noise of so many images."""
+    if not isinstance(noise, Noise) or noise.images not in (None, images):
+        raise ValueError(f"noise: {call}, or Noise.of_images(seed, index=...) with an entry for each image")
+
+
+def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
     """Raises ValueError for shapes that do not fit, a missing Noise, or pixels without a probability."""
+    check_noise(noise, len(x), f"{function}(model, x, q, noise=Noise(seed))")
     if q.mean.shape != (len(x), model.latent_dim):
         shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)} do not fit"
         raise ValueError(f"{shapes}: q needs ({len(x)}, {model.latent_dim}), images by latent dimensions")
-    if not isinstance(noise, Noise) or noise.images not in (None, len(x)):
-        raise ValueError("noise: give Noise(seed), or Noise.of_images(seed, index=...) with an entry for each image")
     model.likelihood.check(x)
 
 
-def elbo(model, x, q, noise):
+def elbo(model, x, q, noise=None):
     """The bound of every image at z = q.rsample(noise) (Kingma & Welling 2014, Eq. 7).
 
     x: (B, *image); q: GaussianPosterior (B, D); noise: a standard normal tensor, (B, D) or (K, B, D). Returns a Bound
     of (B,) each, averaged over K. Gradients flow to q and to the model. Raises ValueError for shapes that do not fit.
     """
+    if not isinstance(noise, torch.Tensor):
+        raise ValueError("noise: elbo(model, x, q, torch.randn_like(q.mean)), or torch.randn(K, *q.mean.shape)")
     if noise.shape[-2:] != q.mean.shape or len(x) != len(q.mean):
         shapes = f"x {tuple(x.shape)}, q {tuple(q.mean.shape)} and noise {tuple(noise.shape)}"
         raise ValueError(f"{shapes} are of different images")
@@ -230,14 +237,14 @@ def log_weight(model, x, q, noise):
 
 
 @torch.no_grad()
-def importance_sampling(model, x, q, *, noise, num_samples=1000, chunk=500):
+def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500):
     """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k), z_k ~ q, K = num_samples (Burda et al. 2016, Eq. 8).
 
     A lower bound in expectation; too low by an unknown amount if the effective sample size (sum w)^2 / sum w^2 is below
     about ten. x: (B, *image); q: GaussianPosterior (B, D); at most max(chunk, DRAWN_AT_ONCE) samples are held at once.
     Returns an ISEstimate; its elbo is the mean of the log-weights. Raises ValueError if x, q and the model do not fit.
     """
-    check_inputs(model, x, q, noise)
+    check_inputs(model, x, q, noise, "importance_sampling")
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
     # What a generator draws depends on the sizes of its calls: they are the same for any number of images.
     calls = [min(DRAWN_AT_ONCE, num_samples - start) for start in range(0, num_samples, DRAWN_AT_ONCE)]
@@ -260,11 +267,12 @@ def importance_sampling(model, x, q, *, noise, num_samples=1000, chunk=500):
 
 
 @torch.no_grad()
-def evaluate_bound(model, images, posterior, *, noise, draws=1, batch_size=1000):
+def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=1000):
     """The bound of every image, the mean over `draws` samples of z: a Bound of (N,) each.
 
     posterior(x, rows): q of the images x (B, *image) at `rows` (B,) of `images` (N, *image).
     """
+    check_noise(noise, len(images), "evaluate_bound(model, images, posterior, noise=Noise(seed))")
     batches = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):
         q, part_noise = posterior(images[rows], rows), noise[rows]

@@ -7,13 +7,12 @@ epoch is drawn. All functions take `likelihood`, too; see style.styled.
 import numpy as np
 import torch
 from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from data import SPLITS
 from evaluation import style
 from evaluation.statistics import TRACKED, column_intervals, find, intervals, select_scores
-from evaluation.style import SPLIT_NAMES
+from evaluation.style import SPLIT_NAMES, Figure
 
 PARTS = {
     "elbo": (-1, "Negative ELBO"),
@@ -65,7 +64,7 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     """
     width = max(1 + 5.5 * max(2, len(methods)), 2 + 0.85 * len(images))
     texts = [[f"{value:.1f}" for value in values] for values in example_values]
-    names = [] if style.are_short(classes) else [("", map(style.short, classes[: len(images)]), style.INK)]
+    names = [] if style.are_short(classes) else [("", style.shown(classes)[: len(images)], style.INK)]
     captions = names + [(method.label, line, method.color) for method, line in zip(methods, texts, strict=True)]
     figure = Figure(figsize=(width, 6.4 + 0.15 * len(captions)))
     upper, lower = figure.subfigures(2, 1, height_ratios=(0.8 + 0.15 * len(captions), 2.3))
@@ -85,14 +84,17 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
                 entries = [find(scores, quantity, method.name, split, name) for name in classes]
                 axes.errorbar(x, *intervals(entries), fmt=marker, label=f"{SPLIT_NAMES[split]}, {label}", **form)
         style.class_axis(axes, classes)
-        axes.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=2)
+        axes.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=2, loc="lower center")
         low, high = axes.get_ylim()
-    panels[0][1].set_ylim(low, high + 0.3 * (high - low))  # leaves room for the legends
+    panels[0][1].set_ylim(low - 0.3 * (high - low), high)  # leaves room for the legends; above, there may be no values
     panels[0][1].set_ylabel("log p(x), nats per image")
     count = entries[0].images
+    what, interval = "One random image", ""
+    if count > 1:
+        what, interval = f"Mean over {count} random images", " with its 95% t interval"
     lower.suptitle(
-        f"Mean over {count} random image{'s' * (count > 1)} of each class with its 95% t interval; annealed, and by "
-        f"importance sampling\nwith {num_samples:,} samples from q, which is low by more than its intervals say"
+        f"{what} of each class{interval}; annealed, and by importance sampling\nwith {num_samples:,} samples from q, "
+        f"which is low{' by more than its intervals say' * (count > 1)}"
     )
     return figure
 
@@ -199,7 +201,8 @@ def gaps_per_class(*, scores, methods, classes):
         axes.grid(axis="x", visible=False)
         axes.set_axisbelow(True)
     figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
-    figure.suptitle("log p(x) - ELBO(q) at the last epoch, in its three parts; whiskers: 95% intervals of their means")
+    whiskers = "; whiskers: 95% intervals of their means" * (entries[0].images > 1)
+    figure.suptitle(f"log p(x) - ELBO(q) at the last epoch, in its three parts{whiskers}")
     return figure
 
 
@@ -233,7 +236,7 @@ def classification(*, history, per_class, confusion, wrong, classes):
     style.class_axis(matrix, classes, label="prediction")
     style.class_axis(matrix, classes, which="y", label="label")
     if wrong:
-        names = [style.short(name) for name in classes]
+        names = style.shown(classes)
         texts = [(names[label], f"as {names[guess]}", f"p = {share:.3f}") for _, label, guess, share in wrong]
         captions = [("", line, style.INK) for line in zip(*texts, strict=True)]
         style.show_images(lower.subplots(), torch.stack([image for image, *_ in wrong]), captions=captions)

@@ -4,7 +4,6 @@ import math
 from itertools import product
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from data import SPLITS
@@ -12,7 +11,7 @@ from evaluation import style
 from evaluation.latents import ACTIVE, USED
 from evaluation.samples import BASELINE
 from evaluation.statistics import column_intervals, find, half_width, select_scores, wilson_interval
-from evaluation.style import SPLIT_NAMES
+from evaluation.style import SPLIT_NAMES, Figure
 
 
 @style.styled
@@ -91,7 +90,8 @@ def latent_map(*, points, labels, scores, methods, classes):
 
     points: {method's name: (M, 2)}; labels: (M,).
     """
-    short = style.are_short(classes)
+    names = style.shown(classes)
+    short = style.are_short(names)
     figure = Figure(figsize=(6 * max(2, len(methods)) + 2.5 * (not short), 6.4))
 
     def agreement(name):
@@ -100,10 +100,10 @@ def latent_map(*, points, labels, scores, methods, classes):
         return f"{entry.mean:.1%} ({low:.1%} to {high:.1%}) have a nearest neighbor of their class"
 
     for method, axes in style.method_row(figure, methods):
-        for label, (name, color) in enumerate(zip(classes, style.class_colors(len(classes)), strict=True)):
+        for label, (name, color) in enumerate(zip(names, style.class_colors(len(classes)), strict=True)):
             x, y = points[method.name][labels == label].numpy().T
             form = {"marker": f"${name}$", "s": 42} if short else {"s": 14}
-            axes.scatter(x, y, color=color, linewidths=0.2, label=style.short(name), **form)
+            axes.scatter(x, y, color=color, linewidths=0.2, label=name, **form)
         axes.set_title(f"{method.label}\n{agreement(method.name)}")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

@@ -32,13 +32,13 @@ TRAVERSED_CLASS, INTERPOLATED_CLASSES = 3, (2, 7)  # by their position, modulo t
 
 def used_dimensions(q):
     """Which dimensions of q, diagonal, (B, D), are used, (D,) bool: their mean KL over images is above USED."""
-    return q.kl_per_dimension().double().mean(0) > USED
+    return (q.kl_per_dimension().cpu().double().mean(0) > USED).to(q.mean.device)
 
 
 def usage_table(q):
     """One dict per dimension of q, diagonal, (B, D): KL over images with its error, variance of the mean."""
-    images, nats = len(q.mean), q.kl_per_dimension().double()
-    columns = torch.stack((nats.mean(0), nats.std(0) / images**0.5, q.mean.double().var(0)), dim=1).tolist()
+    images, nats, mean = len(q.mean), q.kl_per_dimension().cpu().double(), q.mean.cpu().double()
+    columns = torch.stack((nats.mean(0), nats.std(0) / images**0.5, mean.var(0)), dim=1).tolist()
     return [
         {"dimension": dimension, "images": images, "kl": kl, "kl_standard_error": error, "variance_of_mean": variance}
         for dimension, (kl, error, variance) in enumerate(columns)
@@ -52,7 +52,7 @@ def usage_scores(q, *, seed, **labels):
     more than ACTIVE (Burda et al. 2016), which is also true of many dimensions with next to no KL. The ends are those
     of 95% of the bootstrap resamples of the images. "share_of_kl" is what the used dimensions carry.
     """
-    nats, mean = (values.double().cpu().numpy() for values in (q.kl_per_dimension(), q.mean))
+    nats, mean = (values.cpu().double().numpy() for values in (q.kl_per_dimension(), q.mean))
     counts = {
         "used_dimensions": lambda rows: (nats[rows].mean(0) > USED).sum(),
         "active_units": lambda rows: (mean[rows].var(0, ddof=1) > ACTIVE).sum(),

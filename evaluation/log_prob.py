@@ -10,7 +10,8 @@ from evaluation.modes import estimate_log_prob
 from evaluation.quadrature import MOST_DIMENSIONS, integrate
 from images import warn_unlike_mnist
 from posterior_fit import fit_posterior
-from runtime.config import EvalConfig
+from runtime.config import EvalConfig, choose_precision
+from runtime.progress import bar_width
 from vae_utils import Fit, GaussianPosterior, Noise, mean_and_error
 
 AT_ONCE = 20  # images: more would save little time, and the bar would stand still for long
@@ -33,19 +34,19 @@ def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, z=None, pro
     already. z (B, D): for simulated images, the z they were drawn from; then `lower` and `upper`, the bidirectional
     bounds, stand in place of the estimate. progress: called with the name of each step.
     """
-    say = progress or (lambda step: None)
+    say, precision = progress or (lambda step: None), choose_precision(config.precision, x.device)
     # Fit q* and q*full
     say("fit of q")
     q, steps = model.initial_posterior(x, noise) if q is None else q, {"fit_steps": config.fit_steps}
     fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, **steps)
-    fast = model.in_precision(config.precision)
+    fast = model.in_precision(precision)
     full = fit_posterior(fast, x, fit.q, covariance="full", noise=noise, **steps)
     columns = {"fit_converged": fit.converged & full.converged}
     # Anneal
     say("annealing")
     settings = {"noise": noise} | {name: getattr(config, name) for name in ("chains", "temperatures", "log_weight_std")}
     if z is None:
-        options = {"precision": config.precision, **steps, **settings}
+        options = {"precision": precision, **steps, **settings}
         columns |= estimate_log_prob(model, x, fit.q, full.q, **options)
     elif model.latent_dim <= MOST_DIMENSIONS:  # log p(x) is integrated, and so are its bounds
         value, error = integrate(model, x)
@@ -80,7 +81,7 @@ class LogProb(NamedTuple):
             monte_carlo = float(self.standard_error.square().sum().sqrt()) / count
             text = f"log p(x) = {value['mean']:.1f} nats, {over_images}, Monte Carlo error {monte_carlo:.2g}, "
             text += f"bias about {bias:.2f} (not corrected); "
-            text += f"{float(self.converged.double().mean()):.0%} of the fits converged"
+            text += f"{int(self.converged.sum()) / count:.0%} of the fits converged"
         if self.q.mean.shape[-1] <= MOST_DIMENSIONS:
             return f"{text}; integrated on a grid"
         text += f"; acceptance {float(self.acceptance.min()):.2f}" + (" or more" if count > 1 else "")
@@ -114,7 +115,7 @@ def log_prob(
     x, batches = _batch(model, images), []
     if x.dim() == 4:
         warn_unlike_mnist(x)
-    with tqdm(total=len(x), desc="log p(x)", unit="img") as bar:
+    with tqdm(total=len(x), desc="log p(x)", unit="img", **bar_width()) as bar:
         for part in x.split(AT_ONCE):
             pixels = [image.cpu().numpy().tobytes() for image in part]
             noise = Noise.of_images(seed, "log p(x)", index=pixels, device=x.device)

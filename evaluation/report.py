@@ -228,7 +228,7 @@ def _save_epoch(save, epoch, drawn, methods, classes):
     """Saves the reconstructions of each method, the prior samples and the comparison after one epoch."""
     kinds = ("training image", "test image")
     compared = drawn["compared image"]
-    names = [] if style.are_short(classes) else [style.short(name) for name in classes[: len(compared)]]
+    names = [] if style.are_short(classes) else style.shown(classes)[: len(compared)]
     captions = dict.fromkeys(kinds, names) if names else {}
     for method in methods:
         images = drawn[method.name]
@@ -276,10 +276,10 @@ def _save_traversals(save, results):
 
 def _save_interpolations(save, results):
     labels, between = {"pixels": "mixed pixels", **results.labels}, ": " if style.are_short(results.classes) else "\n"
-    captions = {}
+    captions, shown = {}, style.shown(results.classes)
     for name, (_, classified) in results.interpolations.items():
         pairs = zip(classified.label.tolist(), classified.confidence.tolist(), strict=True)
-        texts = [f"{style.short(results.classes[label])}{between}{share:.0%}" for label, share in pairs]
+        texts = [f"{shown[label]}{between}{share:.0%}" for label, share in pairs]
         captions[labels[name]] = texts
     save(
         "interpolation",

@@ -152,9 +152,9 @@ def cost_scores(methods, epoch, measured, training_seconds):
         if method.name in training_seconds:
             training["training_seconds"] = training_seconds[method.name]
         inference = {
-            "unseen_image_gradients": fit.gradients.double().mean(),
+            "unseen_image_gradients": fit.gradients.cpu().double().mean(),
             "unseen_image_seconds": seconds / len(fit.gradients),
-            "inference_converged": fit.converged.double().mean(),
+            "inference_converged": fit.converged.cpu().double().mean(),
         }
         counts = {"train": (training, config.train_size), "test": (inference, len(fit.gradients))}
         for split, (costs, images) in counts.items():

@@ -52,6 +52,7 @@ def compare(flags, results_dir):
     save_csv(path, records(scores))
     print(f"{path}: from the scores.csv of each seed\n")
     print(table(scores, summary["labels"], summary["likelihood"]))
+    print(f"\n{results_dir / 'seed_N' / 'report.html'}, the page of each seed: open it in a browser; table: {path}")
 
 
 def headline_scores(scores):

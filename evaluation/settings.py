@@ -49,7 +49,8 @@ def prepare_again(given, *, owned):
     fixed = {name: value for name, value in asdict(config).items() if name not in free}
     if others := differences(fixed, vars(given)):
         raise InputError(f"{run_config.checkpoint_dir}: the checkpoints are of another training: {others}")
-    device, eval_config = prepare_run(run_config, EvalConfig.for_training(config, vars(given)))
+    scored = EvalConfig.for_training(config, vars(given))
+    device, eval_config = prepare_run(run_config, scored, written=("results_dir",))
     data = load_data(config, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
     if text := image_differences(checkpoints.images, data.digest):
         source = f"--dataset {config.dataset}, --data-dir {run_config.data_dir}"

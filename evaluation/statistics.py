@@ -133,7 +133,7 @@ def wilson_interval(share, images):
 
 def accuracy(correct):
     """{"accuracy", "interval_95", "images"} of a boolean tensor (N,), one entry per image."""
-    share, count = float(correct.double().mean()), len(correct)
+    share, count = float(correct.cpu().double().mean()), len(correct)
     return {"accuracy": share, "interval_95": wilson_interval(share, count), "images": count}
 
 

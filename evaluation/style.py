@@ -1,12 +1,16 @@
 """How every figure looks: colours, settings, and the parts that figures are made of."""
 
 import math
-from functools import wraps
+import re
+from functools import cache, wraps
 from itertools import product
 
 import matplotlib as mpl
+import matplotlib.figure
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.style import context
 from matplotlib.ticker import LogLocator
 from torchvision.utils import make_grid
 
@@ -22,6 +26,8 @@ CLASS_COLORS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000"
 )  # fmt: skip
 
+FONT = "DejaVu Sans"  # comes with matplotlib
+PLACEHOLDERS = re.compile(r"\.|Last ?Resort|Adobe Blank")  # fonts that draw a box for every character
 STYLE = {
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
@@ -40,6 +46,52 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
+
+
+class Figure(mpl.figure.Figure):
+    """A Figure that is drawn and saved with the settings of this program, whatever those of the user are."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        FigureCanvasAgg(self)
+        self.families = mpl.rcParams["font.family"]
+
+    def draw(self, renderer):
+        with own_settings(self.families):
+            super().draw(renderer)
+
+    def savefig(self, *args, **options):
+        with own_settings(self.families):
+            super().savefig(*args, **options)
+
+
+def own_settings(families=(FONT,)):
+    """The context in which matplotlib has its defaults and STYLE, and text is in these families of fonts."""
+    return context(["default", {**STYLE, "font.family": list(families)}])
+
+
+@cache
+def _characters(path):
+    """The characters of a font file; none if matplotlib cannot draw them, as of coloured pictures."""
+    try:
+        font = font_manager.get_font(path)
+        return frozenset(map(chr, font.get_charmap())) if font.scalable else frozenset()
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+@cache
+def _fonts(characters):
+    """(families that have the characters (a frozenset), FONT first, characters that no installed font has)."""
+    families, missing = [FONT], characters - _characters(font_manager.findfont(FONT))
+    fonts = [font for font in font_manager.fontManager.ttflist if not PLACEHOLDERS.match(font.name)]
+    while missing:
+        best = max(fonts, key=lambda font: (len(missing & _characters(font.fname)), font.style == "normal"))
+        if not missing & _characters(best.fname):
+            break
+        families.append(best.name)
+        missing -= _characters(best.fname)
+    return families, missing
 
 
 def looks(methods):
@@ -64,9 +116,20 @@ def short(name):
     return (name if len(name) <= 12 else f"{name[:6]}…{name[-5:]}").replace("$", r"\$")
 
 
+def are_numbered(classes):
+    """Whether figures show classes by number, since no installed font has all characters of their names."""
+    return bool(_fonts(frozenset("".join(classes)))[1])
+
+
+def shown(classes):
+    """The names of classes as figures show them, or their numbers."""
+    return list(map(str, range(len(classes)))) if are_numbered(classes) else list(map(short, classes))
+
+
 def are_short(classes):
     """Whether the names of classes are so short that they can stand for points, and need no room of their own."""
-    return all(len(name) <= 2 and name.isalnum() for name in classes)
+    drawable = _characters(font_manager.findfont(f"{FONT}:oblique"))  # a marker is mathematics
+    return all(len(name) <= 2 and name.isalnum() and drawable.issuperset(name) for name in classes)
 
 
 def styled(draw):
@@ -74,7 +137,9 @@ def styled(draw):
 
     @wraps(draw)
     def styled_draw(*args, likelihood=None, **keywords):
-        with mpl.rc_context(STYLE):
+        labels = [method.label for method in keywords.get("methods", ())]
+        text = str([labels, *(value for name, value in keywords.items() if name != "scores")])
+        with own_settings(_fonts(frozenset(text) - {"\n"})[0]):
             figure = draw(*args, **keywords)
             if likelihood:
                 figure.supxlabel(likelihood, x=0.995, ha="right", fontsize=7, color=INK)
@@ -189,13 +254,13 @@ def plot_share_scores(axes, x, scores, **style):
 
 def class_axis(axes, classes, *, which="x", label="class"):
     """Names the classes along an axis; long names are turned, many are small."""
-    form = {}
-    if which == "x" and not are_short(classes):
+    form, names = {}, shown(classes)
+    if which == "x" and not are_short(names):
         form = {"rotation": 45, "ha": "right"} if len(classes) <= 12 else {"rotation": 90}
     if len(classes) > 12:
         form["fontsize"] = 7
-    axes.set(**{f"{which}label": label})
-    getattr(axes, f"set_{which}ticks")(range(len(classes)), map(short, classes), **form)
+    axes.set(**{f"{which}label": label + ", by number" * (bool(label) and are_numbered(classes))})
+    getattr(axes, f"set_{which}ticks")(range(len(classes)), names, **form)
 
 
 def log_axis(axes, *, sign=1):
@@ -205,6 +270,6 @@ def log_axis(axes, *, sign=1):
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5, 7)))
     for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        set_formatter(lambda value, _: f"{sign * value:g}")
+        set_formatter(lambda value, _: f"{round(sign * value, 12) + 0:g}")  # no -0
     for each in linked:
         each.tick_params(axis="y", which="minor", labelsize=7)

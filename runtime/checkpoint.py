@@ -2,9 +2,12 @@
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import pickle
+import sys
+import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from runtime.config import InputError
 
 PARTIAL = ".vae-partial"  # ends the name of a file that is being written; only this program uses it
 LOCK = ".vae-lock"  # in a directory that a run uses
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system, such as some of clusters
 
 
 class RunError(InputError):
@@ -57,8 +61,13 @@ def save_checkpoint(path, checkpoint):
 def load_checkpoint(path, *, device="cpu"):
     """Reads a dict that `save_checkpoint` wrote. Raises InputError if the file is missing, damaged or foreign.
 
-    It unpickles only tensors and plain values: it refuses a file that would run code.
+    It unpickles only tensors and plain values: it refuses a file that would run code. Raises InputError for a device
+    that this machine does not have.
     """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # an AssertionError: a PyTorch that was built without it
+        raise InputError(f"device {device}: not on this machine ({_first_line(error)})") from None
     try:
         file = open(path, "rb")  # noqa: SIM115, closed below
     except FileNotFoundError:
@@ -70,6 +79,8 @@ def load_checkpoint(path, *, device="cpu"):
             checkpoint = torch.load(file, map_location=device, weights_only=True)
         except pickle.UnpicklingError:
             raise InputError(f"{path}: refused, it holds more than tensors and plain values") from None
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception:  # no list says what a damaged file makes torch.load raise
             raise InputError(f"{path}: not a checkpoint, or damaged") from None
     if not isinstance(checkpoint, dict):
@@ -140,12 +151,30 @@ def exclusive_lock(directory, *, wait=False):
     if wait and not os.access(directory, os.W_OK):
         yield
         return
-    with FileLock(Path(directory) / LOCK).acquire(timeout=-1 if wait else 0) as lock:
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # Windows removes it later
-                os.unlink(lock.lock_file)
+    lock = FileLock(Path(directory) / LOCK)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except (NotImplementedError, OSError) as error:  # the first from older versions of filelock
+        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
+        if not wait:
+            print(f"{directory}: its file system has no locks; let no other run use it", file=sys.stderr)
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):  # Windows removes it later
+            os.unlink(lock.lock_file)
+
+
+def refuse_locked(directory):
+    """Raises InputError if another run has locked the directory; needs no right to write there, and makes nothing."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        if (Path(directory) / LOCK).exists():
+            try:
+                stack.enter_context(exclusive_lock(directory))
+            except Timeout:
+                raise InputError(f"{directory}: in use by another run") from None
 
 
 @contextmanager
@@ -171,10 +200,19 @@ def directory_lock(*directories):
 
 @contextmanager
 def invalid_contents(path):
-    """Turns what a missing file, or damaged or foreign contents raise into an InputError."""
+    """Turns what a missing file, or damaged or foreign contents raise into an InputError, which says what is wrong."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        raise InputError(f"{path}: its contents do not fit this program") from None
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else _first_line(error)
+        raise InputError(f"{path}: its contents do not fit this program" + f" ({reason})" * bool(reason)) from None
+
+
+def _first_line(error):
+    """What is wrong, in one line; of load_state_dict, the first tensor of another shape with both shapes."""
+    lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Error(s) in loading state_dict")]
+    return textwrap.shorten(next((line for line in lines if "size mismatch" in line), "".join(lines[:1])), 300)

@@ -115,14 +115,14 @@ def writable_directory(path, name):
         raise InputError(f"{flag(name)} {path}: cannot be written to ({reason})")
 
 
-def prepare_run(run_config, config):
+def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")):
     """Checks what can be checked before data are read. Returns (the device, `config` with its precision chosen).
 
     Sets PyTorch so that on CUDA float32 is float32 and a resumed run ends like one that was not interrupted. Raises
     InputError if this machine does not have the device, or if a directory cannot be written to.
     """
     device = choose_device(run_config.device, local_rank=local_rank() if size() > 1 else None)
-    for name in ("checkpoint_dir", "results_dir"):
+    for name in written:
         writable_directory(getattr(run_config, name), name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -158,6 +158,9 @@ def run_script(main):
     install_signal_handlers()
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, closed with the process
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console may lack characters of names
+            stream.reconfigure(errors="replace")
     try:
         with out_of_memory_hint("--batch-size or --train-size"):
             connect()

@@ -46,6 +46,7 @@ def check_ranges(config):
 
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+OF_MACHINE = ("device", "precision")  # settings with which a run may continue elsewhere: the same up to rounding
 MANY = 10**9  # no limit of ours; the data and the memory have theirs
 TRAIN_SIZE = (
     "training images, stratified; without this flag at most 7/8 of those there are, so that others validate. If fewer "
@@ -165,7 +166,7 @@ class ClassifierConfig:
 class RunConfig:
     """Where a run reads and writes, and how it works."""
 
-    device: str = setting("auto", "cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS, then the CPU")
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps; auto takes CUDA, else the CPU")
     data_dir: str = setting("data", "directory that holds MNIST/raw, FashionMNIST/raw, KMNIST/raw")
     checkpoint_dir: str = setting("checkpoints", "directory of the checkpoints")
     results_dir: str = setting("results", "directory of figures and tables")
@@ -174,12 +175,12 @@ class RunConfig:
     eager: bool = setting(False, "on CUDA, launch kernel by kernel, in place of a recorded training step (a graph)")
 
 
-def differences(there, here):
-    """In words, the settings that both dicts have, but with other values; empty if there are none."""
+def differences(there, here, *, but=()):
+    """In words, the settings that both dicts have, but with other values; empty if there are none. but: are skipped."""
     return "; ".join(
         f"{flag(name)} {there[name]} there, {value} here"
         for name, value in here.items()
-        if name in there and there[name] != value
+        if name in there and there[name] != value and name not in but
     )
 
 
@@ -204,7 +205,7 @@ def choose_device(name, *, local_rank=None):
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     counts = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        name = next(kind for kind, count in counts.items() if count)
+        name = "cuda" if cuda else "cpu"  # nobody has run it on MPS: only if it is named
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from runtime.checkpoint import InputError, invalid_contents, load_checkpoint, save_checkpoint
-from runtime.config import TrainConfig, differences, image_differences
+from runtime.config import OF_MACHINE, TrainConfig, differences, image_differences
 from runtime.distributed import rank
 
 SAVED_EPOCHS = (1, 5, 10, 20, 30)
@@ -86,7 +86,7 @@ class Checkpoints(NamedTuple):
     def digests(self):
         """{name of a checkpoint: its SHA-256}."""
         paths = [self.path(method, epoch) for epoch, method in product(self.epochs, self.methods)]
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
 
     def path(self, method, epoch):
         """The path of a checkpoint."""
@@ -127,7 +127,8 @@ def find_checkpoints(methods, directory):
         if first is None:
             first, config, index = path.name, checkpoint["config"], checkpoint["train_index"]
             images = checkpoint.get("images")
-        others = differences(asdict(checkpoint["config"]), asdict(config)).replace(" here", f" in {first}")
+        others = differences(asdict(checkpoint["config"]), asdict(config), but=OF_MACHINE)
+        others = others.replace(" here", f" in {first}")
         if not (others or torch.equal(checkpoint["train_index"], index)):
             others = "its training images are others"
         others = others or image_differences(images, checkpoint.get("images"))

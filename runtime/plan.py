@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runtime.checkpoint import InputError, invalid_contents, load_json
-from runtime.config import differences, image_differences
+from runtime.config import OF_MACHINE, differences, image_differences
 from runtime.distributed import restarted
 
 BEGIN_ANEW = "--overwrite removes its files and begins anew, other --checkpoint-dir and --results-dir keep them"
@@ -18,6 +18,7 @@ class Owned(NamedTuple):
     checkpoints: tuple  # patterns, in the checkpoint directory
     results: tuple  # patterns, in the results directory
     summary: str  # the file in the results directory that a run writes last, with its settings
+    page: str = ""  # the file in the results directory to open first
     extendable: bool = True  # whether a run can be continued for more epochs: none of its schedules depends on them
 
     @property
@@ -40,6 +41,7 @@ class Plan(NamedTuple):
     remove: list  # files of another run, or of an epoch that was not finished
     lengthened: bool = False  # the run was shorter when it began
     finished: bool = False  # nothing is left to do
+    moved: str = ""  # in words, the settings of the machine that have changed
 
 
 def plan_run(run_config, settings, *, owned, scoring=None):
@@ -62,8 +64,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     states = {prefix: _load_state(path, prefix) for prefix, path in paths.items() if path.exists()}
     finished = load_json(summary) if summary.exists() else None
     known = [(paths[prefix], state["settings"]) for prefix, state in states.items()]
-    if finished is not None:  # perhaps of an evaluation on another device
-        known.append((summary, {**finished.get("settings", {}), "device": settings.get("device")}))
+    if finished is not None:
+        known.append((summary, finished.get("settings", {})))
     if not known:
         raise InputError(f"{files[0]}: of another run, which cannot be continued; {BEGIN_ANEW}")
     source = f"--dataset {settings.get('dataset')}, --data-dir {run_config.data_dir}"
@@ -72,14 +74,19 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     if not states:
         raise InputError(f"{summary}: of a run whose checkpoints are not in {directory}; {BEGIN_ANEW}")
     trained = all(prefix in states and states[prefix]["epoch"] == settings["epochs"] for prefix in owned.prefixes)
-    if finished is not None and finished["settings"]["epochs"] == settings["epochs"] and trained:
-        if text := differences(finished.get("eval_config", {}), scoring or {}):
+    scored = finished is not None and finished["settings"]["epochs"] == settings["epochs"]
+    names = finished.get("labels", {}) if scored else {}  # of what was scored; a method may have been added
+    added = [learner.name for learner in owned.learners if names and learner.name not in names]
+    if scored and trained and not added:
+        if text := differences(finished.get("eval_config", {}), scoring or {}, but=OF_MACHINE):
             raise InputError(f"{summary}: this run is finished ({text}); --evaluate-only scores it with other counts")
         return Plan(states, [], finished=True)
     if not (run_config.resume or (restarted() and shortest == settings["epochs"])):
         kind = "an interrupted run of the same settings, which --resume continues"
         if shortest < settings["epochs"]:
             kind = f"a run of {shortest} epochs, which --resume lengthens"
+        elif added and not any(learner.prefix in states for learner in owned.learners if learner.name in added):
+            kind = f"a finished run without {' and '.join(added)}, which --resume adds"
         raise InputError(f"{known[0][0]}: of {kind}; {BEGIN_ANEW}")
     unfinished = [
         path
@@ -87,7 +94,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         for path in directory.glob(f"{prefix}_state_*.pt")
         if not path.name.startswith((f"{prefix}_state_{state['epoch']}.", f"{prefix}_state_{state['epoch']}_"))
     ]
-    return Plan(states, unfinished, lengthened=shortest < settings["epochs"])
+    there = {name: value for name, value in [*states.values()][-1]["settings"].items() if name in OF_MACHINE}
+    return Plan(states, unfinished, lengthened=shortest < settings["epochs"], moved=differences(there, settings))
 
 
 def _check_settings(known, settings, owned, source):
@@ -104,7 +112,7 @@ def _check_settings(known, settings, owned, source):
         if same_source and (text := image_differences(others.get("images"), images)):
             raise InputError(f"{source}: not the images of the run in {path} ({text}); {BEGIN_ANEW}")
         but_for_epochs = {**others, "epochs": settings["epochs"]} if owned.extendable else others
-        if text := differences(but_for_epochs, settings):
+        if text := differences(but_for_epochs, settings, but=OF_MACHINE):
             raise InputError(f"{path}: of another run ({text}); {BEGIN_ANEW}")
     epochs = [others["epochs"] for _, others in known]
     if max(epochs) > settings["epochs"]:
@@ -133,9 +141,10 @@ def plan_evaluation(run_config, config, *, owned):
         return {}, False
     # One of an older version lacks the settings that are new.
     trained = {**asdict(type(config)()), **earlier.get("train_config", {})}
-    if same := trained == asdict(config):
+    trained |= {name: getattr(config, name) for name in OF_MACHINE if name in trained}
+    if trained == asdict(config):
         return earlier["seconds"]["training"], False
     if not run_config.overwrite:
         others = differences(trained, asdict(config)) or "of another version"
         raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")
-    return {}, not same
+    return {}, True

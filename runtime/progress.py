@@ -1,5 +1,6 @@
 """Progress of long work, and the signals that stop it."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -57,6 +58,14 @@ def check_interrupt():
         raise Interrupted(_received)
 
 
+def bar_width():
+    """tqdm's options for its size; where a terminal says that it has no columns, tqdm would print empty lines."""
+    with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):  # no terminal
+        if not os.get_terminal_size(sys.stderr.fileno()).columns:
+            return {"ncols": 80, "nrows": 24}
+    return {"dynamic_ncols": True}
+
+
 class ProgressBar:
     """Shows the progress of `total` units of work, of which `done` are done already.
 
@@ -72,7 +81,7 @@ class ProgressBar:
             unit=unit,
             unit_scale=True,
             disable=not self.terminal,
-            dynamic_ncols=True,
+            **bar_width(),
             bar_format="{desc} |{bar:10}| {percentage:3.0f}%, {remaining} left, {rate_fmt}{postfix}",
             mininterval=0.5,
         )

@@ -5,7 +5,6 @@ replaces `{prefix}_state.json`, which names the epoch that counts. The files are
 torch.distributed.checkpoint, which unpickles whatever a file holds (also in PyTorch 2.14): no file may run code.
 """
 
-import os
 import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +14,7 @@ from runtime.checkpoint import (
     directory_lock,
     invalid_contents,
     load_checkpoint,
+    refuse_locked,
     save_checkpoint,
     save_json,
 )
@@ -27,19 +27,18 @@ from runtime.tasks import Tasks
 
 
 @contextmanager
-def lock(run_config):
-    """Locks the directories of the RunConfig, for all ranks of one run."""
-    directories = run_config.checkpoint_dir, run_config.results_dir
+def lock(*directories):
+    """Locks the directories for all ranks of one run."""
     with directory_lock(*directories) if rank() == 0 else nullcontext():
         barrier()
         yield
 
 
 def refuse_used(run_config):
-    """Raises InputError if another run uses a directory of the RunConfig; makes none."""
+    """Raises InputError if another run has locked a directory of the RunConfig; writes nothing."""
     if rank() == 0:
-        with directory_lock(*filter(os.path.isdir, (run_config.checkpoint_dir, run_config.results_dir))):
-            pass
+        for directory in (run_config.checkpoint_dir, run_config.results_dir):
+            refuse_locked(directory)
 
 
 @contextmanager
@@ -48,17 +47,21 @@ def open_run(run_config, settings, *, owned, scoring=None):
 
     Arguments and errors are those of `plan_run`. Whatever stops the run says in one line how it continues.
     """
-    with lock(run_config):
+    with lock(run_config.checkpoint_dir, run_config.results_dir):
         options = {"owned": owned, "scoring": scoring}
         plan = broadcast(plan_run(run_config, settings, **options) if rank() == 0 else None)
         run = Run(run_config, settings, plan)
         if plan.finished:
-            print(f"{Path(run_config.results_dir) / owned.summary}: this run is finished, there is nothing to do")
+            folder = Path(run_config.results_dir)
+            print(f"{folder / owned.summary}: this run is finished, there is nothing to do; open {folder / owned.page}")
         elif rank() == 0:
             for path in plan.remove:
                 path.unlink(missing_ok=True)
             if run_config.resume and not plan.states:
                 print("nothing to resume: the run begins", flush=True)
+            if plan.moved:
+                same = "but for rounding and a device's random numbers, the run goes on as it would have there"
+                print(f"{plan.moved}: {same}", flush=True)
             if plan.lengthened:
                 lengthen(owned.learners, run_config, settings["epochs"])
         with stop_hint(run):
@@ -67,14 +70,15 @@ def open_run(run_config, settings, *, owned, scoring=None):
 
 @contextmanager
 def open_evaluation(run_config, config, *, owned, device):
-    """Locks the directories, and yields the Run that scores checkpoints again; see `plan_evaluation`."""
-    with lock(run_config):
+    """Locks the results, and yields the Run that scores checkpoints again, which it only reads."""
+    with lock(run_config.results_dir):
         training_seconds, others = plan_evaluation(run_config, config, owned=owned)
         barrier()
         if others and rank() == 0:
             for path in (path for name in owned.results for path in Path(run_config.results_dir).glob(name)):
                 path.unlink()
         run = Run(run_config, {"device": device})
+        run.directory = run.results
         run.stage = run.evaluation_stage = "in the evaluation"
         run.earlier_training = training_seconds
         run.started -= sum(training_seconds.values())
@@ -108,7 +112,8 @@ class Run:
         self.history = []  # a row for each epoch of each learner
         self.evaluation_stage = "in the evaluation, after all training"
         self.stage = None  # such as "after epoch 2 of 3, amortized", None as long as nothing is saved
-        earlier = sum(row["seconds"] for state in self.states.values() for row in state["history"])
+        training = sum(row["seconds"] for state in self.states.values() for row in state["history"])
+        earlier = max([training, *(state.get("seconds", 0) for state in self.states.values())])  # until the last state
         self.started = time.perf_counter() - earlier
         self._row = self._bar = self._tasks = None
 
@@ -161,9 +166,14 @@ class Run:
         """Notes the columns of an epoch's row of the history: of training and of validation images, two dicts."""
         self._row = {**trained, **validated}
 
-    def keep_results(self, identity):
-        """From here on `map` and `keep` keep results on disk; those of another identity, a dict, are removed."""
-        self._tasks, self.stage = Tasks(self.results / ".evaluation", identity), self.evaluation_stage
+    def keep_results(self, identity, started):
+        """From here on `map` and `keep` keep results on disk; those of another identity, a dict, are removed.
+
+        started: when the evaluation began, of time.perf_counter(). Returns it, moved back by the seconds of others.
+        """
+        self._tasks, self.stage = Tasks(self.results / ".evaluation", identity, started), self.evaluation_stage
+        self.started -= started - self._tasks.started
+        return self._tasks.started
 
     def map(self, title, functions, *, device="cpu"):
         """{name: what the function returns}, on every rank; see Tasks.map."""
@@ -192,7 +202,7 @@ class Run:
         barrier()
         if rank() == 0:
             known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "rows": sorted(rows)}
-            known |= {"settings": self.settings, "history": history}
+            known |= {"settings": self.settings, "history": history, "seconds": self.seconds()}
             save_json(self.directory / f"{learner.prefix}_state.json", known)
             for path in self.directory.glob(f"{learner.prefix}_state_{epoch - 1}[._]*"):
                 path.unlink(missing_ok=True)
@@ -213,19 +223,23 @@ class Run:
                         state[name] = take_rows(values, there, into=state.get(name), count=learner.count)
         with invalid_contents(path):
             learner.load_state_dict(state)
+        for optimizer in learner.optimizers:
+            for group in getattr(optimizer, "param_groups", ()):
+                group["capturable"] = False  # as of a run on CUDA, whose step was recorded
         self.stage = f"after epoch {epoch} of {learner.config.epochs}, {learner.name}"
         print(f"{learner.prefix}: resumed after epoch {epoch}", flush=True)
         return saved["history"]
 
 
-def run_seeds(prepare, execute, seeds, run_config, compare):
+def run_seeds(prepare, execute, seeds, directories, compare):
     """Prepares every seed, which refuses bad input before any work; then executes one after the other.
 
-    seeds: {seed: its flags}; prepare: of flags, what `execute` takes; compare: called at the end, by rank 0.
+    seeds: {seed: its flags}; prepare: of flags, what `execute` takes; directories: those that all seeds write to are
+    locked; compare: called at the end, by rank 0.
     """
     for given in seeds.values():
         prepare(given)
-    with lock(run_config):
+    with lock(*directories):
         for number, (seed, given) in enumerate(seeds.items()):
             print(f"seed {seed}: {given.checkpoint_dir}, {given.results_dir}", flush=True)
             try:

@@ -1,5 +1,6 @@
 """Independent pieces of work: dealt to ranks and worker processes, each result kept on disk until all are finished."""
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -25,9 +26,13 @@ MOST_WORKERS = 4  # processes of about 0.5 GB
 class Tasks:
     """Results by their names, in a directory: an interrupted run takes up those that are there."""
 
-    def __init__(self, directory, identity):
-        """identity: a dict of plain values, everything that decides the results; those of another are removed."""
+    def __init__(self, directory, identity, started=None):
+        """identity: a dict of plain values, everything that decides the results; those of another are removed.
+
+        started: when this work began, of time.perf_counter(), by default now; `started` counts earlier processes, too.
+        """
         self.directory, path = Path(directory), Path(directory) / "identity.json"
+        self.started = time.perf_counter() if started is None else started
         if rank() == 0:
             try:
                 known = load_json(path) == identity
@@ -39,6 +44,8 @@ class Tasks:
                 save_json(path, identity)
             for partial in self.directory.glob(f".*{PARTIAL}"):
                 partial.unlink()
+            with contextlib.suppress(InputError, KeyError):
+                self.started -= load_json(self.directory / "seconds.json")["seconds"]
         barrier()
 
     def keep(self, name, function):
@@ -49,6 +56,8 @@ class Tasks:
         except InputError:
             result = function()
             save_checkpoint(path, {"result": result})
+            if rank() == 0:
+                save_json(self.directory / "seconds.json", {"seconds": time.perf_counter() - self.started})
             return result
 
     def map(self, title, functions, *, device="cpu"):

@@ -17,6 +17,7 @@ import amortized_vae
 import latent_optimization
 import main_vae
 from data import stratified_subset
+from evaluation import style
 from evaluation.page.explorer import explorer
 from evaluation.page.page import COLUMNS, write_page
 from evaluation.tables import read_scores
@@ -84,6 +85,10 @@ def folder(methods, posteriors, images, tmp_path_factory):
     results = {"scores": read_scores(ROOT / "pretrained/scores.csv"), "labels": summary["labels"], "methods": methods}
     results |= {"images": [*rows, {**row, "index": 1, "log_prob": None}], "explorer": moved, "classes": classes}
     write_page(folder, SimpleNamespace(**results), summary)
+    (folder / "numbered").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "are_numbered", lambda classes: True)
+        write_page(folder / "numbered", SimpleNamespace(**{**results, "classes": ("猫", *classes[1:])}), summary)
     return folder
 
 
@@ -257,3 +262,23 @@ def test_a_page_of_any_number_of_methods_escapes_their_labels(count, tmp_path):
     assert "U!" in text
     assert all(escape(label) in text and label not in text for label in labels.values())
     assert text.count("the same images</th>") == count * (count - 1) // 2
+
+
+def test_a_phone_shows_the_headline_without_a_scroll_bar(page):
+    phone = {"width": 320, "height": 600, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        script = """const table = document.querySelector(".headline"), box = table.parentElement;
+        const cells = [...table.querySelectorAll("td")].map(cell => getComputedStyle(cell, "::before").content);
+        return [box.scrollWidth - box.clientWidth, cells];"""
+        beyond, titles = page.execute_script(script)
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert beyond <= 0
+    assert titles[0] == '"Amortized VAE"'
+
+
+def test_classes_shown_as_numbers_have_a_legend(folder):
+    plain, numbered = ((folder / part / "report.html").read_text(encoding="utf-8") for part in (".", "numbered"))
+    assert '<p id="class-numbers">' not in plain
+    assert "0: 猫, 1: 1, 2: 2" in numbered.replace("\n", "")

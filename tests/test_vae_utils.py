@@ -9,7 +9,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 import vae_utils
 from evaluation.ais import annealed_importance_sampling, bidirectional_bounds
-from model import Bernoulli, Gaussian, LatentVariableModel
+from model import Bernoulli, ConvVAE, Gaussian, LatentVariableModel
 from posterior_fit import fit_posterior, gauss_newton_posterior
 from vae_utils import (
     GaussianPosterior,
@@ -203,3 +203,27 @@ def test_bounds_of_different_images_are_refused():
             elbo(linear_gaussian(), x[:images], q, torch.zeros(noise).double())
     with pytest.raises(ValueError, match=r"z \(1, 3\) and q \(5, 3\)"):
         bidirectional_bounds(linear_gaussian(), x, q.mean[:1], q, noise=Noise(0))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda vae, x, q: vae.encode(x[0]), r"x \(2, 12, 16\): encode\(x\) .* encode\(x.reshape\(1, 2, 12, 16\)\)"),
+        (lambda vae, x, q: vae.encode(x[:, :1]), r"x \(3, 1, 12, 16\): encode\(x\) takes x \(B, 2, 12, 16\)$"),
+        (lambda vae, x, q: elbo(vae, x, q), r"noise: elbo\(model, x, q, torch.randn_like\(q.mean\)\)"),
+        (lambda vae, x, q: elbo(vae, x, q, Noise(0)), r"noise: elbo\(model, x, q, torch.randn"),
+        (lambda vae, x, q: elbo(vae, x[0, :1], q[:1], q[:1].mean), r"log_likelihood\(x.*\) takes x \(B, 2, 12, 16\)"),
+        (lambda vae, x, q: vae.log_joint(x[0], q.mean), r"x \(2, 12, 16\): .*x.reshape\(1, 2, 12, 16\), z\)"),
+        (lambda vae, x, q: importance_sampling(vae, x, q), r"importance_sampling\(model, x, q, noise=Noise\(seed\)\)"),
+        (lambda vae, x, q: importance_sampling(vae, x, q, noise=0), r"importance_sampling\(model, x, q, noise=Noise"),
+        (lambda vae, x, q: fit_posterior(vae, x, q), r"noise: fit_posterior\(model, x, q, noise=Noise\(seed\)\)"),
+        (lambda vae, x, q: fit_posterior(vae, x[0], q[0], noise=Noise(0)), "do not fit"),
+        (lambda vae, x, q: evaluate_bound(vae, x, None), "noise: evaluate_bound"),
+        (lambda vae, x, q: vae.sample(3), r"generator: .*: sample\(3, torch.Generator\('cpu'\).manual_seed\(0\)\)"),
+    ],
+)
+def test_a_wrong_call_is_answered_with_the_right_one(call, message):
+    vae = ConvVAE(4, image_shape=(2, 12, 16), seed=1)
+    x = torch.rand(3, 2, 12, 16)
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        call(vae, x, vae.encode(x))

@@ -1,11 +1,12 @@
 """What each figure of report.html shows, and what to conclude, with the numbers of the run."""
 
+from evaluation import style
 from evaluation.latents import USED
 from evaluation.statistics import find, select_scores
 from evaluation.tables import number, pairs
 
 
-def captions(scores, methods):
+def captions(scores, methods, classes=()):
     """{name of a figure, without its epoch: (title, what it shows and what to conclude)}, in their order."""
     labels = {method.name: method.label for method in methods}
 
@@ -28,6 +29,9 @@ def captions(scores, methods):
         " Where q is fitted to each image, validation images may be ahead: they get more steps than a row of the table."
     )
     squared_error, log_prob = difference("squared_error"), difference("log_prob")
+    numbered = " Classes are shown by number; above is what they mean." * style.are_numbered(classes)
+    of_classes = [entry for entry in select_scores(scores, quantity="inference_gap") if entry.group in set(classes)]
+    intervals = ", with 95% intervals" * any(entry.images > 1 for entry in of_classes)
     return {
         "comparison": (
             "The same unseen images through every method",
@@ -62,7 +66,7 @@ def captions(scores, methods):
         "log_probabilities": (
             "log p(x) of every class",
             "One image of each class with its log p(x), and the means of the classes. Annealing is the estimate to "
-            f"compare by; importance sampling is low by more than its intervals say. {log_prob}",
+            f"compare by; importance sampling is low by more than its intervals say. {log_prob}{numbered}",
         ),
         "where_the_nats_go": (
             "Where the nats go",
@@ -77,8 +81,8 @@ def captions(scores, methods):
         ),
         "gaps_per_digit": (
             "What inference loses, class by class",
-            "The gaps of every class at the last epoch, with 95% intervals. In all, on test "
-            f"images: {values('inference_gap')} nats.",
+            f"The gaps of every class at the last epoch{intervals}. In all, on test "
+            f"images: {values('inference_gap')} nats.{numbered}",
         ),
         "latent_usage": (
             "Which dimensions of z are used",
@@ -95,7 +99,7 @@ def captions(scores, methods):
             "A map of the latents",
             "t-SNE of the means of q of test images. Trust the nearest neighbors in all dimensions rather than the "
             f"picture: they are of the same class for {values('nearest_neighbor_accuracy', '.1%')}; raw pixels "
-            f"{neighbors:.1%}.",
+            f"{neighbors:.1%}.{numbered}",
         ),
         "traversals": (
             "Along one dimension",
@@ -105,12 +109,12 @@ def captions(scores, methods):
         "interpolation": (
             "Between two images",
             "Pictures halfway that could be real mean that the line between two codes stays where the decoder has "
-            "learned; mixed pixels are what that is to be compared with.",
+            f"learned; mixed pixels are what that is to be compared with.{numbered}",
         ),
         "sample_quality": (
             "How real samples look to a classifier",
             "Fréchet distance of samples from the test images, lower is better, over that of a Gaussian of pixels: "
             f"{values('frechet_ratio', '.2f')}. The classifier itself has "
-            f"{find(scores, 'classifier_accuracy', 'baseline').mean:.1%} of the test images right.",
+            f"{find(scores, 'classifier_accuracy', 'baseline').mean:.1%} of the test images right.{numbered}",
         ),
     }

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 from made_up import METHODS, changed, made_up_scores
+from matplotlib import font_manager
 
 from evaluation import figures, latent_figures, style
+from evaluation.page.captions import captions
 from evaluation.statistics import TRACKED, find, select_scores, wilson_interval
+from evaluation.style import Figure
 
 LABEL = "Bernoulli p(x|z), binarized pixels"
 
@@ -264,3 +267,73 @@ def test_classification_names_the_classes(wrong):
     found = texts(figure)
     assert {"Ankle boot", "20 validation images", "Supervised baseline on all 250 test images"} <= set(found)
     assert found.count("p = 0.877") == wrong
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda shared: style.image_rows(
+            rows=[("one", torch.zeros(2, 1, 8, 8))], title="", captions={"one": ["a", "b"]}
+        ),
+        lambda shared: figures.quality_over_seconds(**shared),
+        lambda shared: figures.gaps_per_class(classes="ab", **shared),
+    ],
+)
+def test_the_users_settings_change_no_pixel(draw):
+    def png():
+        file = io.BytesIO()
+        draw({"scores": made_up_scores(METHODS[:2]), "methods": METHODS[:2]}).savefig(file, format="png")
+        return file.getvalue()
+
+    expected = png()
+    others = {"font.family": "No such font", "savefig.dpi": 20, "savefig.bbox": "tight", "figure.facecolor": "black"}
+    with mpl.rc_context({"text.usetex": True, "axes.unicode_minus": False, "ytick.labelsize": 30, **others}):
+        assert png() == expected
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (("кошка", "σκύλος", "كلب"), ["кошка", "σκύλος", "كلب"]),
+        (("のの", "cat"), ["のの", "cat"]),  # matplotlib's STIX has this one letter of Japanese
+        (("猫", "犬"), ["0", "1"]),
+        (("a\tb", "c"), ["0", "1"]),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_alphabet_are_drawn_or_replaced_by_numbers(monkeypatch, classes, expected):
+    own = [font for font in font_manager.fontManager.ttflist if font.fname.startswith(mpl.get_data_path())]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)  # those that come with matplotlib
+    style._fonts.cache_clear()
+    numbered = expected[0] == "0"
+    assert (style.shown(classes), style.are_numbered(classes)) == (expected, numbered)
+    shared = {"scores": made_up_scores(METHODS[:1], classes), "methods": METHODS[:1], "classes": classes}
+    found = texts(figures.gaps_per_class(**shared))  # a missing glyph is a warning
+    assert set(expected) <= set(found)
+    assert ("class, by number" in found) == numbered
+    points, labels = {"one": torch.randn(8, 2)}, torch.arange(8) % len(classes)
+    texts(latent_figures.latent_map(points=points, labels=labels, **shared))
+    assert ("by number" in captions(*shared.values())["gaps_per_digit"][1]) == numbered
+    style._fonts.cache_clear()
+
+
+def test_no_interval_is_claimed_of_one_image_and_no_axis_passes_the_best_density():
+    scores, methods = made_up_scores(METHODS[:1]), METHODS[:1]
+    options = {"images": torch.zeros(2, 1, 8, 8), "example_values": np.zeros((1, 2)), "num_samples": 3}
+    axes = figures.log_probabilities(scores=scores, methods=methods, classes="ab", **options).subfigs[1].axes[0]
+    bottom, top = axes.get_ylim()
+    assert top - axes.dataLim.y1 < 0.06 * (top - bottom)
+    alone = {"images": 1, "standard_error": None, "freedom": 0}
+    single = [entry._replace(**alone) if entry.group in ("a", "b") else entry for entry in scores]
+    for kept, claimed in ((scores, True), (single, False)):
+        found = texts(figures.log_probabilities(scores=kept, methods=methods, classes="ab", **options))
+        found += texts(figures.gaps_per_class(scores=kept, methods=methods, classes="ab"))
+        found.append(captions(kept, methods, "ab")["gaps_per_digit"][1])
+        assert sum("95%" in text for text in found) == 3 * claimed
+
+
+def test_no_tick_is_minus_zero():
+    axes = Figure().subplots()
+    axes.plot([0, 1], [-2.0, 2.0])
+    style.log_axis(axes, sign=-1)
+    assert [axes.yaxis.get_major_formatter()(value, 0) for value in (-1.0, 0.0, 1e-17)] == ["1", "0", "0"]

@@ -1,0 +1,189 @@
+"""What differs between machines: devices, precision, locks, terminals, the right to write."""
+
+import errno
+import os
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import toy_config, toy_data, train
+from filelock import FileLock
+from test_run import OWNED, SETTINGS, Directory, First, Second
+
+import amortized_vae
+from amortized_vae import AmortizedVAE
+from runtime import tasks
+from runtime.checkpoint import (
+    LOCK,
+    InputError,
+    directory_lock,
+    exclusive_lock,
+    load_checkpoint,
+    save_checkpoint,
+    save_json,
+)
+from runtime.cli import prepare_run
+from runtime.config import ClassifierConfig, RunConfig, TrainConfig, choose_device
+from runtime.plan import plan_evaluation
+from runtime.progress import ProgressBar
+from runtime.run import Run, open_evaluation, refuse_used
+from sup_classification import ClassifierTraining, find_classifier
+
+THERE, HERE = {"device": "cuda", "precision": "bfloat16"}, {"device": "cpu", "precision": "float32"}
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    return Directory(tmp_path, monkeypatch)
+
+
+def test_a_run_goes_on_on_another_machine_and_says_what_has_changed(directory, monkeypatch, capsys):
+    for name, value in THERE.items():
+        monkeypatch.setitem(SETTINGS, name, value)
+    directory.save(First(), 2)
+    for name, value in HERE.items():
+        monkeypatch.setitem(SETTINGS, name, value)
+    with directory.open(resume=True) as run:
+        assert [epoch for epoch in run.epochs(First()) if run.record(*First().learn()) is None] == [3]
+    assert "--device cuda there, cpu here; --precision bfloat16 there, float32 here" in capsys.readouterr().out
+    with directory.open(resume=True) as run:
+        assert list(run.states) == ["first"]
+    assert "there" not in capsys.readouterr().out  # the state is now of this machine
+    directory.refuses(r"\(--seed 0 there, 1 here\)", resume=True, seed=1)
+
+
+def test_a_finished_run_is_finished_on_another_machine(directory, monkeypatch, tmp_path):
+    for name, value in THERE.items():
+        monkeypatch.setitem(SETTINGS, name, value)
+    directory.finish(num_samples=5, precision="bfloat16")
+    assert directory.plan(scoring={"num_samples": 5, "precision": "float32"}, **HERE).finished
+    trained = {"train_config": {"precision": "bfloat16"}, "seconds": {"training": {"first": 2.0}}}
+    save_json(tmp_path / "summary.json", trained)
+    known = plan_evaluation(directory.config(), TrainConfig(precision="float32"), owned=OWNED)
+    assert known == ({"first": 2.0}, False)
+
+
+def test_adam_of_a_recorded_step_goes_on_without_a_graph(directory):
+    """Its state says `capturable`, which an Adam that is not fused refuses on a CPU."""
+    learner = First()
+    weight = torch.nn.Parameter(torch.ones(2))
+    learner.optimizers = [adam] = [torch.optim.Adam([weight])]
+    adam.param_groups[0]["capturable"] = True
+    directory.save(learner, 1)
+    directory.restored(learner)
+    weight.sum().backward()
+    adam.step()
+    assert (weight < 1).all()
+
+
+def test_a_method_that_was_added_is_told_apart_from_an_interruption(directory, tmp_path):
+    class Third(First):
+        name = prefix = "third"
+
+    directory.finish()
+    save_json(tmp_path / "summary.json", {"settings": SETTINGS, "eval_config": {}, "labels": {"first": "First"}})
+    more = OWNED._replace(learners=(First, Second, Third))
+    directory.refuses("of a finished run without third, which --resume adds", owned=more)
+    directory.save(Third(), 1)
+    directory.refuses("of an interrupted run of the same settings", owned=more)
+    directory.save(Third(), 3)  # trained, but not scored
+    assert not directory.plan(resume=True, owned=more).finished
+    assert directory.plan().finished
+
+
+def test_seconds_count_those_of_all_processes(directory, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(tasks.time, "perf_counter", lambda: clock[0])
+    run = Run(directory.config(), SETTINGS)
+    clock[0] = 70.0  # of which no epoch knows, such as loading
+    run._save(First(), [{"epoch": 1, "seconds": 1.0}])
+    run.keep_results({"seed": 0}, 70.0)
+    run.keep("a", lambda: clock.__setitem__(0, 100.0))
+    clock[0] = 1000.0  # another process
+    again = Run(directory.config(), SETTINGS, directory.plan(resume=True))
+    assert again.seconds() == 70
+    assert clock[0] - again.keep_results({"seed": 0}, 1000.0) == 30
+    assert again.seconds() == 100
+    assert tasks.Tasks(tmp_path / ".evaluation", {"seed": 1}, 1000.0).started == 1000  # other work
+
+
+def test_evaluations_read_checkpoints_side_by_side_and_write_nothing_there(tmp_path, monkeypatch):
+    there, data = tmp_path / "checkpoints", toy_data()
+    there.mkdir()
+    one, other = (RunConfig(checkpoint_dir=str(there), results_dir=str(tmp_path / name)) for name in ("one", "other"))
+    may_write = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != there and may_write(path, mode))
+    for run_config in (one, other):
+        prepare_run(run_config, toy_config(), written=("results_dir",))
+    settings = ClassifierConfig(epochs=1, train_size=150, batch_size=50, precision="float32")
+    with open_evaluation(one, toy_config(), owned=OWNED, device="cpu") as run:
+        refuse_used(other)
+        with open_evaluation(other, toy_config(), owned=OWNED, device="cpu"):
+            find_classifier(data, settings, run)
+    assert not os.listdir(there)
+    assert os.listdir(tmp_path / "one") == ["classifier.pt"]
+    run = Run(RunConfig(checkpoint_dir=str(tmp_path / "one")), {})
+    find_classifier(data, replace(settings, precision="bfloat16"), run)  # another machine's is as good
+    with directory_lock(there), pytest.raises(InputError, match="in use by another run"):
+        refuse_used(one)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, None])
+def test_a_file_system_without_locks_is_said_and_used(directory, tmp_path, monkeypatch, capsys, number):
+    def acquire(self, **options):
+        raise NotImplementedError if number is None else OSError(number, "no locks")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with exclusive_lock(tmp_path, wait=True), directory_lock(tmp_path):
+        pass
+    assert capsys.readouterr().err == f"{tmp_path}: its file system has no locks; let no other run use it\n"
+    number = errno.EIO
+    with pytest.raises(InputError, match="cannot be written to"), directory_lock(tmp_path):
+        pass
+    (tmp_path / LOCK).touch()
+    refuse_used(directory.config())  # what nobody may lock is not in use
+
+
+def test_auto_takes_mps_only_if_it_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == "cpu"
+    assert choose_device("mps").type == "mps"
+
+
+def test_what_a_machine_does_not_have_is_not_a_damaged_file(tmp_path):
+    train(AmortizedVAE(toy_config(epochs=1), toy_data()), tmp_path)
+    path = tmp_path / "vae_epoch_1.pt"
+    with pytest.raises(InputError, match=r"^device cuda:99: not on this machine \(.+\)$"):
+        amortized_vae.load_model(path, device="cuda:99")
+    checkpoint = load_checkpoint(path)
+    save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "latent_dim": 6}})
+    with pytest.raises(InputError) as raised:
+        amortized_vae.load_model(path)
+    assert re.search(r"size mismatch for decoder.layers.0.weight: .*\[512, 5\].*\[512, 6\]", str(raised.value))
+    save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "width": 6}})
+    with pytest.raises(InputError, match=r"do not fit this program .*'width'"):
+        amortized_vae.load_model(path)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_methods_and_the_classifier_resolve_their_precision(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    method = AmortizedVAE(toy_config(precision="auto"), toy_data())
+    assert (method.config.precision, method.model.precision) == (expected, expected)
+    classifier = ClassifierTraining(ClassifierConfig(train_size=150, precision="auto"), toy_data())
+    assert classifier.config.precision == expected
+    with pytest.raises(ValueError, match="precision 'auto'"):
+        method.model.in_precision("auto").mean(torch.zeros(1, 5))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the terminal is POSIX's")
+def test_a_terminal_without_columns_shows_a_bar(monkeypatch):
+    ours, theirs = os.openpty()  # 0 rows of 0 columns
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        with ProgressBar("work", total=4, unit="img", done=1):
+            pass
+    assert b"25%" in os.read(ours, 1000)
+    os.close(ours)

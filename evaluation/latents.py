@@ -23,6 +23,7 @@ PROBE_DRAWS = 5  # of the labels, where not all are used
 PROBE_C = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # inverse strengths of the penalty, of which cross-validation chooses
 FEW_LABELS, MANY_FOLDS, FEW_FOLDS = 2000, 5, 3  # of more labels, the first of five folds is enough to choose C by
 PROBE_TOLERANCE, PROBE_ITERATIONS = 1e-3, 1000
+PLANE, GRID = 2, 20  # of at most so many dimensions z itself is drawn; points on a side of its grid
 TRAVERSED_DIMENSIONS, TRAVERSED_DIRECTIONS = 4, 3
 TRAVERSED_CLASS, INTERPOLATED_CLASSES = 3, (2, 7)  # by their position, modulo the number of classes
 
@@ -150,11 +151,31 @@ def probe_scores(predictions, epoch):
 
 
 def map_2d(features, *, seed):
-    """t-SNE (van der Maaten & Hinton 2008) of features (B, F): (B, 2), the same on every call."""
+    """Features (B, F) as points (B, 2), the same on every call: t-SNE (van der Maaten & Hinton 2008), if F is above 2.
+
+    Two features are the points. One is their first coordinate; the second, uniform in [-0.5, 0.5], keeps them apart.
+    """
     count, width = features.shape
-    init, perplexity = "pca" if width > 1 else "random", min(30, (count - 1) / 3)
-    embedding = TSNE(perplexity=perplexity, init=init, random_state=scikit_seed(seed, "map"))
+    if width <= PLANE:
+        apart = torch.rand(count, PLANE - width, generator=random_generator(seed, "map")) - 0.5
+        return torch.cat((features.cpu(), apart), dim=1)
+    embedding = TSNE(perplexity=min(30, (count - 1) / 3), init="pca", random_state=scikit_seed(seed, "map"))
     return torch.from_numpy(embedding.fit_transform(features.cpu().numpy()))
+
+
+@torch.no_grad()
+def manifold(methods):
+    """{method's name: images (GRID^D, C, H, W)} on a grid of z, where D <= 2, as in figure 4 of Kingma & Welling 2014.
+
+    Row by row: z[0] rises to the right, z[1] to the top, in steps of equal shares of the prior.
+    """
+    steps, drawn = torch.special.ndtri((torch.arange(GRID) + 0.5) / GRID), {}
+    grids = {1: steps[:, None], 2: torch.cartesian_prod(steps.flip(0), steps).flip(1)}  # (GRID^D, D)
+    for method in methods:
+        if (model := method.model).latent_dim in grids:
+            rows = grids[model.latent_dim].to(model.like).split(GRID)
+            drawn[method.name] = torch.cat([model.mean(row).cpu() for row in rows])
+    return drawn
 
 
 def nearest_agree(features, labels):

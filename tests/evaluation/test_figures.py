@@ -1,6 +1,7 @@
 """What the figures show, with one to three methods, few or many classes and images that are no MNIST."""
 
 import io
+from statistics import NormalDist
 
 import matplotlib as mpl
 import numpy as np
@@ -174,6 +175,44 @@ def test_the_map_draws_short_names_and_explains_long_ones(names):
     drawn = figure.axes[0].collections
     assert len({tuple(scatter.get_facecolor()[0]) for scatter in drawn}) == len(names)
     assert any("In raw pixels 62.0% (48.2% to 74.1%)" in text for text in texts(figure))
+
+
+def test_the_map_of_few_dimensions_is_z_itself_beside_the_prior():
+    labels, points = torch.arange(36) % 3, {method.name: 1.5 * torch.randn(36, 2) for method in METHODS}
+    points["two"][7] = torch.tensor([4.0, 0.5])
+    options = {"scores": made_up_scores(METHODS), "methods": METHODS, "classes": "abc", "labels": labels}
+    dims = {"one": 2, "two": 1, "three": 7}
+    figure = latent_figures.latent_map(points=points, latent_dims=dims, **options)
+    plane, line, other = figure.axes
+    assert any("z itself; dashed: 1 and 2 standard deviations" in t and "or t-SNE" in t for t in texts(figure))
+    assert [circle.radius for circle in plane.patches] == [1, 2]
+    assert plane.get_aspect() == 1
+    assert plane.get_xlim() == plane.get_ylim() == line.get_xlim()
+    assert plane.get_xlim()[1] == -plane.get_xlim()[0] > 4
+    assert np.asarray(plane.collections[1].get_offsets()) == pytest.approx(points["one"][labels == 1].numpy())
+    assert [mark.get_xdata()[0] for mark in line.lines] == [-2, -1, 1, 2]
+    rows = points["two"][labels == 2].numpy() * [1, 0.7] + [0, 2]
+    assert np.asarray(line.collections[2].get_offsets()) == pytest.approx(rows)
+    assert (len(other.patches), len(other.lines), len(other.get_xticks())) == (0, 0, 0)
+    figure = latent_figures.latent_map(points=points, latent_dims=dict.fromkeys(dims, 2), **options)
+    assert not any("t-SNE" in text for text in texts(figure))
+
+
+@pytest.mark.parametrize("dims", [{"one": 2, "three": 2}, {"two": 1}, {"one": 1, "two": 2}])
+def test_the_grid_of_z_has_the_axes_of_the_prior(dims):
+    count, (height, width) = latent_figures.GRID, (4, 6)
+    images = {name: torch.rand(count**dim, 1, height, width) * 2 - 1 for name, dim in dims.items()}
+    figure = latent_figures.latent_manifold(images=images, methods=METHODS, likelihood=LABEL)
+    assert {*(f"z[{d}]" for d in range(max(dims.values()))), "\N{MINUS SIGN}1.5", LABEL} <= set(texts(figure))
+    for axes, (name, dim) in zip(figure.axes, dims.items(), strict=True):
+        shown = np.array(axes.images[0].get_array())[..., 0]
+        assert shown.shape == (height * count ** (dim - 1), width * count)
+        last = images[name][-1, 0].numpy()
+        assert shown[-height:, -width:] == pytest.approx((last + 1) / 2, abs=1e-6)
+        edge = count * width * NormalDist().cdf(1.5) - 0.5
+        assert axes.get_xticks()[[3, -1]] == pytest.approx([count * width / 2 - 0.5, edge])
+        assert len(axes.get_yticks()) == (7 if dim == 2 else 0)
+        assert axes.get_title() == next(method.label for method in METHODS if method.name == name)
 
 
 def test_names_of_classes_are_cut_in_the_middle_and_are_no_mathematics():

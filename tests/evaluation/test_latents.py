@@ -1,6 +1,7 @@
 """What the latents hold, on latents made up so that the answer is known."""
 
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -200,10 +201,27 @@ def test_the_map_is_the_same_on_every_call(width):
     one, two = (latents.map_2d(features, seed=0) for _ in range(2))
     assert one.shape == (56, 2)
     assert torch.equal(one, two)
+    if width <= 2:  # z itself; images of one dimension are kept apart by a second
+        assert torch.equal(one[:, :width], features)
+        assert (one[:, width:].abs() <= 0.5).all()
+        assert len(one.unique(dim=0)) == 56
     if width == 6:
         assert latents.nearest_agree(one, split.labels).all()
     assert latents.nearest_agree(torch.tensor([[0.0], [1], [5]]), torch.tensor([3, 3, 3])).all()
     assert latents.nearest_agree(torch.tensor([[0.0], [1], [5]]), torch.tensor([3, 4, 4])).tolist() == [0, 0, 1]
+
+
+def test_a_decoder_of_one_or_two_dimensions_is_drawn_at_quantiles_of_the_prior(monkeypatch):
+    monkeypatch.setattr(latents, "GRID", 5)
+    methods = toy_methods((2, 5, 1), (2, 8, 12))
+    drawn = latents.manifold(methods)
+    assert {name: len(images) for name, images in drawn.items()} == {"method_0": 25, "method_2": 5}
+    quantiles = [NormalDist().inv_cdf(share) for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    for row, column in ((0, 0), (1, 4), (4, 3)):  # from the top left
+        z = torch.tensor([quantiles[column], quantiles[4 - row]])
+        for method, at, point in ((methods[0], 5 * row + column, z), (methods[2], column, z[:1])):
+            with torch.no_grad():
+                torch.testing.assert_close(drawn[method.name][at], method.model.mean(point))
 
 
 def random_q(methods, count):

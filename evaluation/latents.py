@@ -10,6 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.manifold import TSNE
 from sklearn.model_selection import StratifiedKFold
+from sklearn.utils import resample
+from threadpoolctl import threadpool_limits
 
 from data import SPLITS, stratified_subset
 from evaluation.samples import classify
@@ -21,7 +23,7 @@ ACTIVE = 0.01  # variance over images of the mean of q above which a dimension i
 PROBE_LABELS = (100, 1000, 20_000)
 PROBE_DRAWS = 5  # of the labels, where not all are used
 PROBE_C = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # inverse strengths of the penalty, of which cross-validation chooses
-FEW_LABELS, MANY_FOLDS, FEW_FOLDS = 2000, 5, 3  # of more labels, the first of five folds is enough to choose C by
+PROBE_FOLDS, ENOUGH_LABELS = 3, 2000  # of cross-validation, which has at most so many labels to choose C by
 PROBE_TOLERANCE, PROBE_ITERATIONS = 1e-3, 1000
 PLANE, GRID = 2, 20  # of at most so many dimensions z itself is drawn; points on a side of its grid
 TRAVERSED_DIMENSIONS, TRAVERSED_DIRECTIONS = 4, 3
@@ -83,23 +85,26 @@ def rescale(features, others):
 def probe(features, labels, *, seed):
     """A logistic regression on features (N, F) with the labels (N,): (scikit-learn model, its C, converged).
 
-    C is the one of PROBE_C with the best accuracy in cross-validation on these labels; of equals, the smallest. Where
-    a class has fewer labels than there are folds, it is 1.
+    C is the one of PROBE_C with the best accuracy in cross-validation, by a path over C, on a stratified sample of at
+    most ENOUGH_LABELS of these labels; of equals, the smallest. Where a class has fewer labels there than there are
+    folds, it is 1.
     """
     x, y = features.cpu().numpy(), labels.cpu().numpy()
-    few, best, options = len(y) <= FEW_LABELS, 1.0, {"tol": PROBE_TOLERANCE, "max_iter": PROBE_ITERATIONS}
-    folds = FEW_FOLDS if few else MANY_FOLDS
+    best, options, known = 1.0, {"tol": PROBE_TOLERANCE, "max_iter": PROBE_ITERATIONS}, (x, y)
+    if len(y) > ENOUGH_LABELS:
+        known = resample(x, y, replace=False, n_samples=ENOUGH_LABELS, stratify=y, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it is returned
         warnings.simplefilter("ignore", FutureWarning)  # of attributes that are not read
-        if np.unique(y, return_counts=True)[1].min() >= folds:
-            splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y))
-            search = LogisticRegressionCV(Cs=PROBE_C, cv=splits if few else splits[:1], scoring="accuracy", **options)
-            best = float(np.ravel(search.fit(x, y).C_)[0])
+        if np.unique(known[1], return_counts=True)[1].min() >= PROBE_FOLDS:
+            folds = StratifiedKFold(PROBE_FOLDS, shuffle=True, random_state=seed)
+            search = LogisticRegressionCV(Cs=PROBE_C, cv=folds, scoring="accuracy", refit=True, **options)
+            best = float(np.ravel(search.fit(*known).C_)[0])
         model = LogisticRegression(C=best, **options).fit(x, y)
     return model, best, bool(model.n_iter_.max() < PROBE_ITERATIONS)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # on such small matrices two threads wait more than they work
 def probe_predictions(features, *, train, sample, seed):
     """{name: {number of labels: {"correct" (draws, M), "C" and "converged", lists}}} of probes of features.
 

@@ -98,7 +98,7 @@ def probe(features, labels, *, seed):
         warnings.simplefilter("ignore", FutureWarning)  # of attributes that are not read
         if np.unique(known[1], return_counts=True)[1].min() >= PROBE_FOLDS:
             folds = StratifiedKFold(PROBE_FOLDS, shuffle=True, random_state=seed)
-            search = LogisticRegressionCV(Cs=PROBE_C, cv=folds, scoring="accuracy", refit=True, **options)
+            search = LogisticRegressionCV(Cs=PROBE_C, cv=folds, scoring="accuracy", **options)
             best = float(np.ravel(search.fit(*known).C_)[0])
         model = LogisticRegression(C=best, **options).fit(x, y)
     return model, best, bool(model.n_iter_.max() < PROBE_ITERATIONS)

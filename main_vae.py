@@ -45,7 +45,8 @@ def train_and_score(experiment):
             return
         start = f"{config.train_size:,} training images on {run.where}, networks in {config.precision}"
         print(*data.said, start, sep="\n", flush=True)
-        with out_of_memory_hint(f"--batch-size ({config.batch_size:,}) or --latent-dim ({config.latent_dim:,})"):
+        smaller = f"--batch-size ({config.batch_size:,}) or --latent-dim ({config.latent_dim:,})"
+        with out_of_memory_hint(smaller + f" or --hidden ({config.hidden:,})" * (config.hidden > TrainConfig.hidden)):
             for method_class in METHODS:
                 method = method_class(config, take_shard(data))
                 for epoch in run.epochs(method):

@@ -203,14 +203,17 @@ class LatentVariableModel(nn.Module):
 class ConvModel(LatentVariableModel):
     """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W).
 
-    likelihood: by default a Gaussian. With a seed, the initial weights are a function of it.
+    likelihood: by default a Gaussian; hidden: units of the hidden layer. With a seed, the initial weights are a
+    function of it.
     """
 
-    def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), seed=None, precision="float32"):
+    def __init__(
+        self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, precision="float32"
+    ):
         likelihood = likelihood or Gaussian()
         with seeded_weights(seed):
             options = {"activation": likelihood.activation, "channels": likelihood.channels}
-            decoder = Decoder(latent_dim, image_shape=image_shape, **options)
+            decoder = Decoder(latent_dim, image_shape=image_shape, hidden=hidden, **options)
         super().__init__(decoder, likelihood, latent_dim=latent_dim, precision=precision)
         self.image_shape = tuple(image_shape)
 
@@ -221,10 +224,10 @@ class ConvVAE(ConvModel):
     Its decoder begins with the same weights as that of a ConvModel with the same arguments.
     """
 
-    def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), seed=None, precision="float32"):
+    def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):
         with seeded_weights(seed):
-            super().__init__(latent_dim, likelihood, image_shape=image_shape, precision=precision)
-            self.encoder = Encoder(latent_dim, image_shape=image_shape)
+            super().__init__(latent_dim, likelihood, image_shape=image_shape, hidden=hidden, **options)
+            self.encoder = Encoder(latent_dim, image_shape=image_shape, hidden=hidden)
 
     def encode(self, x):
         """q(z|x) of x (B, *image), diagonal, (B, D). Raises ValueError if x does not fit."""

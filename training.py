@@ -1,5 +1,6 @@
 """What a method is, and the training loop of one epoch, which also trains the classifier."""
 
+import inspect
 import math
 import time
 from dataclasses import replace
@@ -8,8 +9,8 @@ import torch
 from torch import nn
 
 from model import make_likelihood
-from runtime.checkpoint import invalid_contents
-from runtime.config import choose_precision
+from runtime.checkpoint import InputError, invalid_contents
+from runtime.config import TrainConfig, choose_precision
 from runtime.distributed import WHOLE
 from runtime.learners import read_checkpoint, saved_epochs
 from vae_utils import Bound, Noise, elbo, evaluate_bound, mean_and_error, random_generator
@@ -72,7 +73,7 @@ class Method(Learner):
     A new method is one file and an entry in main_vae.METHODS. Its subclass sets
 
         name, label, color      in files, in tables and figures, in figures; `prefix` begins the names of checkpoints
-        model_class             a LatentVariableModel; made with the arguments of ConvModel
+        model_class             a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
         shared_inference        whether one network infers q of all images: then each gradient of a training shapes
                                 every q, and all test images are scored, not --fitted-images of them
         gradients_per_visit     gradients of the bound that a training step takes for the q of an image
@@ -95,7 +96,7 @@ class Method(Learner):
     def __init__(self, config, data):
         super().__init__(config, data)
         options = {"image_shape": data.image_shape, "seed": config.seed, "precision": self.config.precision}
-        self.model = self.model_class(config.latent_dim, make_likelihood(config), **options).to(data.device)
+        self.model = make_model(self.model_class, config, **options).to(data.device)
         self.optimizers.append(torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True))
         self.validation_images = data.validation.images
 
@@ -202,6 +203,17 @@ def validate(learner, epoch):
     return row
 
 
+def make_model(model_class, config, **options):
+    """The model of a TrainConfig, untrained; options: of a ConvModel. Raises InputError if it has no `hidden`."""
+    if config.hidden != TrainConfig.hidden:  # only then need a class know the argument
+        options["hidden"] = config.hidden
+        try:
+            inspect.signature(model_class).bind_partial(**options)
+        except TypeError as error:
+            raise InputError(f"--hidden {config.hidden}: {model_class.__name__} {error}") from None
+    return model_class(config.latent_dim, make_likelihood(config), **options)
+
+
 def load_model(path, method_class, *, device="cpu"):
     """The trained model in a checkpoint of the Method class, on the device, in evaluation mode.
 
@@ -211,8 +223,7 @@ def load_model(path, method_class, *, device="cpu"):
     checkpoint = read_checkpoint(path, method_class.name, device=device)
     config = checkpoint["config"]
     with invalid_contents(path):
-        options = {"image_shape": checkpoint["image_shape"]}
-        model = method_class.model_class(config.latent_dim, make_likelihood(config), **options)
+        model = make_model(method_class.model_class, config, image_shape=checkpoint["image_shape"])
         model.load_state_dict(checkpoint["weights"])
         model.to(device)
     model.config, model.epoch, model.train_index = (checkpoint[key] for key in ("config", "epoch", "train_index"))

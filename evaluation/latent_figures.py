@@ -4,11 +4,13 @@ import math
 from itertools import product
 
 import numpy as np
+from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from scipy.special import ndtr
 
 from data import SPLITS
 from evaluation import style
-from evaluation.latents import ACTIVE, USED
+from evaluation.latents import ACTIVE, GRID, PLANE, USED
 from evaluation.samples import BASELINE
 from evaluation.statistics import column_intervals, find, half_width, select_scores, wilson_interval
 from evaluation.style import SPLIT_NAMES, Figure
@@ -85,13 +87,15 @@ def probes(*, scores, methods):
 
 
 @style.styled
-def latent_map(*, points, labels, scores, methods, classes):
+def latent_map(*, points, labels, scores, methods, classes, latent_dims=None):
     """Two-dimensional maps of test latents, each image as the name of its class, or as a dot if names are long.
 
-    points: {method's name: (M, 2)}; labels: (M,).
+    points: {method's name: (M, 2)}, of latents.map_2d; labels: (M,); latent_dims: {method's name: D}: of at most PLANE
+    dimensions the points are z itself, drawn beside the prior.
     """
     names = style.shown(classes)
-    short = style.are_short(names)
+    short, dims = style.are_short(names), {name: dim for name, dim in (latent_dims or {}).items() if dim <= PLANE}
+    reach = 1.05 * max([2, *(float(points[name].abs().max()) for name in dims)])
     figure = Figure(figsize=(6 * max(2, len(methods)) + 2.5 * (not short), 6.4))
 
     def agreement(name):
@@ -102,18 +106,63 @@ def latent_map(*, points, labels, scores, methods, classes):
     for method, axes in style.method_row(figure, methods):
         for label, (name, color) in enumerate(zip(names, style.class_colors(len(classes)), strict=True)):
             x, y = points[method.name][labels == label].numpy().T
+            y = label + 0.7 * y if dims.get(method.name) == 1 else y  # a row for each class
             form = {"marker": f"${name}$", "s": 42} if short else {"s": 14}
             axes.scatter(x, y, color=color, linewidths=0.2, label=name, **form)
         axes.set_title(f"{method.label}\n{agreement(method.name)}")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
+        if method.name in dims:
+            _draw_prior(axes, dims[method.name], reach, classes)
+        else:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
     if not short:
         columns = math.ceil(len(classes) / 30)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", markerscale=2, ncols=columns)
+    kinds = ["z itself; dashed: 1 and 2 standard deviations of the prior"] * bool(dims)
+    kinds += ["t-SNE, whose axes have no units"] * (len(dims) < len(methods))
     figure.suptitle(
         f"Means of q of {len(labels):,} test images, each drawn {'as' if short else 'in the colour of'} its class: "
-        "t-SNE, whose axes have no units\nNearest neighbors are those in all dimensions of z; with their 95% interval\n"
+        f"{', or '.join(kinds)}\nNearest neighbors are those in all dimensions of z; with their 95% interval\n"
         f"In raw pixels {agreement('pixels')}"
+    )
+    return figure
+
+
+def _draw_prior(axes, latent_dim, reach, classes):
+    """One and two standard deviations of p(z), on an axis from -reach to reach or on two equal ones."""
+    form = {"color": style.INK, "linestyle": "--", "linewidth": 0.8, "zorder": 3}
+    axes.set(xlim=(-reach, reach), xlabel="z[0]")
+    if latent_dim == 1:
+        for z in (-2, -1, 1, 2):
+            axes.axvline(z, **form)
+        style.class_axis(axes, classes, which="y")
+        return
+    for radius in (1, 2):
+        axes.add_patch(Circle((0, 0), radius, fill=False, **form))
+    axes.set(ylim=(-reach, reach), ylabel="z[1]", aspect="equal")
+
+
+@style.styled
+def latent_manifold(*, images, methods):
+    """What decoders draw on a grid of z; images: of latents.manifold."""
+    methods = [method for method in methods if method.name in images]
+    count, (height, width) = len(methods), images[methods[0].name].shape[-2:]
+    square = any(len(sheet) > GRID for sheet in images.values())
+    size = (6 * count, 5.5 * height / width + 1.2) if square else (12, (0.6 * height / width + 0.7) * count + 0.5)
+    figure, ticks = Figure(figsize=size, layout="compressed"), np.linspace(-1.5, 1.5, 7)
+    names = [f"{z:g}".replace("-", "\N{MINUS SIGN}") for z in ticks]
+    grid = figure.subplots(*((1, count) if square else (count, 1)), squeeze=False)
+    for method, axes in zip(methods, grid.flat, strict=True):
+        sheet = images[method.name]
+        style.show_images(axes, sheet, columns=GRID, gap=0)
+        axes.set(title=method.label, xlabel="z[0]", yticks=[])
+        axes.set_xticks(GRID * width * ndtr(ticks) - 0.5, names)
+        if len(sheet) > GRID:
+            axes.set_yticks(GRID * height * ndtr(-ticks) - 0.5, names, fontsize="medium")
+            axes.set_ylabel("z[1]")
+        axes.tick_params(length=3)
+    figure.suptitle(
+        "The mean of p(x|z) at every z of a grid, in steps of equal shares of p(z) (Kingma & Welling 2014, figure 4)"
     )
     return figure
 

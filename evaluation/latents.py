@@ -10,6 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.manifold import TSNE
 from sklearn.model_selection import StratifiedKFold
+from sklearn.utils import resample
+from threadpoolctl import threadpool_limits
 
 from data import SPLITS, stratified_subset
 from evaluation.samples import classify
@@ -21,8 +23,9 @@ ACTIVE = 0.01  # variance over images of the mean of q above which a dimension i
 PROBE_LABELS = (100, 1000, 20_000)
 PROBE_DRAWS = 5  # of the labels, where not all are used
 PROBE_C = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # inverse strengths of the penalty, of which cross-validation chooses
-FEW_LABELS, MANY_FOLDS, FEW_FOLDS = 2000, 5, 3  # of more labels, the first of five folds is enough to choose C by
+PROBE_FOLDS, ENOUGH_LABELS = 3, 2000  # of cross-validation, which has at most so many labels to choose C by
 PROBE_TOLERANCE, PROBE_ITERATIONS = 1e-3, 1000
+PLANE, GRID = 2, 20  # of at most so many dimensions z itself is drawn; points on a side of its grid
 TRAVERSED_DIMENSIONS, TRAVERSED_DIRECTIONS = 4, 3
 TRAVERSED_CLASS, INTERPOLATED_CLASSES = 3, (2, 7)  # by their position, modulo the number of classes
 
@@ -82,23 +85,26 @@ def rescale(features, others):
 def probe(features, labels, *, seed):
     """A logistic regression on features (N, F) with the labels (N,): (scikit-learn model, its C, converged).
 
-    C is the one of PROBE_C with the best accuracy in cross-validation on these labels; of equals, the smallest. Where
-    a class has fewer labels than there are folds, it is 1.
+    C is the one of PROBE_C with the best accuracy in cross-validation, by a path over C, on a stratified sample of at
+    most ENOUGH_LABELS of these labels; of equals, the smallest. Where a class has fewer labels there than there are
+    folds, it is 1.
     """
     x, y = features.cpu().numpy(), labels.cpu().numpy()
-    few, best, options = len(y) <= FEW_LABELS, 1.0, {"tol": PROBE_TOLERANCE, "max_iter": PROBE_ITERATIONS}
-    folds = FEW_FOLDS if few else MANY_FOLDS
+    best, options, known = 1.0, {"tol": PROBE_TOLERANCE, "max_iter": PROBE_ITERATIONS}, (x, y)
+    if len(y) > ENOUGH_LABELS:
+        known = resample(x, y, replace=False, n_samples=ENOUGH_LABELS, stratify=y, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it is returned
         warnings.simplefilter("ignore", FutureWarning)  # of attributes that are not read
-        if np.unique(y, return_counts=True)[1].min() >= folds:
-            splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y))
-            search = LogisticRegressionCV(Cs=PROBE_C, cv=splits if few else splits[:1], scoring="accuracy", **options)
-            best = float(np.ravel(search.fit(x, y).C_)[0])
+        if np.unique(known[1], return_counts=True)[1].min() >= PROBE_FOLDS:
+            folds = StratifiedKFold(PROBE_FOLDS, shuffle=True, random_state=seed)
+            search = LogisticRegressionCV(Cs=PROBE_C, cv=folds, scoring="accuracy", **options)
+            best = float(np.ravel(search.fit(*known).C_)[0])
         model = LogisticRegression(C=best, **options).fit(x, y)
     return model, best, bool(model.n_iter_.max() < PROBE_ITERATIONS)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # on such small matrices two threads wait more than they work
 def probe_predictions(features, *, train, sample, seed):
     """{name: {number of labels: {"correct" (draws, M), "C" and "converged", lists}}} of probes of features.
 
@@ -150,11 +156,31 @@ def probe_scores(predictions, epoch):
 
 
 def map_2d(features, *, seed):
-    """t-SNE (van der Maaten & Hinton 2008) of features (B, F): (B, 2), the same on every call."""
+    """Features (B, F) as points (B, 2), the same on every call: t-SNE (van der Maaten & Hinton 2008), if F is above 2.
+
+    Two features are the points. One is their first coordinate; the second, uniform in [-0.5, 0.5], keeps them apart.
+    """
     count, width = features.shape
-    init, perplexity = "pca" if width > 1 else "random", min(30, (count - 1) / 3)
-    embedding = TSNE(perplexity=perplexity, init=init, random_state=scikit_seed(seed, "map"))
+    if width <= PLANE:
+        apart = torch.rand(count, PLANE - width, generator=random_generator(seed, "map")) - 0.5
+        return torch.cat((features.cpu(), apart), dim=1)
+    embedding = TSNE(perplexity=min(30, (count - 1) / 3), init="pca", random_state=scikit_seed(seed, "map"))
     return torch.from_numpy(embedding.fit_transform(features.cpu().numpy()))
+
+
+@torch.no_grad()
+def manifold(methods):
+    """{method's name: images (GRID^D, C, H, W)} on a grid of z, where D <= 2, as in figure 4 of Kingma & Welling 2014.
+
+    Row by row: z[0] rises to the right, z[1] to the top, in steps of equal shares of the prior.
+    """
+    steps, drawn = torch.special.ndtri((torch.arange(GRID) + 0.5) / GRID), {}
+    grids = {1: steps[:, None], 2: torch.cartesian_prod(steps.flip(0), steps).flip(1)}  # (GRID^D, D)
+    for method in methods:
+        if (model := method.model).latent_dim in grids:
+            rows = grids[model.latent_dim].to(model.like).split(GRID)
+            drawn[method.name] = torch.cat([model.mean(row).cpu() for row in rows])
+    return drawn
 
 
 def nearest_agree(features, labels):

@@ -34,6 +34,7 @@ RESULTS = (  # the files in the results directory, as patterns; those of earlier
     "latent_usage.png",
     "latent_probes.png",
     "latent_map.png",
+    "latent_manifold.png",
     "latent_usage.csv",
     "traversals.png",
     "interpolation.png",
@@ -53,6 +54,7 @@ class Results(NamedTuple):
     classes: tuple
     likelihood: str  # p(x|z) in words
     pictures: dict  # {epoch: see `draw_pictures`}
+    manifold: dict  # see latents.manifold
     # Of a full evaluation alone:
     latent_usage: list = None  # rows of latent_usage.csv, dicts
     log_prob: np.ndarray = None  # (methods, splits, classes, annealed images of each class), float64: the best estimate
@@ -102,6 +104,7 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
         pictures[epoch] = draw_pictures(methods_of[epoch], drawn, measured, config)
         rows += scores.tracked_scores(measured, drawn, epoch, measurements.tracked_per_class(config))
     shared = {"methods": methods, "classes": data.test.classes, "likelihood": methods[0].model.likelihood.label}
+    shared["manifold"] = latents.manifold(methods)
     if config.evaluation == "none":
         return Results([], [], pictures=pictures, **shared)
 
@@ -194,6 +197,8 @@ def draw_report(results_dir, results, summary):
     # Figures of every saved epoch.
     for epoch, drawn in results.pictures.items():
         _save_epoch(save, epoch, drawn, methods, classes)
+    if results.manifold:
+        save("latent_manifold", latent_figures.latent_manifold, images=results.manifold, methods=methods)
 
     # Tables.
     if not results.scores:
@@ -218,6 +223,7 @@ def draw_report(results_dir, results, summary):
     save("latent_usage", latent_figures.latent_usage, table=results.latent_usage, **shared)
     save("latent_probes", latent_figures.probes, **shared)
     maps = {"points": results.points, "labels": results.sample_labels}
+    maps["latent_dims"] = {method.name: method.model.latent_dim for method in methods}
     save("latent_map", latent_figures.latent_map, classes=classes, **maps, **shared)
     _save_traversals(save, results)
     _save_interpolations(save, results)

@@ -73,6 +73,7 @@ class TrainConfig:
     batch_size: int = setting(64, "images per step", low=1, high=MANY)
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
     latent_dim: int = setting(200, "dimensions of z", low=1, high=10_000)
+    hidden: int = setting(512, "units of the hidden layer of encoder and decoder", low=2, high=100_000)
     likelihood: str = setting("gaussian", "p(x|z): a density, or bernoulli", choices=("gaussian", "bernoulli"))
     sigma_p: float = setting(0.4, "standard deviation of a gaussian p(x|z), pixels in [-1, 1]", low=1e-3, high=1e3)
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed; bernoulli implies it")

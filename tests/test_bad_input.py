@@ -49,6 +49,7 @@ CASES = [
     (MAIN, "--batch-size 64.0", "--batch-size: '64.0'"),
     (MAIN, "--latent-dim 0", "--latent-dim: '0'"),
     (MAIN, "--latent-dim 10001", "--latent-dim: '10001'"),
+    (MAIN, "--hidden 1", "--hidden: '1'"),
     (MAIN, "--likelihood laplace", "--likelihood: invalid choice: 'laplace'"),
     (MAIN, "--sigma-p 0", "--sigma-p: '0'"),
     (MAIN, "--sigma-p -0.4", "--sigma-p: '-0.4'"),

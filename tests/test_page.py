@@ -12,15 +12,18 @@ from browser import open_page, pixels, set_value
 from conftest import ROOT
 from made_up import METHODS, made_up_scores
 from matplotlib.figure import Figure
+from selenium.webdriver import ActionChains
 
 import amortized_vae
 import latent_optimization
 import main_vae
 from data import stratified_subset
 from evaluation import style
+from evaluation.latents import map_2d
 from evaluation.page.explorer import explorer
 from evaluation.page.page import COLUMNS, write_page
 from evaluation.tables import read_scores
+from model import ConvModel
 from runtime.checkpoint import load_json, save_figure
 from vae_utils import GaussianPosterior, random_generator
 
@@ -55,17 +58,12 @@ def posteriors(methods, images):
     return dict(zip((method.name for method in methods), qs, strict=True))
 
 
-@pytest.fixture(scope="module")
-def folder(methods, posteriors, images, tmp_path_factory):
-    """A results directory with a page. Of ANNEALED images with a log p(x), the last is not of the sample."""
-    folder = tmp_path_factory.mktemp("page")
-    for name in (*FIGURES, "mine_epoch_5", "comparison_epoch_5b"):  # the last two are the user's own
-        save_figure(folder / f"{name}.png", Figure())
+def write(folder, methods, posteriors, images, points):
+    """Writes a page, whose ANNEALED images have a log p(x); the last of them is not of the sample."""
     sample = images.at(torch.arange(SAMPLE))
     annealed = torch.tensor([*range(ANNEALED - 1), SAMPLE])
     values = torch.arange(float(ANNEALED))
     log_prob = -90 - values, 0.1 + values / 10
-    points = torch.randn(SAMPLE, 2, generator=random_generator(0, "points"))
     moved = explorer(
         methods,
         {name: q[SAMPLE:] for name, q in posteriors.items()},
@@ -74,7 +72,7 @@ def folder(methods, posteriors, images, tmp_path_factory):
         images.at(annealed),
         {name: q[annealed] for name, q in posteriors.items()},
         {method.name: log_prob for method in methods},
-        points={method.name: points for method in methods},
+        points=points,
         seed=0,
     )
     row = dict.fromkeys((*COLUMNS, "squared_error"), 0.5) | {"method": "amortized", "split": "test", "class": "3"}
@@ -90,6 +88,16 @@ def folder(methods, posteriors, images, tmp_path_factory):
         patch.setattr(style, "are_numbered", lambda classes: True)
         write_page(folder / "numbered", SimpleNamespace(**{**results, "classes": ("猫", *classes[1:])}), summary)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(methods, posteriors, images, tmp_path_factory):
+    """A results directory with figures, some of them the user's own, and a page."""
+    folder = tmp_path_factory.mktemp("page")
+    for name in (*FIGURES, "mine_epoch_5", "comparison_epoch_5b"):
+        save_figure(folder / f"{name}.png", Figure())
+    points = torch.randn(SAMPLE, 2, generator=random_generator(0, "points"))
+    return write(folder, methods, posteriors, images, {method.name: points for method in methods})
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +127,11 @@ def pictures(page):
 
 
 @torch.no_grad()
-def assert_drawn(page, methods, latents):
+def assert_drawn(page, methods, latents, spread=10):
     """Both pictures are PyTorch's at z (D,), to 1/255 of a pixel's range; eight bits take half of that."""
     expected = [(method.model.mean(z)[0].numpy() + 1) * 127.5 for method, z in zip(methods, latents, strict=True)]
     assert np.abs(pictures(page) - expected).max() < 1
-    assert np.std(expected, axis=(1, 2)).min() > 10  # they are pictures
+    assert np.std(expected, axis=(1, 2)).min() > spread  # they are pictures
 
 
 def test_the_page_begins_with_an_image_and_its_numbers(page, methods, posteriors, images):
@@ -236,6 +244,45 @@ def test_figures_of_an_epoch_are_shown_together(page):
         set_value(page, "epoch", epoch, "change")
         figures = page.find_elements("css selector", "figure[data-epoch]")
         assert [figure.get_attribute("data-epoch") for figure in figures if figure.is_displayed()] == [epoch] * 2
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+def test_z_is_dragged_over_its_plane_or_line(latent_dim, methods, images, tmp_path):
+    """Decoders of another width, with larger weights, so that their pictures differ from z to z."""
+    drawn, posteriors, points = [], {}, {}
+    for seed, method in enumerate(methods):
+        model = ConvModel(latent_dim, hidden=24, seed=seed)
+        model.decoder.layers[0].weight.data *= 9
+        drawn.append(SimpleNamespace(**{**vars(method), "model": model}))
+        mean = torch.randn(SAMPLE + TRAIN, latent_dim, generator=random_generator(seed, "plane")).clamp(-2.5, 2.5)
+        mean[5] = torch.tensor([3.0, 0])[:latent_dim]  # the farthest of all
+        posteriors[method.name] = GaussianPosterior(mean, torch.full_like(mean, 0.3))
+        points[method.name] = map_2d(mean[:SAMPLE], seed=0)
+    save_figure(tmp_path / "latent_map.png", Figure())
+    with open_page(write(tmp_path, drawn, posteriors, images, points) / "report.html") as page:
+        assert "t-SNE" not in page.page_source
+        page.set_window_size(1300, 1200)
+        canvas = page.find_element("id", "map-0")
+        unit = 560 / 2 / (1.05 * 3) * canvas.size["width"] / 640  # a unit of z, in pixels of the screen
+        x, y = round(-1.2 * unit), round(-0.8 * unit)  # from the middle
+        actions = ActionChains(page).move_to_element(canvas).click_and_hold()
+        actions.move_to_element_with_offset(canvas, x, y).perform()
+        box = page.execute_script("return arguments[0].getBoundingClientRect()", canvas)
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        z = torch.tensor([x - middle[0] % 1, middle[1] % 1 - y])[:latent_dim] / unit
+        assert_drawn(page, drawn, [z, z], spread=1)
+        numbers = re.findall(r"-?\d+\.\d\d", page.find_element("id", "where").text)
+        assert [float(number) for number in numbers] == pytest.approx(z.tolist(), abs=0.02)
+        ActionChains(page).release().move_to_element(canvas).perform()  # without a button it stays
+        canvas.send_keys("\ue014")  # the arrow to the right
+        z[0] += 0.1
+        assert_drawn(page, drawn, [z, z], spread=1)
+        if latent_dim == 2:
+            script = "arguments[0].dispatchEvent(new MouseEvent('dblclick', arguments[1]))"
+            page.execute_script(script, canvas, {"clientX": middle[0] + 3 * unit, "clientY": middle[1]})
+            assert shown(page) == 5
+        choose(page, 6)
+        assert_drawn(page, drawn, [q.mean[6] for q in posteriors.values()], spread=1)
 
 
 def test_the_page_agrees_with_pytorch_and_needs_no_other_file(page, folder):

@@ -12,6 +12,7 @@ import latent_optimization
 from amortized_vae import AmortizedVAE
 from latent_optimization import LatentOptimization
 from latent_table import LatentTable
+from model import ConvVAE
 from runtime.checkpoint import InputError, load_checkpoint, save_checkpoint
 from runtime.learners import find_checkpoints, saved_epochs
 from training import train_epoch
@@ -146,6 +147,34 @@ def test_a_loaded_model_knows_what_it_was_trained_with(trained, method_class):
     assert torch.equal(model.decode(z), method.model.decode(z))
     if method_class is AmortizedVAE:
         assert torch.equal(model.encode(x).mean, method.infer(x).q.mean)
+
+
+@BOTH
+def test_a_checkpoint_knows_the_width_of_its_networks(tmp_path, method_class):
+    """Another one, and the default's, also where it is from before there was the setting."""
+    for hidden in (24, 512):
+        method = method_class(toy_config(epochs=1, hidden=hidden), toy_data())
+        train(method, tmp_path)
+        path, z = tmp_path / f"{method.prefix}_epoch_1.pt", torch.randn(3, 5)
+        checkpoint = load_checkpoint(path)
+        if hidden == 512:
+            del checkpoint["config"]["hidden"]
+            save_checkpoint(path, checkpoint)
+        model = MODULES[method_class].load_model(path)
+        layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.LayerNorm)]
+        assert {model.config.hidden, *(layer.normalized_shape[0] for layer in layers)} == {hidden}
+        assert len(layers) == 1 + hasattr(model, "encoder")
+        assert torch.equal(model.decode(z), method.model.decode(z))
+
+
+def test_a_model_class_of_one_width_says_so(monkeypatch):
+    def narrow(latent_dim, likelihood, *, image_shape, seed, precision):
+        return ConvVAE(latent_dim, likelihood, image_shape=image_shape, hidden=9)
+
+    monkeypatch.setattr(AmortizedVAE, "model_class", staticmethod(narrow))
+    AmortizedVAE(toy_config(), toy_data())
+    with pytest.raises(InputError, match="--hidden 24: narrow got an unexpected"):
+        AmortizedVAE(toy_config(hidden=24), toy_data())
 
 
 def test_the_q_of_a_row_is_that_of_its_image(trained):

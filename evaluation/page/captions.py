@@ -6,8 +6,11 @@ from evaluation.statistics import find, select_scores
 from evaluation.tables import number, pairs
 
 
-def captions(scores, methods, classes=()):
-    """{name of a figure, without its epoch: (title, what it shows and what to conclude)}, in their order."""
+def captions(scores, methods, classes=(), *, plane=False):
+    """{name of a figure, without its epoch: (title, what it shows and what to conclude)}, in their order.
+
+    plane: whether z has at most two dimensions.
+    """
     labels = {method.name: method.label for method in methods}
 
     def values(quantity, form=".1f", **where):
@@ -25,6 +28,7 @@ def captions(scores, methods, classes=()):
     probes = select_scores(scores, quantity="probe_accuracy", method="pixels")
     most = max(probes, key=lambda entry: int(entry.group))
     neighbors = find(scores, "nearest_neighbor_accuracy", "pixels").mean
+    of_class = f"of the same class for {values('nearest_neighbor_accuracy', '.1%')}; raw pixels {neighbors:.1%}"
     table_rows = (
         " Where q is fitted to each image, validation images may be ahead: they get more steps than a row of the table."
     )
@@ -97,9 +101,16 @@ def captions(scores, methods, classes=()):
         ),
         "latent_map": (
             "A map of the latents",
-            "t-SNE of the means of q of test images. Trust the nearest neighbors in all dimensions rather than the "
-            f"picture: they are of the same class for {values('nearest_neighbor_accuracy', '.1%')}; raw pixels "
-            f"{neighbors:.1%}.{numbered}",
+            "The means of q of test images in z itself, beside one and two standard deviations of the prior: samples "
+            f"from where no image lies look like none. Nearest neighbors are {of_class}.{numbered}"
+            if plane
+            else "t-SNE of the means of q of test images. Trust the nearest neighbors in all dimensions rather than "
+            f"the picture: they are {of_class}.{numbered}",
+        ),
+        "latent_manifold": (
+            "What the decoders draw over all of z",
+            "Every z of a grid, decoded. Its steps have equal shares of the prior, so the area of a kind of picture is "
+            "its share of the samples.",
         ),
         "traversals": (
             "Along one dimension",

@@ -145,8 +145,9 @@ function explore(data) {
       for (const name of ["weight", "bias"]) if (name in layer) layer[name] = floatsOf(layer[name]);
   }
 
-  // What is shown: two images, how far from the first to the second, the sliders, and a draw from the prior, if any.
-  const state = { image: 0, target: Math.min(1, count - 1), walk: 0, prior: null };
+  // What is shown: two images, how far from the first to the second, the sliders, and a z of no image, if any.
+  const state = { image: 0, target: Math.min(1, count - 1), walk: 0, free: null, origin: "" };
+  const dimensions = Math.max(...methods.map((method) => method.latent_dim));
   const sliders = [...document.querySelectorAll("#sliders input")];
 
   const image = (n) => images.subarray(n * pixels, (n + 1) * pixels);
@@ -155,7 +156,7 @@ function explore(data) {
   function latent(method) {
     const z = Float32Array.from(method.means[state.image]);
     const end = method.means[state.target];
-    for (let d = 0; d < z.length; d++) z[d] = state.prior ? state.prior[d] : z[d] + state.walk * (end[d] - z[d]);
+    for (let d = 0; d < z.length; d++) z[d] = state.free ? (state.free[d] ?? 0) : z[d] + state.walk * (end[d] - z[d]);
     sliders.forEach((slider, s) => {
       const direction = method.directions[s];
       if (direction) for (let d = 0; d < z.length; d++) z[d] += slider.value * method.deviations[s] * direction[d];
@@ -186,12 +187,12 @@ function explore(data) {
       const known = method.log_prob[state.image];
       byId(`elbo-${m}`).textContent = method.elbo[state.image].toFixed(1);
       byId(`log-prob-${m}`).textContent = known ? `${known[0].toFixed(1)} ± ${known[1].toFixed(1)}` : "not annealed";
-      byId(`error-${m}`).textContent = state.prior ? "–" : error.toFixed(1);
+      byId(`error-${m}`).textContent = state.free ? "–" : error.toFixed(1);
     });
     sliders.forEach((slider) => (slider.nextElementSibling.textContent = (+slider.value).toFixed(1)));
     byId("walk-value").textContent = `${Math.round(100 * state.walk)}%`;
-    const base = state.prior
-      ? "z is a draw from p(z), the same for all methods of as many dimensions"
+    const base = state.free
+      ? `z is ${state.origin}, the same for all methods of as many dimensions`
       : state.walk > 0
         ? `z is on the line to: ${title(state.target)}`
         : "z is the mean of q(z) of the image";
@@ -199,9 +200,18 @@ function explore(data) {
     drawMaps();
   }
 
+  // Shows z of the same numbers under all methods; origin: what they are, by default the numbers themselves.
+  const rounded = (value) => (Math.round(100 * value) / 100 || 0).toFixed(2);
+  function put(z, origin = `(${z.slice(0, dimensions).map(rounded).join(", ")})`) {
+    state.free = z;
+    state.origin = origin;
+    sliders.forEach((slider) => (slider.value = 0));
+    draw();
+  }
+
   function choose(n) {
     state.image = (n + count) % count;
-    state.prior = null;
+    state.free = null;
     state.walk = 0;
     byId("walk").value = 0;
     byId("image").value = state.image;
@@ -211,7 +221,17 @@ function explore(data) {
 
   // ---- The maps: the first images of the list have points ----
 
+  // Of at most two dimensions z itself is shown, on equal axes that are the same for all methods; of one, a row a class.
+  const isPlane = (method) => method.latent_dim <= 2;
+  const reach = 1.05 * Math.max(2, ...methods.filter(isPlane).flatMap((method) => method.points.flat().map(Math.abs)));
+  const unit = (canvas) => Math.min(canvas.width, canvas.height) / 2 / reach;
+  const onPlane = (canvas, [x, y]) => [canvas.width / 2 + x * unit(canvas), canvas.height / 2 - y * unit(canvas)];
+  const onLine = (canvas, [x, y], n) =>
+    [onPlane(canvas, [x, 0])[0], canvas.height * (1 - (data.labels[n] + 0.5 + 0.7 * y) / data.classes.length)];
+
   const inside = (method, canvas) => {
+    if (isPlane(method))
+      return method.points.map((point, n) => (method.latent_dim > 1 ? onPlane : onLine)(canvas, point, n));
     const ends = [0, 1].map((d) => {
       const values = method.points.map((point) => point[d]);
       return [Math.min(...values), Math.max(...values)];
@@ -239,13 +259,26 @@ function explore(data) {
         if (short) context.fillText(data.classes[data.labels[n]], x, y);
         else context.fillRect(x - 3, y - 3, 6, 6);
       });
-      const place = places[m][state.image];
-      if (!place || state.prior) return;
-      context.strokeStyle = "#d00000";
-      context.lineWidth = 3;
-      context.beginPath();
-      context.arc(...place, 13, 0, 2 * Math.PI);
-      context.stroke();
+      // The prior's standard deviations, and where z is.
+      const outline = (x, y, radius, width, colour) => {
+        context.strokeStyle = colour;
+        context.lineWidth = width;
+        context.beginPath();
+        if (method.latent_dim > 1) context.arc(x, y, radius, 0, 2 * Math.PI);
+        else for (const end of [0, canvas.height]) context.lineTo(x, end);
+        context.stroke();
+      };
+      let place = !state.free && places[m][state.image];
+      if (isPlane(method)) {
+        context.setLineDash([6, 5]);
+        for (const z of method.latent_dim > 1 ? [1, 2] : [-2, -1, 1, 2]) {
+          const [x, y] = onPlane(canvas, [method.latent_dim > 1 ? 0 : z, 0]);
+          outline(x, y, z * unit(canvas), 1.5, "#555555");
+        }
+        context.setLineDash([]);
+        place = onPlane(canvas, latent(method));
+      }
+      if (place) outline(...place, 13, 3, "#d00000");
     });
   }
 
@@ -257,15 +290,27 @@ function explore(data) {
 
   methods.forEach((method, m) => {
     const canvas = byId(`map-${m}`);
-    canvas.addEventListener("click", (event) => {
+    const at = (event) => {
       const box = canvas.getBoundingClientRect();
-      const scale = canvas.width / box.width;
-      choose(nearest(places[m], (event.clientX - box.left) * scale, (event.clientY - box.top) * scale));
-    });
+      return [event.clientX - box.left, event.clientY - box.top].map((value) => (value * canvas.width) / box.width);
+    };
+    canvas.addEventListener(isPlane(method) ? "dblclick" : "click", (event) => choose(nearest(places[m], ...at(event))));
+    if (isPlane(method)) {
+      const [left, top] = onPlane(canvas, [0, 0]);
+      const drag = (event) => {
+        const [x, y] = at(event);
+        if (event.buttons) put([(x - left) / unit(canvas), (top - y) / unit(canvas)]);
+      };
+      for (const name of ["pointerdown", "pointermove"]) canvas.addEventListener(name, drag);
+    }
     canvas.addEventListener("keydown", (event) => {
       const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
       if (!step) return;
       event.preventDefault();
+      if (isPlane(method)) {
+        const [one, other = 0] = latent(method);
+        return put([one + 0.1 * step[0], other - 0.1 * step[1]]);
+      }
       const [x, y] = places[m][state.image] || [canvas.width / 2, canvas.height / 2];
       const found = nearest(places[m], x, y, ([px, py], n) => {
         const along = (px - x) * step[0] + (py - y) * step[1];
@@ -294,11 +339,8 @@ function explore(data) {
   byId("next").addEventListener("click", () => beside(1));
   byId("back").addEventListener("click", () => choose(state.image));
   byId("prior").addEventListener("click", () => {
-    const most = Math.max(...methods.map((method) => method.latent_dim));
     const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
-    state.prior = Float32Array.from({ length: most }, normal);
-    sliders.forEach((slider) => (slider.value = 0));
-    draw();
+    put(Float32Array.from({ length: dimensions }, normal), "a draw from p(z)");
   });
   byId("target").addEventListener("change", (event) => {
     state.target = +event.target.value;
@@ -306,7 +348,7 @@ function explore(data) {
   });
   byId("walk").addEventListener("input", (event) => {
     state.walk = +event.target.value;
-    state.prior = null;
+    state.free = null;
     draw();
   });
   sliders.forEach((slider) => slider.addEventListener("input", draw));

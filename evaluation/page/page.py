@@ -11,6 +11,7 @@ from PIL import Image
 
 from evaluation import style
 from evaluation.gaps import METRICS
+from evaluation.latents import PLANE
 from evaluation.page.captions import captions
 from evaluation.page.explorer import ELBO_DRAWS
 from evaluation.tables import basis, conclusions, cost_rows, final_rows, headline_rows, title
@@ -45,6 +46,7 @@ def write_page(results_dir, results, summary):
     seconds = summary["seconds"]
     times = {f"training, {name}": value for name, value in seconds["training"].items()}
     times |= {name: seconds[name] for name in ("evaluation", "total")}
+    plane = any(method.get("latent_dim", PLANE + 1) <= PLANE for method in explorer["methods"].values())
     values = {
         "style": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         "script": Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
@@ -59,7 +61,8 @@ def write_page(results_dir, results, summary):
         "legend": list(zip(results.classes, colors, strict=True)),
         "elbo_draws": ELBO_DRAWS,
         "numbered": list(enumerate(results.classes)) if style.are_numbered(results.classes) else [],
-        "figures": figures(results_dir, captions(scores, results.methods, results.classes)),
+        "plane": plane,
+        "figures": figures(results_dir, captions(scores, results.methods, results.classes, plane=plane)),
         "blocks": final_rows(scores, labels),
         "costs": cost_rows(scores, labels),
         "image_table": image_table(results.images, labels),

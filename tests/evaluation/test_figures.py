@@ -1,12 +1,13 @@
 """What the figures show, with one to three methods, few or many classes and images that are no MNIST."""
 
 import io
+from statistics import NormalDist
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from made_up import METHODS, changed, made_up_scores
+from made_up import LABELS, METHODS, changed, made_up_scores
 from matplotlib import font_manager
 
 from evaluation import figures, latent_figures, style
@@ -179,25 +180,49 @@ def test_the_map_draws_short_names_and_explains_long_ones(names):
     assert any("In raw pixels 62.0% (48.2% to 74.1%)" in text for text in texts(figure))
 
 
+def test_the_map_of_few_dimensions_is_z_itself_beside_the_prior():
+    labels, points = torch.arange(36) % 3, {method.name: torch.randn(36, 2).clamp(-3.9, 3.9) for method in METHODS}
+    points["two"][7] = torch.tensor([4.0, 0.5])
+    options = {"scores": made_up_scores(METHODS), "methods": METHODS, "classes": "abc", "labels": labels}
+    figure = latent_figures.latent_map(points=points, latent_dims={"one": 2, "two": 1, "three": 7}, **options)
+    plane, line, other = figure.axes
+    assert any("z itself; dashed: 1 and 2 standard deviations" in t and "or t-SNE" in t for t in texts(figure))
+    assert [circle.radius for circle in plane.patches] == [1, 2]
+    assert plane.get_aspect() == 1
+    assert plane.get_xlim() == plane.get_ylim() == line.get_xlim() == (-4.2, 4.2)
+    assert np.asarray(plane.collections[1].get_offsets()) == pytest.approx(points["one"][labels == 1].numpy())
+    assert [mark.get_xdata()[0] for mark in line.lines] == [-2, -1, 1, 2]
+    rows = points["two"][labels == 2].numpy() * [1, 0.7] + [0, 2]
+    assert np.asarray(line.collections[2].get_offsets()) == pytest.approx(rows)
+    assert (len(other.patches), len(other.lines), len(other.get_xticks())) == (0, 0, 0)
+    figure = latent_figures.latent_map(points=points, latent_dims=dict.fromkeys(points, 2), **options)
+    assert not any("t-SNE" in text for text in texts(figure))
+
+
+@pytest.mark.parametrize("dims", [{"one": 2, "three": 2}, {"two": 1}, {"one": 1, "two": 2}])
+def test_the_grid_of_z_has_the_axes_of_the_prior(dims):
+    count, (height, width) = latent_figures.GRID, (4, 6)
+    images = {name: torch.rand(count**dim, 1, height, width) * 2 - 1 for name, dim in dims.items()}
+    figure = latent_figures.latent_manifold(images=images, methods=METHODS, likelihood=LABEL)
+    assert {*map(LABELS.get, dims), "\N{MINUS SIGN}1.5", LABEL} <= set(texts(figure))
+    for axes, (name, dim) in zip(figure.axes, dims.items(), strict=True):
+        shown = np.array(axes.images[0].get_array())[..., 0]
+        assert shown.shape == (height * count ** (dim - 1), width * count)
+        assert shown[-height:, -width:] == pytest.approx((images[name][-1, 0].numpy() + 1) / 2, abs=1e-6)
+        edge = count * width * NormalDist().cdf(1.5) - 0.5
+        assert axes.get_xticks()[[3, -1]] == pytest.approx([count * width / 2 - 0.5, edge])
+        assert [axes.get_ylabel(), len(axes.get_yticks())] == (["z[1]", 7] if dim == 2 else ["", 0])
+
+
 def test_names_of_classes_are_cut_in_the_middle_and_are_no_mathematics():
-    assert [style.short(name) for name in ("Ankle boot", "a$b$", "class_number_27")] == [
-        "Ankle boot",
-        r"a\$b\$",
-        "class_…er_27",
-    ]
+    shortened = [style.short(name) for name in ("Ankle boot", "a$b$", "class_number_27")]
+    assert shortened == ["Ankle boot", r"a\$b\$", "class_…er_27"]
     assert style.are_short("0123")
     assert not style.are_short(["a", "_b"])  # an underscore would be an index in a marker
-    images, values = torch.zeros(2, 1, 8, 8), np.zeros((1, 2))
-    names = ("a$b$", "class_number_27")
-    figure = figures.log_probabilities(
-        scores=made_up_scores(METHODS[:1], names),
-        images=images,
-        example_values=values,
-        num_samples=3,
-        methods=METHODS[:1],
-        classes=names,
-    )
-    upper, lower = figure.axes
+    methods, names = METHODS[:1], ("a$b$", "class_number_27")
+    options = {"images": torch.zeros(2, 1, 8, 8), "example_values": np.zeros((1, 2)), "num_samples": 3}
+    options |= {"scores": made_up_scores(methods, names), "methods": methods, "classes": names}
+    upper, lower = figures.log_probabilities(**options).axes
     assert "class_…er_27" in [text.get_text() for text in upper.texts]
     assert [label.get_text() for label in lower.get_xticklabels()] == [r"a\$b\$", "class_…er_27"]
 
@@ -257,14 +282,8 @@ def test_classification_names_the_classes(wrong):
         for epoch in (1, 2)
     ]
     mistakes = [(torch.zeros(1, 8, 8), 4, label, 0.87654) for label in range(wrong)]
-    figure = figures.classification(
-        history=history,
-        per_class=[share(0.96)] * 5,
-        confusion=np.eye(5, dtype=int) * 48,
-        wrong=mistakes,
-        classes=classes,
-    )
-    found = texts(figure)
+    options = {"per_class": [share(0.96)] * 5, "confusion": np.eye(5, dtype=int) * 48, "wrong": mistakes}
+    found = texts(figures.classification(history=history, classes=classes, **options))
     assert {"Ankle boot", "20 validation images", "Supervised baseline on all 250 test images"} <= set(found)
     assert found.count("p = 0.877") == wrong
 

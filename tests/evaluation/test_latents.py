@@ -1,6 +1,7 @@
 """What the latents hold, on latents made up so that the answer is known."""
 
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from conftest import toy_data
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
+from sklearn.utils import resample
 from test_samples import compute, toy_methods
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from data import Data, Split, stratified_subset
 from evaluation import latents
@@ -139,20 +142,23 @@ def test_a_probe_that_does_not_converge_says_so(monkeypatch):
     assert not latents.probe(features, train.labels, seed=0)[2]
 
 
-@pytest.mark.parametrize("few", [300, 100])
-def test_the_penalty_of_a_probe_is_that_of_scikit_learns_cross_validation(monkeypatch, few):
-    """By hand: with every C, fits on all but a fold, scored on it. Above FEW_LABELS the first of five folds decides."""
-    monkeypatch.setattr(latents, "FEW_LABELS", few)
+@pytest.mark.parametrize("enough", [300, 150])
+def test_the_penalty_of_a_probe_is_that_of_scikit_learns_cross_validation(monkeypatch, enough):
+    """By hand: with every C, fits on all but a fold, scored on it; of many labels, on a stratified sample of them."""
+    monkeypatch.setattr(latents, "ENOUGH_LABELS", enough)
     monkeypatch.setattr(latents, "PROBE_C", (1e-4, 3e-3, 0.05, 2.0))
     chosen = set()
     for deviation, shuffled in ((2, False), (10, False), (3, True)):
         features, train = blobs(images=210, width=20, deviation=deviation, seed=1, shuffled=shuffled)
         x, y = features.numpy(), train.labels.numpy()
-        folds, used = (3, 3) if few == 300 else (5, 1)
-        splits = list(StratifiedKFold(folds, shuffle=True, random_state=4).split(x, y))[:used]
+        part = np.arange(210)
+        if enough == 150:
+            part = resample(part, replace=False, n_samples=150, stratify=y, random_state=4)
+            assert set(np.bincount(y[part])) == {21, 22}
+        splits = list(StratifiedKFold(3, shuffle=True, random_state=4).split(part, y[part]))
         means = []
         for c in latents.PROBE_C:
-            models = [(LogisticRegression(C=c, max_iter=1000).fit(x[a], y[a]), b) for a, b in splits]
+            models = [(LogisticRegression(C=c, max_iter=1000).fit(x[part[a]], y[part[a]]), part[b]) for a, b in splits]
             means.append(np.mean([(model.predict(x[b]) == y[b]).mean() for model, b in models]))
         model, best, converged = latents.probe(features, train.labels, seed=4)
         assert converged
@@ -161,6 +167,15 @@ def test_the_penalty_of_a_probe_is_that_of_scikit_learns_cross_validation(monkey
         exact = LogisticRegression(C=best, max_iter=1000).fit(x, y)  # on all of them
         assert model.coef_ == pytest.approx(exact.coef_, abs=0.01)
     assert len(chosen) > 1
+
+
+def test_probes_take_one_thread(monkeypatch):
+    features, split = blobs(images=60, width=3, deviation=0.1, seed=1)
+    probe, threads = latents.probe, []
+    monkeypatch.setattr(latents, "probe", lambda *a, **k: threads.extend(threadpool_info()) or probe(*a, **k))
+    with threadpool_limits(2, user_api="blas"):
+        latents.probe_predictions({"blobs": (features, features)}, train=split, sample=split, seed=2)
+    assert {library["num_threads"] for library in threads if library["user_api"] == "blas"} == {1}
 
 
 def test_a_probe_can_have_fewer_images_of_a_class_than_folds():
@@ -200,10 +215,27 @@ def test_the_map_is_the_same_on_every_call(width):
     one, two = (latents.map_2d(features, seed=0) for _ in range(2))
     assert one.shape == (56, 2)
     assert torch.equal(one, two)
+    if width <= 2:  # z itself; images of one dimension are kept apart by a second
+        assert torch.equal(one[:, :width], features)
+        assert (one[:, width:].abs() <= 0.5).all()
+        assert len(one.unique(dim=0)) == 56
     if width == 6:
         assert latents.nearest_agree(one, split.labels).all()
     assert latents.nearest_agree(torch.tensor([[0.0], [1], [5]]), torch.tensor([3, 3, 3])).all()
     assert latents.nearest_agree(torch.tensor([[0.0], [1], [5]]), torch.tensor([3, 4, 4])).tolist() == [0, 0, 1]
+
+
+def test_a_decoder_of_one_or_two_dimensions_is_drawn_at_quantiles_of_the_prior(monkeypatch):
+    monkeypatch.setattr(latents, "GRID", 5)
+    methods = toy_methods((2, 5, 1), (2, 8, 12))
+    drawn = latents.manifold(methods)
+    assert {name: len(images) for name, images in drawn.items()} == {"method_0": 25, "method_2": 5}
+    quantiles = [NormalDist().inv_cdf(share) for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    for row, column in ((0, 0), (1, 4), (4, 3)):  # from the top left
+        z = torch.tensor([quantiles[column], quantiles[4 - row]])
+        for method, at, point in ((methods[0], 5 * row + column, z), (methods[2], column, z[:1])):
+            with torch.no_grad():
+                torch.testing.assert_close(drawn[method.name][at], method.model.mean(point))
 
 
 def random_q(methods, count):

@@ -154,8 +154,7 @@ def test_the_rows_of_the_csv_are_images_of_their_class(tour, whole_run):
 
 def test_history_has_a_row_per_method_and_epoch(tour):
     rows = read_csv(tour / "results/history.csv")
-    names = [(row["method"], row["epoch"]) for row in rows]
-    assert names == list(product(NAMES, "123"))
+    assert [(row["method"], row["epoch"]) for row in rows] == list(product(NAMES, "123"))
     for row in rows:
         parts = float(row["validation_log_likelihood"]) - float(row["validation_kl"])
         assert float(row["validation_elbo"]) == pytest.approx(parts, rel=1e-4)
@@ -275,9 +274,9 @@ def test_a_folder_of_images_without_further_counts(tmp_path, monkeypatch, capsys
     image_folder(tmp_path / "mine", {name: 14 + number for number, name in enumerate(names)}, size=(20, 30))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(main_vae, "METHODS", (LatentOptimization,))
-    flags = ["--dataset", "folder:mine", "--resize", "--epochs", "1", "--latent-dim", "5", "--seed", "1"]
+    data, training = "--dataset folder:mine --resize --epochs 1", "--latent-dim 5 --seed 1"
     quick = "--num-samples 20 --chains 2 --temperatures 2 --fit-steps 2 --simulated-images 2 --classified-samples 200"
-    monkeypatch.setattr("sys.argv", ["main_vae.py", *flags, *quick.split()])
+    monkeypatch.setattr("sys.argv", f"main_vae.py {data} {training} {quick}".split())
     main_vae.main()
     summary = json.loads((tmp_path / "results/summary.json").read_text())
     config = {name: summary["train_config"][name] for name in ("dataset", "resize", "train_size")}
@@ -297,8 +296,8 @@ def test_a_folder_of_images_without_further_counts(tmp_path, monkeypatch, capsys
     with pytest.raises(InputError, match="of another run \\(--dataset mnist there, folder:mine here\\)"):
         prepare_again(Namespace(), owned=main_vae.owned())  # the checkpoints say which one to read
     capsys.readouterr()
-    directories = ["--checkpoint-dir", "baseline", "--results-dir", "baseline"]
-    monkeypatch.setattr("sys.argv", ["sup_classification.py", *flags[:3], "--epochs", "1", *directories])
+    directories = "--checkpoint-dir baseline --results-dir baseline"
+    monkeypatch.setattr("sys.argv", f"sup_classification.py {data} {directories}".split())
     sup_classification.main()
     table = capsys.readouterr().out.splitlines()[-7:-1]
     assert {line.index("%") for line in table[1:]} == {line.index("%") for line in table[1:2]}

@@ -95,16 +95,22 @@ def score(run, experiment, checkpoints):
     if checkpoints.digests() != files:
         raise RunError(f"{checkpoints.directory}: another run has changed the checkpoints while they were scored")
     summary |= {"scored_epoch": checkpoints.epochs[-1], "likelihood": results.likelihood, "labels": results.labels}
-    draw_report(run.results, results, summary)
+    with run.timed("figures and tables"):
+        draw_report(run.results, results, summary)
     seconds = {"training": training_seconds, "evaluation": time.perf_counter() - started, "total": run.seconds()}
-    summary["seconds"] = seconds
+    summary["seconds"] = {**seconds, "stages": run.stage_seconds}
     if full:
         write_page(run.results, results, summary)
     save_json(run.results / owned().summary, summary)
     run.forget_results()
     print_tables(results.scores, summary)
     print(f"checkpoints: {checkpoints.directory}")
-    print(f"{run.results / owned().page}: open it in a browser; figures and tables are beside it")
+    first = (
+        f"{owned().page}: open it in a browser"
+        if full
+        else f"comparison_epoch_{checkpoints.epochs[-1]}.png: look at it"
+    )
+    print(f"{run.results / first}; figures and tables are beside it")
 
 
 def main():

@@ -93,7 +93,8 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
     methods = methods_of[last]
     if full:
         work |= measurements.bidirectional_tasks(methods, config, device=data.device)
-    results = run.map("evaluation", work, device=data.device)
+    with run.timed("bounds and log p(x)"):
+        results = run.map("evaluation", work, device=data.device)
     if rank():
         return None
 
@@ -109,8 +110,9 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
         return Results([], [], pictures=pictures, **shared)
 
     # Bounds, log p(x), gaps, costs.
-    train_q = {method.name: measurements.posterior_of_train(method, data) for method in methods}
-    rows += scores.bound_scores(measurements.whole_bounds(methods, data, train_q, config), last)
+    with run.timed("bounds of all images"):
+        train_q = {method.name: measurements.posterior_of_train(method, data) for method in methods}
+        rows += scores.bound_scores(measurements.whole_bounds(methods, data, train_q, config), last)
     rows += scores.image_scores(measured, drawn, last)
     rows += scores.cost_scores(methods, last, measured, training_seconds)
     images = measurements.image_table(measured, drawn)
@@ -122,8 +124,11 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
     sample, options = drawn["test"].part, {"epoch": last, "keep": run.keep}
     sample_q = {method.name: measured[method.name, "test"].fit.q for method in methods}
     of_sample = {"sample": sample, "sample_q": sample_q}
-    latent_scores, usage, points = latents.analyse(methods, train_q, data, classifier, config, **of_sample, **options)
-    sample_scores, sample_images = samples.assess(methods, data, classifier, config, **options)
+    with run.timed("probes and maps of the latents"):
+        arguments = methods, train_q, data, classifier, config
+        latent_scores, usage, points = latents.analyse(*arguments, **of_sample, **options)
+    with run.timed("samples"):
+        sample_scores, sample_images = samples.assess(methods, data, classifier, config, **options)
 
     # What figures and the page draw.
     places = drawn["test"].first(config.images_per_digit)  # (classes, annealed images)

@@ -245,5 +245,6 @@ def print_tables(scores, summary):
         print(table(scores, labels, summary["likelihood"]))
         print(cost_table(scores, labels))
         print(headline(scores, labels))
-    times = {**seconds["training"], "evaluation": seconds["evaluation"], "total": seconds["total"]}
+    times = {**seconds["training"], **seconds["stages"]}
+    times |= {"evaluation": seconds["evaluation"], "total": seconds["total"]}
     print("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in times.items()))

@@ -4,12 +4,14 @@ import contextlib
 import os
 import signal
 import sys
+import time
 
 import torch.distributed as dist
 from tqdm import tqdm
 
 from runtime.distributed import rank
 
+SILENCE = 30  # seconds, after which a line says how far the work is
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _received = None  # the number of the first signal
 _parent = None  # the process id of torchrun, if it has started this process
@@ -69,11 +71,13 @@ def bar_width():
 class ProgressBar:
     """Shows the progress of `total` units of work, of which `done` are done already.
 
-    On a terminal it shows one bar with rate and remaining time; elsewhere, only the lines given to `line`.
+    On a terminal it shows one bar with rate and remaining time; elsewhere a line every half minute, and those given to
+    `line`.
     """
 
     def __init__(self, name, *, total, unit, done=0):
         self.name, self.terminal = name, sys.stderr.isatty() and rank() == 0
+        self.total, self.unit, self.done, self.said = total, unit, done, time.monotonic()
         self.bar = tqdm(
             total=total,
             initial=done,
@@ -95,10 +99,14 @@ class ProgressBar:
     def advance(self, units=1):
         """Counts `units` as done. Raises Interrupted if a signal has arrived."""
         self.bar.update(units)
+        self.done += units
+        if not self.terminal and time.monotonic() > self.said + SILENCE:
+            self.line(f"{self.done:,} of {self.total:,} {self.unit}", short="")
         check_interrupt()
 
     def line(self, text, *, short):
         """Shows `short` in the bar on a terminal; elsewhere prints a line with the name and `text`."""
+        self.said = time.monotonic()
         if self.terminal:
             self.bar.set_postfix_str(short, refresh=False)
         else:

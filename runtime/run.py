@@ -22,7 +22,7 @@ from runtime.cuda_graph import record_step
 from runtime.distributed import barrier, broadcast, rank, size, take_rows
 from runtime.learners import lengthen, save_learner
 from runtime.plan import Plan, plan_evaluation, plan_run
-from runtime.progress import Interrupted, ProgressBar
+from runtime.progress import Interrupted, ProgressBar, check_interrupt
 from runtime.tasks import Tasks
 
 
@@ -111,6 +111,7 @@ class Run:
         self.where = settings.get("device", "this device") + (f", {size()} processes" if size() > 1 else "")
         self.history = []  # a row for each epoch of each learner
         self.evaluation_stage = "in the evaluation, after all training"
+        self.stage_seconds = {}  # {stage of the evaluation: seconds}, see `timed`
         self.stage = None  # such as "after epoch 2 of 3, amortized", None as long as nothing is saved
         training = sum(row["seconds"] for state in self.states.values() for row in state["history"])
         earlier = max([training, *(state.get("seconds", 0) for state in self.states.values())])  # until the last state
@@ -174,6 +175,16 @@ class Run:
         self._tasks, self.stage = Tasks(self.results / ".evaluation", identity, started), self.evaluation_stage
         self.started -= started - self._tasks.started
         return self._tasks.started
+
+    @contextmanager
+    def timed(self, stage):
+        """Says what is done, and notes its seconds in `stage_seconds`."""
+        started = time.perf_counter()
+        if rank() == 0:
+            print(f"{stage} ...", flush=True)
+        check_interrupt()
+        yield
+        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started
 
     def map(self, title, functions, *, device="cpu"):
         """{name: what the function returns}, on every rank; see Tasks.map."""

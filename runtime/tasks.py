@@ -18,7 +18,7 @@ from joblib import cpu_count
 
 from runtime.checkpoint import PARTIAL, InputError, RunError, load_checkpoint, load_json, save_checkpoint, save_json
 from runtime.distributed import barrier, gather, rank, size
-from runtime.progress import ProgressBar, check_interrupt
+from runtime.progress import ProgressBar
 
 MOST_WORKERS = 4  # processes of about 0.5 GB
 
@@ -78,7 +78,7 @@ class Tasks:
                     todo[name] = function
             workers = min(cpu_count(only_physical_cores=True), MOST_WORKERS, len(todo)) if size() == 1 else 1
             alone = workers < 2 or torch.device(device).type != "cpu"
-            for name, result in _here(todo) if alone else _in_workers(todo, workers):
+            for name, result in _here(todo) if alone else _in_workers(todo, workers, bar.advance):
                 results[name] = self.keep(name, lambda result=result: result)
                 bar.advance()
             seconds = f"{time.perf_counter() - started:.0f} s"
@@ -107,15 +107,15 @@ def _here(functions):
         yield name, function()
 
 
-def _in_workers(functions, workers):
-    """(name, what its function returns), as worker processes finish them; each gets one more when it is free."""
+def _in_workers(functions, workers, advance):
+    """(name, what its function returns), as worker processes finish them; advance: called with 0 meanwhile."""
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
         try:
             names = {pool.submit(function): name for name, function in functions.items()}
             while names:
                 for future in wait(names, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     yield names.pop(future), future.result()
-                check_interrupt()
+                advance(0)
         except BrokenProcessPool:
             raise RunError("a worker process has ended; if memory was short, close other programs") from None
         finally:

@@ -45,7 +45,7 @@ def write_page(results_dir, results, summary):
     colors = [to_hex(color) for color in colors]
     seconds = summary["seconds"]
     times = {f"training, {name}": value for name, value in seconds["training"].items()}
-    times |= {name: seconds[name] for name in ("evaluation", "total")}
+    times |= seconds.get("stages", {}) | {name: seconds[name] for name in ("evaluation", "total")}
     plane = any(method.get("latent_dim", PLANE + 1) <= PLANE for method in explorer["methods"].values())
     values = {
         "style": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from runtime import progress
 from runtime.progress import SIGNALS, Interrupted, ProgressBar, check_interrupt, install_signal_handlers
 
 
@@ -36,15 +37,6 @@ class Deleted:
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("arrive", [signal.raise_signal, Deleted])
-def test_without_a_terminal_a_line_is_said_every_half_minute(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "SILENCE", -1)
-    with progress.ProgressBar("work", total=3, unit="task") as bar:
-        bar.advance()
-        monkeypatch.setattr(progress, "SILENCE", 100)
-        bar.advance(2)
-    assert capsys.readouterr().out == "work: 1 of 3 task\n"
-
-
 def test_a_signal_stops_the_work_where_it_looks(handlers, capfd, arrive, number):
     check_interrupt()
     with ProgressBar("work", total=3, unit="img") as bar:
@@ -84,3 +76,12 @@ def test_a_bar_shows_the_short_line_on_a_terminal_and_elsewhere_lines(monkeypatc
     assert "50%" in terminal.getvalue()
     assert "in short" in terminal.getvalue()
     assert "epoch 1" not in terminal.getvalue()
+
+
+def test_without_a_terminal_a_line_is_said_every_half_minute(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SILENCE", -1)
+    with progress.ProgressBar("work", total=3, unit="task") as bar:
+        bar.advance()
+        monkeypatch.setattr(progress, "SILENCE", 100)
+        bar.advance(2)
+    assert capsys.readouterr().out == "work: 1 of 3 task\n"

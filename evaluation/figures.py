@@ -91,7 +91,7 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     count = entries[0].images
     what, interval = "One random image", ""
     if count > 1:
-        what, interval = f"Mean over {count} random images", " with its 95% t interval"
+        what, interval = "Mean", " with its 95% t interval over images"
     lower.suptitle(
         f"{what} of each class{interval}; annealed, and by importance sampling\nwith {num_samples:,} samples from q, "
         f"which is low{' by more than its intervals say' * (count > 1)}"

@@ -51,20 +51,17 @@ class Sample(NamedTuple):
 
 
 def draw_sample(split, *, size, per_class, seed):
-    """A Sample of about `size` random images of a Split, in which every class has its share, but at least `per_class`.
+    """A Sample of `size` random images of a Split, in which every class has its share, but at least `per_class` images.
 
     More images only add to those of fewer. Raises InputError if a class has fewer than `per_class` images.
     """
     labels = split.labels.cpu()
-    counts, order = (
-        labels.bincount(minlength=split.num_classes),
-        torch.randperm(len(labels), generator=random_generator(seed, "scored images")),
-    )
+    order = torch.randperm(len(labels), generator=random_generator(seed, "scored images"))
     order = order[labels[order].argsort(stable=True)]  # class by class
-    place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[labels[order]]
-    wanted = (size * counts / len(labels)).round()[labels[order]]
-    annealed = place < per_class
-    rows = torch.cat((order[annealed], order[~annealed & (place < wanted)]))
+    counts = labels.bincount(minlength=split.num_classes)
+    place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[labels[order]]  # of an image in its class
+    share = torch.where(place < per_class, -1, (place + 0.5) / counts[labels[order]])  # of its class, up to this image
+    rows = order[share.argsort(stable=True)][: max(size, per_class * split.num_classes)]
     return Sample(split.at(rows), rows, counts.double() / len(labels), per_class)
 
 

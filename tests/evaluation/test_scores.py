@@ -40,6 +40,7 @@ def test_a_sample_holds_every_class_by_its_share_and_grows_without_change():
     assert small.shares.tolist() == pytest.approx([3 / 7, *[1 / 7] * 4])
     counts = large.labels.bincount().tolist()
     assert counts == [9, 3, 3, 3, 3]
+    assert len(draw_sample(split, size=22, per_class=3, seed=2).rows) == 22
     assert torch.equal(large.part.index, split.index[large.rows])
     assert large.labels[: large.annealed].tolist() == sorted([*range(5)] * 3)
     assert torch.equal(large.rows[large.first(2)].flatten(), small.rows)

@@ -164,7 +164,7 @@ def test_log_probabilities_show_every_method_and_class(count, classes):
     assert expected in [line.get_ydata().tolist() for line in figure.subfigs[1].axes[0].lines]
     assert {f"{value:.1f}" for value in values.flatten()} <= set(shown)
     assert {*names, LABEL, *(method.label for method in methods)} <= set(shown)
-    assert any("5 random images of each class with its 95% t interval" in text and "1,234" in text for text in shown)
+    assert any("Mean of each class with its 95% t interval over images" in text and "1,234" in text for text in shown)
 
 
 @pytest.mark.parametrize("names", ["01234", ("T-shirt", "Dress", "Coat", "Shirt", "Bag"), [f"c{n}" for n in range(12)]])

@@ -10,29 +10,32 @@ from vae_utils import Fit, GaussianPosterior, check_inputs, elbo, random_generat
 SCORED_PAIRS = 8  # antithetic pairs of samples for which two q are compared
 SCORED_AT_ONCE = 500  # samples of z in memory meanwhile
 
+unpack = GaussianPosterior.from_parameters
+
 
 class PosteriorFit:
-    """The diagonal q of images during its optimization: gradient ascent on the bound, decoder frozen."""
+    """The q of images during its optimization: gradient ascent on the bound, decoder frozen."""
 
     def __init__(self, q):
-        """q: where to start, diagonal, (B, D)."""
+        """q: where to start, (B, D); diagonal, or with a factor, whose rank stays."""
+        self.rank = 0 if q.factor is None else q.factor.shape[-1]
         self.parameters = q.parameters().detach().requires_grad_()
         self.optimizer = torch.optim.Adam([self.parameters])
 
     def q(self):
         """The q as it is now, (B, D)."""
-        return unpack(self.parameters)
+        return unpack(self.parameters, self.rank)
 
     @torch.enable_grad()
     def run(self, model, x, *, noise, learning_rates, rows=slice(None)):
         """One step of Adam for each learning rate, with standard normal noise (steps, B, D), for the images at `rows`.
 
-        Returns the mean of the parameters over the steps, (B, 2D).
+        Returns the mean of the parameters over the steps, (B, (2 + rank) D).
         """
         total = torch.zeros_like(self.parameters)
         for learning_rate, step_noise in zip(learning_rates, noise, strict=True):
             self.optimizer.param_groups[0]["lr"] = learning_rate
-            loss = -elbo(model, x, unpack(self.parameters[rows]), step_noise).elbo.sum()
+            loss = -elbo(model, x, self.q()[rows], step_noise).elbo.sum()
             # torch.autograd.grad, unlike backward, does not compute the gradients of the decoder's weights.
             (self.parameters.grad,) = torch.autograd.grad(loss, self.parameters)
             self.optimizer.step()
@@ -46,11 +49,6 @@ class PosteriorFit:
         with torch.no_grad():
             self.parameters.copy_(state["parameters"])
         self.optimizer.load_state_dict(state["adam"])
-
-
-def unpack(parameters):
-    """The diagonal q of mean and log-variance side by side, (..., 2D): GaussianPosterior.parameters undone."""
-    return GaussianPosterior.from_log_var(*parameters.chunk(2, dim=-1))
 
 
 def cosine(first, last, steps):
@@ -77,11 +75,22 @@ def balanced_noise(count, q, *, noise):
 
 @torch.no_grad()
 def fit_posterior(
-    model, x, q, *, noise, learning_rate=0.1, averaged_rate=0.02, fit_steps=300, tolerance=0.4, max_cycles=20
+    model,
+    x,
+    q,
+    *,
+    noise,
+    covariance="diagonal",
+    learning_rate=0.1,
+    averaged_rate=0.02,
+    fit_steps=300,
+    tolerance=0.4,
+    max_cycles=20,
 ):
     """The diagonal q* that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018).
 
-    x: (B, *image); q: where to start, diagonal, (B, D). Adam takes `fit_steps` steps, whose rate falls from
+    x: (B, *image); q: where to start, (B, D). covariance: "low rank" finds the best q with a factor of as many columns
+    as that of q. Adam takes `fit_steps` steps, whose rate falls from
     `learning_rate` to `averaged_rate`. Cycles at that rate follow, whose iterates are averaged (Polyak & Juditsky
     1992); each passes once over a set of `balanced_noise`, so that most of the noise of the gradients cancels. After a
     cycle the average over the last two is compared with the best q so far, on fresh noise that both share, and each
@@ -89,6 +98,7 @@ def fit_posterior(
     `tolerance` nats. Returns a Fit; score its q with fresh samples. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise)
+    q = q if covariance == "low rank" else q.diagonal()
     images, latent_dim = q.mean.shape
     cycle = max(2 * fit_steps // 3, latent_dim + 1)
     fit, rows = PosteriorFit(q), torch.arange(images, device=x.device)  # the images that have not converged
@@ -97,7 +107,7 @@ def fit_posterior(
     balanced = balanced_noise(max(fit_steps, latent_dim + 1), q, noise=noise)[:fit_steps]
     rates = cosine(learning_rate, averaged_rate, fit_steps)
     previous = fit.run(model, x, noise=balanced, learning_rates=rates)
-    trace = [bounds(model, x, (best,), noise)[0]]
+    trace = [bounds(model, x, (best,), noise, fit.rank)[0]]
     gradients = torch.full((images,), fit_steps, device=x.device)
     converged = torch.zeros(images, dtype=torch.bool, device=x.device)
     for number in range(max_cycles):
@@ -108,7 +118,7 @@ def fit_posterior(
         candidate = (average + previous[rows]) / 2 if number else average
         previous[rows] = average
         # Keep the better q
-        before, after = bounds(model, part, (best[rows], candidate), part_noise)
+        before, after = bounds(model, part, (best[rows], candidate), part_noise, fit.rank)
         gain = after - before
         best[rows] = torch.where((gain > 0).unsqueeze(-1), candidate, best[rows])
         trace.append(trace[-1].index_add(0, rows, gain.clamp(min=0)))
@@ -119,17 +129,17 @@ def fit_posterior(
             rows = rows[gain.abs() >= tolerance]
         if not len(rows):
             break
-    return Fit(unpack(best), torch.stack(trace), converged, gradients)
+    return Fit(unpack(best, fit.rank), torch.stack(trace), converged, gradients)
 
 
 @torch.no_grad()
-def bounds(model, x, candidates, noise):
-    """The bound of each candidate, parameters (B, 2D), at the same antithetic noise: (candidates, B)."""
+def bounds(model, x, candidates, noise, rank=0):
+    """The bound of each candidate, parameters (B, (2 + rank) D), at the same antithetic noise: (candidates, B)."""
     total = torch.zeros(len(candidates), len(x), dtype=x.dtype, device=x.device)
-    draws = noise.normal((SCORED_PAIRS, len(x), candidates[0].shape[1] // 2), like=x)
+    draws = noise.normal((SCORED_PAIRS, len(x), candidates[0].shape[1] // (2 + rank)), like=x)
     for part in torch.cat((draws, -draws)).split(max(1, SCORED_AT_ONCE // len(x))):
         for number, parameters in enumerate(candidates):
-            total[number] += len(part) * elbo(model, x, unpack(parameters), part).elbo
+            total[number] += len(part) * elbo(model, x, unpack(parameters, rank), part).elbo
     return total / (2 * SCORED_PAIRS)
 
 

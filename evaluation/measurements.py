@@ -37,7 +37,7 @@ def inference_tasks(methods, sample, config):
     def infer_block(method, rows):
         started = time.perf_counter()
         fit = infer(method, sample.at(rows), config)
-        values = {"mean": fit.q.mean, "scale": fit.q.scale, "converged": fit.converged, "gradients": fit.gradients}
+        values = {**fit.q.tensors(), "converged": fit.converged, "gradients": fit.gradients}
         return {name: value.cpu() for name, value in values.items()} | {"seconds": time.perf_counter() - started}
 
     blocks = torch.arange(len(sample.labels)).split(INFERRED_AT_ONCE)
@@ -52,12 +52,10 @@ def collect_inference(methods, sample, results):
     fits, seconds = {}, {}
     for method in methods:
         blocks = blocks_of(results, f"inference_{method.name}")
-        fields = ("mean", "scale", "converged", "gradients")
-        mean, scale, converged, gradients = (
-            torch.cat([block[field] for block in blocks]).to(sample.images.device) for field in fields
-        )
-        fits[method.name] = Fit(GaussianPosterior(mean, scale), torch.empty(0, len(mean)), converged, gradients)
-        seconds[method.name] = sum(block["seconds"] for block in blocks) / len(mean)
+        seconds[method.name] = sum(block.pop("seconds") for block in blocks) / len(sample.labels)
+        tensors = {key: torch.cat([block[key] for block in blocks]).to(sample.images.device) for key in blocks[0]}
+        costs = {"converged": tensors.pop("converged"), "gradients": tensors.pop("gradients")}
+        fits[method.name] = Fit(GaussianPosterior(**tensors), torch.empty(0, len(sample.labels)), **costs)
     return fits, seconds
 
 
@@ -68,7 +66,7 @@ def blocks_of(results, name):
 
 @torch.no_grad()
 def posterior_of_train(method, data, batch_size=1000):
-    """q of every training image, diagonal, (N, D)."""
+    """q of every training image, (N, D)."""
     rows = torch.arange(len(data.train.labels), device=data.device).split(batch_size)
     return GaussianPosterior.concatenate([method.posterior(data.train.images[part], part) for part in rows])
 
@@ -135,10 +133,9 @@ def _task_name(purpose, method, split, column):
 
 
 def measure_rows(method, data, split, config, rows, annealed, *purpose):
-    """{"columns", "mean", "scale"} of the images at `rows` (B,) of a split, on the CPU.
+    """{"columns", "q"} of the images at `rows` (B,) of a split, on the CPU.
 
-    columns: of gaps.measure, or if not `annealed`, of gaps.measure_q; mean and scale: of q, (B, D). purpose: of the
-    noise.
+    columns: of gaps.measure, or if not `annealed`, of gaps.measure_q; q: its `tensors`. purpose: of the noise.
     """
     part = getattr(data, split).at(rows)
 
@@ -150,8 +147,8 @@ def measure_rows(method, data, split, config, rows, annealed, *purpose):
         fit = infer(method, part, config)
         q = fit.q
 
-    # Columns; where inference is a fit, q is q* already.
-    fitted = fit is not None and not method.shared_inference
+    # Columns; where inference is a fit, a diagonal q is q* already.
+    fitted = fit is not None and not method.shared_inference and q.is_diagonal
     noise = Noise.of_images(config.seed, *purpose, method.name, split, index=part.index, device=data.device)
     if annealed:
         columns = gaps.measure(method.model, part.images, q, config, noise=noise, fitted=fitted)
@@ -161,8 +158,7 @@ def measure_rows(method, data, split, config, rows, annealed, *purpose):
         columns = gaps.measure_q(method.model, part.images, q, config, noise=noise)
     return {
         "columns": {name: column.cpu() for name, column in columns.items()},
-        "mean": q.mean.cpu(),
-        "scale": q.scale.cpu(),
+        "q": q.to("cpu").tensors(),
     }
 
 
@@ -186,9 +182,9 @@ def collect_posteriors(methods, config, results, *purpose):
     """
     columns, collected = range(config.annealed_per_digit), {}
     for method in methods:
-        parts = [results[_task_name(purpose, method, "test", column)] for column in columns]
-        mean, scale = (torch.stack([part[name] for part in parts], dim=1).flatten(0, 1) for name in ("mean", "scale"))
-        collected[method.name] = GaussianPosterior(mean, scale)
+        parts = [results[_task_name(purpose, method, "test", column)]["q"] for column in columns]
+        tensors = {name: torch.stack([part[name] for part in parts], dim=1).flatten(0, 1) for name in parts[0]}
+        collected[method.name] = GaussianPosterior(**tensors)
     return collected
 
 

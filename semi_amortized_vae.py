@@ -28,24 +28,26 @@ class SemiAmortizedVAE(training.Method):
         self.validation_images = stratified_subset(data.validation, size=size, seed=config.seed).images
 
     @torch.enable_grad()
-    def refine(self, x, q, noise, *, beta=None):
-        """The q that natural-gradient steps from a diagonal q (B, D) reach, one for each noise of (k, B, D).
+    def refine(self, x, q, noise, *, beta=1.0):
+        """The q that natural-gradient steps on the ELBO reach from a diagonal q (B, D); noise: (k, B, D) for k steps.
 
-        They climb E_q[log p(x|z)] - beta KL; beta: by default config.beta. The gradient is that of the path alone,
-        without the score of q, whose noise vanishes at the optimum (Roeder et al. 2017). Its rate, in units of the
-        variance for the mean (Amari 1998), falls to 0 linearly; a step changes log-variances by `rate` at most. Also
-        returns the first gradient, for `q.parameters()`, (B, 2D). Neither result has a graph.
+        The gradient is that of the path alone, without the score of q, whose noise vanishes at the optimum (Roeder et
+        al. 2017). Its rate, in units of the variance for the mean (Amari 1998), falls to 0 linearly; a step changes
+        log-variances by it at most. Also returns the gradient for `q.parameters()` (B, 2D) that the first step takes,
+        its KL weighted by beta. Neither has a graph.
         """
-        beta = self.config.beta if beta is None else beta
         mean, log_var, first = q.mean.detach(), 2 * q.scale.detach().log(), None
         for number, e in enumerate(noise):
             # With respect to z, times the scale: d/dz log q(z) = -e / scale
             scale = torch.exp(0.5 * log_var)
             z = (mean + scale * e).requires_grad_()
             (gradient,) = torch.autograd.grad(self.model.log_likelihood(x, z).sum(), z)
-            gradient = scale * (gradient - beta * z.detach()) + beta * e
-            first = torch.cat((gradient / scale, 0.5 * e * gradient), dim=-1) if first is None else first
+            gradient, kl = scale * gradient, scale * z.detach() - e
+            if first is None:
+                weighted = gradient - beta * kl
+                first = torch.cat((weighted / scale, 0.5 * e * weighted), dim=-1)
             # A step
+            gradient = gradient - kl
             rate = self.config.refinement_rate * (1 - number / len(noise))
             mean = mean + rate * scale * gradient
             log_var = log_var + rate * (0.5 * e * gradient).clamp(-1, 1)

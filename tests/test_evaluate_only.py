@@ -159,7 +159,7 @@ def test_the_last_epoch_of_both_is_scored(whole):
         path = whole / f"checkpoints/{prefix}_epoch_1.pt"
         for epoch in epochs:
             save_checkpoint(path.with_stem(f"{prefix}_epoch_{epoch}"), {**load_checkpoint(path), "epoch": epoch})
-    assert find_checkpoints(METHODS, whole / "checkpoints").epochs == [1, 3, 5]
+    assert find_checkpoints(METHODS[:2], whole / "checkpoints").epochs == [1, 3, 5]
     path = whole / "checkpoints/vae_epoch_3.pt"
     checkpoint = load_checkpoint(path)
     save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": 4}})

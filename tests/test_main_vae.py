@@ -1,4 +1,4 @@
-"""main_vae.py as a user runs it, on a small part of MNIST: the tour, Bernoulli, and a third method."""
+"""main_vae.py as a user runs it, on a small part of MNIST: the tour, Bernoulli, and other methods."""
 
 import csv
 import json
@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -29,6 +30,7 @@ from evaluation.tables import read_scores
 from latent_optimization import LatentOptimization
 from model import ConvModel
 from runtime.checkpoint import InputError, load_checkpoint
+from semi_amortized_vae import SemiAmortizedVAE
 from training import Method
 from vae_utils import Fit, GaussianPosterior
 
@@ -256,12 +258,19 @@ class LinearEncoder(Method):
         return Fit.given(self.posterior(x, None))
 
 
-@pytest.mark.parametrize("methods", [(AmortizedVAE, LinearEncoder, LatentOptimization), (LinearEncoder,)])
-def test_a_new_method_is_one_class_and_one_entry_of_the_list(tmp_path, monkeypatch, capsys, methods):
+CHOSEN = ["--methods", "latent_optimization", "semi_amortized", "amortized"]
+RANK_AND_STEPS = ["--latent-rank", "2", "--refinement-steps", "3"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "flags"),
+    [((AmortizedVAE, SemiAmortizedVAE, LatentOptimization), [*CHOSEN, *RANK_AND_STEPS]), ((LinearEncoder,), [])],
+)
+def test_a_new_method_is_one_class_and_one_entry_of_the_list(tmp_path, monkeypatch, capsys, methods, flags):
     stress.small_mnist(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(main_vae, "METHODS", methods)
-    monkeypatch.setattr("sys.argv", ["main_vae.py", *TOY.split(), *SMALL.split()])
+    monkeypatch.setattr("sys.argv", ["main_vae.py", *TOY.split(), *SMALL.split(), *flags])
     main_vae.main()
     results = tmp_path / "results"
     expected = [method.name for method in methods]
@@ -277,9 +286,45 @@ def test_a_new_method_is_one_class_and_one_entry_of_the_list(tmp_path, monkeypat
         *(f"{one} - {other}" for one, other in combinations(expected, 2)),
     }
     assert {score.epoch for score in scores if score.group == TRACKED} == {1, 2}
+    assert max(map(len, out.splitlines())) <= 100
+    for method in methods:  # each says its own gradients
+        visits = 2 * (3 if method is SemiAmortizedVAE else 1)
+        assert find(scores, "training_gradients", method.name, "train").mean == 100 * visits
     for method in methods:
         assert (results / f"{method.reconstruction_prefix}_epoch_2.png").exists()
         assert (tmp_path / "checkpoints" / f"{method.prefix}_epoch_1.pt").exists()
+
+
+def test_methods_can_be_added_to_a_run_and_scored_alone(whole_run, tmp_path):
+    """A run of one that is stopped, to which the others are added, ends as one of all of them."""
+    shutil.copytree(whole_run / "data", tmp_path / "data")
+    options = ["--epochs", "1", *RANK_AND_STEPS]
+    flags, alone = [*options, *CHOSEN], [*options, "--methods", "semi_amortized"]
+    together, added = tmp_path / "together", tmp_path / "added"
+    assert processes.run(processes.MAIN, together, *flags)[0] == 0
+    after = {"after": "semi_amortized: epoch 1/1", "number": signal.SIGTERM}
+    assert processes.stop(processes.MAIN, added, flags=alone, **after)[0] == 143
+    before = processes.contents(added)
+    status, _, errors = processes.run(processes.MAIN, added, *flags)
+    assert (status, processes.contents(added)) == (2, before)
+    assert "of a run of --methods semi_amortized, to which --resume adds the others" in errors[0]
+    assert processes.run(processes.MAIN, added, *flags, "--resume")[0] == 0
+    assert stress.differences(together, added) == []
+    status, _, errors = processes.run(processes.MAIN, added, *alone, "--resume")
+    assert status == 2
+    assert "--methods amortized latent_optimization semi_amortized there, semi_amortized here" in errors[0]
+
+    # Scored alone, or not at all
+    assert processes.run(processes.MAIN, added, *alone, "--evaluate-only", "--results-dir", "alone")[0] == 0
+    scores, expected = (read_scores(added / name / "scores.csv") for name in ("alone", "results"))
+    for quantity in ("elbo", "log_prob", "amortization_gap"):
+        assert find(scores, quantity, "semi_amortized") == find(expected, quantity, "semi_amortized")
+    assert {entry.method for entry in scores if entry.quantity == "elbo"} == {"semi_amortized"}
+    for path in (added / "checkpoints").glob("vae_epoch*"):
+        path.unlink()
+    status, _, errors = processes.run(processes.MAIN, added, *flags, "--evaluate-only")
+    assert (status, len(errors)) == (2, 1)
+    assert "checkpoints: no checkpoints vae_epoch_N.pt and latent_opt_epoch_N.pt and semi_" in errors[0]
 
 
 def test_a_new_metric_is_one_function_and_one_entry_of_the_list(whole_run, tmp_path):

@@ -68,7 +68,7 @@ def test_the_pretrained_weights_are_small():
 def run(tmp_path_factory):
     """A folder with the checkpoints of a short run, and results that are taken for its own."""
     folder = tmp_path_factory.mktemp("run")
-    for method_class in METHODS:
+    for method_class in METHODS[:2]:
         train(method_class(toy_config(), toy_data()), folder)
     save_json(folder / "summary.json", {"train_config": asdict(toy_config()), "scored_epoch": 2})
     (folder / "scores.csv").write_text("numbers")
@@ -83,8 +83,8 @@ def test_what_is_written_reads_as_the_checkpoints_but_for_rounding(run, tmp_path
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
     for name in pretrained.FILES:
         assert (tmp_path / "one" / name).read_bytes() == (run / name).read_bytes()
-    found = find_checkpoints(METHODS, run)
-    for method_class in METHODS:
+    found = find_checkpoints(METHODS[:2], run)
+    for method_class in METHODS[:2]:
         load_model = LOAD_MODEL[method_class.__module__]
         whole, half = load_model(found.path(method_class, 2)), load_model(tmp_path / f"one/{method_class.prefix}.pt")
         assert (half.config, half.epoch) == (toy_config(), 2)

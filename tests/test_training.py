@@ -1,5 +1,6 @@
-"""Both methods through the one loop: same start, same batches, the same contents under the same seed."""
+"""Every method through the one loop: same start, same batches, the same contents under the same seed."""
 
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -8,16 +9,28 @@ from conftest import SIGMA, toy_config, toy_data, train
 
 import amortized_vae
 import latent_optimization
+import semi_amortized_vae
 from amortized_vae import AmortizedVAE
 from latent_optimization import LatentOptimization
 from runtime.checkpoint import InputError, load_checkpoint, save_checkpoint
+from runtime.distributed import Shard
 from runtime.learners import find_checkpoints, saved_epochs
+from semi_amortized_vae import SemiAmortizedVAE
 from training import train_epoch
-from vae_utils import elbo, random_generator
+from vae_utils import Noise, elbo, random_generator
+
+
+class LowRank(LatentOptimization):
+    """Latent optimization with a factor of rank 2."""
+
+    def __init__(self, config, data):
+        super().__init__(replace(config, latent_rank=2), data)
+
 
 METHODS = (AmortizedVAE, LatentOptimization)
-MODULES = {AmortizedVAE: amortized_vae, LatentOptimization: latent_optimization}
+MODULES = {AmortizedVAE: amortized_vae, LatentOptimization: latent_optimization, SemiAmortizedVAE: semi_amortized_vae}
 BOTH = pytest.mark.parametrize("method_class", METHODS, ids=lambda each: each.name)
+ALL = pytest.mark.parametrize("method_class", [*METHODS, LowRank, SemiAmortizedVAE], ids=lambda each: each.__name__)
 
 
 def trained(method_class, directory, **changes):
@@ -35,7 +48,7 @@ def same(one, other):
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-@BOTH
+@ALL
 def test_the_same_seed_gives_the_same_contents_and_another_seed_others(tmp_path, method_class):
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         trained(method_class, tmp_path / name, seed=seed)
@@ -48,7 +61,7 @@ def test_the_same_seed_gives_the_same_contents_and_another_seed_others(tmp_path,
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
-@BOTH
+@ALL
 def test_training_raises_the_bound_of_training_and_validation_images(tmp_path, method_class, likelihood):
     _, history = trained(method_class, tmp_path, likelihood=likelihood)
     assert [row["epoch"] for row in history] == [1, 2]
@@ -90,7 +103,7 @@ def test_an_epoch_is_its_steps(method_class):
         assert torch.equal(method.validate(epoch).elbo, written_out.validate(epoch).elbo)
 
 
-@BOTH
+@ALL
 def test_a_state_continues_to_the_same_bits(method_class):
     """All that the next epoch depends on is in one state_dict, which a file that runs no code can hold."""
     one, other = (method_class(toy_config(epochs=3), toy_data()) for _ in range(2))
@@ -105,7 +118,7 @@ def test_a_state_continues_to_the_same_bits(method_class):
     assert same(one.weights(), other.weights())
 
 
-@BOTH
+@pytest.mark.parametrize("method_class", MODULES, ids=lambda each: each.name)
 def test_a_loaded_model_knows_what_it_was_trained_with(tmp_path, method_class):
     method, _ = trained(method_class, tmp_path)
     model = MODULES[method_class].load_model(tmp_path / f"{method.prefix}_epoch_2.pt")
@@ -117,6 +130,22 @@ def test_a_loaded_model_knows_what_it_was_trained_with(tmp_path, method_class):
     assert torch.equal(model.decode(z), method.model.decode(z))
     if method_class is AmortizedVAE:
         assert torch.equal(model.encode(x).mean, method.infer(x).q.mean)
+
+
+def test_an_unseen_image_gets_a_q_of_the_same_rank():
+    """A fit that depends on no other image, and whose bound is higher than that of its start."""
+    method, index, x = LowRank(toy_config(), toy_data()), torch.tensor([4, 9, 2]), toy_data().test.images[:3]
+
+    def infer(rows):
+        noise = Noise.of_images(1, "inference", index=index[rows])
+        return method.infer(x[rows], noise=noise, fit_steps=60).q
+
+    q = infer(torch.arange(3))
+    assert q.factor.shape == (3, 5, 2)
+    torch.testing.assert_close(infer(torch.tensor([1])).factor, q.factor[1:2])
+    noise = torch.randn(500, 3, 5, generator=random_generator(0))
+    fitted, start = (elbo(method.model, x, each, noise).elbo for each in (q, method.model.initial_posterior(x)))
+    assert (fitted > start).all()
 
 
 def test_the_q_of_a_row_is_that_of_its_image(tmp_path):
@@ -172,17 +201,36 @@ def test_beta_weighs_the_gradient_of_the_kl(method_class, beta):
         torch.testing.assert_close(weight.grad, gradient)
 
 
-@BOTH
+@ALL
 def test_the_bound_that_is_reported_is_that_of_beta_one(method_class):
     """beta, from the configuration or from the caller, is in the loss alone."""
-    rows, noise = torch.arange(9), torch.randn(9, 5, generator=random_generator(0))
-    sums = []
+    rows, sums = torch.arange(9), []
     for beta, given in ((0.3, None), (1.0, None), (0.3, 2.0)):
         method = method_class(toy_config(beta=beta), toy_data())
+        noise = method.draw_noise(9, random_generator(0))
         sums.append(method.train_step(rows, noise, beta=given))
         assert sums[-1][0] == pytest.approx((sums[-1][1] - sums[-1][2]).item())
     assert torch.equal(sums[0], sums[1])
     assert torch.equal(sums[0], sums[2])
+
+
+@ALL
+def test_the_parts_of_two_ranks_add_up(method_class):
+    """The same bound and the same gradients of the weights, from the images that each holds."""
+    data, rows = toy_data(), torch.arange(3, 20)
+    whole = method_class(toy_config(latent_start="normal"), data)
+    noise = whole.draw_noise(len(rows), random_generator(0))
+    sums, gradients = whole.backward(rows, noise), []
+    for rank in (0, 1):
+        part = data._replace(train=data.train.at(torch.arange(rank, 150, 2)), shard=Shard(rank, 2))
+        method = method_class(toy_config(latent_start="normal"), part)
+        sums = sums - method.backward(rows, noise)
+        gradients.append([weight.grad for weight in method.model.parameters()])
+        q, expected = method.posterior(part.train.images[:4], torch.arange(4)), torch.arange(rank, rank + 8, 2)
+        torch.testing.assert_close(q.tensors(), whole.posterior(data.train.images[expected], expected).tensors())
+    torch.testing.assert_close(sums, torch.zeros(3), atol=2e-3, rtol=0)
+    for weight, *parts in zip(whole.model.parameters(), *gradients, strict=True):
+        torch.testing.assert_close(sum(parts), weight.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_saved_epochs():
@@ -212,9 +260,13 @@ def test_another_methods_checkpoint_and_a_damaged_one_are_refused(tmp_path):
 
 
 def test_checkpoints_of_one_training_come_back_as_methods(tmp_path):
-    methods = [trained(method_class, tmp_path)[0] for method_class in METHODS]
-    found = find_checkpoints(METHODS, tmp_path)
-    assert (found.epochs, found.config) == ([1, 2], toy_config())
+    changes, classes = {"latent_rank": 3, "refinement_steps": 2, "refinement_rate": 0.1}, (*METHODS, SemiAmortizedVAE)
+    methods = [trained(method_class, tmp_path, **changes)[0] for method_class in classes]
+    found = find_checkpoints(classes, tmp_path)
+    assert (found.epochs, found.config) == ([1, 2], toy_config(**changes))
     x, rows = toy_data().train.images[:4], torch.arange(4)
     for method, loaded in zip(methods, found.load(2, toy_data()), strict=True):
-        assert torch.equal(loaded.posterior(x, rows).mean, method.posterior(x, rows).mean)
+        assert same(loaded.posterior(x, rows).tensors(), method.posterior(x, rows).tensors())
+    assert methods[1].posterior(x, rows).factor.shape == (4, 5, 3)
+    q = latent_optimization.load_model(tmp_path / "latent_opt_epoch_2.pt").posterior(rows)
+    assert same(q.tensors(), methods[1].posterior(x, rows).tensors())

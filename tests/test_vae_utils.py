@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import SIGMA, LinearGaussian, gaussian, linear_gaussian, seeded
 from sklearn.decomposition import PCA
-from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, kl_divergence
 
 import vae_utils
 from evaluation.ais import annealed_importance_sampling, bidirectional_bounds
@@ -31,13 +31,17 @@ def exact_posterior(model, x):
     return best
 
 
-@pytest.fixture(params=["diagonal", "full"])
+@pytest.fixture(params=["diagonal", "full", "rank 1", "rank 4"])
 def pair(request):
     """(q, the same distribution of PyTorch), four images, three dimensions."""
     generator = seeded(0)
     mean, root = (torch.randn(*shape, generator=generator).double() for shape in ((4, 3), (4, 3, 3)))
     if request.param == "diagonal":
         return GaussianPosterior.from_log_var(mean, 2 * mean), Independent(Normal(mean, mean.exp()), 1)
+    if request.param != "full":
+        factor = torch.randn(4, 3, int(request.param[-1]), generator=generator).double()
+        q = GaussianPosterior.from_log_var(mean, 2 * mean, factor)
+        return q, LowRankMultivariateNormal(mean, factor, (2 * mean).exp())
     precision = root @ root.mT + torch.eye(3)
     return GaussianPosterior.from_precision(mean, precision), MultivariateNormal(mean, precision_matrix=precision)
 
@@ -66,7 +70,25 @@ def test_rows_are_selected_and_concatenated_in_their_order(pair):
     assert len(both) == 6
     assert torch.equal(both.mean, torch.cat((q.mean[[2, 0]], q.mean)))
     assert torch.equal(both.scale, torch.cat((q.scale[[2, 0]], q.scale)))
-    assert both.to(torch.float32).scale.dtype == torch.float32
+    assert {part.dtype for part in both.to(torch.float32).tensors().values()} == {torch.float32}
+    if q.factor is not None:
+        assert torch.equal(both.factor, torch.cat((q.factor[[2, 0]], q.factor)))
+
+
+def test_dimensions_alone_and_parameters_are_those_of_the_posterior(pair):
+    """The marginals of its dimensions, and a diagonal q of them; what `parameters` gives makes the same q."""
+    q, expected = pair
+    alone = q.diagonal()
+    assert alone.is_diagonal
+    torch.testing.assert_close(alone.scale.square(), expected.variance)
+    if q.is_full:
+        with pytest.raises(ValueError, match="no KL per dimension"):
+            q.kl_per_dimension()
+        return
+    marginal = kl_divergence(Normal(expected.mean, expected.stddev), Normal(torch.zeros(4, 3).double(), 1.0))
+    torch.testing.assert_close(q.kl_per_dimension(), marginal)
+    again = GaussianPosterior.from_parameters(q.parameters(), 0 if q.factor is None else q.factor.shape[-1])
+    torch.testing.assert_close(again.tensors(), q.tensors())
 
 
 @pytest.mark.parametrize(("pixels", "latent_dim"), [(5, 2), (784, 200)])

@@ -276,6 +276,35 @@ def test_a_finished_run_can_be_lengthened_where_no_schedule_forbids_it(config, p
         plan(resume=True, epochs=5, owned=OWNED._replace(extendable=False))
 
 
+def test_a_run_can_get_further_methods_but_not_lose_one(config, plan, tmp_path):
+    """The learners have their own names here; what is trained is a setting."""
+
+    class Third(First):
+        name = prefix = "third"
+
+    owned = OWNED._replace(learners=(First, Third))
+
+    def known(methods):
+        prefix = methods.split()[-1]
+        state = {"prefix": prefix, "epoch": 3, "ranks": 1, "rows": [], "history": [{}] * 3}
+        save_json(tmp_path / f"{prefix}_state.json", {**state, "settings": SETTINGS | {"methods": methods}})
+
+    known("first")
+    save_json(tmp_path / "summary.json", {"settings": SETTINGS | {"methods": "first"}, "eval_config": {}})
+    assert plan(owned=owned, methods="first").finished
+    with pytest.raises(InputError, match="of a run of --methods first, to which --resume adds the others"):
+        plan(owned=owned, methods="first third")
+    assert not plan(owned=owned, resume=True, methods="first third").finished
+    known("first third")
+    found = plan(owned=owned, resume=True, methods="first third")  # killed before it was scored
+    assert (list(found.states), found.finished) == (["first", "third"], False)
+    for methods in ("first", "third"):
+        with pytest.raises(InputError, match=f"--methods first.* there, {methods} here"):
+            plan(owned=owned, resume=True, methods=methods)
+    with pytest.raises(InputError, match="--methods first there, first third here"):
+        plan(owned=owned._replace(extendable=False), resume=True, methods="first third")
+
+
 def test_foreign_states_are_refused(plan, tmp_path):
     path = tmp_path / "first_state.json"
     for contents in ({"prefix": "first"}, {"prefix": "second", "epoch": 0, "history": [], "settings": SETTINGS}):

@@ -38,18 +38,13 @@ def test_a_fit_of_low_rank_finds_a_posterior_of_low_rank():
     weight = 0.6 * torch.linalg.cholesky(torch.linalg.inv(covariance) - torch.eye(3)).T  # W'W / 0.6^2 = C^-1 - I
     model = LinearGaussian(weight, torch.randn(3, generator=seeded(4)).double(), 0.6)
     x, _ = model.sample(4, seeded(1))
-    factor = 0.1 * torch.randn(4, 3, 1, generator=seeded(2)).double()
-    start = GaussianPosterior(torch.zeros(4, 3).double(), torch.ones(4, 3).double(), factor)
+    start = GaussianPosterior(*torch.ones(2, 4, 3).double(), 0.1 * torch.randn(4, 3, 1, generator=seeded(2)).double())
     settings = {"fit_steps": 900, "averaged_rate": 0.003, "tolerance": 0.01, "max_cycles": 9}
-    exact = model.posterior(x)
-    for covariance, bound in (("low rank", model.log_prob(x)), ("diagonal", model.best_diagonal(x)[1])):
-        fit = fit_posterior(model, x, start, noise=Noise(3), covariance=covariance, **settings)
-        factor = torch.zeros(4, 3, 1).double() if fit.q.factor is None else fit.q.factor
-        q = LowRankMultivariateNormal(fit.q.mean, factor, fit.q.scale.square())
-        reached = model.log_prob(x) - kl_divergence(q, MultivariateNormal(exact.mean, scale_tril=exact.scale))
-        assert (reached < bound + 1e-9).all()
-        assert (bound - reached).max() < 0.02
-    assert (model.log_prob(x) - bound).min() > 0.5  # what a diagonal q lacks
+    q = fit_posterior(model, x, start, noise=Noise(3), covariance="low rank", **settings).q
+    found = LowRankMultivariateNormal(q.mean, q.factor, q.scale.square())
+    assert kl_divergence(found, MultivariateNormal(model.posterior(x).mean, covariance)).max() < 0.02
+    assert (model.log_prob(x) - model.best_diagonal(x)[1]).min() > 0.3  # what a diagonal q lacks
+    assert fit_posterior(model, x, start, noise=Noise(3), fit_steps=5).q.is_diagonal
 
 
 @pytest.mark.parametrize("source", [Noise(1), Noise.of_images(1, index=range(4))])

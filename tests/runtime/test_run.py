@@ -50,7 +50,7 @@ class First(Learner):
 
 
 class Second(First):
-    prefix = "second"
+    name = prefix = "second"
 
 
 OWNED = Owned((First, Second), ("first_epoch_*.pt",), ("picture.png", "summary.json"), summary="summary.json")
@@ -92,9 +92,9 @@ def as_rank(monkeypatch):
     return become
 
 
-def save(config, learner, epochs):
+def save(config, learner, epochs, **settings):
     """What a run leaves that has finished so many epochs of the learner."""
-    run = Run(config(), SETTINGS)
+    run = Run(config(), SETTINGS | settings)
     history = [{"epoch": epoch + 1, "elbo": 0.1 * epoch, "seconds": 1.0} for epoch in range(epochs)]
     for epoch in range(1, epochs + 1):
         learner.learn()
@@ -277,32 +277,20 @@ def test_a_finished_run_can_be_lengthened_where_no_schedule_forbids_it(config, p
 
 
 def test_a_run_can_get_further_methods_but_not_lose_one(config, plan, tmp_path):
-    """The learners have their own names here; what is trained is a setting."""
-
-    class Third(First):
-        name = prefix = "third"
-
-    owned = OWNED._replace(learners=(First, Third))
-
-    def known(methods):
-        prefix = methods.split()[-1]
-        state = {"prefix": prefix, "epoch": 3, "ranks": 1, "rows": [], "history": [{}] * 3}
-        save_json(tmp_path / f"{prefix}_state.json", {**state, "settings": SETTINGS | {"methods": methods}})
-
-    known("first")
+    save(config, First(), 3, methods="first")
     save_json(tmp_path / "summary.json", {"settings": SETTINGS | {"methods": "first"}, "eval_config": {}})
-    assert plan(owned=owned, methods="first").finished
+    assert plan(methods="first").finished
     with pytest.raises(InputError, match="of a run of --methods first, to which --resume adds the others"):
-        plan(owned=owned, methods="first third")
-    assert not plan(owned=owned, resume=True, methods="first third").finished
-    known("first third")
-    found = plan(owned=owned, resume=True, methods="first third")  # killed before it was scored
-    assert (list(found.states), found.finished) == (["first", "third"], False)
-    for methods in ("first", "third"):
+        plan(methods="first second")
+    with pytest.raises(InputError, match="--methods first there, first second here"):
+        plan(owned=OWNED._replace(extendable=False), resume=True, methods="first second")
+    assert not plan(resume=True, methods="first second").finished
+    save(config, Second(), 3, methods="first second")
+    found = plan(resume=True, methods="first second")  # killed before it was scored
+    assert (list(found.states), found.finished) == (["first", "second"], False)
+    for methods in ("first", "second"):
         with pytest.raises(InputError, match=f"--methods first.* there, {methods} here"):
-            plan(owned=owned, resume=True, methods=methods)
-    with pytest.raises(InputError, match="--methods first there, first third here"):
-        plan(owned=owned._replace(extendable=False), resume=True, methods="first third")
+            plan(resume=True, methods=methods)
 
 
 def test_foreign_states_are_refused(plan, tmp_path):

@@ -77,6 +77,8 @@ class TrainConfig:
 
     def __post_init__(self):
         check_ranges(self)
+        if self.latent_rank > self.latent_dim:
+            raise InputError(f"--latent-rank {self.latent_rank}: more than --latent-dim {self.latent_dim}")
         if self.likelihood == "bernoulli":
             object.__setattr__(self, "binarize", True)
 

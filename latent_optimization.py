@@ -22,10 +22,10 @@ LEAST_NATS = 1.2  # that a dimension carries in the linear model, for a start aw
 LEAST_NOISE = 1e-4  # of the estimated noise variance of a pixel
 MOST_PIXELS = 40_000_000  # of all images that the principal components are of
 STARTED_AT_ONCE = 1000  # rows of the table
-FACTOR_START = 0.01  # of the scale, standard deviation of the entries of a factor, whose gradient at 0 is 0
+FACTOR_START = 0.01  # standard deviation of the entries of factor / scale, whose gradient at 0 is 0
 
 
-PARTS = ("mean", "log_var", "factor")  # of a q in a checkpoint; without --latent-rank there is no factor
+PARTS = ("mean", "log_var", "loadings")  # of a q in a checkpoint; the last with a --latent-rank alone
 
 
 class LinearPosterior(nn.Module):
@@ -101,7 +101,7 @@ class LatentModel(ConvModel):
         self.start = LinearPosterior(latent_dim, math.prod(image_shape))
         self.register_buffer("mean_of_q", None)  # (N, D), of every training image, if the weights hold them
         self.register_buffer("log_var_of_q", None)  # (N, D)
-        self.register_buffer("factor_of_q", None)  # (N, D, latent_rank), if the rank is above 0
+        self.register_buffer("loadings_of_q", None)  # (N, D, latent_rank), if the rank is above 0
 
     def initial_posterior(self, x, noise=None):
         """Where the q of images x (B, *image) begins, those of the table as well as any other's: (B, D)."""

@@ -81,7 +81,7 @@ class LatentTable(nn.Module):
     def current(self):
         """Mean and log-variance of every row as dense Adam has them now, (N, D) each; changes nothing.
 
-        With a rank, the factors follow, (N, D, rank).
+        With a rank, the loadings follow, (N, D, rank).
         """
         value, _, _ = self.apply_deferred_steps(slice(None))
         return tuple(part.contiguous() for part in split_parameters(value, self.rank))

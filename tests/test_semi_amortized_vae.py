@@ -4,7 +4,7 @@ import torch
 from conftest import linear_gaussian, seeded, toy_config, toy_data
 
 from semi_amortized_vae import SemiAmortizedVAE
-from vae_utils import elbo
+from vae_utils import Noise, elbo
 
 CONFIG = toy_config(refinement_steps=3, refinement_rate=0.3)
 
@@ -61,4 +61,4 @@ def test_the_decoder_learns_at_the_refined_q_and_the_encoder_at_its_own():
     weights += method.model.encoder.parameters()
     for weight, gradient in zip(weights, (*of_decoder, *of_encoder), strict=True):
         torch.testing.assert_close(weight.grad, gradient)
-    assert method.gradients_per_visit == 3
+    assert method.gradients_per_visit == 3 == method.infer(x, noise=Noise(1)).gradients[0]

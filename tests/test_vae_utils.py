@@ -40,8 +40,7 @@ def pair(request):
         return GaussianPosterior.from_log_var(mean, 2 * mean), Independent(Normal(mean, mean.exp()), 1)
     if request.param != "full":
         factor = torch.randn(4, 3, int(request.param[-1]), generator=generator).double()
-        q = GaussianPosterior.from_log_var(mean, 2 * mean, factor)
-        return q, LowRankMultivariateNormal(mean, factor, (2 * mean).exp())
+        return GaussianPosterior(mean, mean.exp(), factor), LowRankMultivariateNormal(mean, factor, (2 * mean).exp())
     precision = root @ root.mT + torch.eye(3)
     return GaussianPosterior.from_precision(mean, precision), MultivariateNormal(mean, precision_matrix=precision)
 

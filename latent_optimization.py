@@ -22,6 +22,10 @@ LEAST_NATS = 1.2  # that a dimension carries in the linear model, for a start aw
 LEAST_NOISE = 1e-4  # of the estimated noise variance of a pixel
 MOST_PIXELS = 40_000_000  # of all images that the principal components are of
 STARTED_AT_ONCE = 1000  # rows of the table
+FACTOR_START = 0.01  # standard deviation of the entries of factor / scale, whose gradient at 0 is 0
+
+
+PARTS = ("mean", "log_var", "loadings")  # of a q in a checkpoint; the last with a --latent-rank alone
 
 
 class LinearPosterior(nn.Module):
@@ -97,13 +101,14 @@ class LatentModel(ConvModel):
         self.start = LinearPosterior(latent_dim, math.prod(image_shape))
         self.register_buffer("mean_of_q", None)  # (N, D), of every training image, if the weights hold them
         self.register_buffer("log_var_of_q", None)  # (N, D)
+        self.register_buffer("loadings_of_q", None)  # (N, D, latent_rank), if the rank is above 0
 
     def initial_posterior(self, x, noise=None):
         """Where the q of images x (B, *image) begins, those of the table as well as any other's: (B, D)."""
         return self.start(x, noise)
 
     def _load_from_state_dict(self, state_dict, prefix, *others):
-        for name in ("mean", "log_var"):  # so called in a checkpoint
+        for name in PARTS:  # so called in a checkpoint
             if f"{prefix}{name}" in state_dict:
                 state_dict[f"{prefix}{name}_of_q"] = state_dict.pop(f"{prefix}{name}")
             saved = state_dict.get(f"{prefix}{name}_of_q")
@@ -111,10 +116,11 @@ class LatentModel(ConvModel):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def posterior(self, rows):
-        """q of the training images at `rows` (B,), diagonal, (B, D). Raises ValueError if it has none."""
+        """q of the training images at `rows` (B,), (B, D). Raises ValueError if it has none."""
         if self.mean_of_q is None:
             raise ValueError("this checkpoint holds no q of training images: fit_posterior finds the q of any image")
-        return GaussianPosterior.from_log_var(self.mean_of_q[rows], self.log_var_of_q[rows])
+        parts = (getattr(self, f"{name}_of_q") for name in PARTS)
+        return GaussianPosterior.from_log_var(*(part[rows] for part in parts if part is not None))
 
 
 class LatentOptimization(training.Method):
@@ -129,11 +135,13 @@ class LatentOptimization(training.Method):
     def __init__(self, config, data):
         super().__init__(config, data)
         self.gradients_per_visit = config.latent_steps
+        self.recordable = not config.latent_rank  # not tried with CUDA's Cholesky decomposition
         self.model.start = self._make_start().to(data.device)
         self.table = LatentTable(
             size=len(self.images),
             latent_dim=config.latent_dim,
             max_steps=config.steps * config.latent_steps,
+            rank=config.latent_rank,
             learning_rate=config.latent_learning_rate,
             device=data.device,
         )
@@ -143,7 +151,7 @@ class LatentOptimization(training.Method):
                 for rows in torch.arange(len(self.images), device=data.device).split(STARTED_AT_ONCE)
             ]
         )
-        self.table.load_parameters(q.mean, 2 * q.scale.log())
+        self.table.load_parameters(q.parameters())
         self.optimizers.append(self.table)
         count = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(data.validation.labels))
         validation = stratified_subset(data.validation, size=count, seed=config.seed)
@@ -166,9 +174,16 @@ class LatentOptimization(training.Method):
     def _started(self, x, index):
         """`initial_posterior` of images x (B, *image) at the rows `index` (B,) of the data set."""
         noise = None
-        if self.config.latent_start == "normal":
+        if self.config.latent_start == "normal" or self.config.latent_rank:
             noise = Noise.of_images(self.config.seed, "start", index=index, device=x.device)
-        return self.model.initial_posterior(x, noise)
+        return self._with_factor(self.model.initial_posterior(x, noise), noise)
+
+    def _with_factor(self, q, noise):
+        """A diagonal q with a small random factor of the configured rank, if that is above 0."""
+        if not self.config.latent_rank:
+            return q
+        draws = noise.normal((1, *q.mean.shape, self.config.latent_rank), like=q.mean)[0]
+        return GaussianPosterior(q.mean, q.scale, FACTOR_START * q.scale.unsqueeze(-1) * draws)
 
     def posterior(self, x, rows):
         """The table's q of the training images at `rows`; x is ignored."""
@@ -178,8 +193,9 @@ class LatentOptimization(training.Method):
         """q of images outside the training set, fitted from model.initial_posterior, `batch_size` at a time: a Fit."""
         fits = []
         for rows in torch.arange(len(x), device=x.device).split(batch_size):
-            start = self.model.initial_posterior(x[rows], noise[rows])
-            fits.append(fit_posterior(self.model, x[rows], start, noise=noise[rows], fit_steps=fit_steps))
+            start = self._with_factor(self.model.initial_posterior(x[rows], noise[rows]), noise[rows])
+            options = {"covariance": "low rank", "noise": noise[rows], "fit_steps": fit_steps}
+            fits.append(fit_posterior(self.model, x[rows], start, **options))
         q, empty = GaussianPosterior.concatenate([fit.q for fit in fits]), torch.empty(0, len(x))
         return Fit(q, empty, *(torch.cat([fit[field] for fit in fits]) for field in (2, 3)))
 
@@ -212,15 +228,15 @@ class LatentOptimization(training.Method):
             return elbo(self.model, x, self.validation_fit.q(), noise)
 
     def weights(self):
-        """The decoder, and mean and log-variance of every row, brought up to date: the rows on rank 0 alone."""
-        mean, log_var = (self.shard.gather(part, self.count) for part in self.table.current())
-        return {**self.model.state_dict(), "mean": mean, "log_var": log_var}
+        """The decoder, and the q of every row in its parts, brought up to date: the rows on rank 0 alone."""
+        parts = [self.shard.gather(part, self.count) for part in self.table.current()]
+        return {**self.model.state_dict(), **dict(zip(PARTS, parts, strict=False))}
 
     def load_weights(self, weights):
         """Takes over what `weights` gave."""
-        networks = {name: value for name, value in weights.items() if name not in ("mean", "log_var")}
+        networks = {name: value for name, value in weights.items() if name not in PARTS}
         self.model.load_state_dict(networks)
-        self.table.load_parameters(weights["mean"], weights["log_var"])
+        self.table.load_parameters(*(weights[name] for name in PARTS if name in weights))
 
 
 def load_model(path, *, device="cpu"):

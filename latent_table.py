@@ -4,11 +4,11 @@ import torch
 from torch import nn
 
 from model import INITIAL_LOG_VAR
-from vae_utils import GaussianPosterior
+from vae_utils import GaussianPosterior, split_parameters
 
 
 class LatentTable(nn.Module):
-    """q_i(z) = N(mean_i, diag exp(log_var_i)) for every image i, with the Adam that learns it.
+    """q_i(z) = N(mean_i, diag exp(log_var_i) + factor_i factor_i') for every image i, with the Adam that learns it.
 
     The trajectory is that of torch.optim.Adam on the whole table; the cost of a step is that of a batch. Adam also
     changes a row that is not in the batch, but the gradient is then zero and its path has a closed form: after a visit
@@ -21,13 +21,18 @@ class LatentTable(nn.Module):
     gradients far above eps (so do not divide them by the batch size): eps counts as constant between two visits.
     """
 
-    def __init__(self, *, size, latent_dim, max_steps, learning_rate=0.01, betas=(0.9, 0.999), eps=1e-8, device="cpu"):
-        """`size` images, `latent_dim` dimensions; `max_steps` bounds the number of calls of `step`."""
+    def __init__(
+        self, *, size, latent_dim, max_steps, rank=0, learning_rate=0.01, betas=(0.9, 0.999), eps=1e-8, device="cpu"
+    ):
+        """`size` images, `latent_dim` dimensions; `max_steps` bounds the number of calls of `step`; `rank`: of factors.
+
+        A row holds (2 + rank) latent_dim numbers.
+        """
         super().__init__()
-        self._learning_rate, self.betas, self.eps = learning_rate, betas, eps
+        self._learning_rate, self.betas, self.eps, self.rank = learning_rate, betas, eps, rank
         # Value, first and second moment side by side, so that a batch is one gather and one scatter.
-        self.register_buffer("rows", torch.zeros(size, 3, 2 * latent_dim, device=device))  # (N, 3, 2D)
-        self.rows[:, 0, latent_dim:] = INITIAL_LOG_VAR
+        self.register_buffer("rows", torch.zeros(size, 3, (2 + rank) * latent_dim, device=device))
+        self.rows[:, 0, latent_dim : 2 * latent_dim] = INITIAL_LOG_VAR
         self._visit = None
         self.register_buffer("last_visit", torch.zeros(size, dtype=torch.int64, device=device))  # (N,)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
@@ -41,7 +46,7 @@ class LatentTable(nn.Module):
         return self._learning_rate
 
     def posterior(self, rows):
-        """q of the images at `rows` (B,), diagonal, (B, D). With gradients on, the next `step` learns them.
+        """q of the images at `rows` (B,), (B, D). With gradients on, the next `step` learns them.
 
         `rows` must not name a row twice.
         """
@@ -49,7 +54,7 @@ class LatentTable(nn.Module):
         if torch.is_grad_enabled():
             value.requires_grad_()
             self._visit = rows, value, first, second
-        return GaussianPosterior.from_log_var(*value.chunk(2, dim=-1))
+        return GaussianPosterior.from_parameters(value, self.rank)
 
     @torch.no_grad()
     def step(self):
@@ -74,13 +79,16 @@ class LatentTable(nn.Module):
 
     @torch.no_grad()
     def current(self):
-        """Mean and log-variance of every row as dense Adam has them now, (N, D) each; changes nothing."""
+        """Mean and log-variance of every row as dense Adam has them now, (N, D) each; changes nothing.
+
+        With a rank, the loadings follow, (N, D, rank).
+        """
         value, _, _ = self.apply_deferred_steps(slice(None))
-        return tuple(part.contiguous() for part in value.chunk(2, dim=-1))
+        return tuple(part.contiguous() for part in split_parameters(value, self.rank))
 
     @torch.no_grad()
     def apply_deferred_steps(self, rows):
-        """Values and moments of `rows` after the steps that they were not in, (B, 2D) each; changes nothing."""
+        """Values and moments of `rows` after the steps that they were not in, (B, (2 + rank) D); changes nothing."""
         value, first, second = self.rows[rows].unbind(1)
         beta1, beta2 = self.betas
         last = self.last_visit[rows]
@@ -97,10 +105,10 @@ class LatentTable(nn.Module):
         value = value - column(self.learning_rate * moved) * direction
         return value, column(beta1**idle) * first, column(beta2**idle) * second
 
-    def load_parameters(self, mean, log_var):
-        """Sets mean and log-variance of every row, (N, D) each, as of a table that has made no step."""
+    def load_parameters(self, *parts):
+        """Sets the parts of every row that `current` gives, as of a table that has made no step."""
         self.rows.zero_()
-        self.rows[:, 0] = torch.cat((mean, log_var), dim=1)
+        self.rows[:, 0] = torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
 def deferred_step_sums(*, max_steps, betas=(0.9, 0.999)):

@@ -1,4 +1,4 @@
-"""Trains the same decoder as an amortized VAE and by latent optimization, or by any methods, and compares them."""
+"""Trains the same decoder by several methods, such as an amortized VAE and latent optimization, and compares them."""
 
 import os
 import time
@@ -15,7 +15,7 @@ from data import take_shard
 from evaluation import figures, seeds
 from evaluation.page.page import write_page
 from evaluation.report import RESULTS, draw_report, evaluate
-from evaluation.settings import prepare, prepare_again
+from evaluation.settings import add_methods_flag, prepare, prepare_again
 from evaluation.tables import print_tables
 from latent_optimization import LatentOptimization
 from runtime.checkpoint import RunError, save_csv, save_figure, save_json
@@ -25,10 +25,11 @@ from runtime.distributed import rank
 from runtime.learners import Checkpoints, saved_epochs
 from runtime.plan import Owned
 from runtime.run import open_evaluation, open_run, run_seeds
+from semi_amortized_vae import SemiAmortizedVAE
 from sup_classification import find_classifier
 from training import train_epoch, validate
 
-METHODS = (AmortizedVAE, LatentOptimization)  # the one place where they are listed, in the order of every table
+METHODS = (AmortizedVAE, LatentOptimization, SemiAmortizedVAE)  # the one list of them, in the order of every table
 
 
 def owned():
@@ -39,7 +40,7 @@ def owned():
 
 def train_and_score(experiment):
     """Trains every method, then scores all of them; continues what was interrupted."""
-    run_config, config, eval_config, data, _ = experiment
+    run_config, config, eval_config, data, methods, _ = experiment
     with open_run(run_config, experiment.settings, owned=owned(), scoring=asdict(eval_config)) as run:
         if run.finished:
             return
@@ -47,16 +48,16 @@ def train_and_score(experiment):
         print(*data.said, start, sep="\n", flush=True)
         smaller = f"--batch-size ({config.batch_size:,}) or --latent-dim ({config.latent_dim:,})"
         with out_of_memory_hint(smaller + f" or --hidden ({config.hidden:,})" * (config.hidden > TrainConfig.hidden)):
-            for method_class in METHODS:
+            for method_class in methods:
                 method = method_class(config, take_shard(data))
                 for epoch in run.epochs(method):
                     run.record(train_epoch(method, epoch, progress=run.progress), validate(method, epoch))
         epochs = saved_epochs(config.epochs)
         if rank() == 0:
             save_csv(run.results / "history.csv", run.history)
-            options = {"methods": METHODS, "saved_epochs": epochs, "likelihood": method.model.likelihood.label}
+            options = {"methods": methods, "saved_epochs": epochs, "likelihood": method.model.likelihood.label}
             save_figure(run.results / "training_curves.png", figures.training_curves(history=run.history, **options))
-        score(run, experiment, Checkpoints(METHODS, run.directory, config, epochs, data.train.index))
+        score(run, experiment, Checkpoints(methods, run.directory, config, epochs, data.train.index))
 
 
 def score_again(experiment):
@@ -72,7 +73,7 @@ def score_again(experiment):
 
 def score(run, experiment, checkpoints):
     """Finds every number of the checkpoints, writes tables, figures and page, and summary.json last; prints tables."""
-    _, config, eval_config, data, _ = experiment
+    config, eval_config, data = experiment.config, experiment.eval_config, experiment.data
     started, training_seconds = time.perf_counter(), run.training_seconds()
     with out_of_memory_hint(
         f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim ({config.latent_dim:,})"
@@ -80,13 +81,8 @@ def score(run, experiment, checkpoints):
         # The classifier belongs to the training: it stays the same when the evaluation has another seed.
         full = eval_config.evaluation == "full"
         classifier = find_classifier(data, ClassifierConfig.for_training(config), run) if full else None
-        summary = {
-            "settings": {**asdict(eval_config), **experiment.settings},
-            "train_config": asdict(config),
-            "eval_config": asdict(eval_config),
-            "versions": versions(),
-        }
-        files = checkpoints.digests()
+        configs = {"train_config": asdict(config), "eval_config": asdict(eval_config), "versions": versions()}
+        summary, files = {"settings": {**asdict(eval_config), **experiment.settings}, **configs}, checkpoints.digests()
         started = run.keep_results({**summary, "files": files}, started)
         load, options = partial(checkpoints.load, data=data), {"training_seconds": training_seconds, "run": run}
         results = evaluate(load, checkpoints.epochs, data, classifier, eval_config, **options)
@@ -120,6 +116,7 @@ def main():
         add_flags(parser, config_class, title)
     meaning = "score the checkpoints again, without training; --seed and --precision are then the evaluation's"
     parser.add_argument("--evaluate-only", action="store_true", help=meaning)
+    add_methods_flag(parser, METHODS)
     seeds.add_seeds_flag(parser)
     given = parser.parse_args()
     if given.evaluate_only and "resume" in given:

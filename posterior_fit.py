@@ -10,29 +10,32 @@ from vae_utils import Fit, GaussianPosterior, check_inputs, elbo, random_generat
 SCORED_PAIRS = 8  # antithetic pairs of samples for which two q are compared
 SCORED_AT_ONCE = 500  # samples of z in memory meanwhile
 
+unpack = GaussianPosterior.from_parameters
+
 
 class PosteriorFit:
-    """The diagonal q of images during its optimization: gradient ascent on the bound, decoder frozen."""
+    """The q of images during its optimization: gradient ascent on the bound, decoder frozen."""
 
     def __init__(self, q):
-        """q: where to start, diagonal, (B, D)."""
+        """q: where to start, (B, D); diagonal, or with a factor, whose rank stays."""
+        self.rank = 0 if q.factor is None else q.factor.shape[-1]
         self.parameters = q.parameters().detach().requires_grad_()
         self.optimizer = torch.optim.Adam([self.parameters])
 
     def q(self):
         """The q as it is now, (B, D)."""
-        return unpack(self.parameters)
+        return unpack(self.parameters, self.rank)
 
     @torch.enable_grad()
     def run(self, model, x, *, noise, learning_rates, rows=slice(None)):
         """One step of Adam for each learning rate, with standard normal noise (steps, B, D), for the images at `rows`.
 
-        Returns the mean of the parameters over the steps, (B, 2D).
+        Returns the mean of the parameters over the steps, (B, (2 + rank) D).
         """
         total = torch.zeros_like(self.parameters)
         for learning_rate, step_noise in zip(learning_rates, noise, strict=True):
             self.optimizer.param_groups[0]["lr"] = learning_rate
-            loss = -elbo(model, x, unpack(self.parameters[rows]), step_noise).elbo.sum()
+            loss = -elbo(model, x, self.q()[rows], step_noise).elbo.sum()
             # torch.autograd.grad, unlike backward, does not compute the gradients of the decoder's weights.
             (self.parameters.grad,) = torch.autograd.grad(loss, self.parameters)
             self.optimizer.step()
@@ -46,11 +49,6 @@ class PosteriorFit:
         with torch.no_grad():
             self.parameters.copy_(state["parameters"])
         self.optimizer.load_state_dict(state["adam"])
-
-
-def unpack(parameters):
-    """The diagonal q of mean and log-variance side by side, (..., 2D): GaussianPosterior.parameters undone."""
-    return GaussianPosterior.from_log_var(*parameters.chunk(2, dim=-1))
 
 
 def cosine(first, last, steps):
@@ -78,14 +76,16 @@ def balanced_noise(count, q, *, noise):
 def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
     """The Gaussian that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018): a Fit.
 
-    x: (B, *image); q: where to start, diagonal, (B, D). covariance: "diagonal", for q*, or "full", for q*full, which
-    starts best from q*, or goes on from a full q. options: of `fit_diagonal` or `fit_full`. An image has converged, and
+    x: (B, *image); q: where to start, (B, D). covariance: "diagonal", for q*; "low rank", for the best q with a factor
+    of the rank of that of q; or "full", for q*full, which starts best from q*, or goes on from a full q. options: of
+    `fit_diagonal`, which finds the first two, or of `fit_full`. An image has converged, and
     stops, when a further cycle changes its bound by less than `tolerance` nats. Score the q with fresh samples: the one
     that did best on a few is returned. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise, "fit_posterior")
-    if covariance not in ("diagonal", "full"):
-        raise ValueError(f"covariance {covariance!r}: diagonal or full")
+    if covariance not in ("diagonal", "low rank", "full"):
+        raise ValueError(f"covariance {covariance!r}: diagonal, low rank or full")
+    q = q if covariance == "low rank" or (q.is_full and covariance == "full") else q.diagonal()
     return (fit_full if covariance == "full" else fit_diagonal)(model, x, q, noise=noise, **options)
 
 
@@ -108,7 +108,7 @@ def fit_diagonal(
     balanced = balanced_noise(max(fit_steps, latent_dim + 1), q, noise=noise)[:fit_steps]
     rates = cosine(learning_rate, averaged_rate, fit_steps)
     previous = fit.run(model, x, noise=balanced, learning_rates=rates)
-    trace = [bounds(model, x, [unpack(best)], noise)[0]]
+    trace = [bounds(model, x, [unpack(best, fit.rank)], noise)[0]]
     gradients = torch.full((images,), fit_steps, device=x.device)
     converged = torch.zeros(images, dtype=torch.bool, device=x.device)
     for number in range(max_cycles):
@@ -119,7 +119,8 @@ def fit_diagonal(
         candidate = (average + previous[rows]) / 2 if number else average
         previous[rows] = average
         # Keep the better q
-        before, after = bounds(model, part, [unpack(best[rows]), unpack(candidate)], part_noise)
+        both = [unpack(parameters, fit.rank) for parameters in (best[rows], candidate)]
+        before, after = bounds(model, part, both, part_noise)
         gain = after - before
         best[rows] = torch.where((gain > 0).unsqueeze(-1), candidate, best[rows])
         trace.append(trace[-1].index_add(0, rows, gain.clamp(min=0)))
@@ -130,7 +131,7 @@ def fit_diagonal(
             rows = rows[gain.abs() >= tolerance]
         if not len(rows):
             break
-    return Fit(unpack(best), torch.stack(trace), converged, gradients)
+    return Fit(unpack(best, fit.rank), torch.stack(trace), converged, gradients)
 
 
 @torch.no_grad()

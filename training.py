@@ -77,6 +77,7 @@ class Method(Learner):
         shared_inference        whether one network infers q of all images: then each gradient of a training shapes
                                 every q, and all test images are scored, not --fitted-images of them
         gradients_per_visit     gradients of the bound that a training step takes for the q of an image
+        by_default              whether it is trained without --methods
 
     and defines `posterior` and `infer`. The base class makes the model and an Adam of its weights, takes the steps,
     validates, saves and loads. Figures of reconstructions are called {reconstruction_prefix}_epoch_{N}.png, which must
@@ -88,6 +89,7 @@ class Method(Learner):
     recordable = True
     shared_inference = True
     gradients_per_visit = 1
+    by_default = True
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -113,6 +115,13 @@ class Method(Learner):
         In a training step gradients flow through it, elsewhere it is called without; nothing is drawn.
         """
         raise NotImplementedError
+
+    def training_posterior(self, x, rows, noise, beta):
+        """Of a training step, the q through which gradients flow, and what it leaves of the noise: (B, D).
+
+        A method that draws while it finds q, or that takes further gradients there, says so here.
+        """
+        return self.posterior(x, rows), noise
 
     def infer(self, x, *, noise, fit_steps=300):
         """q of any images x (B, *image) that were not trained on, as a Fit: by a forward pass, or by an optimization.
@@ -145,7 +154,8 @@ class Method(Learner):
         if not len(rows):  # a rank may have none
             return torch.zeros(len(Bound._fields), device=noise.device)
         x = self.images[rows]
-        bound = elbo(self.model, x, self.posterior(x, rows), noise)
+        q, noise = self.training_posterior(x, rows, noise, beta)
+        bound = elbo(self.model, x, q, noise)
         (beta * bound.kl - bound.log_likelihood).sum().backward()
         return torch.stack([part.detach().sum() for part in bound])
 

@@ -10,23 +10,33 @@ from typing import NamedTuple
 import torch
 
 DRAWN_AT_ONCE = 16  # samples of an image, by one call of its generator
+LOADING = 0.1  # a step of Adam moves a factor by this share of what it moves a mean, in units of the scale
 
 
 class GaussianPosterior:
-    """q(z) = N(mean, diag(scale)^2), or N(mean, scale scale') where scale is a lower triangular matrix.
+    """q(z) = N(mean, diag(scale)^2 + factor factor'), or N(mean, scale scale') where scale is lower triangular.
 
-    mean: (B, D); scale: (B, D) or (B, D, D).
+    mean: (B, D); scale: (B, D) or (B, D, D); factor: of low rank, (B, D, r), beside a scale (B, D), or None. With
+    W = factor / scale and the Cholesky factor L of I + W'W, the covariance of z / scale has the root
+    I + W (I + L)^-1 W', whose determinant is that of L (by the matrix determinant lemma) and whose inverse is
+    I - W (I + L')^-1 L^-1 W' (by Woodbury's identity).
     """
 
-    __slots__ = ("mean", "scale")
+    __slots__ = ("factor", "mean", "scale")
 
-    def __init__(self, mean, scale):
-        self.mean, self.scale = mean, scale
+    def __init__(self, mean, scale, factor=None):
+        self.mean, self.scale, self.factor = mean, scale, factor
 
     @classmethod
-    def from_log_var(cls, mean, log_var):
-        """The diagonal q of mean and log-variance, (B, D) each."""
-        return cls(mean, torch.exp(0.5 * log_var))
+    def from_log_var(cls, mean, log_var, loadings=None):
+        """The q of mean and log-variance, (B, D) each; loadings: factor / (LOADING * scale), (B, D, r), or None."""
+        scale = torch.exp(0.5 * log_var)
+        return cls(mean, scale, None if loadings is None else LOADING * scale.unsqueeze(-1) * loadings)
+
+    @classmethod
+    def from_parameters(cls, parameters, rank=0):
+        """The q whose `parameters()` these are, (B, (2 + rank) D)."""
+        return cls.from_log_var(*split_parameters(parameters, rank))
 
     @classmethod
     def from_precision(cls, mean, precision):
@@ -37,38 +47,70 @@ class GaussianPosterior:
 
     @classmethod
     def concatenate(cls, posteriors):
-        """One q of the images of several, all diagonal or all full."""
-        return cls(torch.cat([q.mean for q in posteriors]), torch.cat([q.scale for q in posteriors]))
+        """One q of the images of several, all of one form."""
+        return cls(*map(torch.cat, zip(*(q.tensors().values() for q in posteriors), strict=True)))
+
+    def tensors(self):
+        """{"mean", "scale", and "factor" if there is one}: the arguments that make it."""
+        values = {"mean": self.mean, "scale": self.scale, "factor": self.factor}
+        return {name: value for name, value in values.items() if value is not None}
 
     def __len__(self):
         return len(self.mean)
 
     def __getitem__(self, rows):
-        return GaussianPosterior(self.mean[rows], self.scale[rows])
+        return GaussianPosterior(*(value[rows] for value in self.tensors().values()))
 
     def to(self, *target):
         """As torch.Tensor.to."""
-        return GaussianPosterior(self.mean.to(*target), self.scale.to(*target))
+        return GaussianPosterior(*(value.to(*target) for value in self.tensors().values()))
 
     def parameters(self):
-        """Mean and log-variance of a diagonal q side by side, (B, 2D)."""
-        return torch.cat((self.mean, 2 * self.scale.log()), dim=-1)
+        """Mean, log-variance and loadings of a q that is not full, side by side, (B, (2 + r) D)."""
+        loadings = () if self.factor is None else (self.factor / (LOADING * self.scale.unsqueeze(-1)),)
+        return torch.cat((self.mean, 2 * self.scale.log(), *(part.flatten(-2) for part in loadings)), dim=-1)
+
+    @property
+    def is_full(self):
+        return self.scale.dim() > self.mean.dim()
 
     @property
     def is_diagonal(self):
-        return self.scale.dim() == self.mean.dim()
+        return not self.is_full and self.factor is None
+
+    def diagonal(self):
+        """The diagonal q with the mean and the variances of this one."""
+        if self.is_diagonal:
+            return self
+        parts = (self.scale,) if self.is_full else (self.scale.unsqueeze(-1), self.factor)
+        return GaussianPosterior(self.mean, torch.cat(parts, dim=-1).norm(dim=-1))
+
+    def _roots(self):
+        """W, (B, D, r), and L, (B, r, r)."""
+        w = self.factor / self.scale.unsqueeze(-1)
+        return w, torch.linalg.cholesky_ex(_plus_identity(w.mT @ w)).L  # as a CUDA graph needs it: without a check
 
     def rsample(self, noise):
-        """z = mean + scale noise, of the noise's shape, (B, D) or (K, B, D) (Kingma & Welling 2014, Eq. 4)."""
-        if self.is_diagonal:
-            return self.mean + self.scale * noise
-        return self.mean + torch.einsum("bij,...bj->...bi", self.scale, noise)
+        """z = mean + root noise, of the noise's shape, (B, D) or (K, B, D) (Kingma & Welling 2014, Eq. 4)."""
+        if self.is_full:
+            return self.mean + torch.einsum("bij,...bj->...bi", self.scale, noise)
+        if self.factor is not None:
+            w, lower = self._roots()
+            left = torch.linalg.solve_triangular(_plus_identity(lower), w, upper=False, left=False)  # W (I + L)^-1
+            noise = noise + _product(left, w, noise)
+        return self.mean + self.scale * noise
 
     def whiten(self, z):
         """The noise from which `rsample` makes z, (B, D) or (K, B, D)."""
         centered = z - self.mean
-        if self.is_diagonal:
-            return centered / self.scale
+        if not self.is_full:
+            noise = centered / self.scale
+            if self.factor is not None:
+                w, lower = self._roots()
+                left = torch.linalg.solve_triangular(_plus_identity(lower.mT), w, upper=True, left=False)
+                left = torch.linalg.solve_triangular(lower, left, upper=False, left=False)  # W (I + L')^-1 L^-1
+                noise = noise - _product(left, w, noise)
+            return noise
         columns = centered.unsqueeze(-1) if z.dim() == self.mean.dim() else centered.movedim(0, -1)  # (B, D, K)
         noise = torch.linalg.solve_triangular(self.scale, columns, upper=False)
         return noise.squeeze(-1) if z.dim() == self.mean.dim() else noise.movedim(-1, 0)
@@ -79,25 +121,46 @@ class GaussianPosterior:
 
     def log_prob_of_noise(self, noise):
         """log q(z) at z = rsample(noise)."""
-        log_det = self._diagonal().log().sum(-1)
-        return -0.5 * noise.square().sum(-1) - log_det - 0.5 * noise.shape[-1] * math.log(2 * math.pi)
+        return -0.5 * noise.square().sum(-1) - self._log_det() - 0.5 * noise.shape[-1] * math.log(2 * math.pi)
 
     def kl(self):
         """KL(q || N(0, I)) in closed form, (B,)."""
         if self.is_diagonal:
             return self.kl_per_dimension().sum(-1)
-        squares = self.scale.square().sum((-2, -1)) + self.mean.square().sum(-1)
-        return 0.5 * (squares - self.mean.shape[-1]) - self._diagonal().log().sum(-1)
+        squares = sum(value.square().flatten(1).sum(-1) for value in self.tensors().values())
+        return 0.5 * (squares - self.mean.shape[-1]) - self._log_det()
 
     def kl_per_dimension(self):
-        """KL(q || N(0, I)) of a diagonal q, (B, D) (Kingma & Welling 2014, Appendix B)."""
-        if not self.is_diagonal:
+        """KL(q || N(0, I)) of each dimension alone, (B, D); of a diagonal q the sum is `kl` (ibid., Appendix B).
+
+        Correlations make `kl` larger than the sum. Raises ValueError for a q of full covariance.
+        """
+        if self.is_full:
             raise ValueError("a q of full covariance has no KL per dimension: kl() gives the whole")
-        variance = self.scale.square()
+        variance = self.diagonal().scale.square()
         return 0.5 * (variance + self.mean.square() - 1 - variance.log())
 
-    def _diagonal(self):
-        return self.scale if self.is_diagonal else self.scale.diagonal(dim1=-2, dim2=-1)
+    def _log_det(self):
+        """log of the determinant of the root of the covariance, (B,)."""
+        scale = self.scale.diagonal(dim1=-2, dim2=-1) if self.is_full else self.scale
+        log_det = scale.log().sum(-1)
+        return log_det if self.factor is None else log_det + self._roots()[1].diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def split_parameters(parameters, rank=0):
+    """[mean (B, D), log-variance (B, D)], and if there is a rank the loadings (B, D, rank), of `parameters()`."""
+    latent_dim = parameters.shape[-1] // (2 + rank)
+    mean, log_var, *loadings = parameters.split([latent_dim] * 2 + [rank * latent_dim] * (rank > 0), dim=-1)
+    return [mean, log_var, *(part.unflatten(-1, (latent_dim, rank)) for part in loadings)]
+
+
+def _plus_identity(matrix):
+    return matrix + torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+
+
+def _product(left, right, values):
+    """left right' values, (..., B, D), for factors (B, D, r)."""
+    return torch.einsum("bdr,...br->...bd", left, torch.einsum("bdr,...bd->...br", right, values))
 
 
 def random_generator(seed, *purpose, device="cpu"):
@@ -186,7 +249,7 @@ class ISEstimate(NamedTuple):
 class Fit(NamedTuple):
     """A q of images, and the cost of finding it."""
 
-    q: GaussianPosterior  # diagonal
+    q: GaussianPosterior
     trace: torch.Tensor  # (cycles + 1, B): the bound of the best q after each cycle, biased upwards by the selection
     converged: torch.Tensor  # (B,) bool
     gradients: torch.Tensor  # (B,): evaluations of the gradient of an image's bound

@@ -16,11 +16,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from main_vae import METHODS  # noqa: E402
+from amortized_vae import AmortizedVAE  # noqa: E402
+from latent_optimization import LatentOptimization  # noqa: E402
 from runtime.checkpoint import InputError, atomic_write, load_checkpoint, load_json, save_checkpoint  # noqa: E402
 from runtime.cli import run_script  # noqa: E402
 from runtime.learners import find_checkpoints  # noqa: E402
 
+METHODS = (AmortizedVAE, LatentOptimization)
 FILES = ("summary.json", "scores.csv", "log_probabilities.csv")  # of the run, copied
 TABLE = ("mean", "log_var")  # the weights of a checkpoint of latent optimization that are left out
 

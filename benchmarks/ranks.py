@@ -24,15 +24,17 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from amortized_vae import AmortizedVAE  # noqa: E402
 from benchmarks.harness import median_and_range, print_table, ratios  # noqa: E402
 from data import Data, load_data, take_shard  # noqa: E402
-from main_vae import METHODS  # noqa: E402
+from latent_optimization import LatentOptimization  # noqa: E402
 from runtime import distributed  # noqa: E402
 from runtime.checkpoint import load_checkpoint  # noqa: E402
 from runtime.config import RunConfig, TrainConfig  # noqa: E402
 from runtime.run import Run  # noqa: E402
 from training import train_epoch, validate  # noqa: E402
 
+METHODS = (AmortizedVAE, LatentOptimization)
 STEPS, WARM_UP, EPOCHS = 60, 10, 3
 
 

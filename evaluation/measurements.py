@@ -117,7 +117,7 @@ def _name(method, split, epoch, number):
 
 
 def measure_images(method, images, index, q, config, annealed, split, epoch):
-    """{"columns" of gaps.measure, "mean" and "scale" of q, "gradients", "converged", "seconds"}, on the CPU.
+    """{"columns" of gaps.measure, "q": its tensors, "costs", "seconds"} of a method's images, on the CPU.
 
     index: of the images in the data set; q: of training images as trained; None: it is inferred, as of test images.
     """
@@ -126,15 +126,20 @@ def measure_images(method, images, index, q, config, annealed, split, epoch):
     if fit is None:
         noise = Noise.of_images(config.seed, "inference", method.name, **options)
         fit = method.infer(images, noise=noise, fit_steps=config.fit_steps)
-    seconds, is_best = time.perf_counter() - started, q is None and not method.shared_inference
+    seconds, fitted = time.perf_counter() - started, q is None and not method.shared_inference
+    is_best = fitted and fit.q.is_diagonal
     noise = Noise.of_images(config.seed, "measured", method.name, split, epoch, **options)
     options = {"noise": noise, "fitted": is_best, "annealed": annealed}
     columns, _ = measure(method.model, images, fit.q, config, **options)
     if is_best:
         columns["fit_converged"] = columns.get("fit_converged", 1) * fit.converged.to(images.dtype)
-    values = {"mean": fit.q.mean, "scale": fit.q.scale, "gradients": fit.gradients, "converged": fit.converged}
-    values = {name: value.cpu() for name, value in values.items()}
-    return {"columns": {name: column.cpu() for name, column in columns.items()}, **values, "seconds": seconds}
+    values = {
+        "q": fit.q.tensors(),
+        "columns": columns,
+        "costs": {"converged": fit.converged, "gradients": fit.gradients},
+    }
+    values = {key: {name: value.cpu() for name, value in part.items()} for key, part in values.items()}
+    return values | {"seconds": seconds}
 
 
 class Measured(NamedTuple):
@@ -152,15 +157,19 @@ def collect_images(methods, samples, results, epoch):
         start = _name(method, split, epoch, "")
         blocks = [result for task, result in results.items() if task.startswith(start)]
         names = dict.fromkeys(name for block in blocks for name in block["columns"])
-        missing = {len(block["mean"]): torch.full((len(block["mean"]),), torch.nan) for block in blocks}
+        missing = [torch.full((len(block["q"]["mean"]),), torch.nan) for block in blocks]
         columns = {
-            name: torch.cat([block["columns"].get(name, missing[len(block["mean"])]) for block in blocks]).double()
+            name: torch.cat(
+                [block["columns"].get(name, nan) for block, nan in zip(blocks, missing, strict=True)]
+            ).double()
             for name in names
         }
-        fields = ("mean", "scale", "gradients", "converged")
-        mean, scale, gradients, converged = (torch.cat([block[name] for block in blocks]) for name in fields)
-        q = GaussianPosterior(mean, scale).to(sample.part.images.device)
-        fit = Fit(q, torch.empty(0, len(mean)), converged, gradients)
+        q, costs = (
+            {name: torch.cat([block[part][name] for block in blocks]) for name in blocks[0][part]}
+            for part in ("q", "costs")
+        )
+        q = GaussianPosterior(**q).to(sample.part.images.device)
+        fit = Fit(q, torch.empty(0, len(q)), **costs)
         columns |= gap_columns(columns)
         collected[method.name, split] = Measured(columns, fit, sum(block["seconds"] for block in blocks))
     return collected

@@ -1,6 +1,9 @@
 """Reads and checks all input of main_vae.py before any work: flags, data, checkpoints that are scored again."""
 
+from argparse import SUPPRESS
 from dataclasses import asdict, replace
+from operator import attrgetter
+from pathlib import Path
 from typing import NamedTuple
 
 from data import Data, load_data, rows_per_class
@@ -18,12 +21,15 @@ class Experiment(NamedTuple):
     config: TrainConfig
     eval_config: EvalConfig
     data: Data
+    methods: tuple  # the classes of those that are trained, or scored again
     checkpoints: Checkpoints | None = None  # those that are scored again
 
     @property
     def settings(self):
         """All that decides the training, a dict of plain values."""
-        return {**asdict(self.config), "device": self.data.device.type, "images": self.data.digest}
+        names = " ".join(method.name for method in self.methods)
+        where = {"device": self.data.device.type, "images": self.data.digest}
+        return {**asdict(self.config), **where, "methods": names}
 
 
 def prepare(given, *, owned):
@@ -33,7 +39,8 @@ def prepare(given, *, owned):
     data = load_data(config, data_dir=run_config.data_dir, device=device, at_most="train_size" not in given)
     config = replace(config, train_size=len(data.train.labels))
     eval_config = choose_counts(config, given, data, precision=config.precision)
-    experiment = Experiment(run_config, config, eval_config, data)
+    methods = choose_methods(given, owned.learners, attrgetter("by_default"))
+    experiment = Experiment(run_config, config, eval_config, data, methods)
     refuse_used(run_config)
     plan_run(run_config, experiment.settings, owned=owned, scoring=asdict(eval_config))
     return experiment
@@ -42,7 +49,10 @@ def prepare(given, *, owned):
 def prepare_again(given, *, owned):
     """The Experiment that scores the checkpoints that are there. Raises InputError before any work."""
     run_config = make_config(RunConfig, given)
-    checkpoints = find_checkpoints(owned.learners, run_config.checkpoint_dir)
+    directory = Path(run_config.checkpoint_dir)
+    there = {method for method in owned.learners if any(directory.glob(f"{method.prefix}_epoch_*.pt"))}
+    methods = choose_methods(given, owned.learners, there.__contains__ if there else attrgetter("by_default"))
+    checkpoints = find_checkpoints(methods, directory)
     config = checkpoints.config
     # --seed and --precision are the evaluation's own; of several seeds each has checkpoints of its own training.
     free = ("precision",) if "seeds" in given else ("seed", "precision")
@@ -60,7 +70,24 @@ def prepare_again(given, *, owned):
         checkpoints.load(epoch, data)
     refuse_used(run_config)
     plan_evaluation(run_config, config, owned=owned)
-    return Experiment(run_config, config, eval_config, data, checkpoints)
+    return Experiment(run_config, config, eval_config, data, checkpoints.methods, checkpoints)
+
+
+def add_methods_flag(parser, methods):
+    """Adds --methods to the Parser."""
+    names = [method.name for method in methods]
+    default = " ".join(method.name for method in methods if method.by_default)
+    meaning = f"what is trained (default: {default}), or scored again (default: those whose checkpoints are there)"
+    parser.add_argument("--methods", nargs="+", choices=names, metavar="NAME", default=SUPPRESS, help=meaning)
+
+
+def choose_methods(given, methods, otherwise):
+    """The methods that --methods names, in their order; without the flag those of which `otherwise` is true."""
+    if "methods" not in given:
+        return tuple(filter(otherwise, methods))
+    if repeated := [name for name in given.methods if given.methods.count(name) > 1]:
+        raise InputError(f"--methods: {repeated[0]} is repeated")
+    return tuple(method for method in methods if method.name in given.methods)
 
 
 def choose_counts(config, given, data, *, precision):

@@ -3,7 +3,7 @@
 import csv
 import math
 import textwrap
-from itertools import combinations
+from itertools import combinations, zip_longest
 from typing import NamedTuple
 
 from data import SPLITS
@@ -171,10 +171,15 @@ def cost_rows(scores, labels):
 
 def cost_table(scores, labels):
     """What training and inference took, as a table."""
-    header = f"{'computation':50}" + "".join(f"{label:>21}" for label in labels.values())
-    lines = [header, "-" * len(header)]
-    lines += [f"{label:50}" + "".join(f"{text:>21}" for text in texts) for label, texts in cost_rows(scores, labels)]
-    return "\n".join([*lines, lines[1]])
+    width = min(21, 50 // len(labels))
+
+    def line(label, texts):
+        return f"{label:50}" + "".join(f"{text:>{width}}" for text in texts)
+
+    headings = zip_longest(*(textwrap.wrap(label, width - 1) for label in labels.values()), fillvalue="")
+    lines = [line("" if number else "computation", texts) for number, texts in enumerate(headings)]
+    rule = "-" * len(lines[0])
+    return "\n".join([*lines, rule, *(line(*row) for row in cost_rows(scores, labels)), rule])
 
 
 def headline_rows(scores, labels):

@@ -82,10 +82,15 @@ class TrainConfig:
     latent_learning_rate: float = setting(0.01, "Adam's, of the latent table", low=0.0, high=1e3)
     latent_start: str = setting("pca", LATENT_START, choices=("pca", "zero", "normal"))
     latent_steps: int = setting(1, "steps of the latent table for each step of the decoder", low=1, high=1000)
+    latent_rank: int = setting(0, "rank of the covariance beside a row's variances", low=0, high=1000)
+    refinement_steps: int = setting(4, "steps from the encoder's q, semi-amortized", low=1, high=1000)
+    refinement_rate: float = setting(0.2, "rate of the first one, 1 the full natural gradient", low=0.0, high=1e3)
     precision: str = setting("auto", "number format; auto takes bfloat16 where the hardware has it", choices=PRECISIONS)
 
     def __post_init__(self):
         check_ranges(self)
+        if self.latent_rank > self.latent_dim:
+            raise InputError(f"--latent-rank {self.latent_rank}: more than --latent-dim {self.latent_dim}")
         if self.likelihood == "bernoulli":
             object.__setattr__(self, "binarize", True)
 

@@ -14,7 +14,7 @@ BEGIN_ANEW = "--overwrite removes its files and begins anew, other --checkpoint-
 class Owned(NamedTuple):
     """The files that a script writes: they tell what a directory holds, and --overwrite removes them."""
 
-    learners: tuple  # what is trained, classes, in their order
+    learners: tuple  # what can be trained, classes, in their order
     checkpoints: tuple  # patterns, in the checkpoint directory
     results: tuple  # patterns, in the results directory
     summary: str  # the file in the results directory that a run writes last, with its settings
@@ -25,6 +25,11 @@ class Owned(NamedTuple):
     def prefixes(self):
         """Those of the state files, in the order in which they are first written."""
         return tuple(learner.prefix for learner in self.learners)
+
+    def trained(self, settings):
+        """The learners of a run with these settings: those that `methods` names, or all."""
+        names = settings.get("methods", "").split() or [learner.name for learner in self.learners]
+        return [learner for learner in self.learners if learner.name in names]
 
     def files(self, run_config):
         """The files that are there, states first: without them there is nothing to continue."""
@@ -73,11 +78,10 @@ def plan_run(run_config, settings, *, owned, scoring=None):
 
     if not states:
         raise InputError(f"{summary}: of a run whose checkpoints are not in {directory}; {BEGIN_ANEW}")
-    trained = all(prefix in states and states[prefix]["epoch"] == settings["epochs"] for prefix in owned.prefixes)
-    scored = finished is not None and finished["settings"]["epochs"] == settings["epochs"]
-    names = finished.get("labels", {}) if scored else {}  # of what was scored; a method may have been added
-    added = [learner.name for learner in owned.learners if names and learner.name not in names]
-    if scored and trained and not added:
+    epochs_of = {prefix: state["epoch"] for prefix, state in states.items()}
+    trained = all(epochs_of.get(learner.prefix) == settings["epochs"] for learner in owned.trained(settings))
+    same = ("epochs", "methods")
+    if finished is not None and trained and all(finished["settings"].get(n) == settings.get(n) for n in same):
         if text := differences(finished.get("eval_config", {}), scoring or {}, but=OF_MACHINE):
             raise InputError(f"{summary}: this run is finished ({text}); --evaluate-only scores it with other counts")
         return Plan(states, [], finished=True)
@@ -85,8 +89,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         kind = "an interrupted run of the same settings, which --resume continues"
         if shortest < settings["epochs"]:
             kind = f"a run of {shortest} epochs, which --resume lengthens"
-        elif added and not any(learner.prefix in states for learner in owned.learners if learner.name in added):
-            kind = f"a finished run without {' and '.join(added)}, which --resume adds"
+        elif fewer := [others["methods"] for _, others in known if others.get("methods") != settings.get("methods")]:
+            kind = f"a run of --methods {fewer[0]}, to which --resume adds the others"
         raise InputError(f"{known[0][0]}: of {kind}; {BEGIN_ANEW}")
     unfinished = [
         path
@@ -111,8 +115,10 @@ def _check_settings(known, settings, owned, source):
         same_source = all(others[name] == settings[name] for name in ("dataset", "resize") if name in settings)
         if same_source and (text := image_differences(others.get("images"), images)):
             raise InputError(f"{source}: not the images of the run in {path} ({text}); {BEGIN_ANEW}")
-        but_for_epochs = {**others, "epochs": settings["epochs"]} if owned.extendable else others
-        if text := differences(but_for_epochs, settings, but=OF_MACHINE):
+        if owned.extendable:  # for more epochs, and by further methods
+            subset = {*owned.trained(others)} <= {*owned.trained(settings)}
+            others = {**others, "epochs": settings["epochs"]} | ({"methods": settings.get("methods")} if subset else {})
+        if text := differences(others, settings, but=OF_MACHINE):
             raise InputError(f"{path}: of another run ({text}); {BEGIN_ANEW}")
     epochs = [others["epochs"] for _, others in known]
     if max(epochs) > settings["epochs"]:

@@ -11,7 +11,7 @@ import pytest
 from processes import MAIN, contents
 
 from benchmarks import stress
-from main_vae import METHODS
+from benchmarks.pretrained import METHODS
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json
 from runtime.learners import find_checkpoints
 
@@ -118,7 +118,7 @@ def test_the_last_epoch_of_both_is_scored(copy):
         path = folder / f"checkpoints/{prefix}_epoch_1.pt"
         for epoch in epochs:
             save_checkpoint(path.with_stem(f"{prefix}_epoch_{epoch}"), {**load_checkpoint(path), "epoch": epoch})
-    assert find_checkpoints(METHODS, folder / "checkpoints").epochs == [1, 3, 5]
+    assert find_checkpoints(METHODS[:2], folder / "checkpoints").epochs == [1, 3, 5]
     path = folder / "checkpoints/vae_epoch_3.pt"
     checkpoint = load_checkpoint(path)
     save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": 4}})

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from conftest import LinearGaussian, gaussian, linear_gaussian, seeded, toy_config, toy_data, train
+from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, kl_divergence
 
 import latent_optimization
 import posterior_fit
@@ -13,7 +14,7 @@ from latent_optimization import LEAST_NATS, LatentOptimization, probabilistic_pc
 from posterior_fit import balanced_noise, fit_posterior
 from runtime.checkpoint import load_checkpoint
 from training import train_epoch
-from vae_utils import Noise
+from vae_utils import GaussianPosterior, Noise
 
 
 def test_a_fit_finds_the_best_diagonal_normal(linear):
@@ -28,6 +29,24 @@ def test_a_fit_finds_the_best_diagonal_normal(linear):
     assert (bound - reached).max() < 0.01
     assert fit.converged.all()
     assert (fit.gradients >= 1200 + 2 * 800).all()
+
+
+def test_a_fit_of_low_rank_finds_a_posterior_of_low_rank():
+    """Three dimensions whose covariance is a diagonal and the square of one column: log p(x) itself is reached."""
+    column = torch.tensor([[0.5], [-0.35], [0.3]]).double()
+    covariance = torch.diag(torch.tensor([0.05, 0.1, 0.15]).double()) + column @ column.T
+    weight = 0.6 * torch.linalg.cholesky(torch.linalg.inv(covariance) - torch.eye(3)).T  # W'W / 0.6^2 = C^-1 - I
+    model = LinearGaussian(weight, torch.randn(3, generator=seeded(4)).double(), 0.6)
+    x, _ = model.sample(4, seeded(1))
+    start = GaussianPosterior(*torch.ones(2, 4, 3).double(), 0.1 * torch.randn(4, 3, 1, generator=seeded(2)).double())
+    settings = {"fit_steps": 900, "averaged_rate": 0.003, "tolerance": 0.01, "max_cycles": 9}
+    q = fit_posterior(model, x, start, noise=Noise(3), covariance="low rank", **settings).q
+    found = LowRankMultivariateNormal(q.mean, q.factor, q.scale.square())
+    assert (
+        kl_divergence(found, MultivariateNormal(model.posterior(x).mean, covariance)).max() < 0.06
+    )  # a few hundred noisy steps leave so much
+    assert (model.log_prob(x) - model.best_diagonal(x)[1]).min() > 0.3  # what a diagonal q lacks
+    assert fit_posterior(model, x, start, noise=Noise(3), fit_steps=5).q.is_diagonal
 
 
 @pytest.mark.parametrize("source", [Noise(1), Noise.of_images(1, index=range(4))])
@@ -222,24 +241,30 @@ def test_the_start_is_better_than_zero(likelihood):
     assert ends["pca"][-1] > ends["zero"][-1] + 0.5
 
 
-def test_further_steps_are_those_of_adam_on_the_rows_and_leave_the_decoder():
+@pytest.mark.parametrize("rank", [0, 2])
+def test_further_steps_are_those_of_adam_on_the_rows_and_leave_the_decoder(rank):
     """A visit of three steps, against dense Adam and autograd written out."""
-    config, data = toy_config(latent_steps=3, beta=1.0), toy_data()
+    config, data = toy_config(latent_steps=3, latent_rank=rank, beta=1.0), toy_data()
     method = LatentOptimization(config, data)
     rows, noise = torch.arange(40, 72), method.draw_noise(32, seeded(1))
     assert noise.shape == (3, 32, 5)
-    mean, log_var = (value.clone().requires_grad_() for value in method.table.current())
-    adam = torch.optim.Adam([mean, log_var], lr=config.latent_learning_rate)
+    mean, log_var, *_ = parts = [value.clone().requires_grad_() for value in method.table.current()]
+    adam = torch.optim.Adam(parts, lr=config.latent_learning_rate)
     decoder = [parameter.clone() for parameter in method.model.decoder.parameters()]
     for e in noise:
         adam.zero_grad()
         z = mean[rows] + (0.5 * log_var[rows]).exp() * e
         divergence = 0.5 * (mean[rows].square() + log_var[rows].exp() - 1 - log_var[rows])
+        if rank:
+            q = GaussianPosterior.from_log_var(*(part[rows] for part in parts))
+            z, divergence = q.rsample(e), q.kl()
+            assert method.table.rows.shape == (150, 3, (2 + rank) * 5)
+            assert 0 < (q.factor / q.scale.unsqueeze(-1)).std() < 0.02
         (divergence.sum() - method.model.log_likelihood(data.train.images[rows], z).sum()).backward()
         adam.step()
     method.optimizers[0].step = lambda: None
     method.train_step(rows, noise)
-    for own, expected in zip(method.table.current(), (mean, log_var), strict=True):
+    for own, expected in zip(method.table.current(), parts, strict=True):
         torch.testing.assert_close(own, expected, atol=1e-4, rtol=0)
     assert int(method.table.steps) == 3
     assert all(torch.equal(one, other) for one, other in zip(decoder, method.model.decoder.parameters(), strict=True))

@@ -35,11 +35,11 @@ FIGURES = ("training_curves", *(f"{name}_epoch_{epoch}" for name in ("comparison
 def methods():
     """Objects with all that the page needs of a method; both models are the pretrained ones."""
     loads = amortized_vae.load_model, latent_optimization.load_model
-    paths = [ROOT / "pretrained" / f"{method.prefix}.pt" for method in main_vae.METHODS]
+    paths = [ROOT / "pretrained" / f"{method.prefix}.pt" for method in main_vae.METHODS[:2]]
     names = ("name", "label", "color", "reconstruction_prefix", "shared_inference")
     return [
         SimpleNamespace(model=load(path), **{name: getattr(method, name) for name in names})
-        for method, load, path in zip(main_vae.METHODS, loads, paths, strict=True)
+        for method, load, path in zip(main_vae.METHODS[:2], loads, paths, strict=True)
     ]
 
 

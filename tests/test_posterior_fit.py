@@ -67,5 +67,5 @@ def test_the_full_fit_of_an_image_is_its_own_and_goes_on_until_it_has_converged(
     torch.testing.assert_close(together.q.mean[:1], alone.q.mean)
     torch.testing.assert_close(together.q.scale[:1], alone.q.scale)
     assert together.gradients[0] > together.gradients[1:].max()
-    with pytest.raises(ValueError, match="covariance 'low': diagonal or full"):
+    with pytest.raises(ValueError, match="covariance 'low': diagonal, low rank or full"):
         fit_posterior(model, x, q, noise=Noise(0), covariance="low")

@@ -10,10 +10,10 @@ from conftest import ROOT, toy_config, toy_data, train
 import amortized_vae
 import latent_optimization
 from benchmarks import pretrained
+from benchmarks.pretrained import METHODS
 from evaluation.measurements import draws_of
 from evaluation.statistics import find
 from evaluation.tables import read_scores
-from main_vae import METHODS
 from posterior_fit import fit_posterior
 from runtime.checkpoint import InputError, save_json
 from runtime.learners import find_checkpoints
@@ -58,7 +58,7 @@ def test_the_fitted_elbo_of_test_images_under_latent_optimization_is_that_of_the
 def run(tmp_path_factory):
     """A folder with the checkpoints of a short run, and results that are taken for its own."""
     folder = tmp_path_factory.mktemp("run")
-    for method_class in METHODS:
+    for method_class in METHODS[:2]:
         train(method_class(toy_config(), toy_data()), folder)
     save_json(folder / "summary.json", {"train_config": asdict(toy_config()), "scored_epoch": 2})
     (folder / "scores.csv").write_text("numbers")
@@ -74,8 +74,8 @@ def test_what_is_written_is_small_and_reads_as_the_checkpoints_but_for_rounding(
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
     for name in pretrained.FILES:
         assert (tmp_path / "one" / name).read_bytes() == (run / name).read_bytes()
-    found = find_checkpoints(METHODS, run)
-    for method_class in METHODS:
+    found = find_checkpoints(METHODS[:2], run)
+    for method_class in METHODS[:2]:
         load_model = LOAD_MODEL[method_class.__module__]
         whole, half = load_model(found.path(method_class, 2)), load_model(tmp_path / f"one/{method_class.prefix}.pt")
         assert (half.config, half.epoch) == (toy_config(), 2)

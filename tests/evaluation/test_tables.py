@@ -63,6 +63,8 @@ def test_tables_have_every_method_and_every_pair(count):
     text = tables.table(scores, labels, "p(x|z)")
     assert text.startswith("p(x|z)\n")
     assert max(map(len, text.splitlines())) <= 100
+    costs = tables.cost_table(scores, dict.fromkeys(labels, "A semi-amortized label")).splitlines()
+    assert {*map(len, costs)} == {50 + min(21, 50 // count) * count}
     assert len(tables.conclusions(scores, labels)) == len(pairs)
     assert all(len(texts) == count for _, texts in tables.cost_rows(scores, labels))
     assert all(len(texts) == count + (count == 2) for _, texts in tables.headline_rows(scores, labels)[1])

@@ -1,0 +1,87 @@
+"""Method 3, the semi-amortized VAE: q(z|x) from an encoder, then improved by a few gradient steps on its own bound."""
+
+import torch
+
+import training
+from data import stratified_subset
+from model import ConvVAE
+from vae_utils import Fit, GaussianPosterior, Noise
+
+REFINED_AT_ONCE = 1000  # images
+VALIDATION_IMAGES = 1000  # each takes the steps of a training image
+
+
+class SemiAmortizedVAE(training.Method):
+    """The method whose q starts at an encoder's and takes `refinement_steps` steps.
+
+    The decoder learns at the q that the steps reach, the encoder by the ELBO of its own q (Krishnan et al. 2018).
+    """
+
+    name, label, color, prefix = "semi_amortized", "Semi-amortized VAE", "#009E73", "semi_amortized_vae"
+    model_class = ConvVAE
+    by_default = False
+
+    def __init__(self, config, data):
+        super().__init__(config, data)
+        self.gradients_per_visit = config.refinement_steps  # the encoder learns by the first one
+        size = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(self.validation_images))
+        self.validation_images = stratified_subset(data.validation, size=size, seed=config.seed).images
+
+    @torch.enable_grad()
+    def refine(self, x, q, noise, *, beta=1.0):
+        """The q that natural-gradient steps on the ELBO reach from a diagonal q (B, D); noise: (k, B, D) for k steps.
+
+        The gradient is that of the path alone, without the score of q, whose noise vanishes at the optimum (Roeder et
+        al. 2017). Its rate, in units of the variance for the mean (Amari 1998), falls to 0 linearly; a step changes
+        log-variances by it at most. Also returns the gradient for `q.parameters()` (B, 2D) that the first step takes,
+        its KL weighted by beta. Neither has a graph.
+        """
+        mean, log_var, first = q.mean.detach(), 2 * q.scale.detach().log(), None
+        for number, e in enumerate(noise):
+            # With respect to z, times the scale: d/dz log q(z) = -e / scale
+            scale = torch.exp(0.5 * log_var)
+            z = (mean + scale * e).requires_grad_()
+            (gradient,) = torch.autograd.grad(self.model.log_likelihood(x, z).sum(), z)
+            gradient, kl = scale * gradient, scale * z.detach() - e
+            if first is None:
+                weighted = gradient - beta * kl
+                first = torch.cat((weighted / scale, 0.5 * e * weighted), dim=-1)
+            # A step
+            gradient = gradient - kl
+            rate = self.config.refinement_rate * (1 - number / len(noise))
+            mean = mean + rate * scale * gradient
+            log_var = log_var + rate * (0.5 * e * gradient).clamp(-1, 1)
+        return GaussianPosterior.from_log_var(mean, log_var), first
+
+    def training_posterior(self, x, rows, noise, beta):
+        """The refined q; the encoder's gradients are left here, by that of the first step."""
+        q = self.model.encode(x)
+        refined, gradient = self.refine(x, q, noise[:-1], beta=beta)
+        q.parameters().backward(-gradient)
+        return refined, noise[-1]
+
+    def posterior(self, x, rows):
+        """The refined q of training images; the noise of its steps is a function of the seed and the image."""
+        noise = Noise.of_images(self.config.seed, "refinement", index=self.train_index[rows], device=x.device)
+        return self.infer(x, noise=noise).q
+
+    @torch.no_grad()
+    def infer(self, x, *, noise, fit_steps=None):
+        """q of any images: the encoder's, and the steps of training. Returns a Fit without a trace."""
+        parts = []
+        for rows in torch.arange(len(x), device=x.device).split(REFINED_AT_ONCE):
+            q = self.model.encode(x[rows])
+            draws = noise[rows].normal((self.config.refinement_steps, *q.mean.shape), like=q.mean)
+            parts.append(self.refine(x[rows], q, draws)[0])
+        fit = Fit.given(GaussianPosterior.concatenate(parts))
+        return fit._replace(gradients=fit.gradients + self.config.refinement_steps)
+
+    def draw_noise(self, count, generator):
+        """Standard normal noise of each step, and of the bound that they reach: (refinement_steps + 1, count, D)."""
+        shape = (self.config.refinement_steps + 1, count, self.model.latent_dim)
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def load_model(path, *, device="cpu"):
+    """The ConvVAE of `semi_amortized_vae_epoch_{N}.pt`: `encode` gives q before the steps; see training.load_model."""
+    return training.load_model(path, SemiAmortizedVAE, device=device)

@@ -62,7 +62,7 @@ def train_and_score(experiment):
 
 def score_again(experiment):
     """Scores the checkpoints that are there; history.csv and training_curves.png stay as they are."""
-    run_config, config, eval_config, data, checkpoints = experiment
+    run_config, config, eval_config, data, _, checkpoints = experiment
     with open_evaluation(run_config, config, owned=owned(), device=experiment.settings["device"]) as run:
         epoch, images = checkpoints.epochs[-1], f"{config.train_size:,} training images, seed {config.seed}"
         print(*data.said, f"{checkpoints.directory}: epoch {epoch} of {config.epochs}, {images}", sep="\n")

@@ -252,4 +252,5 @@ def print_tables(scores, summary):
         print(headline(scores, labels))
     times = {**seconds["training"], **seconds["stages"]}
     times |= {"evaluation": seconds["evaluation"], "total": seconds["total"]}
-    print("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in times.items()))
+    line = "seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in times.items())
+    print(textwrap.fill(line, 98))

@@ -299,7 +299,7 @@ def test_a_folder_of_images_without_further_counts(tmp_path, monkeypatch, capsys
     directories = "--checkpoint-dir baseline --results-dir baseline"
     monkeypatch.setattr("sys.argv", f"sup_classification.py {data} {directories}".split())
     sup_classification.main()
-    table = capsys.readouterr().out.splitlines()[-7:-1]
+    table = capsys.readouterr().out.splitlines()[-8:-2]
     assert {line.index("%") for line in table[1:]} == {line.index("%") for line in table[1:2]}
     result = json.loads((tmp_path / "baseline/classification.json").read_text())
     assert list(result["classes"]) == sorted(names)

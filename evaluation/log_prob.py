@@ -68,6 +68,7 @@ class LogProb(NamedTuple):
     trusted: torch.Tensor  # bool: whether the stated errors can be relied on
     converged: torch.Tensor  # bool: the fits of q* and q*full
     q: GaussianPosterior  # the fitted q*, diagonal, (B, D)
+    full: GaussianPosterior  # the fitted q*full, (B, D)
 
     def __repr__(self):
         value, count = mean_and_error(self.log_prob), len(self.log_prob)
@@ -123,9 +124,11 @@ def log_prob(
             bar.update(len(part))
     columns = {name: torch.cat([part.columns[name] for part in batches]) for name in batches[0].columns}
     errors = {name: columns[f"log_prob_{name}"] for name in ("standard_error", "bias")}
-    q, converged = GaussianPosterior.concatenate([part.q for part in batches]), columns["fit_converged"]
+    q, full = (
+        GaussianPosterior.concatenate(list(parts)) for parts in zip(*(part[1:] for part in batches), strict=True)
+    )
     same = {name: columns[name] for name in ("log_prob", "log_weight_std", "acceptance", "modes", "trusted")}
-    return LogProb(**same, **errors, converged=converged, q=q)
+    return LogProb(**same, **errors, converged=columns["fit_converged"], q=q, full=full)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def test_pasted_snippets_work(mnist, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(log_prob, "__kwdefaults__", log_prob.__kwdefaults__ | ROUGH)
     documents = [path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))]
     snippets = [snippet for text in documents for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     for snippet in snippets:
         exec(snippet, {})
         if "print(" in snippet:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 DRAWN_AT_ONCE = 16  # samples of an image, by one call of its generator
-LOADING = 0.1  # a step of Adam moves a factor by this share of what it moves a mean, in units of the scale
+LOADING = 0.3  # the unit of loadings, by factor / scale: a step of Adam moves a factor less than mean and scale
 
 
 class GaussianPosterior:

@@ -11,6 +11,7 @@ from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, k
 import latent_optimization
 import posterior_fit
 from latent_optimization import LEAST_NATS, LatentOptimization, probabilistic_pca
+from latent_table import LOADING_RATE
 from posterior_fit import balanced_noise, fit_posterior
 from runtime.checkpoint import load_checkpoint
 from training import train_epoch
@@ -249,7 +250,10 @@ def test_further_steps_are_those_of_adam_on_the_rows_and_leave_the_decoder(rank)
     rows, noise = torch.arange(40, 72), method.draw_noise(32, seeded(1))
     assert noise.shape == (3, 32, 5)
     mean, log_var, *_ = parts = [value.clone().requires_grad_() for value in method.table.current()]
-    adam = torch.optim.Adam(parts, lr=config.latent_learning_rate)
+    rates = (1, 1, LOADING_RATE)
+    adam = torch.optim.Adam(
+        [{"params": [part], "lr": rate * config.latent_learning_rate} for part, rate in zip(parts, rates, strict=False)]
+    )
     decoder = [parameter.clone() for parameter in method.model.decoder.parameters()]
     for e in noise:
         adam.zero_grad()

@@ -82,9 +82,9 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
     """The Data of a TrainConfig or ClassifierConfig.
 
     train_index: rows (N,) of the data set to train on, instead of the stratified subset. at_most: the configured number
-    of training images is a limit; of a smaller data set, an eighth is left for validation, unless it has validation
-    images of its own. Raises InputError if the images cannot be read, if there are too few, or if nearly all their
-    pixels are alike.
+    of training images is a limit; of a smaller data set, an eighth is left for validation, unless that is too few or
+    it has validation images of its own. Raises InputError if the images cannot be read, if there are too few, or if
+    nearly all their pixels are alike.
     """
     options = {"binarize": config.binarize, "resize": config.resize, "device": device}
     whole, test, *given = load_dataset(config.dataset, data_dir=data_dir, validation=True, **options)
@@ -92,7 +92,8 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
     with about(source):
         _check(whole, test)
     if train_index is None:
-        wanted = min(config.train_size, count - (0 if given else count // 8)) if at_most else config.train_size
+        left = 0 if given or count // 8 < max(FEWEST_VALIDATION, whole.num_classes) else count // 8  # to validate
+        wanted = min(config.train_size, count - left) if at_most else config.train_size
         with about(f"--train-size {wanted}"):
             train = stratified_subset(whole, size=wanted, seed=config.seed)
             _check(train, test)

@@ -20,7 +20,7 @@ SPLIT_NAMES = {"training": "train", "testing": "test", "val": "validation", "val
 SPLIT_NAMES |= {name: name for name in ("train", "test", "validation")}
 KEPT_FIRST = "test", "validation", "train"  # of pictures that are there twice
 FEWEST, FEWEST_SPLIT = 10, 2  # images of a class: a fifth of 10 are the two test images that the figures need
-NEEDED = "it needs a folder of images for each class, or such folders in train, test and, if you like, validation"
+NEEDED = "it needs a folder of images for each class, or such folders in train, test and, if you like, val"
 # What file managers, archive tools and disks make; hidden files and those of editors begin or end as `_entries` says.
 LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "lost+found"}
 LEFT_BEHIND |= {"@eadir", "@recycle", "@__thumb", "#recycle", "$recycle.bin", "system volume information"}

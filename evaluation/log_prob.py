@@ -68,7 +68,7 @@ class LogProb(NamedTuple):
     trusted: torch.Tensor  # bool: whether the stated errors can be relied on
     converged: torch.Tensor  # bool: the fits of q* and q*full
     q: GaussianPosterior  # the fitted q*, diagonal, (B, D)
-    full: GaussianPosterior  # the fitted q*full, (B, D)
+    full: GaussianPosterior | None = None  # the fitted q*full, (B, D)
 
     def __repr__(self):
         value, count = mean_and_error(self.log_prob), len(self.log_prob)

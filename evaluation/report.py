@@ -93,7 +93,7 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
     methods = methods_of[last]
     if full:
         work |= measurements.bidirectional_tasks(methods, config, device=data.device)
-    with run.timed("bounds and log p(x)"):
+    with run.timed("q of images, bounds and log p(x)" if full else "q of images and bounds"):
         results = run.map("evaluation", work, device=data.device)
     if rank():
         return None

@@ -123,7 +123,8 @@ def _log_prob_rows(scores, name, row, values, detail):
     yield row("+ mean-field gap", "mean_field_gap", name)
     yield row("+ non-Gaussian gap", "non_gaussian_gap", name)
     yield row("= log p(x)", "log_prob", name)
-    yield detail("of these images, annealed", "annealed_images", "{:.0f}")
+    how = "annealed" if values("temperatures")[1] else "integrated on a grid"
+    yield detail(f"of these images, {how}", "annealed_images", "{:.0f}")
     errors = [find(scores, "log_prob", name, split).standard_error or math.inf for split in SPLITS]
     biased = [_beyond(-bias, error) for bias, error in zip(values("bias"), errors, strict=True)]
     yield detail("Monte Carlo error of their mean", "monte_carlo_error", "± {:.2f}")
@@ -208,7 +209,8 @@ def basis(scores, labels):
     name = next(iter(labels))
     text = f"{find(scores, 'elbo', name).images:,} test images, the same in every column; ± standard error over images"
     if annealed := find(scores, "annealed_images", name):
-        text += f"; {annealed.mean:.0f} of them are annealed, and carried over to all by regression on ELBO(q*)"
+        how = "annealed" if find(scores, "temperatures", name).mean else "integrated on a grid"
+        text += f"; log p(x) of {annealed.mean:.0f} of them is {how}, and carried over to all by regression on ELBO(q*)"
     return text
 
 

@@ -100,7 +100,10 @@ class TrainConfig:
         return self.epochs * -(-self.train_size // self.batch_size)
 
 
-EVALUATION = "none draws pictures; quick has ELBOs and q*, too; full log p(x), what latents represent, and the page"
+EVALUATION = (
+    "none draws pictures, for which q of few images is found; quick has ELBOs and q*, too; full log p(x), what latents "
+    "represent, and the page"
+)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Tasks:
         """
         own, started = dict(list(functions.items())[rank() :: size()]), time.perf_counter()
         results = {}
-        with ProgressBar(title, total=len(own), unit="task") as bar, _one_thread(device):
+        with ProgressBar(title, total=len(own), unit="tasks") as bar, _one_thread(device):
             todo = {}
             for name, function in own.items():
                 if (self.directory / f"{name}.pt").exists():

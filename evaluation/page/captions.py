@@ -40,7 +40,7 @@ def captions(scores, methods, classes=(), *, plane=False):
         "comparison": (
             "The same unseen images through every method",
             "Test images and what each decoder draws at the mean of their q(z), with the squared error below."
-            + f" Of all annealed test images, at the last epoch: {squared_error}" * bool(squared_error),
+            + f" Of all measured test images, at the last epoch: {squared_error}" * bool(squared_error),
         ),
         **{
             method.reconstruction_prefix: (
@@ -69,8 +69,8 @@ def captions(scores, methods, classes=(), *, plane=False):
         ),
         "log_probabilities": (
             "log p(x) of every class",
-            "One image of each class with its log p(x), and the means of the classes. Annealing is the estimate to "
-            f"compare by; importance sampling is low by more than its intervals say. {log_prob}{numbered}",
+            "One image of each class with its log p(x), and the means of the classes. It is annealed, or with one or "
+            f"two dimensions integrated; importance sampling is low by more than its intervals say. {log_prob}{numbered}",
         ),
         "where_the_nats_go": (
             "Where the nats go",

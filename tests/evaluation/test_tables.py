@@ -32,7 +32,7 @@ def test_the_headline_has_a_column_for_each_method_and_their_paired_difference()
         means = [find(SCORES, quantity, method).mean for method in ("one", "two", "one - two")]
         assert texts == [f"{mean:.2f} ± 0.50" for mean in means], label
     assert tables.basis(SCORES, BOTH).startswith("50 test images, the same in every column;")
-    assert "of them are annealed" in tables.basis(SCORES, BOTH)
+    assert "of them is annealed" in tables.basis(SCORES, BOTH)
 
 
 def test_a_quick_evaluation_ends_at_the_best_diagonal_bound():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import toy_config, toy_data, train
 from filelock import FileLock
-from test_run import OWNED, SETTINGS, Directory, First, Second
+from test_run import OWNED, SETTINGS, Directory, First
 
 import amortized_vae
 from amortized_vae import AmortizedVAE
@@ -75,21 +75,6 @@ def test_adam_of_a_recorded_step_goes_on_without_a_graph(directory):
     weight.sum().backward()
     adam.step()
     assert (weight < 1).all()
-
-
-def test_a_method_that_was_added_is_told_apart_from_an_interruption(directory, tmp_path):
-    class Third(First):
-        name = prefix = "third"
-
-    directory.finish()
-    save_json(tmp_path / "summary.json", {"settings": SETTINGS, "eval_config": {}, "labels": {"first": "First"}})
-    more = OWNED._replace(learners=(First, Second, Third))
-    directory.refuses("of a finished run without third, which --resume adds", owned=more)
-    directory.save(Third(), 1)
-    directory.refuses("of an interrupted run of the same settings", owned=more)
-    directory.save(Third(), 3)  # trained, but not scored
-    assert not directory.plan(resume=True, owned=more).finished
-    assert directory.plan().finished
 
 
 def test_seconds_count_those_of_all_processes(directory, tmp_path, monkeypatch):

@@ -70,7 +70,8 @@ def captions(scores, methods, classes=(), *, plane=False):
         "log_probabilities": (
             "log p(x) of every class",
             "One image of each class with its log p(x), and the means of the classes. It is annealed, or with one or "
-            f"two dimensions integrated; importance sampling is low by more than its intervals say. {log_prob}{numbered}",
+            f"two dimensions integrated; importance sampling is low by more than its intervals say. {log_prob}"
+            + numbered,
         ),
         "where_the_nats_go": (
             "Where the nats go",

@@ -63,7 +63,8 @@ def textbook_loss(q, x, x_mean, sigma):
 def textbook_loader(rows, *, batch_size, shuffle=True):
     """A DataLoader over the rows (N,) of MNIST's training part: (images in [-1, 1], labels), positions in `rows`."""
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
-    images = Subset(MNIST(DATA, train=True, transform=transform), rows.tolist())
+    # "download" unpacks the archives, which are there.
+    images = Subset(MNIST(DATA, train=True, transform=transform, download=True), rows.tolist())
     return DataLoader(StackDataset(images, range(len(images))), batch_size=batch_size, shuffle=shuffle)
 
 

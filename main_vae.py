@@ -101,12 +101,8 @@ def score(run, experiment, checkpoints):
     run.forget_results()
     print_tables(results.scores, summary)
     print(f"checkpoints: {checkpoints.directory}")
-    first = (
-        f"{owned().page}: open it in a browser"
-        if full
-        else f"comparison_epoch_{checkpoints.epochs[-1]}.png: look at it"
-    )
-    print(f"{run.results / first}; figures and tables are beside it")
+    first = owned().page if full else f"comparison_epoch_{checkpoints.epochs[-1]}.png"
+    print(f"{run.results / first}: open it first; figures and tables are beside it")
 
 
 def main():

@@ -78,9 +78,9 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
 
     x: (B, *image); q: where to start, (B, D). covariance: "diagonal", for q*; "low rank", for the best q with a factor
     of the rank of that of q; or "full", for q*full, which starts best from q*, or goes on from a full q. options: of
-    `fit_diagonal`, which finds the first two, or of `fit_full`. An image has converged, and
-    stops, when a further cycle changes its bound by less than `tolerance` nats. Score the q with fresh samples: the one
-    that did best on a few is returned. Raises ValueError if x, q and the model do not fit.
+    `fit_diagonal`, which finds the first two, or of `fit_full`; they say when an image has converged, and stops. Score
+    the q with fresh samples: the one that did best on a few is returned. Raises ValueError if x, q and the model do not
+    fit.
     """
     check_inputs(model, x, q, noise, "fit_posterior")
     if covariance not in ("diagonal", "low rank", "full"):
@@ -98,7 +98,8 @@ def fit_diagonal(
     Adam takes `fit_steps` steps, whose rate falls from `learning_rate` to `averaged_rate`. Cycles at that rate follow,
     whose iterates are averaged (Polyak & Juditsky 1992); each passes once over a set of `balanced_noise`, so that most
     of the noise of the gradients cancels. After a cycle the average over the last two is compared with the best q so
-    far, on fresh noise that both share, and each image keeps the better one.
+    far, on fresh noise that both share, and each image keeps the better one. It has converged when a cycle changes its
+    bound by less than `tolerance` nats.
     """
     images, latent_dim = q.mean.shape
     cycle = max(2 * fit_steps // 3, latent_dim + 1)
@@ -145,17 +146,15 @@ def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_s
         m <- m + rate L E[u],    L <- L + rate L (lower triangle of E[u e'], its diagonal halved),
 
     each no longer than `longest_step`, in units of q itself. The expectations are over antithetic pairs of e; the rate
-    falls along a cosine; the last third of the iterates is averaged, and compared with the third before and with the
-    best q so far, on noise that all share.
+    falls along a cosine. The last third of the iterates is averaged. On noise that all share, this q is compared with
+    the best so far, of which the better is kept, and with the average of the third before: an image has converged when
+    the two averages differ by less than `tolerance` nats.
     """
     exact, best = model.in_precision("float32"), GaussianPosterior(q.mean.clone(), q.scale.clone())
-    if q.is_diagonal:  # where the diagonal q does better, from there
-        best, start = (
-            GaussianPosterior(best.mean, torch.diag_embed(q.scale)),
-            gauss_newton_posterior(model, x, q, noise=noise, draws=2),
-        )
-        worse = bounds(exact, x, [best, start], noise).diff(dim=0)[0] > 0
-        best.scale[worse] = start.scale[worse]
+    if q.is_diagonal:
+        best.scale, start = torch.diag_embed(q.scale), gauss_newton_posterior(model, x, q, noise=noise, draws=2)
+        of_diagonal, of_start = bounds(exact, x, [best, start], noise)
+        best.scale[of_start > of_diagonal] = start.scale[of_start > of_diagonal]
     third = max(1, fit_steps // 12)
     steps, rows = 3 * third, torch.arange(len(x), device=x.device)
     trace = [bounds(exact, x, [best], noise)[0]]

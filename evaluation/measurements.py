@@ -101,7 +101,7 @@ def image_tasks(methods, samples, epoch, config, *, annealed=SPLITS):
             if split == "train":  # q as trained
                 with torch.no_grad():
                     q = method.posterior(part.images, sample.rows[block].to(part.images.device))
-            tasks[_name(method, split, epoch, number)] = partial(
+            tasks[f"{_name(method, split, epoch)}_{number}"] = partial(
                 measure_images, method.frozen(), part.images, part.index, q, config, int(block[0]) < first, split, epoch
             )
     return tasks
@@ -112,8 +112,8 @@ def _blocks(places, most):
     return places.chunk(-(-len(places) // most)) if len(places) else ()
 
 
-def _name(method, split, epoch, number):
-    return f"images_{epoch}_{method.name}_{split}_{number}"
+def _name(method, split, epoch):
+    return f"images_{epoch}_{method.name}_{split}"
 
 
 def measure_images(method, images, index, q, config, annealed, split, epoch):
@@ -154,8 +154,7 @@ def collect_images(methods, samples, results, epoch):
     """{(method's name, split): Measured} of the results of `image_tasks`, with the differences of the bounds."""
     collected = {}
     for method, (split, sample) in product(methods, samples.items()):
-        start = _name(method, split, epoch, "")
-        blocks = [result for task, result in results.items() if task.startswith(start)]
+        blocks = _of_task(results, _name(method, split, epoch))
         names = dict.fromkeys(name for block in blocks for name in block["columns"])
         missing = [torch.full((len(block["q"]["mean"]),), torch.nan) for block in blocks]
         columns = {
@@ -257,5 +256,9 @@ def bound_simulated(method, index, config, device):
 
 def collect_bidirectional(method, results):
     """Lower and upper bounds (2, M) of the simulated images, of the results of `bidirectional_tasks`."""
-    start = f"bidirectional_{method.name}_"
-    return torch.cat([result for task, result in results.items() if task.startswith(start)], dim=1)
+    return torch.cat(_of_task(results, f"bidirectional_{method.name}"), dim=1)
+
+
+def _of_task(results, name):
+    """The results of the tasks called `name`_0, `name`_1, ...: not those of a method whose name begins alike."""
+    return [result for task, result in results.items() if task.rpartition("_")[0] == name]

@@ -10,7 +10,7 @@ from evaluation.measurements import collect_bidirectional, draws_of
 from evaluation.statistics import TRACKED, plain_score, regression_estimate, score, stratified_mean
 from vae_utils import mean_and_error
 
-# Columns whose means over images are Scores, for every class and, but for ESTIMATES, as paired differences of methods.
+# Columns whose means over images are Scores, of all and of every class; of PAIRED also the differences of two methods.
 KNOWN = ("elbo", "fitted_elbo", "amortization_gap", *(metric.__name__ for metric in METRICS))  # of all measured images
 OFFSETS = {  # of the annealed images alone: the column of KNOWN that is carried over to all measured images
     "log_prob": "fitted_elbo",

@@ -1,6 +1,7 @@
 """What is measured of images, and the Scores made of it."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +48,15 @@ def test_a_sample_holds_every_class_by_its_share_and_grows_without_change():
     assert large.first(2).shape == (5, 2)
     other = draw_sample(split, size=21, per_class=3, seed=3)
     assert not torch.equal(other.rows, large.rows)
+
+
+def test_results_go_to_the_method_whose_name_is_theirs_and_not_to_one_that_begins_alike():
+    results = {
+        f"bidirectional_{name}_{number}": torch.full((2, 1), float(number))
+        for name, number in (("a", 0), ("a_1", 5), ("a", 1))
+    }
+    assert measurements.collect_bidirectional(SimpleNamespace(name="a"), results)[0].tolist() == [0, 1]
+    assert measurements.collect_bidirectional(SimpleNamespace(name="a_1"), results)[0].tolist() == [5]
 
 
 def test_differences_are_paired_and_signed_and_gaps_add_up():

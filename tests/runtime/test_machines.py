@@ -13,7 +13,7 @@ from test_run import OWNED, SETTINGS, Directory, First
 
 import amortized_vae
 from amortized_vae import AmortizedVAE
-from runtime import tasks
+from runtime import config, tasks
 from runtime.checkpoint import (
     LOCK,
     InputError,
@@ -152,9 +152,19 @@ def test_what_a_machine_does_not_have_is_not_a_damaged_file(tmp_path):
         amortized_vae.load_model(path)
 
 
-@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])
-def test_methods_and_the_classifier_resolve_their_precision(monkeypatch, native, expected):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+@pytest.mark.parametrize(
+    ("bfloat16", "amx", "intel", "expected"),
+    [
+        (True, False, False, "bfloat16"),
+        (True, True, True, "bfloat16"),
+        (True, False, True, "float32"),
+        (False, False, False, "float32"),
+    ],
+)
+def test_methods_and_the_classifier_resolve_their_precision(monkeypatch, bfloat16, amx, intel, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(config, "_intel", lambda: intel)
     method = AmortizedVAE(toy_config(precision="auto"), toy_data())
     assert (method.config.precision, method.model.precision) == (expected, expected)
     classifier = ClassifierTraining(ClassifierConfig(train_size=150, precision="auto"), toy_data())

@@ -15,7 +15,7 @@ import torch
 
 from evaluation.log_prob import fit_and_anneal
 from posterior_fit import fit_posterior
-from vae_utils import evaluate_bound, importance_sampling
+from vae_utils import Fit, evaluate_bound, importance_sampling
 
 BOUND_DRAWS = 100  # of z, for the bounds of an image
 
@@ -30,31 +30,46 @@ def squared_error(model, x, q):
 METRICS = (squared_error,)
 
 
+def bound_at(model, x, q, *, noise):
+    """The bound of each image x (B, *image) at q, (B,), always at the same noise, whatever else it was used for."""
+    same = noise.spawn(list(range(len(q))), "bound")
+    return evaluate_bound(model, x, lambda x, rows: q[rows], noise=same, draws=BOUND_DRAWS).elbo
+
+
 @torch.no_grad()
-def measure(model, x, q, config, *, noise, fitted=False, annealed=True):
+def own_columns(model, x, q, *, noise):
+    """The columns of `measure` that need no fit: the bound at q, and METRICS."""
+    return {"elbo": bound_at(model, x, q, noise=noise), **{metric.__name__: metric(model, x, q) for metric in METRICS}}
+
+
+@torch.no_grad()
+def measure(model, x, q, config, *, noise, fitted=False, annealed=None):
     """The columns of images x (B, *image) under a model, {name: (B,)} of the type of x, and q*, (B, D).
 
     q: of a method, (B, D); config: an EvalConfig, whose precision is that of the networks in gradients of q*full and of
-    annealing. fitted: q is q* already, as of unseen images under latent optimization. annealed: False leaves out all
-    that needs q*full. The three bounds of an image are at the same noise.
+    annealing. fitted: q is q* already, as of unseen images under latent optimization. annealed: of how many images, the
+    first ones, q*full and log p(x) are found, by default of all; the others have NaN there. The three bounds of an
+    image are at the same noise.
     """
-
-    def bound(q, draws=BOUND_DRAWS):
-        same = noise.spawn(list(range(len(x))), "bound")
-        return evaluate_bound(model, x, lambda x, rows: q[rows], noise=same, draws=draws).elbo
+    first = torch.arange(len(x) if annealed is None else annealed, device=x.device)
 
     def sampled(q, prefix=""):
-        estimate = importance_sampling(model, x, q, noise=noise, num_samples=config.num_samples)
+        estimate = importance_sampling(model, x[first], q, noise=noise[first], num_samples=config.num_samples)
         size = {f"{prefix}effective_sample_size": estimate.effective_sample_size}
         return {f"{prefix}importance_sampling": estimate.log_prob, **size}
 
-    columns = {"elbo": bound(q), **{metric.__name__: metric(model, x, q) for metric in METRICS}}
-    if annealed:
-        more, q_star, full = fit_and_anneal(model, x, q, config=config, noise=noise, fitted=fitted)
-        columns |= more | sampled(q) | sampled(full, "full_") | {"full_elbo": bound(full)}
-    elif fitted:
-        q_star = q
-    else:
-        q_star, _, columns["fit_converged"], _ = fit_posterior(model, x, q, noise=noise, fit_steps=config.fit_steps)
-    columns["fitted_elbo"] = columns["elbo"] if fitted else bound(q_star)
-    return {name: values.to(x.dtype) for name, values in columns.items()}, q_star
+    # Of all images
+    columns = own_columns(model, x, q, noise=noise)
+    fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, fit_steps=config.fit_steps)
+    columns["fitted_elbo"] = columns["elbo"] if fitted else bound_at(model, x, fit.q, noise=noise)
+    columns["fit_converged"] = fit.converged
+    # Of the annealed ones
+    if len(first):
+        options = {"config": config, "noise": noise[first], "fitted": True}
+        more, _, full = fit_and_anneal(model, x[first], fit.q[first], **options)
+        more |= sampled(q[first]) | sampled(full, "full_") | {"full_elbo": bound_at(model, x[first], full, noise=noise)}
+        more["fit_converged"] = more["fit_converged"] & fit.converged[first]
+        for name, values in more.items():
+            column = columns.get(name, torch.full((len(x),), torch.nan)).to(x)
+            columns[name] = torch.cat((values.to(x), column[len(first) :]))
+    return {name: values.to(x) for name, values in columns.items()}, fit.q

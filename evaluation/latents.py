@@ -24,7 +24,7 @@ PROBE_LABELS = (100, 1000, 20_000)
 PROBE_DRAWS = 5  # of the labels, where not all are used
 PROBE_C = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # inverse strengths of the penalty, of which cross-validation chooses
 PROBE_FOLDS, ENOUGH_LABELS = 3, 2000  # of cross-validation, which has at most so many labels to choose C by
-PROBE_TOLERANCE, PROBE_ITERATIONS = 1e-3, 1000
+PROBE_OPTIONS = {"tol": 1e-3, "max_iter": 1000}
 PLANE, GRID = 2, 20  # of at most so many dimensions z itself is drawn; points on a side of its grid
 TRAVERSED_DIMENSIONS, TRAVERSED_DIRECTIONS = 4, 3
 TRAVERSED_CLASS, INTERPOLATED_CLASSES = 3, (2, 7)  # by their position, modulo the number of classes
@@ -82,36 +82,41 @@ def rescale(features, others):
     return tuple((values - features.mean(0)) / scale for values in (features, others))
 
 
-def probe(features, labels, *, seed):
-    """A logistic regression on features (N, F) with the labels (N,): (scikit-learn model, its C, converged).
+def choose_penalty(features, labels, *, seed):
+    """The C of PROBE_C with the best accuracy of a logistic regression on features (N, F) in cross-validation.
 
-    C is the one of PROBE_C with the best accuracy in cross-validation, by a path over C, on a stratified sample of at
-    most ENOUGH_LABELS of these labels; of equals, the smallest. Where a class has fewer labels there than there are
-    folds, it is 1.
+    By a path over C, on a stratified sample of at most ENOUGH_LABELS of the labels (N,); of equals, the smallest. Where
+    a class has fewer labels there than there are folds, it is 1.
     """
     x, y = features.cpu().numpy(), labels.cpu().numpy()
-    best, options, known = 1.0, {"tol": PROBE_TOLERANCE, "max_iter": PROBE_ITERATIONS}, (x, y)
     if len(y) > ENOUGH_LABELS:
-        known = resample(x, y, replace=False, n_samples=ENOUGH_LABELS, stratify=y, random_state=seed)
+        x, y = resample(x, y, replace=False, n_samples=ENOUGH_LABELS, stratify=y, random_state=seed)
+    if np.unique(y, return_counts=True)[1].min() < PROBE_FOLDS:
+        return 1.0
+    folds = StratifiedKFold(PROBE_FOLDS, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it is returned
+        warnings.simplefilter("ignore", ConvergenceWarning)  # that of the probe itself is returned
         warnings.simplefilter("ignore", FutureWarning)  # of attributes that are not read
-        if np.unique(known[1], return_counts=True)[1].min() >= PROBE_FOLDS:
-            folds = StratifiedKFold(PROBE_FOLDS, shuffle=True, random_state=seed)
-            search = LogisticRegressionCV(Cs=PROBE_C, cv=folds, scoring="accuracy", **options)
-            best = float(np.ravel(search.fit(*known).C_)[0])
-        model = LogisticRegression(C=best, **options).fit(x, y)
-    return model, best, bool(model.n_iter_.max() < PROBE_ITERATIONS)
+        search = LogisticRegressionCV(Cs=PROBE_C, cv=folds, scoring="accuracy", **PROBE_OPTIONS)
+        return float(np.ravel(search.fit(x, y).C_)[0])
+
+
+def probe(features, labels, penalty):
+    """A logistic regression on features (N, F) with the labels (N,): (scikit-learn model, converged)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LogisticRegression(C=penalty, **PROBE_OPTIONS).fit(features.cpu().numpy(), labels.cpu().numpy())
+    return model, bool(model.n_iter_.max() < PROBE_OPTIONS["max_iter"])
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # on such small matrices two threads wait more than they work
 def probe_predictions(features, *, train, sample, seed):
-    """{name: {number of labels: {"correct" (draws, M), "C" and "converged", lists}}} of probes of features.
+    """{name: {number of labels: {"correct" (draws, M), "C", and "converged", a list}}} of probes of features.
 
     features: {name: (of the training images (N, F), of the test images (M, F))}, which are `rescale`d; train, sample:
     the Splits of these images. The numbers of labels are PROBE_LABELS, at most N, without those in which the rarest
     class has no share of one label. Fewer than N labels are drawn PROBE_DRAWS times, stratified, the same draws for all
-    features.
+    features; the first one chooses C.
     """
     count, results = len(train.labels), {name: {} for name in features}
     numbered = replace(train, index=torch.arange(count, device=train.labels.device))
@@ -125,10 +130,10 @@ def probe_predictions(features, *, train, sample, seed):
         rows = [stratified_subset(numbered, size=size, seed=draw_seed).index for draw_seed in seeds]
         # A model for each feature and draw.
         for name, (known, asked) in rescaled.items():
-            fits = [probe(known[part], train.labels[part], seed=s) for part, s in zip(rows, seeds, strict=True)]
-            models, penalties, converged = zip(*fits, strict=True)
+            penalty = choose_penalty(known[rows[0]], train.labels[rows[0]], seed=seeds[0])
+            models, converged = zip(*(probe(known[part], train.labels[part], penalty) for part in rows), strict=True)
             correct = np.stack([model.predict(asked.cpu().numpy()) == y for model in models])
-            values = {"correct": torch.from_numpy(correct), "C": list(penalties), "converged": list(converged)}
+            values = {"correct": torch.from_numpy(correct), "C": penalty, "converged": list(converged)}
             results[name][size] = values
     return results
 

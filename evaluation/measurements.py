@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 
 from data import SPLITS, Split
-from evaluation.gaps import measure
+from evaluation.gaps import measure, own_columns
 from evaluation.log_prob import fit_and_anneal
 from vae_utils import Fit, GaussianPosterior, Noise, evaluate_bound, random_generator
 
-MEASURED_AT_ONCE, ANNEALED_AT_ONCE, SIMULATED_AT_ONCE = 100, 30, 20  # images of a task
+MEASURED_AT_ONCE, SIMULATED_AT_ONCE = 100, 20  # images of a task
 PICTURED_PER_CLASS = 2  # test images: one in the reconstructions, one in the comparison
-FEW_IMAGES, MANY_DRAWS, FEW_DRAWS = 2000, 64, 4  # draws of z for the ELBO of each of few or of many images
+DRAWS, MOST_DRAWS, DECODED = 4, 64, 20_000  # of z for the ELBO of an image of a whole split: more where images are few
 TRAIN_SHARE = 5  # of training images, whose q* are no more than a diagnosis, so much fewer are measured
 
 
@@ -86,23 +86,23 @@ def draw_samples(data, config, *, last):
 # What is measured of them
 
 
-def image_tasks(methods, samples, epoch, config, *, annealed=SPLITS):
+def image_tasks(methods, samples, epoch, config, *, annealed):
     """Tasks that measure the images of {split: Sample} under each method after an epoch: {name: function}.
 
-    annealed: the splits of which the first images are annealed.
+    annealed: {split: how many of its images, the first ones, are annealed}; of a split that is not there no more is
+    found than the ELBO at the method's own q.
     """
     tasks = {}
     for method, (split, sample) in product(methods, samples.items()):
-        places = torch.arange(len(sample.rows))
-        first = sample.annealed if split in annealed else 0
-        blocks = [*_blocks(places[:first], ANNEALED_AT_ONCE), *_blocks(places[first:], MEASURED_AT_ONCE)]
-        for number, block in enumerate(blocks):
+        count = annealed.get(split)
+        for number, block in enumerate(_blocks(torch.arange(len(sample.rows)), MEASURED_AT_ONCE)):
             part, q = sample.part.at(block), None
             if split == "train":  # q as trained
                 with torch.no_grad():
                     q = method.posterior(part.images, sample.rows[block].to(part.images.device))
+            of_block = None if count is None else min(max(count - int(block[0]), 0), len(block))
             tasks[f"{_name(method, split, epoch)}_{number}"] = partial(
-                measure_images, method.frozen(), part.images, part.index, q, config, int(block[0]) < first, split, epoch
+                measure_images, method.frozen(), part.images, part.index, q, config, of_block, split, epoch
             )
     return tasks
 
@@ -119,20 +119,24 @@ def _name(method, split, epoch):
 def measure_images(method, images, index, q, config, annealed, split, epoch):
     """{"columns" of gaps.measure, "q": its tensors, "costs", "seconds"} of a method's images, on the CPU.
 
-    index: of the images in the data set; q: of training images as trained; None: it is inferred, as of test images.
+    index: of the images in the data set; q: of training images as trained; None: it is inferred, as of test images;
+    annealed: how many, the first ones, are; None: only the ELBO at q is found.
     """
     options = {"index": index.tolist(), "device": images.device}
     fit, started = Fit.given(q) if q is not None else None, time.perf_counter()
     if fit is None:
         noise = Noise.of_images(config.seed, "inference", method.name, **options)
         fit = method.infer(images, noise=noise, fit_steps=config.fit_steps)
-    seconds, fitted = time.perf_counter() - started, q is None and not method.shared_inference
-    is_best = fitted and fit.q.is_diagonal
+    seconds, inferred = time.perf_counter() - started, q is None and not method.shared_inference
     noise = Noise.of_images(config.seed, "measured", method.name, split, epoch, **options)
-    options = {"noise": noise, "fitted": is_best, "annealed": annealed}
-    columns, _ = measure(method.model, images, fit.q, config, **options)
-    if is_best:
-        columns["fit_converged"] = columns.get("fit_converged", 1) * fit.converged.to(images.dtype)
+    if annealed is None:
+        columns = own_columns(method.model, images, fit.q, noise=noise)
+    else:
+        is_best = inferred and fit.q.is_diagonal
+        options = {"noise": noise, "fitted": is_best, "annealed": annealed}
+        columns, _ = measure(method.model, images, fit.q, config, **options)
+        if is_best:
+            columns["fit_converged"] *= fit.converged.to(images.dtype)
     values = {
         "q": fit.q.tensors(),
         "columns": columns,
@@ -155,13 +159,12 @@ def collect_images(methods, samples, results, epoch):
     collected = {}
     for method, (split, sample) in product(methods, samples.items()):
         blocks = _of_task(results, _name(method, split, epoch))
-        names = dict.fromkeys(name for block in blocks for name in block["columns"])
         missing = [torch.full((len(block["q"]["mean"]),), torch.nan) for block in blocks]
         columns = {
             name: torch.cat(
                 [block["columns"].get(name, nan) for block, nan in zip(blocks, missing, strict=True)]
             ).double()
-            for name in names
+            for name in blocks[0]["columns"]  # of the first block some images are annealed, if any are
         }
         q, costs = (
             {name: torch.cat([block[part][name] for block in blocks]) for name in blocks[0][part]}
@@ -175,8 +178,10 @@ def collect_images(methods, samples, results, epoch):
 
 
 def gap_columns(columns):
-    """The gaps of gaps.py as columns; of what was not annealed, the amortization gap alone."""
-    gaps = {"amortization_gap": columns["fitted_elbo"] - columns["elbo"]}
+    """The gaps of gaps.py as columns, as far as their bounds are there."""
+    gaps = {}
+    if "fitted_elbo" in columns:
+        gaps["amortization_gap"] = columns["fitted_elbo"] - columns["elbo"]
     if "log_prob" in columns:
         gaps["mean_field_gap"] = columns["full_elbo"] - columns["fitted_elbo"]
         gaps["non_gaussian_gap"] = columns["log_prob"] - columns["full_elbo"]
@@ -209,7 +214,7 @@ def posterior_of_train(method, data, batch_size=1000):
 
 def draws_of(images):
     """Of how many draws of z an image's bound is the mean: of more where images are few, whose noise averages less."""
-    return MANY_DRAWS if images <= FEW_IMAGES else FEW_DRAWS
+    return min(max(DECODED // images, DRAWS), MOST_DRAWS)
 
 
 def whole_bounds(methods, data, train_q, config):

@@ -85,9 +85,13 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
     for epoch in reversed(epochs):  # the tasks of the last epoch take longest
         methods = load(epoch)
         samples_of[epoch] = measurements.draw_samples(data, config, last=epoch == last and config.evaluation != "none")
-        settings, annealed = config, SPLITS if full else ()
-        if epoch != last:
-            settings, annealed = at_earlier_epochs(config), ("test",) if full and config.gap_images_per_digit else ()
+        settings, annealed = config, {}
+        if epoch == last and config.evaluation != "none":
+            annealed = {split: sample.annealed if full else 0 for split, sample in samples_of[epoch].items()}
+        elif epoch != last:
+            settings = at_earlier_epochs(config)
+            if full and config.gap_images_per_digit:
+                annealed = {"train": 0, "test": samples_of[epoch]["test"].annealed}
         work |= measurements.image_tasks(methods, samples_of[epoch], epoch, settings, annealed=annealed)
         methods_of[epoch] = methods if epoch == last else [method.frozen() for method in methods]
     methods = methods_of[last]

@@ -131,7 +131,8 @@ def test_costs_count_the_gradients_of_each_visit():
 def small_work(method, data, *, fitted=20, **counts):
     config = EvalConfig(num_samples=16, chains=2, fit_steps=12, fitted_images=fitted, **counts)
     samples = draw_samples(data, config, last=True)
-    return samples, image_tasks([method], samples, 2, config)
+    annealed = {split: sample.annealed for split, sample in samples.items()}
+    return samples, image_tasks([method], samples, 2, config, annealed=annealed)
 
 
 @pytest.mark.parametrize("converged", [True, False])
@@ -172,4 +173,4 @@ def test_more_images_do_not_change_what_is_found_for_the_first_ones():
     one, other = few[1][name](), many[1][name]()
     places = many[0]["test"].first(1).flatten()
     for column in ("elbo", "squared_error", "full_elbo"):  # in other batches sums are rounded otherwise
-        torch.testing.assert_close(one["columns"][column], other["columns"][column][places], atol=1e-2, rtol=0)
+        torch.testing.assert_close(one["columns"][column][:5], other["columns"][column][places], atol=1e-2, rtol=0)

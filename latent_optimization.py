@@ -13,7 +13,7 @@ from data import stratified_subset
 from latent_table import LatentTable
 from model import INITIAL_LOG_VAR, ConvModel
 from posterior_fit import PosteriorFit, fit_posterior
-from vae_utils import Fit, GaussianPosterior, Noise, elbo, random_generator
+from vae_utils import Fit, GaussianPosterior, Noise, check_noise, elbo, random_generator
 
 VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
 VALIDATION_STEPS = 30
@@ -189,8 +189,9 @@ class LatentOptimization(training.Method):
         """The table's q of the training images at `rows`; x is ignored."""
         return self.table.posterior(rows)
 
-    def infer(self, x, *, noise, fit_steps=300, batch_size=100):
+    def infer(self, x, *, noise=None, fit_steps=300, batch_size=100):
         """q of images outside the training set, fitted from model.initial_posterior, `batch_size` at a time: a Fit."""
+        check_noise(noise, len(x), "infer(x, noise=Noise(seed))")
         fits = []
         for rows in torch.arange(len(x), device=x.device).split(batch_size):
             start = self._with_factor(self.model.initial_posterior(x[rows], noise[rows]), noise[rows])

@@ -4,7 +4,6 @@ import os
 import time
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads soon leave the processor
 if __name__ == "__main__":
@@ -12,19 +11,19 @@ if __name__ == "__main__":
 
 from amortized_vae import AmortizedVAE
 from data import take_shard
-from evaluation import figures, seeds
+from evaluation import seeds
 from evaluation.page.page import write_page
-from evaluation.report import RESULTS, draw_report, evaluate
-from evaluation.settings import add_methods_flag, prepare, prepare_again
+from evaluation.report import RESULTS, draw_history, draw_report, evaluate
+from evaluation.settings import add_own_flags, prepare, prepare_again
 from evaluation.tables import print_tables
 from latent_optimization import LatentOptimization
-from runtime.checkpoint import RunError, save_csv, save_figure, save_json
-from runtime.cli import Parser, add_flags, make_config, out_of_memory_hint, run_script
+from runtime.checkpoint import RunError, save_json
+from runtime.cli import Parser, add_flags, out_of_memory_hint, run_script
 from runtime.config import ClassifierConfig, EvalConfig, RunConfig, TrainConfig, versions
 from runtime.distributed import rank
 from runtime.learners import Checkpoints, saved_epochs
 from runtime.plan import Owned
-from runtime.run import open_evaluation, open_run, run_seeds
+from runtime.run import open_evaluation, open_run
 from semi_amortized_vae import SemiAmortizedVAE
 from sup_classification import find_classifier
 from training import train_epoch, validate
@@ -54,9 +53,7 @@ def train_and_score(experiment):
                     run.record(train_epoch(method, epoch, progress=run.progress), validate(method, epoch))
         epochs = saved_epochs(config.epochs)
         if rank() == 0:
-            save_csv(run.results / "history.csv", run.history)
-            options = {"methods": methods, "saved_epochs": epochs, "likelihood": method.model.likelihood.label}
-            save_figure(run.results / "training_curves.png", figures.training_curves(history=run.history, **options))
+            draw_history(run.results, run.history, methods, epochs, method.model.likelihood.label)
         score(run, experiment, Checkpoints(methods, run.directory, config, epochs, data.train.index))
 
 
@@ -66,8 +63,7 @@ def score_again(experiment):
     with open_evaluation(run_config, config, owned=owned(), device=experiment.settings["device"]) as run:
         epoch, images = checkpoints.epochs[-1], f"{config.train_size:,} training images, seed {config.seed}"
         print(*data.said, f"{checkpoints.directory}: epoch {epoch} of {config.epochs}, {images}", sep="\n")
-        precision = f"gradients of annealing in {eval_config.precision}"
-        print(f"evaluation with seed {eval_config.seed} on {run.where}, {precision}", flush=True)
+        print(f"evaluation with seed {eval_config.seed} on {run.where}, in {eval_config.precision}", flush=True)
         score(run, experiment, checkpoints)
 
 
@@ -75,9 +71,8 @@ def score(run, experiment, checkpoints):
     """Finds every number of the checkpoints, writes tables, figures and page, and summary.json last; prints tables."""
     config, eval_config, data = experiment.config, experiment.eval_config, experiment.data
     started, training_seconds = time.perf_counter(), run.training_seconds()
-    with out_of_memory_hint(
-        f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim ({config.latent_dim:,})"
-    ):
+    smaller = f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim ({config.latent_dim:,})"
+    with out_of_memory_hint(smaller):
         # The classifier belongs to the training: it stays the same when the evaluation has another seed.
         full = eval_config.evaluation == "full"
         classifier = find_classifier(data, ClassifierConfig.for_training(config), run) if full else None
@@ -94,14 +89,14 @@ def score(run, experiment, checkpoints):
     with run.timed("figures and tables"):
         draw_report(run.results, results, summary)
     seconds = {"training": training_seconds, "evaluation": time.perf_counter() - started, "total": run.seconds()}
-    summary["seconds"] = {**seconds, "stages": run.stage_seconds}
+    summary["seconds"] = seconds | {"stages": run.stage_seconds}
     if full:
         write_page(run.results, results, summary)
     save_json(run.results / owned().summary, summary)
     run.forget_results()
+    first = owned().page if full else f"comparison_epoch_{checkpoints.epochs[-1]}.png"
     print_tables(results.scores, summary)
     print(f"checkpoints: {checkpoints.directory}")
-    first = owned().page if full else f"comparison_epoch_{checkpoints.epochs[-1]}.png"
     print(f"{run.results / first}: open it first; figures and tables are beside it")
 
 
@@ -110,21 +105,15 @@ def main():
     parser = Parser(prog="main_vae.py", description=__doc__)
     for config_class, title in ((TrainConfig, "experiment"), (RunConfig, "run"), (EvalConfig, "evaluation")):
         add_flags(parser, config_class, title)
-    meaning = "score the checkpoints again, without training; --seed and --precision are then the evaluation's"
-    parser.add_argument("--evaluate-only", action="store_true", help=meaning)
-    add_methods_flag(parser, METHODS)
+    add_own_flags(parser, METHODS)
     seeds.add_seeds_flag(parser)
     given = parser.parse_args()
-    if given.evaluate_only and "resume" in given:
-        parser.error("--resume: not together with --evaluate-only, which continues what it had begun by itself")
     check, work = (prepare_again, score_again) if given.evaluate_only else (prepare, train_and_score)
     check = partial(check, owned=owned())
-    if "seeds" not in given:
+    if "seeds" in given:
+        seeds.run_seeds(given, check, work)
+    else:
         work(check(given))
-        return
-    flags, run_config = seeds.flags_of_seeds(given), make_config(RunConfig, given)
-    written = [run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)]
-    run_seeds(check, work, flags, written, partial(seeds.compare, flags, Path(run_config.results_dir)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import torch
 import training
 from data import stratified_subset
 from model import ConvVAE
-from vae_utils import Fit, GaussianPosterior, Noise
+from vae_utils import Fit, GaussianPosterior, Noise, check_noise
 
 REFINED_AT_ONCE = 1000  # images
 VALIDATION_IMAGES = 1000  # each takes the steps of a training image
@@ -69,8 +69,9 @@ class SemiAmortizedVAE(training.Method):
         return self.infer(x, noise=noise).q
 
     @torch.no_grad()
-    def infer(self, x, *, noise, fit_steps=None):
+    def infer(self, x, *, noise=None, fit_steps=None):
         """q of any images: the encoder's, and the steps of training. Returns a Fit without a trace."""
+        check_noise(noise, len(x), "infer(x, noise=Noise(seed))")
         parts = []
         for rows in torch.arange(len(x), device=x.device).split(REFINED_AT_ONCE):
             q = self.model.encode(x[rows])

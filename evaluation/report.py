@@ -195,6 +195,13 @@ def draw_pictures(methods, drawn, measured, config):
     return pictures
 
 
+def draw_history(results_dir, history, methods, epochs, likelihood):
+    """Writes history.csv and the training curves; history: of a Run; epochs: the saved ones, which the axes name."""
+    save_csv(results_dir / "history.csv", history)
+    figure = figures.training_curves(history=history, methods=methods, saved_epochs=epochs, likelihood=likelihood)
+    save_figure(results_dir / "training_curves.png", figure)
+
+
 def draw_report(results_dir, results, summary):
     """Writes the tables, and the figures but the training curves; summary: what summary.json will hold."""
     results_dir, methods, classes = Path(results_dir), results.methods, results.classes

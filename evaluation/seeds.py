@@ -13,6 +13,9 @@ from evaluation.tables import DIFFERENCES, pairs, read_scores, title
 from runtime.checkpoint import InputError, RunError, load_json, save_csv
 from runtime.cli import add_list_flag, make_config
 from runtime.config import RunConfig, TrainConfig
+from runtime.distributed import rank
+from runtime.progress import Interrupted
+from runtime.run import lock
 from vae_utils import mean_and_error
 
 DIRECTORIES = ("checkpoint_dir", "results_dir")
@@ -42,6 +45,30 @@ def flags_of_seeds(given):
         )
         for seed in given.seeds
     }
+
+
+def run_seeds(given, prepare, execute):
+    """Prepares every seed, which refuses bad input before any work; executes one after the other; compares them.
+
+    prepare: of flags, what `execute` takes.
+    """
+    flags, run_config = flags_of_seeds(given), make_config(RunConfig, given)
+    for flags_of_seed in flags.values():
+        prepare(flags_of_seed)
+    with lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
+        for number, (seed, flags_of_seed) in enumerate(flags.items()):
+            print(f"seed {seed}: {flags_of_seed.checkpoint_dir}, {flags_of_seed.results_dir}", flush=True)
+            try:
+                execute(prepare(flags_of_seed))
+            except Interrupted as interrupted:
+                if interrupted.where is None and number:
+                    interrupted.where = "before its first epoch"
+                    interrupted.advice = "the same command with --resume continues"
+                if interrupted.where is not None:
+                    interrupted.where = f"in seed {seed}, {interrupted.where}"
+                raise
+        if rank() == 0:
+            compare(flags, Path(run_config.results_dir))
 
 
 def compare(flags, results_dir):

@@ -48,6 +48,8 @@ def prepare(given, *, owned):
 
 def prepare_again(given, *, owned):
     """The Experiment that scores the checkpoints that are there. Raises InputError before any work."""
+    if "resume" in given:
+        raise InputError("--resume: not together with --evaluate-only, which continues what it had begun by itself")
     run_config = make_config(RunConfig, given)
     directory = Path(run_config.checkpoint_dir)
     there = {method for method in owned.learners if any(directory.glob(f"{method.prefix}_epoch_*.pt"))}
@@ -73,8 +75,10 @@ def prepare_again(given, *, owned):
     return Experiment(run_config, config, eval_config, data, checkpoints.methods, checkpoints)
 
 
-def add_methods_flag(parser, methods):
-    """Adds --methods to the Parser."""
+def add_own_flags(parser, methods):
+    """Adds --evaluate-only and --methods to the Parser."""
+    meaning = "score the checkpoints again, without training; --seed and --precision are then the evaluation's"
+    parser.add_argument("--evaluate-only", action="store_true", help=meaning)
     names = [method.name for method in methods]
     default = " ".join(method.name for method in methods if method.by_default)
     meaning = f"what is trained (default: {default}), or scored again (default: those whose checkpoints are there)"

@@ -116,9 +116,13 @@ def find_checkpoints(methods, directory):
         ends = (path.stem.rpartition("_")[2] for path in Path(directory).glob(f"{method.prefix}_epoch_*.pt"))
         epochs_of.append({int(end) for end in ends if end.isdecimal()})
     epochs, first = sorted(set.intersection(*epochs_of)), None
+    if Path(directory).is_file():
+        raise InputError(f"{directory}: a file; --checkpoint-dir takes the folder of the checkpoints")
     if not epochs:
-        names = " and ".join(f"{method.prefix}_epoch_N.pt" for method in methods)
-        raise InputError(f"{directory}: no checkpoints {names} of the same epoch")
+        names = [f"{method.prefix}_epoch_N.pt" for method in methods]
+        absent = [name for name, known in zip(names, epochs_of, strict=True) if not known]
+        there = f"no checkpoints {' or '.join(absent)}" if absent else f"no epoch that has {' and '.join(names)}"
+        raise InputError(f"{directory}: {there}")
     for epoch, method in product(reversed(epochs), methods):
         path = Path(directory) / f"{method.prefix}_epoch_{epoch}.pt"
         checkpoint = read_checkpoint(path, method.name)

@@ -173,7 +173,9 @@ class Run:
         started: when the evaluation began, of time.perf_counter(). Returns it, moved back by the seconds of others.
         """
         self._tasks, self.stage = Tasks(self.results / ".evaluation", identity, started), self.evaluation_stage
-        self.started -= started - self._tasks.started
+        if earlier := started - self._tasks.started:
+            self.started -= earlier
+            self.stage_seconds["before the interruption"] = earlier
         return self._tasks.started
 
     @contextmanager
@@ -240,27 +242,3 @@ class Run:
         self.stage = f"after epoch {epoch} of {learner.config.epochs}, {learner.name}"
         print(f"{learner.prefix}: resumed after epoch {epoch}", flush=True)
         return saved["history"]
-
-
-def run_seeds(prepare, execute, seeds, directories, compare):
-    """Prepares every seed, which refuses bad input before any work; then executes one after the other.
-
-    seeds: {seed: its flags}; prepare: of flags, what `execute` takes; directories: those that all seeds write to are
-    locked; compare: called at the end, by rank 0.
-    """
-    for given in seeds.values():
-        prepare(given)
-    with lock(*directories):
-        for number, (seed, given) in enumerate(seeds.items()):
-            print(f"seed {seed}: {given.checkpoint_dir}, {given.results_dir}", flush=True)
-            try:
-                execute(prepare(given))
-            except Interrupted as interrupted:
-                if interrupted.where is None and number:
-                    interrupted.where = "before its first epoch"
-                    interrupted.advice = "the same command with --resume continues"
-                if interrupted.where is not None:
-                    interrupted.where = f"in seed {seed}, {interrupted.where}"
-                raise
-        if rank() == 0:
-            compare()

@@ -68,7 +68,11 @@ def test_other_seeds_and_counts_give_other_numbers_elsewhere(copy):
         (["--epochs", "30"], "--epochs 3 there, 30 here"),  # the default, but given
         (["--train-size", "61", "--batch-size", "9"], "--train-size 100 there, 61 here; --batch-size 33 there, 9 here"),
         (["--resume"], "--resume: not together with --evaluate-only"),
-        (["--checkpoint-dir", "none"], "none: no checkpoints vae_epoch_N.pt and latent_opt_epoch_N.pt of the same"),
+        (["--checkpoint-dir", "none"], "none: no checkpoints vae_epoch_N.pt or latent_opt_epoch_N.pt"),
+        (
+            ["--checkpoint-dir", "checkpoints/vae_epoch_3.pt"],
+            "vae_epoch_3.pt: a file; --checkpoint-dir",
+        ),
         (["--images-per-digit", "20"], "20 images of each class were asked for"),
         (["--device", "gpu"], "--device gpu: not a device"),
     ],

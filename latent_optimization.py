@@ -63,10 +63,11 @@ def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEA
     Probabilistic PCA: x = W z + center + noise (Tipping & Bishop 1999), the optimum of a linear VAE (Lucas et al.
     2019). With the eigenvalue l of the images' covariance and the noise variance s2 of a pixel, a dimension has in its
     posterior the mean sqrt(l - s2) / l times the principal component of x, and the variance s2 / l; it carries
-    0.5 log(l / s2) nats in the mean. Dimensions that carry less than `least_nats`, or are beyond latent_dim, begin at
-    the prior. noise_variance: s2, that of the likelihood; None: its maximum-likelihood estimate, the mean of the
-    eigenvalues of the directions that are left out (Tipping & Bishop, Eq. 8), as for binary pixels; of the numbers of
-    dimensions at which each carries enough, the largest is taken.
+    0.5 log(l / s2) nats in the mean. Components that carry less than `least_nats`, or might be noise of few images
+    (Marchenko & Pastur 1967), are dropped; dimensions of z without a component begin at the prior. noise_variance: s2,
+    that of the likelihood; None: as for binary pixels, its maximum-likelihood estimate, the mean of the eigenvalues
+    that are dropped (Tipping & Bishop, Eq. 8), with as many components as each carry enough beside it. Beyond
+    MOST_PIXELS pixels an even part of the images is used.
     """
     most = max(1, MOST_PIXELS // images[0].numel())
     x = images[:: -(-len(images) // most)].flatten(1).cpu().double().numpy()
@@ -78,7 +79,7 @@ def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEA
         noise_variance, most_noise = np.maximum((total - values.cumsum()) / left_out, LEAST_NOISE), total / pixels
         numbers = numbers[: max(1, min(len(x) - 1, pixels) // 10)]  # so that enough are left out for the estimate
     carried = 0.5 * np.log(np.maximum(values, np.finfo(float).tiny) / noise_variance)  # (components,), nats
-    # Noise alone has eigenvalues up to about this, of few images with many pixels (Marchenko & Pastur 1967).
+    # Noise alone has eigenvalues up to about this, of few images with many pixels.
     of_noise = 1.1 * (1 + math.sqrt(pixels / len(x))) ** 2 * most_noise
     enough = (carried >= least_nats) & (values >= of_noise)
     kept = int(numbers[enough[: len(numbers)]].max(initial=0))

@@ -19,8 +19,9 @@ class LatentTable(nn.Module):
         -lr * m_s / sqrt(v_s) * S(s, k),   S(s, k) = H(s) - c^k H(s + k),   c = beta1 / sqrt(beta2),
         H(n) = sum_{j>=1} c^j g(n + j),    g(n) = sqrt(1 - beta2^n) / (1 - beta1^n).
 
-    These deferred steps are applied when the row is next in a batch. The form holds for a constant learning rate and
-    gradients far above eps (so do not divide them by the batch size): eps counts as constant between two visits.
+    m_s and v_s are Adam's moments. These deferred steps are applied when the row is next in a batch. The form holds for
+    a constant learning rate lr, and treats eps as constant between two visits: gradients must be far above it, so let
+    the loss be a sum over images, not a mean. Of factors the rate is LOADING_RATE lr.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class LatentTable(nn.Module):
 
     @torch.no_grad()
     def step(self):
-        """One step of Adam (Kingma & Ba 2015, Algorithm 1) on the rows that `posterior` gave out since the last one."""
+        """One step of Adam (Kingma & Ba 2015, Algorithm 1) on the rows of the last call of `posterior`."""
         self.steps += 1
         if self._visit is None:
             return
@@ -111,7 +112,7 @@ class LatentTable(nn.Module):
         return value, column(beta1**idle) * first, column(beta2**idle) * second
 
     def load_parameters(self, *parts):
-        """Sets the parts of every row that `current` gives, as of a table that has made no step."""
+        """Sets every row, parts as `current` gives them, and its moments to 0; for a table that has made no step."""
         self.rows.zero_()
         self.rows[:, 0] = torch.cat([part.flatten(1) for part in parts], dim=1)
 

@@ -126,7 +126,7 @@ class Bernoulli(Likelihood):
 
 
 def make_likelihood(config):
-    """The likelihood of a TrainConfig, whose field `likelihood` lists the names."""
+    """The likelihood that a TrainConfig names; its field `likelihood` lists the names as choices."""
     return {Gaussian.name: Gaussian(config.sigma_p), Bernoulli.name: Bernoulli()}[config.likelihood]
 
 

@@ -61,7 +61,8 @@ def balanced_noise(count, q, *, noise):
 
     Moments are matched by a linear map (Barraquand 1995); if count = D + 1, the draws are the corners of a regular
     simplex. The mean over them of a function that is quadratic in z, hence of the gradient of a quadratic log p(x, z),
-    is exact. All images share the draws, but for their order, and the order and the signs of their dimensions.
+    is exact. All images share one set of draws; each has it in an order of its own, its dimensions in another order and
+    with other signs.
     """
     images, latent_dim = q.mean.shape
     draws = torch.randn(count, latent_dim, generator=random_generator(0, "balanced noise"), dtype=torch.float64)
@@ -78,9 +79,9 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
 
     x: (B, *image); q: where to start, (B, D). covariance: "diagonal", for q*; "low rank", for the best q with a factor
     of the rank of that of q; or "full", for q*full, which starts best from q*, or goes on from a full q. options: of
-    `fit_diagonal`, which finds the first two, or of `fit_full`; they say when an image has converged, and stops. Score
-    the q with fresh samples: the one that did best on a few is returned. Raises ValueError if x, q and the model do not
-    fit.
+    `fit_diagonal`, which finds the first two, or of `fit_full`; there it says when an image has converged. It is then
+    left alone. q is selected on few samples, so that its trace is biased upwards: evaluate it with fresh ones. Raises
+    ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise, "fit_posterior")
     if covariance not in ("diagonal", "low rank", "full"):
@@ -139,9 +140,9 @@ def fit_diagonal(
 def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_step=0.3, tolerance=0.5, max_cycles=4):
     """See `fit_posterior`. Gradients are in the model's precision, q is chosen in float32 or the type of x.
 
-    It starts at the Gauss-Newton posterior around a diagonal q, or at that q if it is better. Cycles of fit_steps / 4
-    natural gradient steps (Amari 1998) follow. With z = m + L e, e ~ N(0, I), and the path gradient u = L' grad_z
-    (log p(x, z) - log q(z)) (Roeder et al. 2017), whose noise vanishes where q is the posterior,
+    An image starts at the better of two: its diagonal q, or the Gauss-Newton posterior around that. Cycles of
+    fit_steps / 4 natural gradient steps (Amari 1998) follow. With z = m + L e, e ~ N(0, I), and the path gradient
+    u = L' grad_z (log p(x, z) - log q(z)) (Roeder et al. 2017), whose noise vanishes where q is the posterior,
 
         m <- m + rate L E[u],    L <- L + rate L (lower triangle of E[u e'], its diagonal halved),
 
@@ -206,7 +207,7 @@ def bounds(model, x, candidates, noise):
 
 @torch.no_grad()
 def gauss_newton_posterior(model, x, q, *, noise=None, draws=4, images=5):
-    """The full q around the mean of a diagonal q whose precision is I + E_q[J' C J], J the decoder's Jacobian at z.
+    """The full q with the mean of a diagonal q and the precision I + E_q[J' C J], J the decoder's Jacobian at z.
 
     C is the likelihood's curvature. This is the fixed point of variational inference with a full covariance, without
     the decoder's own curvature (Khan & Rue 2023); it is exact for a linear decoder with a Gaussian likelihood. The

@@ -20,8 +20,8 @@ class Learner(nn.Module):
     """What `train_epoch` trains: a Method, or the classifier of sup_classification.py.
 
     `state_dict` holds all that the next epoch depends on, optimizers included, but for the data. A subclass sets the
-    names, `model` and `optimizers`, and defines draw_noise, train_step, validate and describe. Of several ranks each
-    has its Shard of the training images; all draw the same batches and the same noise.
+    names, `model` and `optimizers`, and defines draw_noise, train_step, validate, describe and checkpoint_name. Of
+    several ranks each has its Shard of the training images; all draw the same batches and the same noise.
     """
 
     name = None  # in tables, histories and checkpoints
@@ -75,13 +75,13 @@ class Method(Learner):
         name, label, color      in files, in tables and figures, in figures; `prefix` begins the names of checkpoints
         model_class             a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
         shared_inference        whether one network infers q of all images: then each gradient of a training shapes
-                                every q, and all test images are scored, not --fitted-images of them
+                                every q, and the ELBO is also found of all test images
         gradients_per_visit     gradients of the bound that a training step takes for the q of an image
         by_default              whether it is trained without --methods
 
-    and defines `posterior` and `infer`. The base class makes the model and an Adam of its weights, takes the steps,
-    validates, saves and loads. Figures of reconstructions are called {reconstruction_prefix}_epoch_{N}.png, which must
-    end in "recon".
+    and defines `posterior` and `infer`; its file has a `load_model`, see `training.load_model`. The base class makes
+    the model and an Adam of its weights, takes the steps, validates, saves and loads. Figures of reconstructions are
+    called {reconstruction_prefix}_epoch_{N}.png; the prefix must end in "recon", by which report.py finds them.
     """
 
     label = color = model_class = None
@@ -117,9 +117,9 @@ class Method(Learner):
         raise NotImplementedError
 
     def training_posterior(self, x, rows, noise, beta):
-        """Of a training step, the q through which gradients flow, and what it leaves of the noise: (B, D).
+        """Of a training step, the q through which gradients flow, and the noise of its bound, (B, D).
 
-        A method that draws while it finds q, or that takes further gradients there, says so here.
+        A method overrides it that needs noise or further gradients to find q; see `draw_noise`.
         """
         return self.posterior(x, rows), noise
 
@@ -143,7 +143,7 @@ class Method(Learner):
         return torch.randn(count, self.model.latent_dim, generator=generator, device=generator.device)
 
     def backward(self, rows, noise, *, beta=None):
-        """Leaves the gradients of the loss of the training images at `rows` (B,), with the noise (B, D), at parameters.
+        """Adds the gradients of the loss of the training images at `rows` (B,), with the noise (B, D), to `.grad`.
 
         beta weighs the KL in the loss alone; None: config.beta. Returns ELBO, log-likelihood and KL, each summed over
         this rank's images, (3,). The loss is a sum over images, not a mean: Adam ignores the scale, a short last batch

@@ -1,7 +1,7 @@
-"""Every figure of numbers: functions of a run's Scores and a list of methods of any length, which return a Figure.
+"""Figures of bounds, gaps and costs: functions of a run's Scores and any number of methods, which return a Figure.
 
 methods: objects with name, label and color; classes: the classes' names; scores: a list of Scores, of which the last
-epoch is drawn. All functions take `likelihood`, too; see style.styled.
+epoch is drawn. `@style.styled` gives each of them the keyword `likelihood`, which report.py passes to every figure.
 """
 
 import numpy as np

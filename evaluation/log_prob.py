@@ -139,14 +139,14 @@ def _batch(model, images):
     try:
         x = torch.as_tensor(images).to(like)
     except TypeError:
-        raise ValueError("images: give a tensor or an array; data.load_images reads files") from None
+        raise ValueError("images: give a tensor or an array; images.load_images reads files") from None
     shapes = (shape, shape[1:]) if len(shape) == 3 and shape[0] == 1 else (shape,)
     fitting = any(x.shape in (shape_of_one, (*x.shape[:1], *shape_of_one)) for shape_of_one in shapes)
     if not fitting or not len(x):
         raise ValueError(f"images of shape {tuple(x.shape)}: the model needs {shape} or (N, {str(shape)[1:]}")
     low, high = float(x.min()), float(x.max())
     if not (low >= -1 and high <= 1):  # of NaN, neither is true
-        scaled = "pixels must be scaled to [-1, 1], as data.load_images does it"
+        scaled = "pixels must be scaled to [-1, 1], as images.load_images does it"
         raise ValueError(f"pixels from {low:g} to {high:g}: {scaled}")
     model.likelihood.check(x)
     return x.reshape(-1, *shape)

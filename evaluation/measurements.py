@@ -53,7 +53,7 @@ class Sample(NamedTuple):
 def draw_sample(split, *, size, per_class, seed):
     """A Sample of `size` random images of a Split, in which every class has its share, but at least `per_class` images.
 
-    More images only add to those of fewer. Raises InputError if a class has fewer than `per_class` images.
+    A larger sample holds the images of a smaller one. Raises InputError if a class has fewer than `per_class` images.
     """
     labels = split.labels.cpu()
     order = torch.randperm(len(labels), generator=random_generator(seed, "scored images"))
@@ -89,8 +89,8 @@ def draw_samples(data, config, *, last):
 def image_tasks(methods, samples, epoch, config, *, annealed):
     """Tasks that measure the images of {split: Sample} under each method after an epoch: {name: function}.
 
-    annealed: {split: how many of its images, the first ones, are annealed}; of a split that is not there no more is
-    found than the ELBO at the method's own q.
+    annealed: {split: how many of its images, the first ones, are annealed}; a split that is not there
+    gets the columns alone that need no fit.
     """
     tasks = {}
     for method, (split, sample) in product(methods, samples.items()):
@@ -120,7 +120,7 @@ def measure_images(method, images, index, q, config, annealed, split, epoch):
     """{"columns" of gaps.measure, "q": its tensors, "costs", "seconds"} of a method's images, on the CPU.
 
     index: of the images in the data set; q: of training images as trained; None: it is inferred, as of test images;
-    annealed: how many, the first ones, are; None: only the ELBO at q is found.
+    annealed: how many, the first ones, are; None: the columns alone that need no fit.
     """
     options = {"index": index.tolist(), "device": images.device}
     fit, started = Fit.given(q) if q is not None else None, time.perf_counter()

@@ -28,9 +28,11 @@ MOST_MODES = 8
 def estimate_log_prob(model, x, q, full, *, noise, precision="float32", fit_steps=300, **annealing):
     """log p(x) of images x (B, *image) under any LatentVariableModel: columns {name: (B,)}, nats.
 
-    q, full: q* and q*full of `fit_posterior`, (B, D); precision: of the networks in gradients; annealing:
-    settings of `annealed_importance_sampling`. The columns are those of an AISEstimate, `modes`, how many modes were
-    combined (0: integrated, or annealed from the prior), and `trusted`, whether the stated errors can be relied on.
+    q, full: q* and q*full of `fit_posterior`, (B, D); precision: of the networks in gradients; annealing: settings of
+    `annealed_importance_sampling`. In at most MOST_DIMENSIONS dimensions log p(x) is integrated, without them. Columns:
+    log_prob, log_prob_standard_error, log_prob_bias, log_weight_std, acceptance and temperatures, see AISEstimate;
+    trusted, whether the stated errors can be relied on; modes, how many were combined (0: integrated, or annealed from
+    the prior).
     """
     check_inputs(model, x, q, noise)
     if model.latent_dim <= MOST_DIMENSIONS:
@@ -87,9 +89,9 @@ def _integrated(model, x):
 def find_modes(model, x, q, *, noise, fit_steps=300):
     """(the image of each mode (P,), a diagonal q of each (P, D), their Noise): `q` first, then further modes.
 
-    Short fits from draws of the prior end in other modes if log p(x, z) falls by more than BARRIER on the way from
-    there to each mode known already. Those whose bound is within RELEVANT of the best of them are fitted to the end,
-    and kept if they are then still apart, and within RELEVANT of the best of all.
+    A short fit from a draw of the prior counts as another mode if log p(x, z) falls by more than BARRIER on the
+    straight line from it to every mode known already. Those whose bound is within RELEVANT of the best of them, at
+    most MOST_MODES, are fitted to the end, and kept if they are then still apart, and within RELEVANT of the best.
     """
     images, starts = len(x), STARTS_IN_FEW if model.latent_dim <= FEW_DIMENSIONS else STARTS
     # Short fits

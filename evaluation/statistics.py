@@ -75,11 +75,13 @@ def stratified_mean(values, labels, shares):
 def regression_estimate(values, labels, predictors, known, *, offset, known_labels, shares):
     """The mean over many images of what is measured of a few: two-phase sampling (Cochran 1977, sections 7.10, 12.6).
 
-    values (n,): of images drawn class by class, with labels (n,) and predictors (n, P). known (N, P), known_labels
-    (N,): the predictors of many images, these among them; offset (N,): of the many, and added. shares: (classes,). The
-    slopes are those of a weighted least-squares fit, its intercepts those of the classes; 0 with fewer than
-    FEWEST_REGRESSED images to spare for them. Returns a dict like that of `stratified_mean`. The error is over draws of
-    images: that of the residuals, and that of the many. Estimates by the same predictors add up as their values do.
+    values (n,): of images drawn class by class, with labels (n,) and predictors (n, P): what is measured less `offset`,
+    (N,), which is known of many images, and whose mean is added again. known (N, P), known_labels (N,): the predictors
+    of the many images, these among them; shares: (classes,). The slopes are those of a weighted least-squares fit. Each
+    class has an intercept if every class has two of the n images or more; else there is one. If fewer than
+    FEWEST_REGRESSED images are left beyond the parameters of the fit, the slopes are 0. Returns a dict like that of
+    `stratified_mean`. The error is over draws of images: that of the residuals, and that of the many. With the same
+    predictors the estimate of a sum is the sum of the estimates.
     """
     center, counts = known.mean(0), labels.bincount(minlength=len(shares))
     shares = shares * (counts > 0) / shares[counts > 0].sum()

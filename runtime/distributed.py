@@ -1,6 +1,7 @@
 """The processes of a run, as torchrun starts them: rank 0 to N - 1. Without torchrun there is one, rank 0 of 1.
 
-Every function here is called by all ranks; with one rank it gives back what it got.
+`Shard` is the part of the training images that a rank holds: training knows ranks by it alone. Functions that send
+something (barrier, broadcast, gather, add) are called by all ranks; with one rank they give back what they got.
 """
 
 import os
@@ -134,7 +135,7 @@ class Shard(NamedTuple):
         return torch.arange(self.rank, count, self.size, device=device)
 
     def local(self, rows, noise):
-        """Of a batch's rows (B,) and noise (..., B, D) those that are here, the rows by their number here."""
+        """The rows (B,) and the noise (..., B, D) of a batch that this rank holds, the rows by their number here."""
         if self.size == 1:
             return rows, noise
         here = rows % self.size == self.rank

@@ -56,10 +56,9 @@ def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
 
 
 def lengthen(learners, run_config, epochs):
-    """Makes the checkpoints of a shorter run those of one of so many epochs. May be done twice.
+    """Rewrites the checkpoints of a shorter run as if it had been started with `epochs` epochs. May be done twice.
 
-    Of the epochs that the longer run does not keep, it removes checkpoints and figures, and the page of the shorter
-    run.
+    Checkpoints and figures of epochs that the longer run does not keep are deleted, and so is the page.
     """
     for learner in learners:
         for path in Path(run_config.checkpoint_dir).glob(f"{learner.prefix}_epoch_*.pt"):

@@ -1,4 +1,4 @@
-"""Whose the files in the directories of a run are, and where a run begins or continues. Nothing is changed here."""
+"""Decides whether a run begins, resumes or is refused, by the files in its directories; `run.Run` then restores it."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -27,7 +27,7 @@ class Tasks:
     """Results by their names, in a directory: an interrupted run takes up those that are there."""
 
     def __init__(self, directory, identity, started=None):
-        """identity: a dict of plain values, everything that decides the results; those of another are removed.
+        """identity: a dict of plain values, everything that decides the results; results of another are deleted.
 
         started: when this work began, of time.perf_counter(), by default now; `started` counts earlier processes, too.
         """
@@ -63,8 +63,9 @@ class Tasks:
     def map(self, title, functions, *, device="cpu"):
         """{name: what the function returns}, on every rank; functions: {name: a pure function without arguments}.
 
-        They are dealt to the ranks in turn, and on a CPU, where there is one rank, to worker processes, so that each
-        function can be pickled. All compute in one thread: the number of processes changes no bit. title: of the bar.
+        Results that are kept are loaded. The other functions are dealt to the ranks in turn; with one rank on a CPU, to
+        worker processes, so they must be picklable. On a CPU all compute in one thread: the number of processes changes
+        no bit. title: of the bar.
         """
         own, started = dict(list(functions.items())[rank() :: size()]), time.perf_counter()
         results = {}

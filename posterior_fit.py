@@ -141,7 +141,7 @@ def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_s
     """See `fit_posterior`. Gradients are in the model's precision, q is chosen in float32 or the type of x.
 
     An image starts at the better of two: its diagonal q, or the Gauss-Newton posterior around that. Cycles of
-    fit_steps / 4 natural gradient steps (Amari 1998) follow. With z = m + L e, e ~ N(0, I), and the path gradient
+    fit_steps / 2 natural gradient steps (Amari 1998) follow. With z = m + L e, e ~ N(0, I), and the path gradient
     u = L' grad_z (log p(x, z) - log q(z)) (Roeder et al. 2017), whose noise vanishes where q is the posterior,
 
         m <- m + rate L E[u],    L <- L + rate L (lower triangle of E[u e'], its diagonal halved),
@@ -156,7 +156,7 @@ def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_s
         best.scale, start = torch.diag_embed(q.scale), gauss_newton_posterior(model, x, q, noise=noise, draws=2)
         of_diagonal, of_start = bounds(exact, x, [best, start], noise)
         best.scale[of_start > of_diagonal] = start.scale[of_start > of_diagonal]
-    third = max(1, fit_steps // 12)
+    third = max(1, fit_steps // 6)
     steps, rows = 3 * third, torch.arange(len(x), device=x.device)
     trace = [bounds(exact, x, [best], noise)[0]]
     gradients = torch.zeros(len(x), dtype=torch.int64, device=x.device)

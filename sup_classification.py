@@ -149,8 +149,9 @@ def find_classifier(data, config, run):
                 break
     if not (found := broadcast(found)):  # all ranks do the same
         learner, found = ClassifierTraining(config, data), path
-        for epoch in run.epochs(learner, resumable=False):
-            run.record(train_epoch(learner, epoch, progress=run.progress), validate(learner, epoch))
+        with run.timed("supervised baseline"):
+            for epoch in run.epochs(learner, resumable=False):
+                run.record(train_epoch(learner, epoch, progress=run.progress), validate(learner, epoch))
     return load_classifier(found, **known)
 
 

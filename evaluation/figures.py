@@ -94,7 +94,7 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
         what, interval = "Mean", " with its 95% t interval over images"
     lower.suptitle(
         f"{what} of each class{interval}; annealed, and by importance sampling\nwith {num_samples:,} samples from q, "
-        f"which is low{' by more than its intervals say' * (count > 1)}"
+        "which is low where few of them are effective"
     )
     return figure
 
@@ -143,11 +143,14 @@ def gaps_over_epochs(*, scores, methods):
             style.plot_band(axes, [entry.epoch for entry in tracked], *intervals(tracked), **form)
             mean, half = intervals([find(scores, label, **labels)])
             axes.errorbar([1.04 * tracked[-1].epoch], mean, half, color=color, fmt=marker, mfc="white", capsize=3)
-        tracked = select_scores(scores, quantity="elbo", group=TRACKED, **labels)
+        tracked = select_scores(scores, quantity="fitted_elbo", group=TRACKED, **labels)
+        epochs = [entry.epoch for entry in tracked]
         more = find(scores, "elbo", **labels).images
         title = f"{method.label}, {SPLIT_NAMES[split]} ({tracked[-1].images} images; open marker: {more})"
         axes.set_title(title, fontsize=10)
-        axes.set(xlabel="epoch" if method is methods[-1] else "", xticks=[entry.epoch for entry in tracked])
+        axes.set(xlabel="epoch" if method is methods[-1] else "", xticks=epochs)
+        if len(epochs) == 1:  # of a run whose earlier epochs were not measured
+            axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
     style.log_axis(axes)
     figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
     figure.suptitle("What inference loses: paired differences on the same images; means with their 95% t intervals")

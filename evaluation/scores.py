@@ -57,7 +57,7 @@ def image_scores(measured, samples, epoch):
 
     measured: of `collect_images`. What only the annealed images have is carried over to all measured ones by its
     regression on the ELBO(q*) of every method, see `regression_estimate`: so all numbers of a split stand on the same
-    images, and the gaps add up.
+    images, and the gaps add up. Where too few are annealed for a regression, their mean gaps stand for all.
     """
     rows, names = [], list(dict.fromkeys(name for name, _ in measured))
     for split, sample in samples.items():
@@ -85,11 +85,11 @@ def _means(columns, names, sample, predictors, places=None, **labels):
         if name in KNOWN:
             result = stratified_mean(values[places], classes, sample.shares)
         else:
-            offset = columns[OFFSETS[name]] if OFFSETS[name] else torch.zeros_like(values)
-            known = {"offset": offset[places], "known_labels": classes, "shares": sample.shares}
-            few = (values - offset)[annealed], sample.labels[annealed], predictors[annealed]
+            known = {"known_labels": classes, "shares": sample.shares}
+            if OFFSETS[name]:
+                known["offset"], values = columns[OFFSETS[name]][places], values - columns[OFFSETS[name]]
+            few = values[annealed], sample.labels[annealed], predictors[annealed]
             result = regression_estimate(*few, predictors[places], **known)
-            result["images"] = len(places)
         rows.append(score(name, result, **labels))
     return rows
 

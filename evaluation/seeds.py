@@ -1,5 +1,6 @@
 """--seeds: the flags of each seed's run, and at the end seeds.csv and a table of means over seeds."""
 
+import math
 from argparse import Namespace
 from collections import defaultdict
 from itertools import combinations
@@ -146,7 +147,7 @@ def table(scores, labels, likelihood):
     what = f"seeds {', '.join(map(str, headlines))}" if several else f"the images of seed {next(iter(headlines))}"
     interval = f"mean over {what} ± half width of its 95% t interval over {'seeds' if several else 'images'}"
     if several:
-        interval += ", which redraw the images where not all are scored"
+        interval += " (over their images, if that is wider: each seed draws its own)"
     *few, (most, _) = sorted(counts.items(), key=lambda item: len(item[1]))
     images = "".join(f"{count} for {', '.join(names)}; " for count, names in few)
     images += f"{most} for all{' else' if few else ''}"
@@ -154,9 +155,15 @@ def table(scores, labels, likelihood):
 
 
 def _cell(entries):
-    """The mean of the seeds' Scores and the half width of its interval; of one seed, its own."""
+    """The mean of the seeds' Scores and the half width of its interval; of one seed, its own.
+
+    Every seed has images of its own, so that the errors over images bound the error over seeds from below: of three
+    seeds that are near to each other by chance, the interval over seeds alone would be too narrow.
+    """
+    means, halves = intervals(entries)
     if len(entries) > 1:
-        values = torch.tensor([entry.mean for entry in entries], dtype=torch.float64)
-        entries = [score("", mean_and_error(values))]
-    (mean,), (half,) = intervals(entries)
-    return f"{mean:.2f} ± {half:.2f}"
+        over_seeds = score("", mean_and_error(torch.from_numpy(means)))
+        error = math.hypot(*(entry.standard_error or 0.0 for entry in entries)) / len(entries)
+        over_images = over_seeds._replace(standard_error=error, freedom=sum(entry.freedom or 0 for entry in entries))
+        halves = intervals([over_seeds, over_images])[1]
+    return f"{means.mean():.2f} ± {halves.max():.2f}"

@@ -54,8 +54,8 @@ def stratified_mean(values, labels, shares):
     """{"mean", "standard_error", "images", "freedom"} of one value per image, (N,), of images drawn class by class.
 
     labels: (N,); shares: (classes,), of the classes in the population. Every class counts by its share. The error is
-    over images, that of a stratified sample (Cochran 1977, Eq. 5.7), with `freedom` degrees of freedom; a class of one
-    image has the variance of all images. Where all have one, or there is one class, it is that of a plain sample.
+    over images, that of a stratified sample (Cochran 1977, Eq. 5.7); a class of one image has the variance of all
+    images. Its `freedom` is Satterthwaite's (ibid., Eq. 5.16).
     """
     y, labels, shares = values.cpu().double(), labels.cpu(), shares.cpu().double()
     counts = labels.bincount(minlength=len(shares))
@@ -66,13 +66,23 @@ def stratified_mean(values, labels, shares):
     squares = torch.zeros_like(sums).index_add(0, labels, (y - means[labels]).square())
     several = counts > 1
     variances = torch.where(several, squares / (counts - 1).clamp(min=1), y.var() if len(y) > 1 else torch.nan)
-    error = float((shares.square() * variances / counts.clamp(min=1))[present].sum().sqrt())
-    freedom = int((counts - 1)[several].sum()) or len(y) - 1
-    size = {"images": len(y), "freedom": freedom}
-    return {"mean": float(shares @ means), "standard_error": error if len(y) > 1 else None, **size}
+    result = {"mean": float(shares @ means), "standard_error": None, "images": len(y), "freedom": len(y) - 1}
+    if len(y) > 1:
+        parts = (shares.square() * variances / counts.clamp(min=1))[present]
+        alone = counts[present] == 1
+        result |= _combined([*parts[~alone], parts[alone].sum()], [*(counts[present] - 1)[~alone], len(y) - 1])
+    return result
 
 
-def regression_estimate(values, labels, predictors, known, *, offset, known_labels, shares):
+def _combined(variances, freedoms):
+    """{"standard_error", "freedom"} of a sum of independent estimates (Satterthwaite 1946)."""
+    total = sum(map(float, variances))
+    spread = sum(float(variance) ** 2 / int(freedom) for variance, freedom in zip(variances, freedoms, strict=True))
+    freedom = max(1, int(total**2 / spread + 1e-9)) if spread else sum(map(int, freedoms))
+    return {"standard_error": math.sqrt(total), "freedom": freedom}
+
+
+def regression_estimate(values, labels, predictors, known, *, known_labels, shares, offset=None):
     """The mean over many images of what is measured of a few: two-phase sampling (Cochran 1977, sections 7.10, 12.6).
 
     values (n,): of images drawn class by class, with labels (n,) and predictors (n, P): what is measured less `offset`,
@@ -80,10 +90,13 @@ def regression_estimate(values, labels, predictors, known, *, offset, known_labe
     of the many images, these among them; shares: (classes,). The slopes are those of a weighted least-squares fit. Each
     class has an intercept if every class has two of the n images or more; else there is one. If fewer than
     FEWEST_REGRESSED images are left beyond the parameters of the fit, the slopes are 0. Returns a dict like that of
-    `stratified_mean`. The error is over draws of images: that of the residuals, and that of the many. With the same
-    predictors the estimate of a sum is the sum of the estimates.
+    `stratified_mean`; its images are the many, if they are used. The error is over draws of images: that of the
+    residuals, which may differ in size (HC2, MacKinnon & White 1985), and that of the many. With the same predictors
+    the estimate of a sum is the sum of the estimates.
     """
     center, counts = known.mean(0), labels.bincount(minlength=len(shares))
+    images = len(values) if offset is None else len(known)
+    offset = torch.zeros(len(known)) if offset is None else offset
     shares = shares * (counts > 0) / shares[counts > 0].sum()
     # An intercept for each class, where these have two images or more.
     of_classes = bool((counts[counts > 0] > 1).all())
@@ -99,15 +112,17 @@ def regression_estimate(values, labels, predictors, known, *, offset, known_labe
         means = [stratified_mean(column, known_labels, shares)["mean"] for column in (known - center).T]
         at = torch.cat((shares.double() if of_classes else torch.ones(1), torch.tensor(means, dtype=torch.float64)))
         of_values = weights * (design @ (inverse @ at))  # (n,): the estimate is the sum of these shares of the values
-        variance = (values - design @ slopes).square().sum() / (len(values) - rank) * of_values.square().sum()
-        size = {"images": len(values), "freedom": len(values) - rank}
+        leverages = weights * (design @ inverse * design).sum(1)
+        residuals = (values - design @ slopes).square() / (1 - leverages).clamp(min=1e-9)
+        error, images = float((of_values.square() * residuals).sum().sqrt()), len(known)
         # The prediction is part of the error over the many images, but its mean is in the estimate already.
-        result = {"mean": float(of_values @ values.double()), "standard_error": float(variance.sqrt()), **size}
+        result = {"mean": float(of_values @ values.double()), "standard_error": error, "freedom": len(values) - rank}
         predicted = predicted + (known - center).double() @ slopes[-known.shape[1] :]
     of_many = stratified_mean(predicted, known_labels, shares)
     if result["standard_error"] is not None:
-        result["standard_error"] = math.hypot(result["standard_error"], of_many["standard_error"])
-    return {**result, "mean": result["mean"] + stratified_mean(offset, known_labels, shares)["mean"]}
+        both = result, of_many
+        result |= _combined([part["standard_error"] ** 2 for part in both], [part["freedom"] for part in both])
+    return {**result, "mean": result["mean"] + stratified_mean(offset, known_labels, shares)["mean"], "images": images}
 
 
 def half_width(standard_error, freedom):

@@ -73,7 +73,7 @@ def test_every_seed_has_directories_of_its_own(folder_of_runs):
     assert "results/seeds.csv: " in said
     for text in (
         "Gaussian p(x|z), sigma 0.3",
-        "mean over seeds 2, 3 ± half width of its 95% t interval over seeds, which redraw the images",
+        "mean over seeds 2, 3 ± half width of its 95% t interval over seeds (over their images, if that",
         "images (train and test): ",
     ):
         assert text in said
@@ -135,9 +135,16 @@ def test_the_table_of_three_seeds_with_paired_differences():
             cells.append(f"{sum(values) / 3:.2f} ± {(high - low) / 2:.2f}")
         assert lines[number] == f"| {heading} | {' | '.join(cells)} |"
     assert text.splitlines()[-1] == (
-        "p(x|z); mean over seeds 0, 4, 2 ± half width of its 95% t interval over seeds, which redraw the images where "
-        "not all are scored; images (train and test): 50 and 50 for all."
+        "p(x|z); mean over seeds 0, 4, 2 ± half width of its 95% t interval over seeds (over their images, if that is "
+        "wider: each seed draws its own); images (train and test): 50 and 50 for all."
     )
+
+
+def test_seeds_that_agree_by_chance_have_the_interval_over_their_images():
+    text = seeds.table({0: shifted(0.0), 4: shifted(1e-3), 2: shifted(2e-3)}, BOTH, "p(x|z)")
+    gap = next(line for line in text.splitlines() if "mean-field gap" in line)
+    half = stats.t.ppf(0.975, 3 * 49) * 0.5 / 3**0.5
+    assert re.findall(r"± ([0-9.]+)", gap) == [f"{half:.2f}"] * 2
 
 
 def test_the_table_of_one_seed_is_over_images_and_seeds_with_other_numbers_are_not_compared():

@@ -70,7 +70,7 @@ def captions(scores, methods, classes=(), *, plane=False):
         "log_probabilities": (
             "log p(x) of every class",
             "One image of each class with its log p(x), and the means of the classes. It is annealed, or with one or "
-            f"two dimensions integrated; importance sampling is low by more than its intervals say. {log_prob}"
+            f"two dimensions integrated; importance sampling is low where few of its samples are effective. {log_prob}"
             + numbered,
         ),
         "where_the_nats_go": (

@@ -7,7 +7,7 @@ import torch
 
 from vae_utils import Fit, GaussianPosterior, check_inputs, elbo, random_generator
 
-SCORED_PAIRS = 8  # antithetic pairs of samples for which two q are compared
+SCORED_PAIRS, SCORED_PAIRS_FULL = 8, 32  # antithetic pairs of samples for which two q are compared
 SCORED_AT_ONCE = 500  # samples of z in memory meanwhile
 
 unpack = GaussianPosterior.from_parameters
@@ -154,11 +154,11 @@ def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_s
     exact, best = model.in_precision("float32"), GaussianPosterior(q.mean.clone(), q.scale.clone())
     if q.is_diagonal:
         best.scale, start = torch.diag_embed(q.scale), gauss_newton_posterior(model, x, q, noise=noise, draws=2)
-        of_diagonal, of_start = bounds(exact, x, [best, start], noise)
+        of_diagonal, of_start = bounds(exact, x, [best, start], noise, SCORED_PAIRS_FULL)
         best.scale[of_start > of_diagonal] = start.scale[of_start > of_diagonal]
     third = max(1, fit_steps // 6)
     steps, rows = 3 * third, torch.arange(len(x), device=x.device)
-    trace = [bounds(exact, x, [best], noise)[0]]
+    trace = [bounds(exact, x, [best], noise, SCORED_PAIRS_FULL)[0]]
     gradients = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     converged = gradients > 0
     for _ in range(max_cycles):
@@ -182,7 +182,7 @@ def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_s
                 averages[number].mean.add_(mean, alpha=1 / third)
                 averages[number].scale.add_(scale, alpha=1 / third)
         # Keep the better q, and stop the images that have converged
-        before, middle, last = bounds(exact, part, [best[rows], *averages], part_noise)
+        before, middle, last = bounds(exact, part, [best[rows], *averages], part_noise, SCORED_PAIRS_FULL)
         better, taken = rows[last > before], averages[1][last > before]
         best.mean[better], best.scale[better] = taken.mean, taken.scale
         trace.append(trace[-1].index_add(0, rows, (last - before).clamp(min=0)))
@@ -195,14 +195,14 @@ def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_s
 
 
 @torch.no_grad()
-def bounds(model, x, candidates, noise):
+def bounds(model, x, candidates, noise, pairs=SCORED_PAIRS):
     """The bound of each candidate, a GaussianPosterior (B, D), at the same antithetic noise: (candidates, B)."""
     total = torch.zeros(len(candidates), len(x), dtype=x.dtype, device=x.device)
-    draws = noise.normal((SCORED_PAIRS, *candidates[0].mean.shape), like=x)
+    draws = noise.normal((pairs, *candidates[0].mean.shape), like=x)
     for part in torch.cat((draws, -draws)).split(max(1, SCORED_AT_ONCE // len(x))):
         for number, q in enumerate(candidates):
             total[number] += len(part) * elbo(model, x, q, part).elbo
-    return total / (2 * SCORED_PAIRS)
+    return total / (2 * pairs)
 
 
 @torch.no_grad()

@@ -176,12 +176,13 @@ def load_images(images, *, resize=False, invert=False):
     """Image files of 28 x 28 pixels as MNIST has them, light strokes on a dark ground: (N, 1, 28, 28) in [-1, 1].
 
     images: a path, a list of paths, or a folder, whose image files are taken in the order of their names. Colours
-    become grey. Of 16 or 32 bits, and of floats, the largest grey value of all these images says what is white: 1, 255,
-    4,095 or 65,535; a warning says so if it is less than half of that. Where an image is transparent, its ground is
-    black below light strokes and white below dark ones. resize: an image of another size is padded to a square with
-    the median of its border, then scaled with antialiasing. invert: makes the light dark and the dark light; without
-    it, images that look like dark strokes on a light ground give a warning. Raises InputError for a file that is
-    missing, no image, of several pictures, or of another size, and if there is no image.
+    become grey; if they have 16 bits, they must use them. Of grey values of 16 or 32 bits, and of floats, the largest
+    of all these images says what is white: 1, 255, 4,095 or 65,535; a warning says so if it is less than half of that.
+    Where an image is transparent, its ground is black below light strokes and white below dark ones. resize: an image
+    of another size is padded to a square with the median of its border, then scaled with antialiasing. invert: makes
+    the light dark and the dark light; without it, images that look like dark strokes on a light ground give a warning.
+    Raises InputError for a file that is missing, no image, of several pictures, or of another size, and if there is no
+    image.
     """
     paths = [images] if isinstance(images, str | os.PathLike) else list(images)
     left_out = Counter()
@@ -217,6 +218,11 @@ def _read_images(paths, *, resize):
                     values = f"grey values from {grey.min():g} to {grey.max():g}"
                     raise InputError(f"{values}; scale them to 0 to 255, or floats to 0 to 1")
                 largest[kind] = max(largest.get(kind, 0), float(grey.max()))
+            elif any(end in str(tile[3]) for tile in image.tile for end in (";16B", ";16L", ";16N")):
+                # Of colours with 16 bits Pillow reads the upper 8: values up to 255 or 4,095 would be black.
+                high = max(high for _, high in image.convert("RGB").getextrema())
+                if high < 64:
+                    raise InputError(f"colours of 16 bits, the largest {high} of 255; scale them, and save 8 bits")
     white = {kind: next(end for end in WHITE[kind] if high <= end) for kind, high in largest.items()}
     notes = [
         f"grey values of 0 to {high:g} are taken as 0 to {white[kind]:,}"

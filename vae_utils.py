@@ -339,9 +339,12 @@ def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=
     batches = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):
         q, part_noise = posterior(images[rows], rows), noise[rows]
-        normals = (part_noise.normal((1, *q.mean.shape), like=q.mean)[0] for _ in range(draws))
-        bounds = [torch.stack(elbo(model, images[rows], q, normal)) for normal in normals]
-        batches.append(torch.stack(bounds).mean(0))
+        normals = [part_noise.normal((1, *q.mean.shape), like=q.mean) for _ in range(draws)]
+        total, together = 0, max(1, batch_size // len(rows))
+        for first in range(0, draws, together):
+            noise_of_part = torch.cat(normals[first : first + together])
+            total = total + len(noise_of_part) * torch.stack(elbo(model, images[rows], q, noise_of_part))
+        batches.append(total / draws)
     return Bound(*torch.cat(batches, dim=1))
 
 

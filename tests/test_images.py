@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -223,6 +225,31 @@ def test_grey_values_whose_range_says_too_little(tmp_path, dtype, low, high, sai
     else:
         with pytest.raises(InputError, match=r"x.tif: grey values from .*; scale them to 0 to 255"):
             load_images(tmp_path / "x.tif")
+
+
+def png_of_16_bits(path, pixels):
+    """Writes a PNG of colours with 16 bits, (H, W, 3 or 4), which Pillow cannot write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = pixels.shape
+    header = struct.pack(">2I5B", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_16_bits_must_use_them(tmp_path, channels):
+    pixels = np.stack([strokes(65_535, 0, np.uint16)] * channels, axis=-1)
+    pixels[..., 3:] = 65_535
+    png_of_16_bits(tmp_path / "all.png", pixels)
+    expected = torch.from_numpy(strokes(1.0, -1.0, np.float32))
+    assert torch.equal(load_images(tmp_path / "all.png")[0, 0], expected)
+    for white in (255, 4095):
+        png_of_16_bits(tmp_path / "few.png", pixels // (65_535 // white))
+        with pytest.raises(InputError, match=rf"few.png: colours of 16 bits, the largest {white // 256} of 255"):
+            load_images(tmp_path / "few.png")
 
 
 def test_other_modes_become_grey(tmp_path):

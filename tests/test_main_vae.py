@@ -116,7 +116,8 @@ def test_array_table_and_scores_agree(tour):
         columns[method, split] = of_classes
         for quantity in ("elbo", "fitted_elbo", "squared_error", "mean_field_gap", "non_gaussian_gap"):
             assert means(quantity) == pytest.approx(of_classes(quantity).tolist())
-            assert find(scores, quantity, method, split).images == len(part)
+            count = 10 if quantity in GAPS else len(part)  # too few to regress
+            assert find(scores, quantity, method, split).images == count
         assert mean("bias") == pytest.approx(of_classes("log_prob_bias").mean())
         assert means("log_prob") == pytest.approx(
             (of_classes("fitted_elbo") + of_classes("approximation_gap")).tolist()

@@ -60,9 +60,12 @@ class Figure(mpl.figure.Figure):
         with own_settings(self.families):
             super().draw(renderer)
 
-    def savefig(self, *args, **options):
+    def savefig(self, file, **options):
         with own_settings(self.families):
-            super().savefig(*args, **options)
+            if options == {"format": "png"}:
+                self.canvas.print_png(file)  # matplotlib's savefig draws twice: to lay everything out, and to print it
+            else:
+                super().savefig(file, **options)
 
 
 def own_settings(families=(FONT,)):

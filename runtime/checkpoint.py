@@ -122,9 +122,9 @@ def save_csv(path, rows):
 
 
 def save_figure(path, figure):
-    """Writes a matplotlib Figure, whose canvas is Agg's, as PNG. Raises RunError if it cannot be written."""
+    """Writes a matplotlib Figure as PNG. Raises RunError if it cannot be written."""
     with atomic_write(path) as tmp_path:
-        figure.canvas.print_png(tmp_path)  # savefig draws everything twice: to lay it out, and to print it
+        figure.savefig(tmp_path, format="png")
 
 
 @contextmanager

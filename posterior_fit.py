@@ -183,9 +183,10 @@ def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_s
                 averages[number].scale.add_(scale, alpha=1 / third)
         # Keep the better q, and stop the images that have converged
         before, middle, last = bounds(exact, part, [best[rows], *averages], part_noise, SCORED_PAIRS_FULL)
-        better, taken = rows[last > before], averages[1][last > before]
+        is_better = last > before  # never where the steps have diverged
+        better, taken = rows[is_better], averages[1][is_better]
         best.mean[better], best.scale[better] = taken.mean, taken.scale
-        trace.append(trace[-1].index_add(0, rows, (last - before).clamp(min=0)))
+        trace.append(trace[-1].index_add(0, better, (last - before)[is_better]))
         gradients[rows] += 2 * pairs * steps
         converged[rows] = (last - middle).abs() < tolerance
         rows = rows[~converged[rows]]

@@ -52,6 +52,19 @@ def test_the_full_fit_has_the_best_bound_by_quadrature(likelihood):
             assert (exact_bound(model, GaussianPosterior(full.mean, scale), x) < bound + 0.03).all()
 
 
+def test_steps_that_are_too_long_leave_the_start():
+    model = linear_gaussian()
+    x, _ = model.sample(4, seeded(1))
+    start = GaussianPosterior(model.posterior(x).mean + 0.3, 0.8 * model.posterior(x).scale)
+    wild = {"covariance": "full", "rate": 3.0, "longest_step": 50.0, "fit_steps": 12, "max_cycles": 2}
+    fit = fit_posterior(model, x, start, noise=Noise(3), **wild)
+    gain = fit.trace[-1] - fit.trace[0]
+    stays = [torch.equal(fit.q.scale[row], start.scale[row]) for row in range(4)]
+    assert stays == (gain == 0).tolist()
+    assert 0 < sum(stays) < 4
+    assert (gain >= 0).all()
+
+
 def test_the_full_fit_of_an_image_is_its_own_and_goes_on_until_it_has_converged():
     model = linear_gaussian(latent_dim=7, pixels=30)
     x, _ = model.sample(4, seeded(1))

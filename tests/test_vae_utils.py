@@ -142,6 +142,19 @@ def test_every_image_is_scored_once():
     torch.testing.assert_close(bound.elbo, bound.log_likelihood - bound.kl)
 
 
+def test_a_bound_of_several_draws_is_the_mean_over_them():
+    """Whatever is computed together: five draws of three images, in two batches, and two or three draws at a time."""
+    model = linear_gaussian()
+    x, _ = model.sample(3, seeded(1))
+    q, noise = model.poor(x), Noise.of_images(2, index=range(3))
+    draws = [noise.normal((1, *q.mean.shape), like=x)[0] for _ in range(5)]
+    expected = sum(elbo(model, x, q, draw).elbo for draw in draws) / 5
+    for batch_size in (2, 6, 9, 100):
+        same = Noise.of_images(2, index=range(3))
+        found = evaluate_bound(model, x, lambda x, rows: q[rows], noise=same, draws=5, batch_size=batch_size)
+        torch.testing.assert_close(found.elbo, expected)
+
+
 def test_every_image_has_random_numbers_of_its_own():
     three, one = Noise.of_images(5, "fit", index=torch.tensor([4, 9, 2])), Noise.of_images(5, "fit", index=[9])
     like = torch.zeros(1).double()

@@ -6,7 +6,7 @@ from conftest import linear_gaussian, seeded
 
 from evaluation import gaps, log_prob
 from runtime.config import EvalConfig
-from vae_utils import Noise
+from vae_utils import Noise, importance_sampling
 
 CONFIG = EvalConfig(num_samples=4000, chains=16, temperatures=50, fit_steps=150, precision="float32")
 
@@ -48,6 +48,9 @@ def test_every_estimate_of_log_prob_is_the_quadratures(nonlinear):
     assert found["full_elbo"].mean() < found["log_prob"].mean() + 0.1
     sizes = found["effective_sample_size"], found["full_effective_sample_size"]
     assert all(((size >= 1) & (size <= 4000)).all() for size in sizes)
+    # The first is of samples from the method's own q, here the prior.
+    own = importance_sampling(nonlinear, x, nonlinear.poor(x), noise=Noise(5), num_samples=4000).effective_sample_size
+    assert sizes[0].log().sub(own.log()).abs().max() < 0.3
 
 
 def test_a_new_metric_is_one_function_and_one_entry(monkeypatch):

@@ -104,21 +104,22 @@ def where_the_nats_go(*, scores, methods):
     """How log p(x) - ELBO(q) divides into its three gaps, a bar for each method and split, with their values."""
     bars = [(method, split) for method in methods for split in SPLITS]
     figure = Figure(figsize=(10, 1.3 + 0.75 * len(bars)))
-    axes, base = figure.subplots(), np.zeros(len(bars))
+    axes, base, texts = figure.subplots(), np.zeros(len(bars)), [[] for _ in bars]
     y = np.arange(len(bars))[::-1] + 0.0
     for quantity, (label, strength, _, _, _) in GAPS.items():
         mean, half = intervals([find(scores, quantity, method.name, split) for method, split in bars])
-        mean = np.maximum(mean, 0)
         colors = [method.color for method, _ in bars]
         axes.barh(
             y, mean, left=base, color=[to_rgba(color, strength) for color in colors], edgecolor="white", height=0.6
         )
         axes.errorbar(base + mean, y - 0.1 + 0.1 * list(GAPS).index(quantity), xerr=half, **style.WHISKER)
         axes.barh(y[:1], 0, color=to_rgba(style.INK, strength), label=label)
-        for place, left, width, error in zip(y, base, mean, half, strict=True):
-            text = f"{width:.1f} ± {error:.1f}" if width else ""
-            axes.annotate(text, (left + width / 2, place + 0.31), ha="center", va="bottom", fontsize=8)
+        for parts, width, error in zip(texts, mean, half, strict=True):
+            parts += [f"{width:.1f} ± {error:.1f}"] if width else []
         base = base + mean
+    for place, parts in zip(y, texts, strict=True):  # one text a bar: its parts may be narrower than their numbers
+        form = {"textcoords": "offset points", "ha": "left", "va": "bottom", "fontsize": 8}
+        axes.annotate("  +  ".join(parts), (0, place + 0.31), (3, 0), **form)
     axes.set_yticks(y, [f"{method.label},\n{SPLIT_NAMES[split]}" for method, split in bars])
     axes.set(xlabel="log p(x) - ELBO(q), nats per image", ylim=(-0.6, len(bars) - 0.3))
     axes.grid(axis="y", visible=False)

@@ -92,7 +92,8 @@ def test_the_bars_of_the_nats_end_at_the_inference_gap(count):
         for split in ("train", "test")
     ]
     assert ends == pytest.approx(sorted(expected, reverse=True))
-    assert f"{find(scores, 'mean_field_gap', 'one').mean:.1f} ± 1.0" in texts(figure)
+    values = [f"{find(scores, quantity, 'one').mean:.1f} ± 1.0" for quantity in figures.GAPS]
+    assert "  +  ".join(values) in texts(figure)
     assert {"First way,\ntest images", LABEL} <= set(texts(figure))
 
 

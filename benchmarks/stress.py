@@ -131,20 +131,22 @@ def workers_of(torchrun):
     return found
 
 
-def killed_run(script, arguments, folder, *, seconds, seed, ranks=1):
+def killed_run(script, arguments, folder, *, seconds, seed, ranks=1, resume=False):
     """A run that is killed up to three times, within the `seconds` that it takes alone, and resumed until its end.
 
-    Returns (exit status, [what it was doing when it was killed, or which of its ranks was]), of one kill at least.
+    resume: it goes on with what is in the folder. Returns (exit status, [what it was doing when it was killed, or which
+    of its ranks was]), of one kill at least, unless it resumes.
     """
     chance, kills, kill = random.Random(seed), [], kill_process if ranks == 1 else kill_rank
     while True:
-        if not kills:
+        going_on = resume or kills
+        if not going_on:
             shutil.rmtree(folder, ignore_errors=True)
-        process, wait = begin(script, [*arguments, *(["--resume"] if kills else [])], folder, ranks)
+        process, wait = begin(script, [*arguments, *(["--resume"] if going_on else [])], folder, ranks)
         killed = kill(process, folder, seconds, chance) if len(kills) < 3 else None
         if killed:
             kills.append(killed)
-        elif (status := wait()) or kills:
+        elif (status := wait()) or going_on:
             return status, kills
 
 

@@ -6,6 +6,8 @@ import time
 from benchmarks import stress
 
 MAIN, CLASSIFIER = stress.SCRIPTS
+TRAINING, COUNTS = stress.SCRIPTS[MAIN].split("--num-samples ")
+EVALUATE_ONLY = f"--evaluate-only --precision float32 --num-samples {COUNTS}"
 
 
 class Poison:

@@ -228,7 +228,7 @@ class LinearEncoder(Method):
         return Fit.given(self.posterior(x, None))
 
 
-def test_a_new_method_and_a_new_metric_are_one_class_one_function_and_an_entry_in_each_list(folder_of_runs):
+def test_a_new_method_likelihood_and_metric_are_a_class_or_function_and_an_entry_each(folder_of_runs):
     """In a process of its own, since other modules read the list of metrics when they are imported."""
     code = """if True:
         from evaluation import gaps
@@ -238,35 +238,49 @@ def test_a_new_method_and_a_new_metric_are_one_class_one_function_and_an_entry_i
 
         gaps.METRICS += (brightness,)
         import main_vae
+        import training
         from test_main_vae import LinearEncoder
+        from test_model import Laplace
 
-        main_vae.METHODS = (main_vae.AmortizedVAE, LinearEncoder, main_vae.LatentOptimization)
+        main_vae.METHODS = (LinearEncoder, main_vae.LatentOptimization, main_vae.SemiAmortizedVAE)
+        training.make_likelihood = lambda config: Laplace(config.sigma_p)
         main_vae.main()
     """
     folder = folder_of_runs / "three"
     folder.mkdir()
+    expected, prefixes = (
+        ["linear", "latent_optimization", "semi_amortized"],
+        ("linear", "latent_opt", "semi_amortized_vae"),
+    )
+    flags = processes.arguments(processes.MAIN, "--epochs", "1", "--methods", *expected)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
-    command = [sys.executable, "-c", code, *processes.arguments(processes.MAIN, "--epochs", "1")]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 100
     assert done.stdout.count("  brightness") == 3  # of every two methods
-    results, expected = folder / "results", ["amortized", "linear", "latent_optimization"]
+    results = folder / "results"
     assert np.load(results / "log_probabilities.npy", allow_pickle=False).shape == (3, 2, 10, 1)
     for name in ("log_probabilities.csv", "latent_usage.csv", "history.csv"):
         assert list(dict.fromkeys(row["method"] for row in read_csv(results / name))) == expected
     assert list(json.loads((results / "summary.json").read_text())["labels"]) == expected
-    assert "Linear encoder" in done.stdout
     rows, scores = read_csv(results / "log_probabilities.csv"), read_scores(results / "scores.csv")
     pairs = {f"{one} - {other}" for one, other in combinations(expected, 2)}
-    for quantity in ("elbo", "brightness"):
+    for quantity in ("elbo", "log_prob", "brightness"):
         assert {score.method for score in scores if score.quantity == quantity} == {*expected, *pairs}
     of_one = [row for row in rows if (row["method"], row["split"], row["class"]) == ("linear", "test", "4")]
     values = [float(row["brightness"]) for row in of_one]
     assert find(scores, "brightness", "linear", group="4").mean == pytest.approx(np.mean(values))
-    for prefix in ("vae", "linear", "latent_opt"):
-        assert (folder / f"checkpoints/{prefix}_epoch_1.pt").exists()
-    assert (results / "linear_recon_epoch_1.png").exists()
-    assert "brightness" in (results / "report.html").read_text()
+    page = (results / "report.html").read_text()
+    for prefix, method in zip(prefixes, ("Linear encoder", "Latent optimization", "Semi-amortized VAE"), strict=True):
+        scale = load_checkpoint(folder / f"checkpoints/{prefix}_epoch_1.pt")["weights"]["likelihood.log_scale"]
+        assert scale.exp() != pytest.approx(0.3)  # it was trained
+        assert (results / f"{prefix}_recon_epoch_1.png").exists()
+        assert method in done.stdout
+        assert method in page
+    for text in ("brightness", "Laplace p(x|z)", "log-densities, which do not compare"):
+        assert text in page
 
 
 def test_a_folder_of_images_without_further_counts(tmp_path, monkeypatch, capsys):

@@ -9,12 +9,12 @@ import time
 
 import pytest
 import torch
-from processes import MAIN, arguments, stop
+from processes import EVALUATE_ONLY, MAIN, arguments, stop
 
 from benchmarks import stress
 from evaluation.statistics import find
 from evaluation.tables import read_scores
-from runtime.checkpoint import load_checkpoint
+from runtime.checkpoint import load_checkpoint, load_json
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds the ranks in /proc")
 FLAGS = arguments(MAIN)  # an odd batch size: the ranks have unequal shares
@@ -30,7 +30,7 @@ def wait_for(text, torchrun, folder):
 def folder_of_runs(folder_of_runs):
     """A folder with a run of one process, and one of two ranks, one of which was killed and restarted."""
     folder = folder_of_runs / "two"
-    torchrun = stress.start_ranks(MAIN, FLAGS, folder, ranks=2, restarts=1)
+    torchrun = stress.start_ranks(MAIN, [*FLAGS, "--evaluation", "quick"], folder, ranks=2, restarts=1)
     wait_for("latent_optimization: epoch 1/3", torchrun, folder)
     os.kill(stress.workers_of(torchrun)[1], signal.SIGKILL)
     assert torchrun.wait() == 0, (folder / "err").read_text()
@@ -50,7 +50,7 @@ def test_a_killed_rank_ends_the_others_and_torchrun_starts_them_again(folder_of_
 
 def test_two_ranks_end_like_one_process(folder_of_runs):
     folders = [folder_of_runs / name for name in ("whole", "two")]
-    names = [sorted(p.name for p in f.rglob("*") if p.is_file() and "state" not in p.name) for f in folders]
+    names = [{path.name for path in folder.glob("checkpoints/*_epoch_*.pt")} for folder in folders]
     assert names[0] == names[1]
     histories = []
     for folder in folders:
@@ -68,23 +68,24 @@ def test_two_ranks_end_like_one_process(folder_of_runs):
     assert elbos[0] == pytest.approx(elbos[1], abs=0.1)
 
 
-def test_an_evaluation_by_two_ranks_has_the_same_bits(folder_of_runs):
-    folder = shutil.copytree(folder_of_runs / "two", folder_of_runs / "evaluated by one")
-    before = (folder / "results/summary.json").stat().st_mtime_ns
-    assert stress.start_ranks(MAIN, [*FLAGS, "--evaluate-only"], folder, ranks=1).wait() == 0
-    assert (folder / "results/summary.json").stat().st_mtime_ns > before
-    assert stress.differences(folder_of_runs / "two", folder) == []
-
-
-def test_several_seeds_by_two_ranks_find_what_is_finished(folder_of_runs):
-    folder = folder_of_runs / "seeds"
-    for name in ("checkpoints", "results"):
-        shutil.copytree(folder_of_runs / "whole" / name, folder / f"{name}/seed_2")
-    flags = arguments(MAIN, "--seeds", "2", "--resume", settings=stress.SCRIPTS[MAIN].replace("--seed 2 ", ""))
+def test_an_evaluation_by_two_ranks_has_the_bits_of_the_run_of_one_process(folder_of_runs):
+    """Of checkpoints that are scored again with the same settings, in the directories of a seed."""
+    folder, parts = folder_of_runs / "seeds", ("checkpoints", "results")
+    for part in parts:
+        shutil.copytree(folder_of_runs / "whole" / part, folder / part / "seed_2")
+    flags = [*EVALUATE_ONLY.split(), "--data-dir", "../data", "--seeds", "2"]
     torchrun = stress.start_ranks(MAIN, flags, folder, ranks=2)
     assert torchrun.wait() == 0, (folder / "err").read_text()
-    assert (folder / "out").read_text().count("this run is finished") == 1
+    said = (folder / "out").read_text()
+    assert "epoch 1/3" not in said
+    assert said.count("epoch 3 of 3, 100 training images, seed 2") == 1
     assert (folder / "results/seeds.csv").exists()
+    for part in parts:  # where stress.differences looks for them
+        shutil.copytree(folder / part / "seed_2", folder_of_runs / "again" / part)
+    one, two = (load_json(folder_of_runs / name / "results/summary.json") for name in ("whole", "again"))
+    assert one["seconds"]["training"] == two["seconds"]["training"]
+    assert one["seconds"]["total"] != two["seconds"]["total"]
+    assert stress.differences(folder_of_runs / "whole", folder_of_runs / "again") == []
 
 
 def test_a_stopped_torchrun_leaves_a_run_for_another_number_of_ranks(folder_of_runs):

@@ -16,12 +16,11 @@ from data import (
     binarized,
     load_data,
     load_dataset,
-    load_images,
-    random_rows_per_class,
     remaining,
     rows_per_class,
     stratified_subset,
 )
+from images import load_images
 from runtime.checkpoint import InputError
 
 
@@ -297,13 +296,3 @@ def test_images_of_a_folder_are_resized_and_binarized(tmp_path):
     assert ones.images.unique().tolist() == [-1, 1]
     with pytest.raises(InputError, match=r"000.png: is 30 x 40 pixels, not 28 x 28; resize=True, or the flag --resize"):
         load_dataset(f"folder:{folder}")
-
-
-def test_random_rows_are_of_their_class_and_stay_when_more_are_asked_for(mnist):
-    test = mnist[1]
-    few, many, other = (random_rows_per_class(test, count, seed=seed) for count, seed in ((3, 1), (8, 1), (3, 2)))
-    assert (test.labels[many] == torch.arange(10).unsqueeze(1)).all()
-    assert torch.equal(many[:, :3], few)
-    assert len(many.unique()) == 80
-    assert not torch.equal(few, other)
-    assert many.double().mean() == pytest.approx(5000, abs=4 * 2887 / 80**0.5)  # from the whole of the test set

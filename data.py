@@ -140,11 +140,10 @@ def take_shard(data):
 def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False, device="cpu", validation=False):
     """All training and all test images of a data set, as two Splits.
 
-    name: one of DATASETS, whose archives are read, and downloaded if they are missing; or "folder:PATH", a folder with
-    a folder of images for each class, or with such folders in PATH/train and PATH/test; see images.read_folder. If it
-    has no test images, a fifth of every class, always the same, are. Their `index` is the row in torchvision's
-    ImageFolder(PATH).samples. binarize: see `binarized`. validation: a third Split follows if the folder has one.
-    Raises InputError if the data cannot be read or downloaded.
+    name: one of DATASETS, whose archives are verified by their MD5 and read, and downloaded if they are missing; or
+    "folder:PATH", see images.read_folder. If that has no test images, a fifth of every class, always the same, are.
+    binarize: see `binarized`. validation: a third Split follows if the folder has one. Raises InputError if the data
+    cannot be read or downloaded.
     """
     kind, _, path = name.partition(":")
     if kind == "folder" and path:
@@ -158,7 +157,7 @@ def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False,
     else:
         classes, parts, note = _read_archives(name, data_dir)
     splits = []
-    for split in (*SPLITS, *(["validation"] if validation and "validation" in parts else [])):
+    for split in [*SPLITS, "validation"] if validation and "validation" in parts else SPLITS:
         grey, labels, index, contents = parts[split]
         digest = hashlib.sha256(contents.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
         images = binarized(grey, split) if binarize else grey.to(device).float() / 127.5 - 1
@@ -178,11 +177,7 @@ def _draw_test_images(parts):
 
 
 def _read_archives(name, data_dir):
-    """Classes, {split: grey values (N, 1, H, W), labels, index, grey values}, and a note, of a torchvision data set.
-
-    An archive is verified by its MD5 and read; what was unpacked beside it, or processed by an old torchvision, is not.
-    Nothing is written, but for archives that are downloaded.
-    """
+    """What `read_folder` returns, of a torchvision data set, but for hashes: grey values. Unpacks nothing on disk."""
     dataset = DATASETS[name]
     raw = Path(data_dir) / dataset.__name__ / "raw"
     try:

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import os
 import shutil
 import struct
 
@@ -12,14 +11,7 @@ import torch
 from conftest import ROOT, image_folder, toy_config, toy_data
 from torchvision.datasets import MNIST, FashionMNIST, ImageFolder
 
-from data import (
-    binarized,
-    load_data,
-    load_dataset,
-    remaining,
-    rows_per_class,
-    stratified_subset,
-)
+from data import binarized, load_data, load_dataset, remaining, rows_per_class, stratified_subset
 from images import load_images
 from runtime.checkpoint import InputError
 
@@ -36,7 +28,7 @@ def test_mnist_is_whole_and_scaled(mnist):
         assert split.classes == tuple("0123456789")
 
 
-@pytest.mark.parametrize("size", [10, 1000, 20_000, 60_000])
+@pytest.mark.parametrize("size", [10, 20_000, 60_000])
 def test_a_subset_has_every_class_in_its_share(mnist, size):
     subset = stratified_subset(mnist[0], size=size, seed=3)
     assert len(set(subset.index.tolist())) == size
@@ -101,13 +93,9 @@ def test_binarized_pixels_are_ones_as_often_as_they_are_bright():
     assert not torch.equal(ones, binarized(grey, "test"))
 
 
-def test_a_damaged_archive_is_one_clear_line(tmp_path):
-    raw = tmp_path / "MNIST/raw"
-    shutil.copytree(ROOT / "data/MNIST/raw", raw, ignore=shutil.ignore_patterns("*-ubyte"))
-    os.truncate(raw / "train-images-idx3-ubyte.gz", 1000)
-    with pytest.raises(InputError, match="MNIST cannot be read") as error:
-        load_dataset(data_dir=tmp_path)
-    assert "\n" not in str(error.value)
+def idx(values):
+    """An array of bytes in MNIST's format."""
+    return struct.pack(f">{1 + values.ndim}i", 2048 + values.ndim, *values.shape) + values.tobytes()
 
 
 @pytest.fixture
@@ -115,17 +103,12 @@ def small_fashion(tmp_path, monkeypatch):
     """The folder of small archives of FashionMNIST, which cannot be downloaded, and their pixels and labels."""
     raw, resources, whole = tmp_path / "FashionMNIST/raw", [], []
     raw.mkdir(parents=True)
-    generator = np.random.default_rng(3)
     for name, count in (("train", 40), ("t10k", 20)):
-        pixels = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = np.arange(count, dtype=np.uint8) % 10
-        whole.append((pixels, labels))
-        for kind, header, values in (
-            ("images-idx3", struct.pack(">4i", 2051, count, 28, 28), pixels),
-            ("labels-idx1", struct.pack(">2i", 2049, count), labels),
-        ):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        whole.append((pixels, np.arange(count, dtype=np.uint8) % 10))
+        for kind, values in zip(("images-idx3", "labels-idx1"), whole[-1], strict=True):
             archive = raw / f"{name}-{kind}-ubyte.gz"
-            archive.write_bytes(gzip.compress(header + values.tobytes()))
+            archive.write_bytes(gzip.compress(idx(values)))
             resources.append((archive.name, hashlib.md5(archive.read_bytes()).hexdigest()))
     monkeypatch.setattr(FashionMNIST, "resources", resources)
     monkeypatch.setattr(FashionMNIST, "mirrors", ["file:///no/such/mirror/"])
@@ -161,30 +144,25 @@ def test_what_is_missing_or_damaged_is_named_with_its_directory(small_fashion, t
         load_dataset("fashion-mnist", data_dir=tmp_path)
 
 
-def test_what_was_unpacked_or_processed_is_not_used_beside_its_archives(mnist, tmp_path):
+def test_what_was_unpacked_is_not_used_beside_its_archives(mnist, tmp_path):
     raw = shutil.copytree(ROOT / "data/MNIST/raw", tmp_path / "MNIST/raw", ignore=shutil.ignore_patterns("*-ubyte"))
     for file, _ in MNIST.resources:
         contents = gzip.decompress((raw / file).read_bytes())
         (raw / file).with_suffix("").write_bytes(contents[:16] + contents[16:][::-1])
-    (tmp_path / "MNIST/processed").mkdir()
-    for name, count in (("training", 60_000), ("test", 10_000)):
-        old = torch.zeros(count, 28, 28, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
-        torch.save(old, tmp_path / f"MNIST/processed/{name}.pt")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     for split, expected in zip(load_dataset(data_dir=tmp_path), mnist, strict=True):
         assert torch.equal(split.images, expected.images)
         assert torch.equal(split.labels, expected.labels)
         assert split.note == ""
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-
     # Without its archive a file is verified, too.
     for file, _ in MNIST.resources:
         (raw / file).with_suffix("").write_bytes(gzip.decompress((raw / file).read_bytes()))
         (raw / file).unlink()
     assert torch.equal(load_dataset(data_dir=tmp_path)[1].images, mnist[1].images)
-    with open(raw / "t10k-labels-idx1-ubyte", "r+b") as file:
-        file.seek(1000)
-        file.write(b"\5\5\5")
+    contents = bytearray((raw / "t10k-labels-idx1-ubyte").read_bytes())
+    contents[1000] ^= 1
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(contents)
     with pytest.raises(InputError, match="t10k-labels-idx1-ubyte is not MNIST's, it was changed"):
         load_dataset(data_dir=tmp_path)
 
@@ -193,12 +171,10 @@ def small_mnist(folder, train=(60, 8, 8), test=(40, 8, 8), labels=None, classes=
     """Writes files of MNIST's format, without archives; labels: how many for training."""
     raw = folder / "MNIST/raw"
     raw.mkdir(parents=True)
-    generator = np.random.default_rng(6)
     for name, shape, count in (("train", train, labels or train[0]), ("t10k", test, test[0])):
-        pixels = generator.integers(0, 256, shape, dtype=np.uint8).tobytes()
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, *shape) + pixels)
-        values = (np.arange(count, dtype=np.uint8) % classes).tobytes()
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + values)
+        pixels = np.random.default_rng(6).integers(0, 256, shape, dtype=np.uint8)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(pixels))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(np.arange(count, dtype=np.uint8) % classes))
 
 
 @pytest.mark.parametrize(
@@ -206,10 +182,7 @@ def small_mnist(folder, train=(60, 8, 8), test=(40, 8, 8), labels=None, classes=
     [
         ({"labels": 59}, "labels do not fit: 60 x 8 x 8, 59, 40 x 8 x 8, 40"),
         ({"test": (40, 8, 12)}, "labels do not fit: 60 x 8 x 8, 60, 40 x 8 x 12, 40"),
-        (
-            {"train": (60, 27, 27), "test": (40, 27, 27)},
-            "images of 27 x 27 pixels: the networks need multiples of four",
-        ),
+        ({"train": (60, 27, 27), "test": (40, 27, 27)}, "images of 27 x 27 pixels: the networks need multiples of"),
         ({"classes": 9}, "no training image of class 9"),
         ({"test": (7, 8, 8)}, "no test image of class 7, 8, 9"),
         ({"classes": 11}, "label 10, of 10 classes"),

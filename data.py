@@ -15,7 +15,7 @@ from sklearn.utils import resample
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 from torchvision.datasets.utils import check_integrity, download_url
 
-from images import dark_on_light, load_images, of_one_value, read_folder, warn_unlike_mnist  # noqa: F401, for users
+from images import of_one_value, read_folder
 from runtime.checkpoint import exclusive_lock, new_directory
 from runtime.config import InputError, about
 from runtime.distributed import WHOLE, Shard, own_shard
@@ -54,8 +54,7 @@ class Split:
     def at(self, rows):
         """The Split of some rows (M,)."""
         rows = rows.to(self.labels.device)
-        chosen = {name: getattr(self, name)[rows] for name in ("images", "labels", "index")}
-        return replace(self, **chosen, digest="")
+        return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows], digest="")
 
 
 class Data(NamedTuple):
@@ -88,22 +87,24 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
     """
     options = {"binarize": config.binarize, "resize": config.resize, "device": device}
     whole, test, *given = load_dataset(config.dataset, data_dir=data_dir, validation=True, **options)
-    count, source = len(whole.labels), f"--dataset {config.dataset}, --data-dir {data_dir}"
-    with about(source):
+    total, fewest = len(whole.labels), max(FEWEST_VALIDATION, whole.num_classes)
+    with about(f"--dataset {config.dataset}, --data-dir {data_dir}"):
         _check(whole, test)
+        if train_index is not None:
+            train = whole.at(torch.searchsorted(whole.index, train_index.to(device)).clamp(max=total - 1))
+            if not torch.equal(train.index, train_index.to(device)):
+                raise InputError(f"has only {total:,} training images, the checkpoints were trained on others")
     if train_index is None:
-        left = 0 if given or count // 8 < max(FEWEST_VALIDATION, whole.num_classes) else count // 8  # to validate
-        wanted = min(config.train_size, count - left) if at_most else config.train_size
-        with about(f"--train-size {wanted}"):
-            train = stratified_subset(whole, size=wanted, seed=config.seed)
+        left = 0 if given or total // 8 < fewest else total // 8  # to validate
+        size = min(config.train_size, total - left) if at_most else config.train_size
+        with about(f"--train-size {size}"):
+            train = stratified_subset(whole, size=size, seed=config.seed)
             _check(train, test)
-    else:
-        train = whole.at(_rows_of(train_index.to(device), whole, source))
     rest = remaining(whole, train)
     count = min(VALIDATION_SIZE, len(rest.labels))
-    enough = count >= max(FEWEST_VALIDATION, whole.num_classes)
-    drawn = stratified_subset(rest, size=count, seed=config.seed) if enough and not given else test
-    validation = given[0] if given else drawn
+    validation = given[0] if given else test
+    if not given and count >= fewest:
+        validation = stratified_subset(rest, size=count, seed=config.seed)
     kinds = dict(zip(("training", "test", "validation"), (whole, test, *given), strict=False))
     digest = {kind: {"counts": split.counts(), "sha256": split.digest} for kind, split in kinds.items()}
     said = [whole.note] if whole.note else []
@@ -113,7 +114,7 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
         understood = f"{config.dataset}: {len(classes)} classes, {' + '.join(kinds)} images: {', '.join(classes)}"
         used = "the test images" if validation is test else f"{len(validation.labels):,}"
         said = ["; ".join([understood, f"{len(train.labels):,} train, {used} validate", *said])]
-    return Data(train, validation, rest, test, said=tuple(said), digest=digest if whole.digest else None)
+    return Data(train, validation, rest, test, said=tuple(said), digest=digest)
 
 
 def _check(train, test):
@@ -128,15 +129,6 @@ def _check(train, test):
         raise InputError(f"the training images: {text[0]}")
 
 
-def _rows_of(index, whole, source):
-    """The rows (N,) of the Split `whole` whose `index` is this one. Raises InputError if it has not all of them."""
-    rows = torch.searchsorted(whole.index, index).clamp(max=len(whole.index) - 1)
-    if not torch.equal(whole.index[rows], index):
-        reason = "the checkpoints were trained on others"
-        raise InputError(f"{source}: has only {len(whole.labels):,} training images, {reason}")
-    return rows
-
-
 def take_shard(data):
     """The Data with which this rank trains: its own rows of the training images; the same with one rank."""
     shard = own_shard()
@@ -148,11 +140,10 @@ def take_shard(data):
 def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False, device="cpu", validation=False):
     """All training and all test images of a data set, as two Splits.
 
-    name: one of DATASETS, whose archives are read, and downloaded if they are missing; or "folder:PATH", a folder with
-    a folder of images for each class, or with such folders in PATH/train and PATH/test; see images.read_folder. If it
-    has no test images, a fifth of every class, always the same, are. Their `index` is the row in torchvision's
-    ImageFolder(PATH).samples. binarize: see `binarized`. validation: a third Split follows if the folder has one.
-    Raises InputError if the data cannot be read or downloaded.
+    name: one of DATASETS, whose archives are verified by their MD5 and read, and downloaded if they are missing; or
+    "folder:PATH", see images.read_folder. If that has no test images, a fifth of every class, always the same, are.
+    binarize: see `binarized`. validation: a third Split follows if the folder has one. Raises InputError if the data
+    cannot be read or downloaded.
     """
     kind, _, path = name.partition(":")
     if kind == "folder" and path:
@@ -166,7 +157,7 @@ def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False,
     else:
         classes, parts, note = _read_archives(name, data_dir)
     splits = []
-    for split in (*SPLITS, *(["validation"] if validation and "validation" in parts else [])):
+    for split in [*SPLITS, "validation"] if validation and "validation" in parts else SPLITS:
         grey, labels, index, contents = parts[split]
         digest = hashlib.sha256(contents.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
         images = binarized(grey, split) if binarize else grey.to(device).float() / 127.5 - 1
@@ -186,11 +177,7 @@ def _draw_test_images(parts):
 
 
 def _read_archives(name, data_dir):
-    """Classes, {split: grey values (N, 1, H, W), labels, index, grey values}, and a note, of a torchvision data set.
-
-    An archive is verified by its MD5 and read; what was unpacked beside it, or processed by an old torchvision, is not.
-    Nothing is written, but for archives that are downloaded.
-    """
+    """What `read_folder` returns, of a torchvision data set, but for hashes: grey values. Unpacks nothing on disk."""
     dataset = DATASETS[name]
     raw = Path(data_dir) / dataset.__name__ / "raw"
     try:
@@ -301,12 +288,3 @@ def rows_per_class(split, count):
         images = f"{count} image{'s' * (count > 1)} of each class"
         raise InputError(f"{images} were asked for, but one class has only {fewest}")
     return torch.stack(rows)
-
-
-def random_rows_per_class(split, count, *, seed):
-    """The rows of `count` random images of each class, (classes, count); a larger count only adds images.
-
-    Raises InputError if a class has fewer.
-    """
-    order = torch.randperm(len(split.labels), generator=random_generator(seed, "scored images")).to(split.labels.device)
-    return order[rows_per_class(split.at(order), count)]

@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from contextlib import contextmanager
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,9 +33,9 @@ def read_folder(path, *, resize=False):
 
     Returns the names of the classes, {"train", and "test", "validation" if they are there: grey values (N, 1, 28, 28),
     labels, index, hashes of the pixels (N,)}, and a note on what was left out or is not sure, perhaps empty. index: the
-    row among the image files of the split, by class and name, as in torchvision's ImageFolder. Of pictures that are
-    there twice one is kept, a test image rather than a training image. Raises InputError if the folder has another
-    form or too few images, or if an image cannot be read.
+    row among the split's image files, as in torchvision's ImageFolder. Of pictures that are there twice one is kept,
+    rather for testing than for training. Raises InputError if the folder has another form or too few images, or if an
+    image cannot be read.
     """
     path, left_out, parts = os.path.expanduser(path), Counter(), {}
     try:
@@ -45,16 +46,13 @@ def read_folder(path, *, resize=False):
         files = [(split, label, file) for split, label in names for file in layout[split][classes[label]]]
         split_of, label_of, paths = zip(*files, strict=True)
         grey, hashes, notes = _read_images(paths, resize=resize)
-
-        first = {}  # {hash: the row that is kept}: a file rather than a link to it
-        order = [(KEPT_FIRST.index(split), os.path.islink(file)) for split, _, file in files]
-        for row in sorted(range(len(files)), key=order.__getitem__):
-            first.setdefault(hashes[row], row)
-        left_out["copies of the same picture"] = len(files) - len(first)
-        moved = sum(label_of[row] != label_of[first[value]] for row, value in enumerate(hashes))
+        order = [(KEPT_FIRST.index(split), os.path.islink(file), row) for row, (split, _, file) in enumerate(files)]
+        kept = {hashes[row]: row for _, _, row in sorted(order, reverse=True)}  # a file rather than a link to it
+        left_out["copies of the same picture"] = len(files) - len(kept)
+        moved = sum(label_of[row] != label_of[kept[value]] for row, value in enumerate(hashes))
         left_out["of which in another class"] = moved
         for split in layout:
-            rows = [row for row in sorted(first.values()) if split_of[row] == split]
+            rows = [row for row in sorted(kept.values()) if split_of[row] == split]
             columns = [(label_of[row], row - split_of.index(split), hashes[row]) for row in rows]
             parts[split] = grey[rows], *torch.tensor(columns, dtype=torch.long).reshape(-1, 3).unbind(1)
             counts = parts[split][1].bincount(minlength=len(classes)).tolist()
@@ -69,14 +67,12 @@ def read_folder(path, *, resize=False):
 
 
 def _layout(path, left_out):
-    """{split: {class: paths}} of a folder of class folders, or of folders named as splits that hold class folders.
-
-    left_out: a Counter of what is no image. Raises InputError for any other form.
-    """
+    """{split: {class: paths}} of `read_folder`. Counts what is no image in `left_out`; InputError for another form."""
     _check_name(path)
     folders, images = _entries(path, left_out)
     splits = {name: SPLIT_NAMES.get(name.lower()) for name in folders}
-    if any(splits[name] and any(map(_holds_images, _entries(folders[name])[0].values())) for name in folders):
+    named = [_entries(folder, Counter()) for name, folder in folders.items() if splits[name]]
+    if any(_holds_images(inner) for inside, _ in named for inner in inside.values()):
         for name in [name for name in folders if not splits[name]]:
             if _holds_images(folders[name]):
                 raise InputError(f"holds the folders {_few(folders)}, of which {name} is no split; {NEEDED}")
@@ -132,23 +128,25 @@ def _few(names):
 
 def _holds_images(folder):
     """Whether an image is anywhere below a folder."""
-    folders, images = _entries(folder)
+    folders, images = _entries(folder, Counter())
     return bool(images) or any(not os.path.islink(inner) and _holds_images(inner) for inner in folders.values())
 
 
-def _entries(folder, left_out=None):
+def _entries(folder, left_out):
     """{name: path} of the folders in a folder, and the paths of its images, by name; counts all else in `left_out`."""
-    folders, images, left_out = {}, [], Counter() if left_out is None else left_out
+    folders, images, here = {}, [], Path(folder).resolve()
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         suffix = os.path.splitext(name)[1].lower()
         edited = name.startswith((".", "~$")) or name.endswith("~") or name[0] == name[-1] == "#"
         if edited or name.lower() in LEFT_BEHIND:
             left_out["hidden or temporary files"] += 1
-        elif os.path.isdir(path) and os.path.islink(path) and _one_in_the_other(folder, path):
-            left_out["links to folders that are there"] += 1
         elif os.path.isdir(path):
-            folders[name] = path
+            there = Path(path).resolve()
+            if os.path.islink(path) and (there.is_relative_to(here) or here.is_relative_to(there)):
+                left_out["links to folders that are there"] += 1
+            else:
+                folders[name] = path
         elif not os.path.isfile(path):
             left_out["broken links" if os.path.islink(path) else "neither files nor folders"] += 1
         elif suffix not in EXTENSIONS:
@@ -158,12 +156,6 @@ def _entries(folder, left_out=None):
         else:
             images.append(path)
     return folders, images
-
-
-def _one_in_the_other(*paths):
-    """Whether one of two folders is the other, or in it."""
-    one, other = (os.path.join(os.path.realpath(path), "") for path in paths)
-    return one.startswith(other) or other.startswith(one)
 
 
 def _listed(left_out):
@@ -178,11 +170,10 @@ def load_images(images, *, resize=False, invert=False):
     images: a path, a list of paths, or a folder, whose image files are taken in the order of their names. Colours
     become grey; if they have 16 bits, they must use them. Of grey values of 16 or 32 bits, and of floats, the largest
     of all these images says what is white: 1, 255, 4,095 or 65,535; a warning says so if it is less than half of that.
-    Where an image is transparent, its ground is black below light strokes and white below dark ones. resize: an image
-    of another size is padded to a square with the median of its border, then scaled with antialiasing. invert: makes
-    the light dark and the dark light; without it, images that look like dark strokes on a light ground give a warning.
-    Raises InputError for a file that is missing, no image, of several pictures, or of another size, and if there is no
-    image.
+    Where an image is transparent, its ground is black below light strokes and white below dark ones. resize: pads an
+    image of another size to a square with the median of its border, then scales it with antialiasing. invert: makes the
+    light dark and the dark light; without it, images that look like dark strokes on a light ground give a warning.
+    Raises InputError for a missing file, one that is no image, of several pictures or of another size, and without any.
     """
     paths = [images] if isinstance(images, str | os.PathLike) else list(images)
     left_out = Counter()
@@ -195,8 +186,7 @@ def load_images(images, *, resize=False, invert=False):
     if not paths:
         raise InputError("no images: the list of paths is empty")
     grey, _, notes = _read_images(paths, resize=resize)
-    images = grey / 127.5 - 1
-    images = -images if invert else images
+    images = 1 - grey / 127.5 if invert else grey / 127.5 - 1
     if not invert and (count := int(dark_on_light(images).sum())):
         notes.append(f"{_unlike_mnist(count, len(images))}: invert=True turns all images")
     for note in [*_listed(left_out), *notes, *of_one_value(images)]:
@@ -205,10 +195,7 @@ def load_images(images, *, resize=False, invert=False):
 
 
 def _read_images(paths, *, resize):
-    """Grey values (N, 1, 28, 28) from 0 to 255, hashes of the pixels as they were before, and notes on the grey values.
-
-    See `load_images`. The hashes, 64 bits, are the same on every machine.
-    """
+    """Grey values (N, 1, 28, 28) from 0 to 255, 64-bit hashes of the pixels as they were before, and notes."""
     largest = {}  # {"I" or "F": grey value}, of images whose mode does not say what is white
     for path in paths:
         with _opened(path) as image:
@@ -224,11 +211,8 @@ def _read_images(paths, *, resize):
                 if high < 64:
                     raise InputError(f"colours of 16 bits, the largest {high} of 255; scale them, and save 8 bits")
     white = {kind: next(end for end in WHITE[kind] if high <= end) for kind, high in largest.items()}
-    notes = [
-        f"grey values of 0 to {high:g} are taken as 0 to {white[kind]:,}"
-        for kind, high in largest.items()
-        if 2 * high < white[kind]
-    ]
+    dark = [(high, white[kind]) for kind, high in largest.items() if 2 * high < white[kind]]
+    notes = [f"grey values of 0 to {high:g} are taken as 0 to {end:,}" for high, end in dark]
     images, hashes = [], []
     for path in paths:
         with _opened(path) as image:
@@ -318,7 +302,6 @@ def warn_unlike_mnist(images):
     To be called by a function that a user calls: the warning names the line of that call.
     """
     low, high = float(images.min()), float(images.max())
-    text = None
     if low < -1 or high > 1:
         scaling = "x / 127.5 - 1" if low >= 0 and high <= 255 else "scale them"
         text = f"pixels from {low:g} to {high:g}, expected [-1, 1]: {scaling}"
@@ -326,5 +309,6 @@ def warn_unlike_mnist(images):
         text = "pixels in [0, 1]? expected [-1, 1]: 2 * x - 1"
     elif count := int(dark_on_light(images).sum()):
         text = f"{_unlike_mnist(count, len(images))}: -x turns all images"
-    if text:
-        warnings.warn(text, stacklevel=3)
+    else:
+        return
+    warnings.warn(text, stacklevel=3)

@@ -71,10 +71,8 @@ class ClassifierTraining(Learner):
 
     def validate(self, epoch):
         """The ImageErrors of the validation images."""
-        split = self.validation
-        log_prob = predict(self.model, split.images)
-        loss = F.nll_loss(log_prob, split.labels, reduction="none")
-        return ImageErrors(loss, (log_prob.argmax(-1) != split.labels).float())
+        log_prob, labels = predict(self.model, self.validation.images), self.validation.labels
+        return ImageErrors(F.nll_loss(log_prob, labels, reduction="none"), (log_prob.argmax(-1) != labels).float())
 
     def checkpoint_name(self, epoch):
         """The one checkpoint, after the last epoch."""
@@ -85,20 +83,17 @@ class ClassifierTraining(Learner):
         return f"error {row['train_error']:.2%} train, {row['validation_error']:.2%} validation"
 
 
-FILES = {"summary": "classification.json", "page": "classification.png"}
-OWNED = Owned((ClassifierTraining,), (), ("classification.*",), **FILES, extendable=False)
+RESULTS = "classification.json", "classification.png"
+OWNED = Owned((ClassifierTraining,), (), ("classification.*",), *RESULTS, extendable=False)
 
 
 def augment(x, noise):
     """Every image (B, C, H, W) rotated, shifted and scaled by `noise` (4, B) times ROTATION, SHIFT and SCALE."""
     angle, right, down, scale = noise.unbind()
-    angle = angle * math.radians(ROTATION)
-    scale = 1 + SCALE * scale
-    pixel = 2 / x.shape[-1]  # affine_grid's coordinates run from -1 to 1
-    rows = (
-        torch.stack((scale * angle.cos(), -scale * angle.sin(), SHIFT * pixel * right), dim=-1),
-        torch.stack((scale * angle.sin(), scale * angle.cos(), SHIFT * pixel * down), dim=-1),
-    )
+    angle, scale = angle * math.radians(ROTATION), 1 + SCALE * scale
+    cos, sin, shift = scale * angle.cos(), scale * angle.sin(), SHIFT * (2 / x.shape[-1])
+    # affine_grid's coordinates run from -1 to 1.
+    rows = torch.stack((cos, -sin, shift * right), dim=-1), torch.stack((sin, cos, shift * down), dim=-1)
     grid = F.affine_grid(torch.stack(rows, dim=1), x.shape, align_corners=False)
     # grid_sample takes pixels outside the image as 0, but the background is -1.
     return F.grid_sample(x + 1, grid, align_corners=False) - 1
@@ -114,20 +109,19 @@ def predict(model, images, *, batch_size=100):
     return log_prob
 
 
-def load_classifier(path, *, num_classes=10, device="cpu", train_index=None, images=None):
-    """The Classifier of a checkpoint `classifier.pt`, on the device, frozen. Raises InputError for any other file.
+def load_classifier(path, data):
+    """The Classifier of a checkpoint `classifier.pt`, on the device of the Data, frozen.
 
-    train_index: if given, the rows (N,) in the data set on which it must have been trained, and images, if given, that
-    data set's Data.digest; else raises InputError.
+    Raises InputError for any other file, and for a classifier that was trained on other images.
     """
-    checkpoint = read_checkpoint(path, ClassifierTraining.name, config_class=ClassifierConfig, device=device)
+    checkpoint = read_checkpoint(path, ClassifierTraining.name, config_class=ClassifierConfig, device=data.device)
     with invalid_contents(path):
-        model = Classifier(num_classes, image_shape=checkpoint["image_shape"])
-        model = model.to(device, memory_format=torch.channels_last)
+        model = Classifier(data.train.num_classes, image_shape=checkpoint["image_shape"])
+        model = model.to(data.device, memory_format=torch.channels_last)
         model.load_state_dict(checkpoint["weights"])
-    if train_index is not None and not torch.equal(checkpoint["train_index"].cpu(), train_index.cpu()):
+    if not torch.equal(checkpoint["train_index"], data.train.index):
         raise InputError(f"{path}: trained on other images")
-    if text := image_differences(checkpoint.get("images"), images):
+    if text := image_differences(checkpoint.get("images"), data.digest):
         raise InputError(f"{path}: trained on other images ({text})")
     model.config = checkpoint["config"]
     return model.eval().requires_grad_(False)
@@ -140,11 +134,9 @@ def find_classifier(data, config, run):
     the machine. An evaluation only reads the directory of the checkpoints: it writes to its own.
     """
     path, found = run.directory / "classifier.pt", None
-    known = {"num_classes": data.train.num_classes, "device": data.device, "train_index": data.train.index}
-    known["images"] = data.digest
     for there in (Path(run.config.checkpoint_dir) / path.name, path):
         with contextlib.suppress(InputError):  # nothing there, or nothing of use
-            if replace(load_classifier(there, **known).config, precision=config.precision) == config:
+            if replace(load_classifier(there, data).config, precision=config.precision) == config:
                 found = there
                 break
     if not (found := broadcast(found)):  # all ranks do the same
@@ -152,7 +144,7 @@ def find_classifier(data, config, run):
         with run.timed("supervised baseline"):
             for epoch in run.epochs(learner, resumable=False):
                 run.record(train_epoch(learner, epoch, progress=run.progress), validate(learner, epoch))
-    return load_classifier(found, **known)
+    return load_classifier(found, data)
 
 
 def main():
@@ -184,29 +176,15 @@ def report(model, test, run, settings):
     log_prob = predict(model, test.images)
     predicted = log_prob.argmax(-1)
     correct = predicted == test.labels
+    overall = statistics.accuracy(correct)
     per_class = [statistics.accuracy(correct[test.labels == label]) for label in range(count)]
     confusion = torch.bincount(test.labels * count + predicted, minlength=count**2).reshape(count, count)
-    overall = statistics.accuracy(correct)
-    figure = figures.classification(
-        history=run.history,
-        per_class=per_class,
-        confusion=confusion.cpu().numpy(),
-        wrong=most_confidently_wrong(log_prob, test, count=10),
-        classes=names,
-    )
-    save_figure(run.results / "classification.png", figure)
-    save_json(
-        run.results / "classification.json",
-        {
-            "settings": settings,
-            "versions": versions(),
-            "test": overall,
-            "classes": dict(zip(names, per_class, strict=True)),
-            "confusion": confusion.tolist(),
-            "history": run.history,
-            "seconds": run.seconds(),
-        },
-    )
+    shown = {"confusion": confusion.cpu().numpy(), "wrong": most_confidently_wrong(log_prob, test, count=10)}
+    figure = figures.classification(history=run.history, per_class=per_class, classes=names, **shown)
+    save_figure(run.results / OWNED.page, figure)
+    numbers = {"test": overall, "classes": dict(zip(names, per_class, strict=True)), "confusion": confusion.tolist()}
+    numbers |= {"history": run.history, "seconds": run.seconds()}
+    save_json(run.results / OWNED.summary, {"settings": settings, "versions": versions(), **numbers})
     width = max(8, 1 + max(map(len, names)))
     print(f"{'class':>{width}}{'accuracy':>10}{'95% interval':>18}{'images':>8}")
     for name, score in (*zip(names, per_class, strict=True), ("all", overall)):

@@ -15,7 +15,6 @@ errors  Test images annealed with 4 times the chains and 4 times the temperature
 """
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
@@ -31,7 +30,7 @@ from benchmarks.harness import plus_minus, print_table  # noqa: E402
 from data import load_data, stratified_subset  # noqa: E402
 from evaluation.ais import annealed_importance_sampling, bidirectional_bounds  # noqa: E402
 from latent_optimization import LatentOptimization  # noqa: E402
-from posterior_fit import PosteriorFit, fit_posterior, gauss_newton_posterior, unpack  # noqa: E402
+from posterior_fit import PosteriorFit, cosine, fit_posterior, gauss_newton_posterior, unpack  # noqa: E402
 from runtime.config import EvalConfig, choose_precision  # noqa: E402
 from runtime.learners import find_checkpoints  # noqa: E402
 from vae_utils import (  # noqa: E402
@@ -84,19 +83,15 @@ def cost_rows(model, precision, *, images=20, num_samples=1000):
 
 def long_fit(model, x, q, *, steps=3000, pairs=4):
     """q after 2 * pairs * steps gradients of Adam with antithetic pairs, averaged over the second half."""
-    fit, half, shape = PosteriorFit(q), steps // 2, (pairs, *q.mean.shape)
-    generator = random_generator(0, "long fit")
+    fit, half, generator = PosteriorFit(q), steps // 2, random_generator(0, "long fit")
 
     def noise():
-        while True:
-            drawn = torch.randn(shape, generator=generator, dtype=x.dtype)
+        for _ in range(half):
+            drawn = torch.randn(pairs, *q.mean.shape, generator=generator, dtype=x.dtype)
             yield torch.cat((drawn, -drawn))
 
-    source = noise()
-    fit.run(model, x, noise=(next(source) for _ in range(half)), learning_rates=[0.05] * half)
-    rates = [0.05 * (0.5 + 0.5 * math.cos(math.pi * step / half)) for step in range(half)]
-    average = fit.run(model, x, noise=(next(source) for _ in range(half)), learning_rates=rates)
-    return unpack(average)
+    fit.run(model, x, noise=noise(), learning_rates=[0.05] * half)
+    return unpack(fit.run(model, x, noise=noise(), learning_rates=cosine(0.05, 0, half)))
 
 
 def bound(model, x, q, draws=2000):
@@ -112,15 +107,11 @@ def short_of_long_fits(model, split, start):
     for rate in (0.05, 0.02, 0.01):
         options = {"covariance": "full", "fit_steps": 1200, "rate": rate, "max_cycles": 1, "noise": own}
         longest = fit_posterior(model, x, longest.q, **options)
-    fits = {"q*": (fit, long_fit(model, x, fit.q)), "q*full": (full, longest.q)}
-    return [
-        [
-            name,
-            f"{short.gradients.double().mean():.0f}",
-            plus_minus(mean_and_error(bound(model, x, best) - bound(model, x, short.q))),
-        ]
-        for name, (short, best) in fits.items()
-    ]
+    rows = []
+    for name, short, best in (("q*", fit, long_fit(model, x, fit.q)), ("q*full", full, longest.q)):
+        less = mean_and_error(bound(model, x, best) - bound(model, x, short.q))
+        rows.append([name, f"{short.gradients.double().mean():.0f}", plus_minus(less)])
+    return rows
 
 
 def longer_annealing(model, x, q, precision):
@@ -157,7 +148,7 @@ def main():
             with torch.no_grad():
                 start = model.initial_posterior(sample.images, own)
             if "fits" in given.tables and epoch in (checkpoints.epochs[0], 10, checkpoints.epochs[-1]):
-                print(f"\n{method.label}, fits after epoch {epoch}\n")
+                print(f"\n{method.label}, fits after epoch {epoch}\n", flush=True)
                 header = ["", "gradients of the fit", "nats short of a long one"]
                 print_table(header, short_of_long_fits(model, sample, start))
             if last and "cost" in given.tables:

@@ -17,20 +17,19 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-import amortized_vae  # noqa: E402
-import latent_optimization  # noqa: E402
+from amortized_vae import AmortizedVAE  # noqa: E402
 from benchmarks.harness import print_table  # noqa: E402
 from data import load_data  # noqa: E402
 from evaluation.log_prob import log_prob  # noqa: E402
 from evaluation.statistics import find  # noqa: E402
 from evaluation.tables import read_scores  # noqa: E402
+from latent_optimization import LatentOptimization  # noqa: E402
 from runtime.checkpoint import load_json  # noqa: E402
 from runtime.config import TrainConfig  # noqa: E402
 from runtime.cuda_graph import record_step  # noqa: E402
-from training import train_epoch  # noqa: E402
+from training import load_model, train_epoch  # noqa: E402
 
-MODULES = {"vae": amortized_vae, "latent_opt": latent_optimization}
-METHODS = amortized_vae.AmortizedVAE, latent_optimization.LatentOptimization
+METHODS = AmortizedVAE, LatentOptimization
 QUANTITIES = ("elbo", "fitted_elbo", "full_elbo", "log_prob")
 IMAGES = 20
 
@@ -46,9 +45,8 @@ def recorded_rows(device):
                 record_step(method)
             train_epoch(method, 1)
             weights.append(torch.cat([value.flatten() for value in method.model.parameters()]))
-        rows.append(
-            [method_class.label, "weights, recorded less eager", f"{(weights[0] - weights[1]).abs().max():.1e}"]
-        )
+        largest = (weights[0] - weights[1]).abs().max()
+        rows.append([method_class.label, "weights, recorded less eager", f"{largest:.1e}"])
     return rows
 
 
@@ -56,12 +54,15 @@ def estimate_rows(device):
     """[method, quantity, GPU less CPU]: the pretrained models on the same test images."""
     rows, data = [], load_data(TrainConfig(), data_dir=ROOT / "data")
     x = data.test.images[:IMAGES]
-    for name, module in MODULES.items():
-        models = [module.load_model(ROOT / f"pretrained/{name}.pt", device=place) for place in ("cpu", device)]
+    for method in METHODS:
+        path = ROOT / f"pretrained/{method.prefix}.pt"
+        models = [load_model(path, method, device=place) for place in ("cpu", device)]
         found = [log_prob(model, x.to(model.like.device)) for model in models]
         difference = (found[1].log_prob.cpu() - found[0].log_prob).mean()
         error = sum(value.standard_error.cpu().square().sum() for value in found).sqrt() / IMAGES
-        rows.append([name, f"log p(x), mean of {IMAGES} images", f"{difference:.2f} ± {error:.2f} (Monte Carlo)"])
+        rows.append(
+            [method.label, f"mean log p(x) of {IMAGES} images", f"{difference:.2f} ± {error:.2f} (Monte Carlo)"]
+        )
     return rows
 
 
@@ -93,12 +94,7 @@ def main():
     print()
     print_table(["method", "split", "quantity", name, "a CPU (pretrained/)"], score_rows(given.output_dir))
     seconds = load_json(given.output_dir / "summary.json")["seconds"]
-    rows = {
-        **seconds["training"],
-        **seconds.get("stages", {}),
-        "evaluation": seconds["evaluation"],
-        "total": seconds["total"],
-    }
+    rows = seconds["training"] | seconds["stages"] | {name: seconds[name] for name in ("evaluation", "total")}
     print()
     print_table(["stage", "seconds"], [[stage, f"{value:.0f}"] for stage, value in rows.items()])
 

@@ -19,8 +19,9 @@ import torch  # noqa: E402
 
 from amortized_vae import AmortizedVAE  # noqa: E402
 from benchmarks.harness import plus_minus, print_table  # noqa: E402
-from data import load_data, random_rows_per_class, stratified_subset  # noqa: E402
+from data import load_data, stratified_subset  # noqa: E402
 from evaluation import gaps  # noqa: E402
+from evaluation.measurements import draw_sample  # noqa: E402
 from evaluation.statistics import regression_estimate  # noqa: E402
 from runtime.config import EvalConfig, choose_precision  # noqa: E402
 from runtime.learners import read_checkpoint  # noqa: E402
@@ -48,17 +49,15 @@ def annealed(model, data, per_class):
     `per_class` random images of each class are annealed; a regression on their ELBOs carries this to all images.
     """
     config = EvalConfig(images_per_digit=per_class, precision=choose_precision("auto", data.device))
-    rows = random_rows_per_class(data.test, per_class, seed=0)
-    part = data.test.at(rows.flatten())
+    sample = draw_sample(data.test, size=0, per_class=per_class, seed=0)
     with torch.no_grad():
-        q = model.encode(part.images)
-    own = Noise.of_images(0, "literature", index=part.index)
-    found = gaps.measure(model, part.images, q, config, noise=own)
+        q = model.encode(sample.part.images)
+    own = Noise.of_images(0, "literature", index=sample.part.index)
+    found, _ = gaps.measure(model, sample.part.images, q, config, noise=own)
     bound = evaluate_bound(model, data.test.images, lambda x, rows: model.encode(x), noise=Noise(0, "literature"))
-    shares = torch.bincount(data.test.labels) / len(data.test.labels)
-    values, bounds = (field.reshape(rows.shape) for field in (found["log_prob"], found["elbo"]))
-    error = mean_and_error(bound.elbo)["standard_error"]
-    score = regression_estimate(values, bounds, shares=shares, known=bound.elbo, known_error=error)
+    few = found["log_prob"], sample.part.labels, found["elbo"][:, None]
+    known = {"known_labels": data.test.labels, "shares": sample.shares}
+    score = regression_estimate(*few, bound.elbo[:, None], **known)
     bias = float(found["log_prob_bias"].mean())
     return plus_minus({**score, "mean": -score["mean"]}), f"{-bound.elbo.mean():.2f}", bias
 

@@ -121,10 +121,11 @@ def work(name, seed, given):
         saved = {"weights": method.weights(), "seconds": time.perf_counter() - started}
         save_checkpoint(path, saved)
     sample = stratified_subset(data.validation, size=given.images, seed=seed)
-    scores = score(method, data, sample, EvalConfig(seed=seed, precision=precision))
-    save_json(directory / "scores.json", {"seconds": saved["seconds"], **scores})
+    scores = {"seconds": saved["seconds"]}
+    scores |= score(method, data, sample, EvalConfig(seed=seed, precision=precision))
+    save_json(directory / "scores.json", scores)
     print(f"{name}, seed {seed}: {mean_and_error(torch.tensor(scores['log_prob']))}", file=sys.stderr, flush=True)
-    return {"seconds": saved["seconds"], **scores}
+    return scores
 
 
 @torch.no_grad()
@@ -157,11 +158,9 @@ def table_row(name, seeds, found):
         values = values[0] if len(seeds) == 1 else torch.stack([value.mean() for value in values])
         return plus_minus(mean_and_error(values), ".1f")
 
-    def mean(quantity, form):
-        return format(sum(one[quantity] for one in own) / len(own), form)
-
+    forms = {"seconds": ".0f", "objective": ".1f", "used_dimensions": ".0f"}
+    shown = [format(sum(one[quantity] for one in own) / len(own), form) for quantity, form in forms.items()]
     differences = [cell(quantity, less=True) if other != own else "" for quantity in ("fitted_elbo", "log_prob")]
-    shown = [mean("seconds", ".0f"), mean("objective", ".1f"), mean("used_dimensions", ".0f")]
     return [name, str(len(seeds)), *shown, cell("fitted_elbo"), cell("log_prob"), *differences]
 
 

@@ -71,10 +71,9 @@ def small_mnist(directory, *, train=600, test=150):
 
 
 def start(script, arguments, folder, *, file_size=None, spare_memory=None):
-    """Starts a script as its command line would, in `folder`, its output in the files `out` and `err` there.
+    """Starts a script with its arguments in `folder`, output in the files `out` and `err` there. Returns the process.
 
-    arguments: a list of strings; file_size: of the largest file that it may write, in bytes; spare_memory: what it
-    may use beyond its imports, in bytes (Linux). Returns the process.
+    file_size: of the largest file that it may write; spare_memory: what it may use beyond its imports (Linux); bytes.
     """
     folder.mkdir(exist_ok=True)
     for name in ("out", "err"):

@@ -3,6 +3,7 @@
 import os
 import shlex
 from argparse import Namespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,21 +23,11 @@ from training import train_epoch, validate
 MAINS = {MAIN: main_vae.main, CLASSIFIER: sup_classification.main}
 CASES = [
     (MAIN, "--epochs 0", "--epochs: '0' is not a whole number from 1"),
-    (MAIN, "--epochs -1", "--epochs: '-1'"),
-    (MAIN, "--epochs 1.5", "--epochs: '1.5'"),
-    (MAIN, "--epochs 1e2", "--epochs: '1e2'"),
-    (MAIN, "--epochs nan", "--epochs: 'nan'"),
-    (MAIN, "--epochs many", "--epochs: 'many'"),
-    (MAIN, "--epochs 99999999999999999999", "--epochs"),
-    (MAIN, "--epochs", "--epochs: expected one argument"),
-    (MAIN, "--epochs=", "--epochs: ''"),
     (MAIN, "--train-size 0", "--train-size: '0'"),
     (MAIN, "--train-size 9", "a stratified subset of 9 images is impossible: 10 to 600"),
     (MAIN, "--train-size 601", "--train-size 601: a stratified subset of 601 images is impossible: 10 to 600"),
     (MAIN, "--train-size 20 --images-per-digit 10", "10 images of each class were asked for"),
     (MAIN, "--images-per-digit 0", "--images-per-digit: '0'"),
-    (MAIN, "--images-per-digit -3", "--images-per-digit: '-3'"),
-    (MAIN, "--images-per-digit 893", "--images-per-digit 893: 893 images of each class were asked for"),
     (MAIN, "--latent-dim 3 --latent-rank 4", "--latent-rank 4: more than --latent-dim 3"),
     (MAIN, "--methods amortized foo", "argument --methods: invalid choice: 'foo'"),
     (MAIN, "--methods amortized amortized", "--methods: amortized is repeated"),
@@ -45,20 +36,13 @@ CASES = [
     (MAIN, "--log-weight-std 0", "--log-weight-std: '0'"),
     (MAIN, "--fit-steps 0", "--fit-steps: '0'"),
     (MAIN, "--fitted-images 19", "--fitted-images: '19'"),
-    (MAIN, "--evaluate-only --resume", "--resume: not together with --evaluate-only"),
-    (MAIN, "--train-size 500 --images-per-digit 100", "100 images of each class were asked for"),
     (MAIN, "--train-size 600 --images-per-digit 14", "14 images of each class were asked for"),  # of the test images
     (MAIN, "--batch-size 0", "--batch-size: '0'"),
-    (MAIN, "--batch-size 64.0", "--batch-size: '64.0'"),
     (MAIN, "--latent-dim 0", "--latent-dim: '0'"),
     (MAIN, "--latent-dim 10001", "--latent-dim: '10001'"),
     (MAIN, "--hidden 1", "--hidden: '1'"),
     (MAIN, "--likelihood laplace", "--likelihood: invalid choice: 'laplace'"),
     (MAIN, "--sigma-p 0", "--sigma-p: '0'"),
-    (MAIN, "--sigma-p -0.4", "--sigma-p: '-0.4'"),
-    (MAIN, "--sigma-p nan", "--sigma-p: 'nan'"),
-    (MAIN, "--sigma-p inf", "--sigma-p: 'inf'"),
-    (MAIN, "--sigma-p 0,4", "--sigma-p: '0,4' is not a number"),
     (MAIN, "--beta -1", "--beta: '-1' is not a number from 0"),
     (MAIN, "--learning-rate x", "--learning-rate: 'x' is not a number"),
     (MAIN, "--seed -1", "--seed: '-1'"),
@@ -68,49 +52,35 @@ CASES = [
     (MAIN, "--device cuda:99", "--device cuda:99"),
     (MAIN, "--device cpu:1", "--device cpu:1"),
     (MAIN, "--device meta", "--device meta: this machine or this PyTorch has 0 of this kind"),
-    (MAIN, "--device=", "--device"),
     (MAIN, "--precision float16", "--precision: invalid choice: 'float16'"),
     (MAIN, "--checkpoint-dir=", "--checkpoint-dir: the name is empty"),
-    (MAIN, "--results-dir=", "--results-dir: the name is empty"),
-    (MAIN, "--data-dir=", "--data-dir: the name is empty"),
     (MAIN, "--checkpoint-dir file", "--checkpoint-dir file: cannot be written to (file is not a directory)"),
-    (MAIN, "--results-dir file/below", "--results-dir file/below: cannot be written to"),
     (MAIN, "--checkpoint-dir new/one --results-dir /proc/none", "none: cannot be written to"),
     (MAIN, "--results-dir new/two --checkpoint-dir circle", "circle: cannot be written to"),
-    (MAIN, f"--checkpoint-dir {'long' * 100}", "cannot be written to (File name too long)"),
     (MAIN, "--results-dir 'two\nlines/file'", "--results-dir two lines/file: cannot be written to"),
     (MAIN, "--data-dir file", "file/MNIST/raw: MNIST cannot be read"),
     (MAIN, "--data-dir damaged", "damaged/MNIST/raw: MNIST cannot be read"),
     (MAIN, "--epoch 2", "unrecognized arguments: --epoch 2 (did you mean --epochs?)"),  # no abbreviations
-    (MAIN, "--epoch 1 --trainsize 100", "(did you mean --epochs, --train-size?)"),
     (MAIN, "--dataset mnst", "--dataset mnst: not one of mnist, fashion-mnist, kmnist, folder:PATH"),
     (MAIN, "--dataset folder:", "--dataset folder:: not one of"),
     (MAIN, "--dataset folder:none", "--dataset folder:none: No such file or directory"),
     (MAIN, "--dataset folder:file", "--dataset folder:file: Not a directory"),
     (MAIN, "--dataset folder:results", "--dataset folder:results: Couldn't find any class folder"),
-    (MAIN, "--dataset folder:images/large/a", "it holds 10 images and no folders; put them into one folder for each"),
-    (MAIN, "--dataset folder:images", "the folder damaged holds folders of images, a, b; it needs a folder"),
     (MAIN, "--dataset folder:images/one", "--dataset folder:images/one: has one class, a; it needs"),
     (MAIN, "--dataset folder:images/few", "class b has 9 images; every class needs 10 or more"),
     (MAIN, "--dataset folder:images/empty", "Found no valid file for the classes b"),
     (MAIN, "--dataset folder:images/damaged", "images/damaged/b/000.png: not an image"),
-    (MAIN, "--dataset folder:images/large", "images/large/a/000.png: is 30 x 30 pixels, not 28 x 28"),
     (MAIN, "--dataset folder:images/large --resize", "a stratified subset of 100 images is impossible: 2 to 16"),
     (MAIN, "--dataset folder:images/large --resize --train-size 16 --images-per-digit 3", "one class has only 2"),
     (MAIN, "--resize", "--resize: for the images of --dataset folder:PATH, not for mnist"),
     (MAIN, "--gap-images-per-digit 2", "--gap-images-per-digit 2: more than --images-per-digit 1"),
-    (CLASSIFIER, "--dataset folder:images/few", "class b has 9 images"),
-    (MAIN, "train", "unrecognized arguments: train"),
-    (MAIN, "--resume yes", "unrecognized arguments: yes"),
-    (MAIN, "--lines 'a\nb'", "unrecognized arguments"),
     (CLASSIFIER, "--epochs 0", "--epochs: '0'"),
     (CLASSIFIER, "--batch-size 1", "--batch-size: '1'"),
     (CLASSIFIER, "--train-size 601", "a stratified subset of 601 images is impossible"),
     (CLASSIFIER, "--latent-dim 3", "unrecognized arguments"),
-    (CLASSIFIER, "--device cuda:99", "--device cuda:99"),
     (CLASSIFIER, "--results-dir file", "--results-dir file: cannot be written to"),
 ]
-IN_PROCESSES = [CASES[0], CASES[11], CASES[-1]]
+IN_PROCESSES = [CASES[0], *(case for case in CASES if case[1] == "--train-size 601")]
 
 
 @pytest.fixture(scope="module")
@@ -170,20 +140,20 @@ def test_images_that_changed_since_the_training_are_refused(tmp_path, monkeypatc
     folder = image_folder(tmp_path / "d", {"a": 25, "b": 25, "c": 25})
     monkeypatch.chdir(tmp_path)
     given = Namespace(dataset="folder:d", epochs=2, latent_dim=3, batch_size=30, precision="float32", device="cpu")
-    supervised = [CLASSIFIER, "--dataset", "folder:d", "--epochs", "1", "--checkpoint-dir", "supervised"]
-    monkeypatch.setattr("sys.argv", supervised)
+    supervised = f"{CLASSIFIER} --dataset folder:d --epochs 1 --checkpoint-dir supervised"
+    monkeypatch.setattr("sys.argv", supervised.split())
     sup_classification.main()
-    experiment = main_vae.prepare(given, owned=main_vae.owned())
+    prepare, prepare_again = (partial(f, owned=main_vae.owned()) for f in (main_vae.prepare, main_vae.prepare_again))
+    experiment = prepare(given)
     with open_run(experiment.run_config, experiment.settings, owned=main_vae.owned()) as train:
         for method_class in main_vae.METHODS:
             method = method_class(experiment.config, experiment.data)
             for epoch in train.epochs(method):
                 train.record(train_epoch(method, epoch), validate(method, epoch))
-
-    longer, again = (Namespace(**{**vars(given), **more}) for more in ({"epochs": 3, "resume": True}, {"epochs": 2}))
-    again.images_per_digit = longer.images_per_digit = 1
-    main_vae.prepare(longer, owned=main_vae.owned())
-    assert main_vae.prepare_again(again, owned=main_vae.owned()).checkpoints.images == experiment.data.digest
+    again = Namespace(**vars(given), images_per_digit=1)
+    longer = Namespace(**{**vars(again), "epochs": 3, "resume": True})
+    prepare(longer)
+    assert prepare_again(again).checkpoints.images == experiment.data.digest
     assert image_differences(None, experiment.data.digest) == ""  # of an older version
 
     test = int(experiment.data.test.index[0])
@@ -199,11 +169,7 @@ def test_images_that_changed_since_the_training_are_refused(tmp_path, monkeypatc
         Image.fromarray(255 - np.asarray(Image.open(folder / "a/changed"))).save(folder / f"a/{test:03}.png")
         (folder / "a/changed").unlink()
     before = contents(tmp_path)
-    for refused in (
-        lambda: main_vae.prepare(longer, owned=main_vae.owned()),
-        lambda: main_vae.prepare_again(again, owned=main_vae.owned()),
-        sup_classification.main,
-    ):
+    for refused in (partial(prepare, longer), partial(prepare_again, again), sup_classification.main):
         with pytest.raises(InputError, match=r"folder:d, .*(not the images of|trained on others)") as error:
             refused()
         assert {"name": "class d", "test image": "other test images"}.get(change, "") in str(error.value)

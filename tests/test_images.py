@@ -25,11 +25,6 @@ def test_own_images_are_scaled_as_mnist_is(mnist, tmp_path):
         grey = ((image[0] + 1) * 127.5).round().byte().numpy()
         Image.fromarray(grey).convert("RGB" if number else "L").save(tmp_path / f"{number}.png")
     assert torch.equal(load_images([tmp_path / "0.png", tmp_path / "1.png"]), images)
-    Image.new("L", (30, 28)).save(tmp_path / "wide.png")
-    (tmp_path / "text.png").write_text("no image")
-    for name, reason in (("wide", "30 x 28 pixels"), ("text", "not an image"), ("none", "No such file")):
-        with pytest.raises(InputError, match=reason):
-            load_images([tmp_path / f"{name}.png"])
 
 
 SEVEN = [(9, 6), (9, 7), (9, 8), (10, 8), (11, 8), (12, 7), (13, 7)]  # (row, column) of strokes
@@ -53,9 +48,8 @@ def test_strokes_on_transparency_stand_on_the_ground_they_contrast_with(tmp_path
     image = Image.merge("LA", (Image.new("L", (28, 28), stroke), opacity)).convert("RGBA" if mode != "LA" else "LA")
     options = {}
     if mode == "P":  # a palette of one transparent colour, 1, and the strokes, 0
-        image = Image.fromarray(strokes(0, 1)).convert("P")
+        image, options["transparency"] = Image.fromarray(strokes(0, 1)).convert("P"), 1
         image.putpalette([stroke] * 6)
-        options["transparency"] = 1
     if mode == "L":  # one grey value is declared transparent
         image, options["transparency"] = Image.fromarray(strokes(stroke, 100)), 100
     image.save(tmp_path / "seven.png", **options)
@@ -68,15 +62,6 @@ def test_half_opaque_pixels_are_mixed_with_the_ground(tmp_path):
     alpha[9, 6] = 51
     Image.merge("LA", (Image.new("L", (28, 28), 250), Image.fromarray(alpha))).save(tmp_path / "soft.png")
     assert load_images(tmp_path / "soft.png")[0, 0, 9, 6] == pytest.approx(50 / 127.5 - 1)
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, suffix):
-    Image.fromarray(strokes(40_000, 1000, np.uint16)).save(tmp_path / f"deep.{suffix}")
-    assert Image.open(tmp_path / f"deep.{suffix}").mode.startswith("I")
-    found = load_images(tmp_path / f"deep.{suffix}")
-    assert found[0, 0, 9, 6] == pytest.approx(2 * 40_000 / 65_535 - 1)
-    assert found[0, 0, 0, 0] == pytest.approx(2 * 1000 / 65_535 - 1)
 
 
 def test_a_photograph_stands_upright(tmp_path):
@@ -115,12 +100,14 @@ def test_no_images_are_one_clear_line(tmp_path):
     (tmp_path / "empty").mkdir()
     image_folder(tmp_path / "classes", {"a": 1, "b": 1})
     (tmp_path / "half.png").write_bytes((tmp_path / "classes/a/000.png").read_bytes()[:60])
+    (tmp_path / "text.png").write_text("no image")
     for images, reason in (
         ([], "no images: the list of paths is empty"),
         (tmp_path / "none.png", "none.png: No such file"),
         (tmp_path / "empty", r"empty: no image files \(.jpg, .jpeg, .png"),
         (tmp_path / "classes", "one folder per class, use --dataset folder:"),
         (tmp_path / "half.png", "half.png: "),
+        (tmp_path / "text.png", "text.png: not an image"),
     ):
         with pytest.raises(InputError, match=reason) as error:
             load_images(images)
@@ -147,15 +134,12 @@ def test_no_image_of_mnist_looks_dark_on_light_and_every_inverted_one_does(mnist
 
 def test_a_light_garment_that_fills_the_image_is_not_dark_on_light():
     """As in Fashion-MNIST: light from the upper to the lower edge, so that most of the image is light."""
-    shirt = torch.full((1, 1, 28, 28), -1.0)
+    shirt, frame, light = torch.full((3, 1, 28, 28), -1.0)
     shirt[..., 3:25] = 0.7
     shirt[..., 12:16, 10:18] = -0.5  # a dark print
     assert shirt.median() > 0
-    assert not dark_on_light(shirt).any()
-    assert not dark_on_light(torch.ones(1, 1, 28, 28)).any()
-    frame = torch.full((1, 1, 28, 28), -1.0)
     frame[..., 0, :] = -0.8
-    assert not dark_on_light(frame).any()
+    assert not dark_on_light(torch.stack((shirt, frame, torch.ones_like(light)))).any()
 
 
 @pytest.mark.parametrize(
@@ -181,28 +165,27 @@ def test_tensors_unlike_mnist_are_named(images, said):
         assert (warned[0].filename, warned[0].lineno) == (__file__, log_prob.__code__.co_firstlineno + 5)
 
 
-KINDS = {  # dtype, the largest grey value, suffix, white
-    "16 bits to 255": (np.uint16, 255, "png", 255),
-    "16 bits to 4,095": (np.uint16, 4095, "tif", 4095),
-    "16 bits to 65,535": (np.uint16, 65_535, "png", 65_535),
-    "16 bits, a little dark": (np.uint16, 3000, "png", 4095),
-    "32 bits to 255": (np.int32, 255, "tif", 255),
-    "floats to 1": (np.float32, 1, "tif", 1),
-    "floats to 255": (np.float32, 255, "tif", 255),
-}
-
-
-@pytest.mark.parametrize(("dtype", "largest", "suffix", "white"), KINDS.values(), ids=KINDS.keys())
+@pytest.mark.parametrize(
+    ("dtype", "largest", "suffix", "white"),
+    [
+        (np.uint16, 255, "png", 255),
+        (np.uint16, 4095, "tif", 4095),
+        (np.uint16, 3000, "png", 4095),
+        (np.uint16, 65_535, "png", 65_535),
+        (np.int32, 255, "tif", 255),
+        (np.float32, 1, "tif", 1),
+        (np.float32, 255, "tif", 255),
+    ],
+)
 def test_the_largest_grey_value_of_all_images_says_what_is_white(tmp_path, dtype, largest, suffix, white):
     pixels = (np.random.default_rng(5).random((20, 28, 28)) * 0.4 * largest).astype(dtype)
     pixels[13, 2, 3] = largest  # alone in its whole folder
+    for name in "ab":
+        (tmp_path / name).mkdir()
     for number, image in enumerate(pixels):
-        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
-        Image.fromarray(image).save(tmp_path / "ab"[number % 2] / f"{number:02}.{suffix}")
-    splits = load_dataset(f"folder:{tmp_path}")
-    files = np.concatenate((pixels[::2], pixels[1::2]))  # by class
-    for split in splits:
-        expected = torch.from_numpy(files[split.index].astype(np.float64) / white * 2 - 1).float().unsqueeze(1)
+        Image.fromarray(image).save(tmp_path / "ab"[number // 10] / f"{number:02}.{suffix}")
+    for split in load_dataset(f"folder:{tmp_path}"):
+        expected = torch.from_numpy(pixels[split.index].astype(np.float64) / white * 2 - 1).float().unsqueeze(1)
         torch.testing.assert_close(split.images, expected, atol=1e-6, rtol=0)
 
 
@@ -307,22 +290,19 @@ def test_what_others_left_behind_is_no_image(tmp_path):
         assert split.classes == ("ants", "bees")
         assert split.labels.bincount().tolist() == expected.labels.bincount().tolist()
         assert len({image.numpy().tobytes() for image in split.images}) == len(split.images)
-    for left_out in (
-        "hidden or temporary files 13",
-        ".heic (not read) 2",
-        ".pdf (not read) 1",
-        "without an extension (not read) 1",
-        "empty files 1",
-        "broken links 1",
-        "links to folders that are there 2",
-        "folders without images 1",
-        "images beside the folders 1",
-        "copies of the same picture 4, of which in another class 1",
-    ):
-        assert left_out in said_of(folder)
-    assert said_of(clean).endswith(
-        "2 classes, training + test images: ants 11 + 2, bees 14 + 3; 25 train, the test images validate"
+    left_out = (
+        "hidden or temporary files 13, .heic (not read) 2, .pdf (not read) 1, without an extension (not read) 1, "
+        "empty files 1, broken links 1, links to folders that are there 2, folders without images 1, "
+        "images beside the folders 1, copies of the same picture 4, of which in another class 1"
     )
+    assert sorted(said_of(folder).split("left out: ")[1].split(", ")) == sorted(left_out.split(", "))
+    said = "2 classes, training + test images: ants 11 + 2, bees 14 + 3; 25 train, the test images validate"
+    assert said_of(clean).endswith(said)
+
+
+def images_in(folder):
+    files, labels = zip(*ImageFolder(folder).samples, strict=True)
+    return load_images(files), list(labels)
 
 
 @pytest.mark.parametrize("names", [("train", "test", "val"), ("Training", "TESTING", "Validation"), ("train", "test")])
@@ -332,20 +312,16 @@ def test_a_split_that_is_there_is_used(tmp_path, names):
     (tmp_path / "notes").mkdir()
     pool, test = load_dataset(f"folder:{tmp_path}")
     for split, name in ((pool, names[0]), (test, names[1])):
-        files = ImageFolder(tmp_path / name).samples
-        assert split.index.tolist() == list(range(len(files)))
-        assert torch.equal(split.images, load_images([file for file, _ in files]))
-        assert split.labels.tolist() == [label for _, label in files]
+        images, labels = images_in(tmp_path / name)
+        assert torch.equal(split.images, images)
+        assert (split.labels.tolist(), split.index.tolist()) == (labels, list(range(len(labels))))
     data = load_data(toy_config(dataset=f"folder:{tmp_path}"), at_most=True)
     assert torch.equal(data.test.images, test.images)
+    assert len(data.train.labels) == 52
+    validation = images_in(tmp_path / names[-1])[0]  # its own, or the test images
+    assert torch.equal(data.validation.images, validation)
     if len(names) == 3:
-        assert torch.equal(
-            data.validation.images, load_images([file for file, _ in ImageFolder(tmp_path / names[2]).samples])
-        )
-        assert len(data.train.labels) == 52
         assert "2 classes, training + test + validation images: 0 40 + 39 + 38, 1 12 + 11 + 10" in data.said[0]
-    else:
-        assert (len(data.train.labels), len(data.validation.labels)) == (52, 50)
     shutil.copy(tmp_path / names[1] / "0/005.png", tmp_path / names[0] / "1/copy.png")
     shutil.copy(tmp_path / names[0] / "0/007.png", tmp_path / names[1] / "0/copy.png")
     pool, test = load_dataset(f"folder:{tmp_path}")
@@ -355,8 +331,8 @@ def test_a_split_that_is_there_is_used(tmp_path, names):
 
 def test_a_training_folder_alone_is_split_as_its_classes_would_be(tmp_path):
     image_folder(tmp_path / "train", {"a": 20, "b": 15})
-    for split, other in zip(*(load_dataset(f"folder:{path}") for path in (tmp_path, tmp_path / "train")), strict=True):
-        assert torch.equal(split.images, other.images)
+    around, inside = (load_dataset(f"folder:{path}") for path in (tmp_path, tmp_path / "train"))
+    assert all(torch.equal(split.images, other.images) for split, other in zip(around, inside, strict=True))
 
 
 FOLDERS = {

@@ -38,7 +38,7 @@ def trained(data, tmp_path_factory):
 
 
 def test_the_loop_trains_the_classifier(trained):
-    _, _, history = trained
+    *_, history = trained
     assert [row["epoch"] for row in history] == [1, 2]
     assert history[1]["train_loss"] < history[0]["train_loss"]
     assert {row["validation_images"] for row in history} == {60}
@@ -47,7 +47,7 @@ def test_the_loop_trains_the_classifier(trained):
 
 def test_a_loaded_classifier_is_the_trained_one(trained, data):
     path, model, _ = trained
-    loaded = load_classifier(path, train_index=data.train.index)
+    loaded = load_classifier(path, data)
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert loaded.features(data.test.images).shape == (50, 128)
@@ -66,39 +66,36 @@ def test_predictions_are_those_of_one_batch_and_the_mode_stays(trained, data):
 
 
 def test_other_files_are_refused(trained, data, tmp_path):
-    path, index = trained[0], data.train.index
-    with pytest.raises(InputError, match="trained on other images"):
-        load_classifier(path, train_index=index + 1)
+    path, checkpoint = tmp_path / "classifier.pt", load_checkpoint(trained[0])
     with pytest.raises(InputError, match="no such checkpoint"):
-        load_classifier(tmp_path / "classifier.pt")
-    checkpoint = load_checkpoint(path)
+        load_classifier(path, data)
     for change, message in (
+        ({"train_index": data.train.index + 1}, "trained on other images"),
         ({"method": "amortized"}, "not a checkpoint of classifier"),
         ({"weights": {}}, "do not fit this program"),
         ({"weights": None}, "do not fit this program"),
         ({"train_index": None}, "do not fit this program"),
         ({"config": {"epochs": 0}}, "do not fit this program"),
     ):
-        save_checkpoint(tmp_path / "classifier.pt", {**checkpoint, **change})
+        save_checkpoint(path, {**checkpoint, **change})
         with pytest.raises(InputError, match=message):
-            load_classifier(tmp_path / "classifier.pt", train_index=index)
+            load_classifier(path, data)
     # One of a version without other data sets is of MNIST.
     old = {name: value for name, value in checkpoint["config"].items() if name not in ("dataset", "resize")}
-    save_checkpoint(tmp_path / "classifier.pt", {**checkpoint, "config": old})
-    assert load_classifier(tmp_path / "classifier.pt").config == CONFIG
+    save_checkpoint(path, {**checkpoint, "config": old})
+    assert load_classifier(path, data).config == CONFIG
 
 
 def test_a_classifier_is_trained_only_where_it_is_not_there(trained, data, tmp_path):
     path, model, _ = trained
     before = path.stat().st_mtime_ns
-    runs = [Run(RunConfig(checkpoint_dir=str(folder)), {}) for folder in (path.parent, tmp_path)]
-    for run in runs:
+    for folder in (path.parent, tmp_path):
+        run = Run(RunConfig(checkpoint_dir=str(folder)), {})
         assert all(map(torch.equal, find_classifier(data, CONFIG, run).parameters(), model.parameters()))
     assert path.stat().st_mtime_ns == before
-    other = replace(CONFIG, seed=4)
-    assert load_classifier(tmp_path / "classifier.pt").config == CONFIG
-    replaced = find_classifier(data, other, runs[1])
-    assert load_classifier(tmp_path / "classifier.pt").config == replaced.config == other
+    assert load_classifier(tmp_path / "classifier.pt", data).config == CONFIG
+    replaced = find_classifier(data, other := replace(CONFIG, seed=4), run)
+    assert load_classifier(tmp_path / "classifier.pt", data).config == replaced.config == other
 
 
 def test_another_number_of_classes_and_size_of_images():

@@ -8,9 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import linear_gaussian, seeded, toy_config
+from conftest import linear_gaussian, seeded, toy_config, toy_data
 
-from benchmarks import accuracy, latents, sensitivity, stress
+from amortized_vae import AmortizedVAE
+from benchmarks import accuracy, latents, literature, sensitivity, stress
 from benchmarks import training as training_benchmark
 from data import Data, Split, stratified_subset
 from model import ConvVAE
@@ -119,6 +120,18 @@ def test_a_long_fit_finds_the_best_diagonal_normal():
     found = accuracy.long_fit(model, x, start, steps=400)
     assert (exact - model.elbo(found, x)).max() < 0.02
     torch.testing.assert_close(accuracy.bound(model, x, best), exact, atol=0.2, rtol=0)
+
+
+def test_the_row_that_is_annealed_agrees_with_importance_sampling(monkeypatch):
+    few = partial(EvalConfig, num_samples=3, chains=2, temperatures=20, fit_steps=30)
+    monkeypatch.setattr(literature, "EvalConfig", few)
+    data = toy_data(binary=True)
+    model = AmortizedVAE(toy_config(likelihood="bernoulli"), data).model
+    value, bound, bias = literature.annealed(model, data, 4)
+    log_prob, error = map(float, value.split(" ± "))
+    assert log_prob == pytest.approx(float(literature.sampled(model, data.test, 300).split()[0]), abs=4 * error + 0.2)
+    assert log_prob < float(bound) - 0.2
+    assert abs(bias) < 0.2
 
 
 def save_rows(path, *rows):

@@ -131,8 +131,7 @@ def test_costs_count_the_gradients_of_each_visit():
 def small_work(method, data, *, fitted=20, **counts):
     config = EvalConfig(num_samples=16, chains=2, fit_steps=12, fitted_images=fitted, **counts)
     samples = draw_samples(data, config, last=True)
-    annealed = {split: sample.annealed for split, sample in samples.items()}
-    return samples, image_tasks([method], samples, 2, config, annealed=annealed)
+    return samples, image_tasks([method], samples, 2, config)
 
 
 @pytest.mark.parametrize("converged", [True, False])

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from data import Split
+from data import Split, rows_per_class
 from evaluation.gaps import measure, own_columns
 from evaluation.log_prob import fit_and_anneal
 from vae_utils import Fit, GaussianPosterior, Noise, evaluate_bound, random_generator
@@ -21,6 +21,13 @@ from vae_utils import Fit, GaussianPosterior, Noise, evaluate_bound, random_gene
 MEASURED_AT_ONCE, SIMULATED_AT_ONCE = 100, 20  # images of a task
 PICTURED_PER_CLASS = 2  # test images: one in the reconstructions, one in the comparison
 DRAWS, MOST_DRAWS, DECODED = 4, 64, 20_000  # of z for the ELBO of an image of a whole split: more where images are few
+GAP_BOUNDS = {  # the bounds whose differences they are, see gaps.py
+    "amortization_gap": ("fitted_elbo", "elbo"),
+    "mean_field_gap": ("full_elbo", "fitted_elbo"),
+    "non_gaussian_gap": ("log_prob", "full_elbo"),
+    "approximation_gap": ("log_prob", "fitted_elbo"),
+    "inference_gap": ("log_prob", "elbo"),
+}
 TRAIN_SHARE = 5  # of training images, whose q* are no more than a diagnosis, so much fewer are measured
 
 
@@ -37,16 +44,14 @@ class Sample(NamedTuple):
         return self.part.labels.cpu()
 
     def first(self, count):
-        """The places (classes, count) of the first `count` images of each class."""
-        order = self.labels.argsort(stable=True)
-        starts = self.labels.bincount().cumsum(0) - self.labels.bincount()
-        return order[starts[:, None] + torch.arange(count)]
+        """The places (classes, count) of the first `count` images of each class. Raises InputError if one has fewer."""
+        return rows_per_class(self.part, count).cpu()
 
 
 def draw_sample(split, *, size, per_class, seed):
     """A Sample of `size` random images of a Split, in which every class has its share, but at least `per_class` images.
 
-    A larger sample holds the images of a smaller one. Raises InputError if a class has fewer than `per_class` images.
+    A larger sample holds the images of a smaller one.
     """
     labels = split.labels.cpu()
     order = torch.randperm(len(labels), generator=random_generator(seed, "scored images"))
@@ -92,7 +97,7 @@ def image_tasks(methods, samples, epoch, config):
                     q = method.posterior(part.images, sample.rows[block].to(part.images.device))
             if annealed is not None:
                 annealed = min(max(annealed - int(block[0]), 0), len(block))
-            tasks[f"{_name(method, split, epoch)}_{number}"] = partial(
+            tasks[f"images_{epoch}_{method.name}_{split}_{number}"] = partial(
                 measure_images, method.frozen(), part.images, part.index, q, config, annealed, split, epoch
             )
     return tasks
@@ -101,10 +106,6 @@ def image_tasks(methods, samples, epoch, config):
 def _blocks(count, most):
     """The places of `count` images in blocks of nearly the same size, none larger than `most`."""
     return torch.arange(count).chunk(math.ceil(count / most))
-
-
-def _name(method, split, epoch):
-    return f"images_{epoch}_{method.name}_{split}"
 
 
 def measure_images(method, images, index, q, config, annealed, split, epoch):
@@ -146,7 +147,7 @@ def collect_images(methods, samples, results, epoch):
     """{(method's name, split): Measured} of the results of `image_tasks`, with the differences of the bounds."""
     collected = {}
     for method, (split, sample) in product(methods, samples.items()):
-        blocks = _of_task(results, _name(method, split, epoch))
+        blocks = of_task(results, f"images_{epoch}_{method.name}_{split}")
         parts = [block["columns"] for block in blocks]
         columns = {
             name: torch.cat([part.get(name, torch.full_like(part["elbo"], torch.nan)) for part in parts]).double()
@@ -161,16 +162,8 @@ def collect_images(methods, samples, results, epoch):
 
 
 def gap_columns(columns):
-    """The gaps of gaps.py as columns, as far as their bounds are there."""
-    gaps = {}
-    if "fitted_elbo" in columns:
-        gaps["amortization_gap"] = columns["fitted_elbo"] - columns["elbo"]
-    if "log_prob" in columns:
-        gaps["mean_field_gap"] = columns["full_elbo"] - columns["fitted_elbo"]
-        gaps["non_gaussian_gap"] = columns["log_prob"] - columns["full_elbo"]
-        gaps["approximation_gap"] = columns["log_prob"] - columns["fitted_elbo"]
-        gaps["inference_gap"] = columns["log_prob"] - columns["elbo"]
-    return gaps
+    """The GAP_BOUNDS as columns, as far as their bounds are there."""
+    return {gap: columns[high] - columns[low] for gap, (high, low) in GAP_BOUNDS.items() if high in columns}
 
 
 def image_table(measured, samples):
@@ -235,11 +228,6 @@ def bound_simulated(method, index, config, device):
     return torch.stack((columns["lower"], columns["upper"])).cpu()
 
 
-def collect_bidirectional(method, results):
-    """Lower and upper bounds (2, M) of the simulated images, of the results of `bidirectional_tasks`."""
-    return torch.cat(_of_task(results, f"bidirectional_{method.name}"), dim=1)
-
-
-def _of_task(results, name):
+def of_task(results, name):
     """The results of the tasks called `name`_0, `name`_1, ...: not those of a method whose name begins alike."""
     return [result for task, result in results.items() if task.rpartition("_")[0] == name]

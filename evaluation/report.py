@@ -108,8 +108,8 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
     sample, options = drawn["test"].part, {"epoch": last, "keep": run.keep}
     sample_q = {method.name: measured[method.name, "test"].fit.q for method in methods}
     with run.timed("probes and maps of the latents"):
-        arguments = methods, train_q, data, classifier, config
-        latent_scores, usage, points = latents.analyse(*arguments, sample=sample, sample_q=sample_q, **options)
+        arguments = {"sample": sample, "sample_q": sample_q, **options}
+        latent_scores, usage, points = latents.analyse(train_q, data, classifier, config, **arguments)
     with run.timed("samples"):
         sample_scores, sample_images = samples.assess(methods, data, classifier, config, **options)
 

@@ -6,7 +6,7 @@ from itertools import combinations
 import torch
 
 from evaluation.gaps import METRICS
-from evaluation.measurements import collect_bidirectional, draws_of
+from evaluation.measurements import draws_of, of_task
 from evaluation.statistics import TRACKED, plain_score, regression_estimate, score, stratified_mean
 from vae_utils import mean_and_error
 
@@ -119,7 +119,7 @@ def bidirectional_scores(methods, results, epoch):
     """
     rows = []
     for method in methods:
-        lower, upper = collect_bidirectional(method, results)
+        lower, upper = torch.cat(of_task(results, f"bidirectional_{method.name}"), dim=1)
         for name, values in {"lower": lower, "upper": upper, "gap": upper - lower}.items():
             labels = {"method": method.name, "split": "simulated", "epoch": epoch}
             rows.append(score(f"bidirectional_{name}", mean_and_error(values), **labels))

@@ -86,63 +86,61 @@ def _lower(label):
 
 def final_rows(scores, labels):
     """The Rows of the final table: a list for each method, then one for each pair; labels: {method's name: label}."""
-
-    def row(label, quantity, method):
-        entries = [find(scores, quantity, method, split) for split in SPLITS]
-        return Row(label, tuple((number(entry), f"{entry.images:,}") if entry else ("", "") for entry in entries))
-
-    blocks = [[Row(label, depth=0), *_method_rows(scores, name, row)] for name, label in labels.items()]
+    blocks = [[Row(label, depth=0), *_method_rows(scores, name)] for name, label in labels.items()]
     for pair, label in pairs(labels):
-        rows = [row(title(name), name, pair) for name in DIFFERENCES if find(scores, name, pair)]
+        rows = [_row(scores, title(name), name, pair) for name in DIFFERENCES if find(scores, name, pair)]
         blocks.append([Row(f"{label}, the same images", depth=0), *rows])
     return blocks
 
 
-def _method_rows(scores, name, row):
+def _row(scores, label, quantity, method):
+    entries = [find(scores, quantity, method, split) for split in SPLITS]
+    return Row(label, tuple((number(entry), f"{entry.images:,}") if entry else ("", "") for entry in entries))
+
+
+def _method_rows(scores, name):
+    """The Rows of a method: of the measured images, from ELBO(q) up to log p(x), and of whole splits."""
+
+    def row(label, quantity):
+        return _row(scores, label, quantity, name)
+
     def values(quantity):
         return [find(scores, quantity, name, split).mean for split in SPLITS]
 
-    def detail(label, quantity, form, remarks=("", ""), depth=2):
-        texts = zip(map(form.format, values(quantity)), remarks, strict=True)
-        return Row(label, tuple(texts), depth)
+    def detail(label, quantity, form, remarks=("", "")):
+        return Row(label, tuple(zip(map(form.format, values(quantity)), remarks, strict=True)), depth=2)
 
-    # The measured images: from ELBO(q) up to log p(x).
-    yield row("ELBO(q)", "elbo", name)
-    yield row("+ amortization gap", "amortization_gap", name)
-    yield row("= ELBO(q*), the best diagonal Gaussian", "fitted_elbo", name)
+    yield row("ELBO(q)", "elbo")
+    yield row("+ amortization gap", "amortization_gap")
+    yield row("= ELBO(q*), the best diagonal Gaussian", "fitted_elbo")
     yield detail("fits that have converged", "fit_converged", "{:.0%}")
     if find(scores, "log_prob", name):
-        yield from _log_prob_rows(scores, name, row, values, detail)
-    # Whole splits.
-    yield row("ELBO(q) of all images", "elbo_all", name)
-    yield row("E_q log p(x|z)", "log_likelihood", name)
-    yield row("KL(q || p)", "kl", name)
-
-
-def _log_prob_rows(scores, name, row, values, detail):
-    yield row("+ mean-field gap", "mean_field_gap", name)
-    yield row("+ non-Gaussian gap", "non_gaussian_gap", name)
-    yield row("= log p(x)", "log_prob", name)
-    how = "annealed" if values("temperatures")[1] else "integrated on a grid"
-    yield detail(f"of these images, {how}", "annealed_images", "{:.0f}")
-    errors, of_gap = (
-        [find(scores, quantity, name, split).standard_error or math.inf for split in SPLITS]
-        for quantity in ("log_prob", "non_gaussian_gap")
-    )
-    biased = [_beyond(-bias, error) for bias, error in zip(values("bias"), of_gap, strict=True)]
-    yield detail("Monte Carlo error of their mean", "monte_carlo_error", "± {:.2f}")
-    yield detail("bias of their mean, an estimate", "bias", "{:.2f}", biased)
-    yield detail("acceptance of transitions", "acceptance", "{:.2f}")
-    yield detail("images that may be wrong by more", "images_not_trusted", "{:.0f}")
-    yield detail("images with several modes", "images_with_several_modes", "{:.0f}")
-    gap = find(scores, "bidirectional_gap", name, "simulated")
-    text = f"bidirectional bounds of {gap.images} simulated images are {number(gap)} nats apart"
-    yield Row(f"{text} {_beyond(gap.mean, min(errors))}".rstrip(), depth=2)
-    for q, prefix in (("q", ""), ("q*full", "full_")):
-        yield row(f"log p(x), importance sampling from {q}", f"{prefix}importance_sampling", name)
-        size = f"{prefix}effective_sample_size"
-        remarks = ["too low" if value < FEW else "" for value in values(size)]
-        yield detail("rests on (median effective samples)", size, "{:.1f}", remarks)
+        yield row("+ mean-field gap", "mean_field_gap")
+        yield row("+ non-Gaussian gap", "non_gaussian_gap")
+        yield row("= log p(x)", "log_prob")
+        how = "annealed" if values("temperatures")[1] else "integrated on a grid"
+        yield detail(f"of these images, {how}", "annealed_images", "{:.0f}")
+        errors, gap_errors = (
+            [find(scores, quantity, name, split).standard_error or math.inf for split in SPLITS]
+            for quantity in ("log_prob", "non_gaussian_gap")
+        )
+        biased = [_beyond(-bias, error) for bias, error in zip(values("bias"), gap_errors, strict=True)]
+        yield detail("Monte Carlo error of their mean", "monte_carlo_error", "± {:.2f}")
+        yield detail("bias of their mean, an estimate", "bias", "{:.2f}", biased)
+        yield detail("acceptance of transitions", "acceptance", "{:.2f}")
+        yield detail("images that may be wrong by more", "images_not_trusted", "{:.0f}")
+        yield detail("images with several modes", "images_with_several_modes", "{:.0f}")
+        gap = find(scores, "bidirectional_gap", name, "simulated")
+        text = f"bidirectional bounds of {gap.images} simulated images are {number(gap)} nats apart"
+        yield Row(f"{text} {_beyond(gap.mean, min(errors))}".rstrip(), depth=2)
+        for q, prefix in (("q", ""), ("q*full", "full_")):
+            yield row(f"log p(x), importance sampling from {q}", f"{prefix}importance_sampling")
+            size = f"{prefix}effective_sample_size"
+            remarks = ["too low" if value < FEW else "" for value in values(size)]
+            yield detail("rests on (median effective samples)", size, "{:.1f}", remarks)
+    yield row("ELBO(q) of all images", "elbo_all")
+    yield row("E_q log p(x|z)", "log_likelihood")
+    yield row("KL(q || p)", "kl")
 
 
 def _beyond(error, standard_error):
@@ -195,16 +193,14 @@ def headline_rows(scores, labels):
     if len(labels) == 2:
         columns.append(" - ".join(labels))
         titles.append("difference (paired)")
-    quantities = {"ELBO(q)": "elbo", "+ amortization gap": "amortization_gap"}
+    rows = {"ELBO(q)": "elbo", "+ amortization gap": "amortization_gap"}
     if find(scores, "log_prob", columns[0]):
-        quantities |= {"+ mean-field gap": "mean_field_gap", "+ non-Gaussian gap": "non_gaussian_gap"}
-        quantities |= {"= log p(x)": "log_prob"}
+        rows |= {"+ mean-field gap": "mean_field_gap", "+ non-Gaussian gap": "non_gaussian_gap"}
+        rows |= {"= log p(x)": "log_prob"}
     else:
-        quantities |= {"= ELBO(q*)": "fitted_elbo"}
-    return titles, [
-        (label, [number(find(scores, quantity, method)) for method in columns])
-        for label, quantity in quantities.items()
-    ]
+        rows |= {"= ELBO(q*)": "fitted_elbo"}
+    texts = {label: [number(find(scores, name, method)) for method in columns] for label, name in rows.items()}
+    return titles, list(texts.items())
 
 
 def basis(scores, labels):
@@ -239,15 +235,12 @@ def conclusions(scores, labels):
         better, worse = (one, other) if entry.mean >= 0 else (other, one)
         half = half_width(entry.standard_error, entry.freedom) or math.inf
         size = f"{abs(entry.mean):.1f}" + (f" ± {half:.1f}" if half < math.inf else "")
-        text = f"{labels[better]} has {_article(title(entry.quantity))} {size} nats higher"
-        text += "" if abs(entry.mean) > half else ", which may be chance,"
+        what = "a log p(x)" if entry.quantity == "log_prob" else "an ELBO(q*)"
+        doubt = "" if abs(entry.mean) > half else ", which may be chance,"
         images = f"on the same test images (± half a 95% t interval over images, {entry.freedom} degrees of freedom)."
-        sentences.append(f"{text} than {_lower(labels[worse])} {images}")
+        text = f"{labels[better]} has {what} {size} nats higher{doubt} than {_lower(labels[worse])} {images}"
+        sentences.append(text)
     return sentences
-
-
-def _article(text):
-    return f"an {text}" if text[0] == "E" else f"a {text}"
 
 
 def print_tables(scores, summary):

@@ -255,7 +255,7 @@ def test_the_analysis_is_of_what_it_says_and_the_same_twice(mnist, monkeypatch):
     settings = {"train_q": random_q(methods, 200), "sample": sample, "sample_q": random_q(methods, 60)}
     settings |= {"data": Data(train, train, train, test), "classifier": Classifier(seed=0).eval()}
     settings |= {"epoch": 1, "keep": compute}
-    scores, table, points = latents.analyse(methods, config=EvalConfig(seed=4), **settings)
+    scores, table, points = latents.analyse(config=EvalConfig(seed=4), **settings)
     assert {name: values.shape for name, values in points.items()} == {"method_0": (60, 2), "method_1": (60, 2)}
     # As many training images as test images, and those of the same draw.
     assert find(scores, "used_dimensions", "method_0", "train")[5:8] == (2, None, 60)
@@ -271,8 +271,8 @@ def test_the_analysis_is_of_what_it_says_and_the_same_twice(mnist, monkeypatch):
     accuracies = select_scores(scores, quantity="probe_accuracy")
     assert {entry.method for entry in accuracies} == features
     assert {entry.group for entry in accuracies} == {"100", "200"}
-    assert latents.analyse(methods, config=EvalConfig(seed=4), **settings)[0] == scores
-    assert latents.analyse(methods, config=EvalConfig(seed=5), **settings)[0] != scores
+    assert latents.analyse(config=EvalConfig(seed=4), **settings)[0] == scores
+    assert latents.analyse(config=EvalConfig(seed=5), **settings)[0] != scores
 
 
 def test_any_number_of_methods_and_classes_can_be_analysed(monkeypatch):
@@ -283,7 +283,7 @@ def test_any_number_of_methods_and_classes_can_be_analysed(monkeypatch):
     train_q, sample_q = random_q(methods, len(data.train.labels)), random_q(methods, len(sample.labels))
     classifier = Classifier(5, image_shape=data.image_shape, seed=1).eval()
     options = {"sample": sample, "sample_q": sample_q, "epoch": 1, "keep": compute}
-    scores, _, points = latents.analyse(methods, train_q, data, classifier, EvalConfig(seed=2), **options)
+    scores, _, points = latents.analyse(train_q, data, classifier, EvalConfig(seed=2), **options)
     names = ["method_0", "method_1", "method_2"]
     assert list(points) == names
     assert {f"{name}_used" for name in names} <= {entry.method for entry in scores}

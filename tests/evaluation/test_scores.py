@@ -52,11 +52,15 @@ def test_a_sample_holds_every_class_by_its_share_and_grows_without_change():
 
 def test_results_go_to_the_method_whose_name_is_theirs_and_not_to_one_that_begins_alike():
     results = {
-        f"bidirectional_{name}_{number}": torch.full((2, 1), float(number))
-        for name, number in (("a", 0), ("a_1", 5), ("a", 1))
+        f"bidirectional_{name}_{block}": torch.tensor([[value], [value + 2]])
+        for name, block, value in (("a", 0, 3.0), ("a_1", 0, 5.0), ("a", 1, 4.0))
     }
-    assert measurements.collect_bidirectional(SimpleNamespace(name="a"), results)[0].tolist() == [0, 1]
-    assert measurements.collect_bidirectional(SimpleNamespace(name="a_1"), results)[0].tolist() == [5]
+    rows = scores.bidirectional_scores([SimpleNamespace(name="a"), SimpleNamespace(name="a_1")], results, epoch=3)
+    means = {(entry.method, entry.quantity): (entry.mean, entry.images) for entry in rows}
+    for name, mean, images in (("a", 3.5, 2), ("a_1", 5, 1)):
+        assert means[name, "bidirectional_lower"] == (mean, images)
+        assert means[name, "bidirectional_upper"] == (mean + 2, images)
+        assert means[name, "bidirectional_gap"] == (2, images)
 
 
 def test_differences_are_paired_and_signed_and_gaps_add_up():

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import resample
 from threadpoolctl import threadpool_limits
 
-from data import SPLITS, stratified_subset
+from data import SPLITS, rows_per_class, stratified_subset
 from evaluation.samples import classify
 from evaluation.statistics import count_interval, plain_score, score
 from vae_utils import mean_and_error, random_generator
@@ -217,8 +217,7 @@ def traversals(methods, train_q, sample_q, sample):
 
     The first row of each method holds the test image and its reconstruction, then white images.
     """
-    labels = sample.labels.unique()  # a small sample may lack a rare class
-    row = int((sample.labels == labels[TRAVERSED_CLASS % len(labels)]).nonzero()[0])
+    row = int(rows_per_class(sample, 1)[TRAVERSED_CLASS % sample.num_classes])
     values, columns = torch.linspace(-3, 3, 7, device=sample.images.device), {}
     for method in methods:
         start, decode = sample_q[method.name].mean[row], method.model.mean
@@ -234,10 +233,9 @@ def traversals(methods, train_q, sample_q, sample):
 @torch.no_grad()
 def interpolations(methods, sample_q, sample, classifier):
     """{"pixels" or method's name: images (V, C, H, W), and the Classified of them} between two test images."""
-    labels = sample.labels.unique()
-    first, last = (position % len(labels) for position in INTERPOLATED_CLASSES)
-    last = last if last != first else (first + 1) % len(labels)
-    start, end = (int((sample.labels == labels[position]).nonzero()[0]) for position in (first, last))
+    first, last = (position % sample.num_classes for position in INTERPOLATED_CLASSES)
+    last = last if last != first else (first + 1) % sample.num_classes
+    start, end = rows_per_class(sample, 1)[[first, last], 0].tolist()
     rows = {"pixels": line(sample.images[start], sample.images[end])}
     for method in methods:
         mean = sample_q[method.name].mean

@@ -1,7 +1,6 @@
 """The evaluation of trained methods: `evaluate` finds every number, `draw_report` writes and draws."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -167,8 +166,8 @@ def draw_history(results_dir, history, methods, epochs, likelihood):
 
 
 def draw_report(results_dir, results, summary):
-    """Writes the tables, and the figures but the training curves; summary: what summary.json will hold."""
-    results_dir, methods, classes = Path(results_dir), results.methods, results.classes
+    """Writes tables, and the figures but the training curves, into a Path; summary: what summary.json will hold."""
+    methods, classes = results.methods, results.classes
 
     def save(name, draw, **values):
         check_interrupt()

@@ -129,8 +129,7 @@ def assess(methods, data, classifier, config, *, epoch, keep, resamples=20):
     classifier: trained on data.train, in evaluation mode; config: an EvalConfig; keep: as `Tasks.keep`. Kinds,
     config.classified_samples of each: "real_images", training images that are not in data.train, if there are enough:
     the best to be expected; every method's name, at the same z; "pixel_gaussian", what two moments alone reach. "test"
-    describes the test images; "finite_sample_floor" is what the distance would be, on average, if the samples were test
-    images.
+    describes the test images; "finite_sample_floor" is the mean distance that samples like them would have.
     """
     seed, count, device = config.seed, config.classified_samples, data.device
 

@@ -238,8 +238,7 @@ def conclusions(scores, labels):
         what = "a log p(x)" if entry.quantity == "log_prob" else "an ELBO(q*)"
         doubt = "" if abs(entry.mean) > half else ", which may be chance,"
         images = f"on the same test images (± half a 95% t interval over images, {entry.freedom} degrees of freedom)."
-        text = f"{labels[better]} has {what} {size} nats higher{doubt} than {_lower(labels[worse])} {images}"
-        sentences.append(text)
+        sentences.append(f"{labels[better]} has {what} {size} nats higher{doubt} than {_lower(labels[worse])} {images}")
     return sentences
 
 

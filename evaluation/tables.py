@@ -3,6 +3,7 @@
 import csv
 import math
 import textwrap
+from functools import partial
 from itertools import combinations, zip_longest
 from typing import NamedTuple
 
@@ -12,7 +13,6 @@ from evaluation.statistics import Score, find, half_width
 from runtime.checkpoint import invalid_contents, save_csv
 
 FEW = 10  # effective samples: below, importance sampling is too low by an amount that the weights cannot tell
-TITLE = "nats per image (± standard error over images)"
 NAMES = {  # of quantities, where not their own
     "elbo": "ELBO(q)",
     "fitted_elbo": "ELBO(q*)",
@@ -88,21 +88,19 @@ def final_rows(scores, labels):
     """The Rows of the final table: a list for each method, then one for each pair; labels: {method's name: label}."""
     blocks = [[Row(label, depth=0), *_method_rows(scores, name)] for name, label in labels.items()]
     for pair, label in pairs(labels):
-        rows = [_row(scores, title(name), name, pair) for name in DIFFERENCES if find(scores, name, pair)]
+        rows = [_row(scores, pair, title(name), name) for name in DIFFERENCES if find(scores, name, pair)]
         blocks.append([Row(f"{label}, the same images", depth=0), *rows])
     return blocks
 
 
-def _row(scores, label, quantity, method):
+def _row(scores, method, label, quantity):
     entries = [find(scores, quantity, method, split) for split in SPLITS]
     return Row(label, tuple((number(entry), f"{entry.images:,}") if entry else ("", "") for entry in entries))
 
 
 def _method_rows(scores, name):
     """The Rows of a method: of the measured images, from ELBO(q) up to log p(x), and of whole splits."""
-
-    def row(label, quantity):
-        return _row(scores, label, quantity, name)
+    row = partial(_row, scores, name)
 
     def values(quantity):
         return [find(scores, quantity, name, split).mean for split in SPLITS]
@@ -150,15 +148,13 @@ def _beyond(error, standard_error):
 
 def table(scores, labels, likelihood):
     """The final table, at most 100 columns wide; likelihood: what p(x|z) is."""
-
-    def line(label, cells):
-        return f"{label:44}{''.join(f'{value:>19}{count:>8}' for value, count in cells)}".rstrip()
-
-    rule = "-" * 98
-    lines = [likelihood, line(TITLE, (("train", "images"), ("test", "images"))), rule]
-    for rows in final_rows(scores, labels):
-        lines += [line("  " * row.depth + row.label, row.cells) for row in rows]
-        lines.append(rule)
+    heading = Row("nats per image (± standard error over images)", (("train", "images"), ("test", "images")), depth=0)
+    lines = [likelihood]
+    for rows in ([heading], *final_rows(scores, labels)):
+        for row in rows:
+            cells = "".join(f"{value:>19}{count:>8}" for value, count in row.cells)
+            lines.append(f"{'  ' * row.depth + row.label:44}{cells}".rstrip())
+        lines.append("-" * 98)
     return "\n".join(lines)
 
 
@@ -174,14 +170,12 @@ def cost_rows(scores, labels):
 def cost_table(scores, labels):
     """What training and inference took, as a table."""
     width = min(21, 50 // len(labels))
-
-    def line(label, texts):
-        return f"{label:50}" + "".join(f"{text:>{width}}" for text in texts)
-
-    headings = zip_longest(*(textwrap.wrap(label, width - 1) for label in labels.values()), fillvalue="")
-    lines = [line("" if number else "computation", texts) for number, texts in enumerate(headings)]
+    wrapped = [textwrap.wrap(label, width - 1) for label in labels.values()]
+    headings = list(zip_longest(["computation"], zip_longest(*wrapped, fillvalue=""), fillvalue=""))
+    rows = [*headings, *cost_rows(scores, labels)]
+    lines = [f"{label:50}" + "".join(f"{text:>{width}}" for text in texts) for label, texts in rows]
     rule = "-" * len(lines[0])
-    return "\n".join([*lines, rule, *(line(*row) for row in cost_rows(scores, labels)), rule])
+    return "\n".join([*lines[: len(headings)], rule, *lines[len(headings) :], rule])
 
 
 def headline_rows(scores, labels):

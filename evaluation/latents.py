@@ -126,8 +126,8 @@ def probe_predictions(features, *, train, sample, seed):
 
 
 def in_subset(split, *, size, seed):
-    """Which images of a Split are in the `stratified_subset` of it, (N,) bool."""
-    return torch.isin(split.index, stratified_subset(split, size=size, seed=seed).index)
+    """Which images of a Split are in the `stratified_subset` of it, (N,) bool, on the CPU: it fits any device."""
+    return torch.isin(split.index, stratified_subset(split, size=size, seed=seed).index).cpu()
 
 
 def probe_scores(predictions, epoch):

@@ -1,7 +1,6 @@
 """What the latents represent: used dimensions, linear probes, maps, traversals and interpolations."""
 
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import resample
 from threadpoolctl import threadpool_limits
 
-from data import SPLITS, stratified_subset
+from data import SPLITS, rows_per_class, stratified_subset
 from evaluation.samples import classify
 from evaluation.statistics import count_interval, plain_score, score
 from vae_utils import mean_and_error, random_generator
@@ -30,9 +29,6 @@ TRAVERSED_DIMENSIONS, TRAVERSED_DIRECTIONS = 4, 3
 TRAVERSED_CLASS, INTERPOLATED_CLASSES = 3, (2, 7)  # by their position, modulo the number of classes
 
 
-# Used dimensions
-
-
 def used_dimensions(q):
     """Which dimensions of q, diagonal, (B, D), are used, (D,) bool: their mean KL over images is above USED."""
     return (q.kl_per_dimension().cpu().double().mean(0) > USED).to(q.mean.device)
@@ -41,11 +37,9 @@ def used_dimensions(q):
 def usage_table(q):
     """One dict per dimension of q, diagonal, (B, D): KL over images with its error, variance of the mean."""
     images, nats, mean = len(q.mean), q.kl_per_dimension().cpu().double(), q.mean.cpu().double()
-    columns = torch.stack((nats.mean(0), nats.std(0) / images**0.5, mean.var(0)), dim=1).tolist()
-    return [
-        {"dimension": dimension, "images": images, "kl": kl, "kl_standard_error": error, "variance_of_mean": variance}
-        for dimension, (kl, error, variance) in enumerate(columns)
-    ]
+    columns = {"kl": nats.mean(0), "kl_standard_error": nats.std(0) / images**0.5, "variance_of_mean": mean.var(0)}
+    rows = enumerate(zip(*(values.tolist() for values in columns.values()), strict=True))
+    return [{"dimension": number, "images": images, **dict(zip(columns, row, strict=True))} for number, row in rows]
 
 
 def usage_scores(q, *, seed, **labels):
@@ -60,17 +54,14 @@ def usage_scores(q, *, seed, **labels):
         "used_dimensions": lambda rows: (nats[rows].mean(0) > USED).sum(),
         "active_units": lambda rows: (mean[rows].var(0, ddof=1) > ACTIVE).sum(),
     }
-    images, rows = len(nats), []
+    images, scores = len(nats), []
     for name, count in counts.items():
         ends = count_interval(count, images, seed=scikit_seed(seed, name, labels["method"], labels["split"]))
         for end, value in zip(("", "_lower", "_upper"), (count(np.arange(images)), *ends), strict=True):
-            rows.append(plain_score(name + end, value, images, **labels))
+            scores.append(plain_score(name + end, value, images, **labels))
     kl, used = nats.mean(0), nats.mean(0) > USED
     share = kl[used].sum() / kl.sum() if used.any() else 0.0
-    return [*rows, plain_score("share_of_kl", share, images, **labels)]
-
-
-# Linear probes
+    return [*scores, plain_score("share_of_kl", share, images, **labels)]
 
 
 def rescale(features, others):
@@ -111,7 +102,7 @@ def probe(features, labels, penalty):
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # on such small matrices two threads wait more than they work
 def probe_predictions(features, *, train, sample, seed):
-    """{name: {number of labels: {"correct" (draws, M), "C", and "converged", a list}}} of probes of features.
+    """{name: {number of labels: {"correct" (draws, M) and "converged", a list}}} of probes of features.
 
     features: {name: (of the training images (N, F), of the test images (M, F))}, which are `rescale`d; train, sample:
     the Splits of these images. The numbers of labels are PROBE_LABELS, at most N, without those in which the rarest
@@ -119,23 +110,24 @@ def probe_predictions(features, *, train, sample, seed):
     features; the first one chooses C.
     """
     count, results = len(train.labels), {name: {} for name in features}
-    numbered = replace(train, index=torch.arange(count, device=train.labels.device))
     rarest = int(train.labels.bincount().min())
-    sizes = {min(size, count) for size in PROBE_LABELS if min(size, count) * rarest >= count}
+    sizes = sorted({min(size, count) for size in PROBE_LABELS})
     rescaled, y = {name: rescale(*both) for name, both in features.items()}, sample.labels.cpu().numpy()
-    for size in sorted(sizes or {count}):
-        # The labels of every draw.
+    for size in [size for size in sizes if size * rarest >= count] or [count]:
         draws = range(PROBE_DRAWS if size < count else 1)
         seeds = [scikit_seed(seed, "labels of the probe", size, draw) for draw in draws]
-        rows = [stratified_subset(numbered, size=size, seed=draw_seed).index for draw_seed in seeds]
-        # A model for each feature and draw.
+        drawn = [in_subset(train, size=size, seed=draw_seed) for draw_seed in seeds]
         for name, (known, asked) in rescaled.items():
-            penalty = choose_penalty(known[rows[0]], train.labels[rows[0]], seed=seeds[0])
-            models, converged = zip(*(probe(known[part], train.labels[part], penalty) for part in rows), strict=True)
+            penalty = choose_penalty(known[drawn[0]], train.labels[drawn[0]], seed=seeds[0])
+            models, converged = zip(*(probe(known[part], train.labels[part], penalty) for part in drawn), strict=True)
             correct = np.stack([model.predict(asked.cpu().numpy()) == y for model in models])
-            values = {"correct": torch.from_numpy(correct), "C": penalty, "converged": list(converged)}
-            results[name][size] = values
+            results[name][size] = {"correct": torch.from_numpy(correct), "converged": list(converged)}
     return results
+
+
+def in_subset(split, *, size, seed):
+    """Which images of a Split are in the `stratified_subset` of it, (N,) bool, on the CPU: it fits any device."""
+    return torch.isin(split.index, stratified_subset(split, size=size, seed=seed).index).cpu()
 
 
 def probe_scores(predictions, epoch):
@@ -146,18 +138,14 @@ def probe_scores(predictions, epoch):
     rows = []
     for name, sizes in predictions.items():
         for size, values in sizes.items():
-            draws, images = values["correct"].shape
-            labels = {"method": name, "epoch": epoch, "group": str(size)}
-            rows.append(score("probe_accuracy", mean_and_error(values["correct"].double().mean(0)), **labels))
+            correct, labels = values["correct"].double(), {"method": name, "epoch": epoch, "group": str(size)}
+            draws, images = correct.shape
+            rows.append(score("probe_accuracy", mean_and_error(correct.mean(0)), **labels))
             rows.append(plain_score("probe_draws", draws, images, **labels))
             rows.append(plain_score("probe_converged", np.mean(values["converged"]), images, **labels))
             if draws > 1:
-                deviation = values["correct"].double().mean(1).std()
-                rows.append(plain_score("probe_deviation", deviation, images, **labels))
+                rows.append(plain_score("probe_deviation", correct.mean(1).std(), images, **labels))
     return rows
-
-
-# Maps, traversals, interpolations
 
 
 def map_2d(features, *, seed):
@@ -229,8 +217,7 @@ def traversals(methods, train_q, sample_q, sample):
 
     The first row of each method holds the test image and its reconstruction, then white images.
     """
-    labels = sample.labels.unique()  # a small sample may lack a rare class
-    row = int((sample.labels == labels[TRAVERSED_CLASS % len(labels)]).nonzero()[0])
+    row = int(rows_per_class(sample, 1)[TRAVERSED_CLASS % sample.num_classes])
     values, columns = torch.linspace(-3, 3, 7, device=sample.images.device), {}
     for method in methods:
         start, decode = sample_q[method.name].mean[row], method.model.mean
@@ -246,10 +233,9 @@ def traversals(methods, train_q, sample_q, sample):
 @torch.no_grad()
 def interpolations(methods, sample_q, sample, classifier):
     """{"pixels" or method's name: images (V, C, H, W), and the Classified of them} between two test images."""
-    labels = sample.labels.unique()
-    first, last = (position % len(labels) for position in INTERPOLATED_CLASSES)
-    last = last if last != first else (first + 1) % len(labels)
-    start, end = (int((sample.labels == labels[position]).nonzero()[0]) for position in (first, last))
+    first, last = (position % sample.num_classes for position in INTERPOLATED_CLASSES)
+    last = last if last != first else (first + 1) % sample.num_classes
+    start, end = rows_per_class(sample, 1)[[first, last], 0].tolist()
     rows = {"pixels": line(sample.images[start], sample.images[end])}
     for method in methods:
         mean = sample_q[method.name].mean
@@ -258,7 +244,7 @@ def interpolations(methods, sample_q, sample, classifier):
 
 
 @torch.no_grad()
-def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, epoch, keep):
+def analyse(train_q, data, classifier, config, *, sample, sample_q, epoch, keep):
     """The Scores of the latents, rows of latent_usage.csv, and {method's name: map (M, 2)}.
 
     train_q, sample_q: {method's name: diagonal q (N, D)}, of all training images and of sample, a stratified Split
@@ -267,18 +253,17 @@ def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, epo
     scores, table, features, seed, train = [], [], {}, config.seed, data.train
 
     # Used dimensions, of as many training as test images: a count above a threshold depends on the values' noise.
-    numbered = replace(train, index=torch.arange(len(train.labels), device=train.labels.device))
-    compared = stratified_subset(numbered, size=min(len(sample.labels), len(train.labels)), seed=seed).index
-    for method in methods:
-        compared_q, of_sample = train_q[method.name][compared], sample_q[method.name]
-        for split, q in zip(SPLITS, (compared_q, of_sample), strict=True):
-            table += [{"method": method.name, "split": split, **row} for row in usage_table(q)]
-            scores += usage_scores(q, seed=seed, method=method.name, split=split, epoch=epoch)
-        features[method.name] = train_q[method.name].mean, of_sample.mean
+    compared = in_subset(train, size=min(len(sample.labels), len(train.labels)), seed=seed)
+    for name in sample_q:
+        compared_q = train_q[name][compared]
+        for split, q in zip(SPLITS, (compared_q, sample_q[name]), strict=True):
+            table += [{"method": name, "split": split, **row} for row in usage_table(q)]
+            scores += usage_scores(q, seed=seed, method=name, split=split, epoch=epoch)
+        features[name] = train_q[name].mean, sample_q[name].mean
         # A probe may read x from dimensions that the decoder ignores, because there q is very near to p(z).
         used = used_dimensions(compared_q)
         if used.any() and not used.all():
-            features[f"{method.name}_used"] = tuple(mean[:, used] for mean in features[method.name])
+            features[f"{name}_used"] = tuple(mean[:, used] for mean in features[name])
 
     # Probes, beside the supervised classifier itself.
     features["pixels"] = train.images.flatten(1), sample.images.flatten(1)
@@ -290,8 +275,8 @@ def analyse(methods, train_q, data, classifier, config, *, sample, sample_q, epo
     scores.append(score("classifier_accuracy", mean_and_error(correct), method="baseline", epoch=epoch))
 
     # Neighbors, in all dimensions, and maps in two.
-    for name, values in [*((name, q.mean) for name, q in sample_q.items()), ("pixels", sample.images.flatten(1))]:
-        agreement = mean_and_error(nearest_agree(values, sample.labels))
+    for name in (*sample_q, "pixels"):
+        agreement = mean_and_error(nearest_agree(features[name][1], sample.labels))
         scores.append(score("nearest_neighbor_accuracy", agreement, method=name, epoch=epoch))
     points = keep("map", lambda: {name: map_2d(q.mean, seed=seed) for name, q in sample_q.items()})
     return scores, table, points

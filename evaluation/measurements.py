@@ -5,6 +5,7 @@ method, image), so that its numbers depend on no other image; the bounds over wh
 all images.
 """
 
+import math
 import time
 from functools import partial
 from itertools import product
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from data import SPLITS, Split
+from data import Split, rows_per_class
 from evaluation.gaps import measure, own_columns
 from evaluation.log_prob import fit_and_anneal
 from vae_utils import Fit, GaussianPosterior, Noise, evaluate_bound, random_generator
@@ -20,10 +21,14 @@ from vae_utils import Fit, GaussianPosterior, Noise, evaluate_bound, random_gene
 MEASURED_AT_ONCE, SIMULATED_AT_ONCE = 100, 20  # images of a task
 PICTURED_PER_CLASS = 2  # test images: one in the reconstructions, one in the comparison
 DRAWS, MOST_DRAWS, DECODED = 4, 64, 20_000  # of z for the ELBO of an image of a whole split: more where images are few
+GAP_BOUNDS = {  # the bounds whose differences they are, see gaps.py
+    "amortization_gap": ("fitted_elbo", "elbo"),
+    "mean_field_gap": ("full_elbo", "fitted_elbo"),
+    "non_gaussian_gap": ("log_prob", "full_elbo"),
+    "approximation_gap": ("log_prob", "fitted_elbo"),
+    "inference_gap": ("log_prob", "elbo"),
+}
 TRAIN_SHARE = 5  # of training images, whose q* are no more than a diagnosis, so much fewer are measured
-
-
-# Which images
 
 
 class Sample(NamedTuple):
@@ -32,28 +37,21 @@ class Sample(NamedTuple):
     part: Split
     rows: torch.Tensor  # (N,), of these images in the split
     shares: torch.Tensor  # (classes,), float64: of the classes in the whole split
-    per_class: int  # annealed images of each class
-
-    @property
-    def annealed(self):
-        """How many are annealed."""
-        return self.per_class * len(self.shares)
+    annealed: int | None  # how many are annealed; None: of all, only the columns that need no fit are measured
 
     @property
     def labels(self):
         return self.part.labels.cpu()
 
     def first(self, count):
-        """The places (classes, count) of the first `count` images of each class."""
-        order = self.labels.argsort(stable=True)
-        starts = self.labels.bincount().cumsum(0) - self.labels.bincount()
-        return order[starts[:, None] + torch.arange(count)]
+        """The places (classes, count) of the first `count` images of each class. Raises InputError if one has fewer."""
+        return rows_per_class(self.part, count).cpu()
 
 
 def draw_sample(split, *, size, per_class, seed):
     """A Sample of `size` random images of a Split, in which every class has its share, but at least `per_class` images.
 
-    A larger sample holds the images of a smaller one. Raises InputError if a class has fewer than `per_class` images.
+    A larger sample holds the images of a smaller one.
     """
     labels = split.labels.cpu()
     order = torch.randperm(len(labels), generator=random_generator(seed, "scored images"))
@@ -61,8 +59,9 @@ def draw_sample(split, *, size, per_class, seed):
     counts = labels.bincount(minlength=split.num_classes)
     place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[labels[order]]  # of an image in its class
     share = torch.where(place < per_class, -1, (place + 0.5) / counts[labels[order]])  # of its class, up to this image
-    rows = order[share.argsort(stable=True)][: max(size, per_class * split.num_classes)]
-    return Sample(split.at(rows), rows, counts.double() / len(labels), per_class)
+    annealed = per_class * split.num_classes
+    rows = order[share.argsort(stable=True)][: max(size, annealed)]
+    return Sample(split.at(rows), rows, counts.double() / len(labels), annealed)
 
 
 def tracked_per_class(config):
@@ -72,48 +71,41 @@ def tracked_per_class(config):
 
 def draw_samples(data, config, *, last):
     """{split: Sample} of an epoch; at those before the last, of the images alone that are tracked or pictured."""
-    sizes = {"train": config.fitted_images // TRAIN_SHARE, "test": config.fitted_images} if last else {}
-    least, samples = {"train": 1, "test": PICTURED_PER_CLASS}, {}
-    per_class = config.images_per_digit if last else tracked_per_class(config)
-    for split in SPLITS:
+    full, scored = config.evaluation == "full", last and config.evaluation != "none"
+    fitted = scored or (full and config.gap_images_per_digit > 0)
+    sizes = {"train": config.fitted_images // TRAIN_SHARE, "test": config.fitted_images} if scored else {}
+    per_class = config.images_per_digit if scored else tracked_per_class(config)
+    samples = {}
+    for split, least in (("train", 1), ("test", PICTURED_PER_CLASS)):
         whole = getattr(data, split)
-        fewest = least[split] * len(whole.labels) / int(whole.labels.bincount(minlength=whole.num_classes).min())
+        fewest = least * len(whole.labels) / int(whole.labels.bincount(minlength=whole.num_classes).min())
         size = min(max(sizes.get(split, 0), round(fewest)), len(whole.labels))
-        samples[split] = draw_sample(whole, size=size, per_class=per_class, seed=config.seed)
+        sample = draw_sample(whole, size=size, per_class=per_class, seed=config.seed)
+        annealed = sample.annealed if full and (last or split == "test") else 0
+        samples[split] = sample._replace(annealed=annealed if fitted else None)
     return samples
 
 
-# What is measured of them
-
-
-def image_tasks(methods, samples, epoch, config, *, annealed):
-    """Tasks that measure the images of {split: Sample} under each method after an epoch: {name: function}.
-
-    annealed: {split: how many of its images, the first ones, are annealed}; a split that is not there
-    gets the columns alone that need no fit.
-    """
+def image_tasks(methods, samples, epoch, config):
+    """Tasks that measure the images of {split: Sample} under each method after an epoch: {name: function}."""
     tasks = {}
     for method, (split, sample) in product(methods, samples.items()):
-        count = annealed.get(split)
-        for number, block in enumerate(_blocks(torch.arange(len(sample.rows)), MEASURED_AT_ONCE)):
-            part, q = sample.part.at(block), None
+        for number, block in enumerate(_blocks(len(sample.rows), MEASURED_AT_ONCE)):
+            part, q, annealed = sample.part.at(block), None, sample.annealed
             if split == "train":  # q as trained
                 with torch.no_grad():
                     q = method.posterior(part.images, sample.rows[block].to(part.images.device))
-            of_block = None if count is None else min(max(count - int(block[0]), 0), len(block))
-            tasks[f"{_name(method, split, epoch)}_{number}"] = partial(
-                measure_images, method.frozen(), part.images, part.index, q, config, of_block, split, epoch
+            if annealed is not None:
+                annealed = min(max(annealed - int(block[0]), 0), len(block))
+            tasks[f"images_{epoch}_{method.name}_{split}_{number}"] = partial(
+                measure_images, method.frozen(), part.images, part.index, q, config, annealed, split, epoch
             )
     return tasks
 
 
-def _blocks(places, most):
-    """Places in blocks of nearly the same size, none larger than `most`."""
-    return places.chunk(-(-len(places) // most)) if len(places) else ()
-
-
-def _name(method, split, epoch):
-    return f"images_{epoch}_{method.name}_{split}"
+def _blocks(count, most):
+    """The places of `count` images in blocks of nearly the same size, none larger than `most`."""
+    return torch.arange(count).chunk(math.ceil(count / most))
 
 
 def measure_images(method, images, index, q, config, annealed, split, epoch):
@@ -122,28 +114,25 @@ def measure_images(method, images, index, q, config, annealed, split, epoch):
     index: of the images in the data set; q: of training images as trained; None: it is inferred, as of test images;
     annealed: how many, the first ones, are; None: the columns alone that need no fit.
     """
-    options = {"index": index.tolist(), "device": images.device}
-    fit, started = Fit.given(q) if q is not None else None, time.perf_counter()
-    if fit is None:
-        noise = Noise.of_images(config.seed, "inference", method.name, **options)
-        fit = method.infer(images, noise=noise, fit_steps=config.fit_steps)
-    seconds, inferred = time.perf_counter() - started, q is None and not method.shared_inference
-    noise = Noise.of_images(config.seed, "measured", method.name, split, epoch, **options)
+    noise_of = partial(Noise.of_images, config.seed, index=index.tolist(), device=images.device)
+    started = time.perf_counter()
+    if q is None:
+        fit = method.infer(images, noise=noise_of("inference", method.name), fit_steps=config.fit_steps)
+    else:
+        fit = Fit.given(q)
+    seconds, noise = time.perf_counter() - started, noise_of("measured", method.name, split, epoch)
     if annealed is None:
         columns = own_columns(method.model, images, fit.q, noise=noise)
     else:
-        is_best = inferred and fit.q.is_diagonal
+        is_best = q is None and not method.shared_inference and fit.q.is_diagonal
         options = {"noise": noise, "fitted": is_best, "annealed": annealed}
         columns, _ = measure(method.model, images, fit.q, config, **options)
         if is_best:
             columns["fit_converged"] *= fit.converged.to(images.dtype)
-    values = {
-        "q": fit.q.tensors(),
-        "columns": columns,
-        "costs": {"converged": fit.converged, "gradients": fit.gradients},
-    }
-    values = {key: {name: value.cpu() for name, value in part.items()} for key, part in values.items()}
-    return values | {"seconds": seconds}
+    costs = {"converged": fit.converged, "gradients": fit.gradients}
+    tensors = {"q": fit.q.tensors(), "columns": columns, "costs": costs}
+    on_cpu = {key: {name: value.cpu() for name, value in values.items()} for key, values in tensors.items()}
+    return {**on_cpu, "seconds": seconds}
 
 
 class Measured(NamedTuple):
@@ -158,36 +147,23 @@ def collect_images(methods, samples, results, epoch):
     """{(method's name, split): Measured} of the results of `image_tasks`, with the differences of the bounds."""
     collected = {}
     for method, (split, sample) in product(methods, samples.items()):
-        blocks = _of_task(results, _name(method, split, epoch))
-        missing = [torch.full((len(block["q"]["mean"]),), torch.nan) for block in blocks]
+        blocks = of_task(results, f"images_{epoch}_{method.name}_{split}")
+        parts = [block["columns"] for block in blocks]
         columns = {
-            name: torch.cat(
-                [block["columns"].get(name, nan) for block, nan in zip(blocks, missing, strict=True)]
-            ).double()
-            for name in blocks[0]["columns"]  # of the first block some images are annealed, if any are
+            name: torch.cat([part.get(name, torch.full_like(part["elbo"], torch.nan)) for part in parts]).double()
+            for name in parts[0]  # of the first block some images are annealed, if any are
         }
-        q, costs = (
-            {name: torch.cat([block[part][name] for block in blocks]) for name in blocks[0][part]}
-            for part in ("q", "costs")
-        )
-        q = GaussianPosterior(**q).to(sample.part.images.device)
-        fit = Fit(q, torch.empty(0, len(q)), **costs)
-        columns |= gap_columns(columns)
-        collected[method.name, split] = Measured(columns, fit, sum(block["seconds"] for block in blocks))
+        q = GaussianPosterior.concatenate([GaussianPosterior(**block["q"]) for block in blocks])
+        q = q.to(sample.part.images.device)
+        costs = {name: torch.cat([block["costs"][name] for block in blocks]) for name in ("converged", "gradients")}
+        fit, seconds = Fit(q, torch.empty(0, len(q)), **costs), sum(block["seconds"] for block in blocks)
+        collected[method.name, split] = Measured(columns | gap_columns(columns), fit, seconds)
     return collected
 
 
 def gap_columns(columns):
-    """The gaps of gaps.py as columns, as far as their bounds are there."""
-    gaps = {}
-    if "fitted_elbo" in columns:
-        gaps["amortization_gap"] = columns["fitted_elbo"] - columns["elbo"]
-    if "log_prob" in columns:
-        gaps["mean_field_gap"] = columns["full_elbo"] - columns["fitted_elbo"]
-        gaps["non_gaussian_gap"] = columns["log_prob"] - columns["full_elbo"]
-        gaps["approximation_gap"] = columns["log_prob"] - columns["fitted_elbo"]
-        gaps["inference_gap"] = columns["log_prob"] - columns["elbo"]
-    return gaps
+    """The GAP_BOUNDS as columns, as far as their bounds are there."""
+    return {gap: columns[high] - columns[low] for gap, (high, low) in GAP_BOUNDS.items() if high in columns}
 
 
 def image_table(measured, samples):
@@ -196,13 +172,10 @@ def image_table(measured, samples):
     for (name, split), (columns, _, _) in measured.items():
         part, values = samples[split].part, zip(*(column.tolist() for column in columns.values()), strict=True)
         for label, index, numbers in zip(part.labels.tolist(), part.index.tolist(), values, strict=True):
-            identity = {"method": name, "split": split, "class": part.classes[label], "index": index}
-            numbers = (None if number != number else number for number in numbers)
-            table.append({**identity, **dict(zip(columns, numbers, strict=True))})
+            row = {"method": name, "split": split, "class": part.classes[label], "index": index}
+            numbers = (None if math.isnan(number) else number for number in numbers)
+            table.append(row | dict(zip(columns, numbers, strict=True)))
     return table
-
-
-# Bounds of whole splits
 
 
 @torch.no_grad()
@@ -232,17 +205,13 @@ def whole_bounds(methods, data, train_q, config):
             images = getattr(data, split).images
             noise = Noise(config.seed, "final bound", method.name, split, device=data.device)
             options = {"noise": noise, "draws": draws_of(len(images))}
-            bound = evaluate_bound(method.model, images, lambda x, rows, q=q: q[rows], **options)
-            bounds[method.name, split] = bound
+            bounds[method.name, split] = evaluate_bound(method.model, images, lambda x, rows, q=q: q[rows], **options)
     return bounds
-
-
-# Bidirectional bounds of simulated images
 
 
 def bidirectional_tasks(methods, config, *, device="cpu"):
     """Tasks that bound log p(x) of images simulated from each method's model, SIMULATED_AT_ONCE at a time."""
-    blocks = enumerate(_blocks(torch.arange(config.simulated_images), SIMULATED_AT_ONCE))
+    blocks = enumerate(_blocks(config.simulated_images, SIMULATED_AT_ONCE))
     return {
         f"bidirectional_{method.name}_{block}": partial(bound_simulated, method.frozen(), index, config, device)
         for (block, index), method in product(blocks, methods)
@@ -259,11 +228,6 @@ def bound_simulated(method, index, config, device):
     return torch.stack((columns["lower"], columns["upper"])).cpu()
 
 
-def collect_bidirectional(method, results):
-    """Lower and upper bounds (2, M) of the simulated images, of the results of `bidirectional_tasks`."""
-    return torch.cat(_of_task(results, f"bidirectional_{method.name}"), dim=1)
-
-
-def _of_task(results, name):
+def of_task(results, name):
     """The results of the tasks called `name`_0, `name`_1, ...: not those of a method whose name begins alike."""
     return [result for task, result in results.items() if task.rpartition("_")[0] == name]

@@ -1,7 +1,6 @@
 """The evaluation of trained methods: `evaluate` finds every number, `draw_report` writes and draws."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,31 +17,17 @@ from runtime.progress import check_interrupt
 from vae_utils import random_generator
 
 PRIOR_SAMPLES, EARLIER_NUM_SAMPLES = 64, 100
+# Images of every epoch: the split, and which image of each class it is.
+PICTURED = {"training image": ("train", 0), "test image": ("test", 0), "compared image": ("test", 1)}
 MOST_PICTURED = 30  # how many classes at most have an image of their own in a figure
-RESULTS = (  # the files in the results directory, as patterns; those of earlier versions, too
-    "*recon_epoch_[0-9]*.png",
-    "samples_epoch_[0-9]*.png",
-    "comparison_epoch_[0-9]*.png",
-    "training_curves.png",
-    "scores.csv",
-    "log_probabilities.*",
-    "gaps.csv",
-    "where_the_nats_go.png",
-    "gaps_over_epochs.png",
-    "gaps_per_digit.png",
-    "quality_over_seconds.png",
-    "latent_usage.png",
-    "latent_probes.png",
-    "latent_map.png",
-    "latent_manifold.png",
-    "latent_usage.csv",
-    "traversals.png",
-    "interpolation.png",
-    "sample_quality.png",
-    "history.csv",
-    "summary.json",
-    "report.html",
-)
+# The files in the results directory, as patterns; those of earlier versions, too.
+RESULTS = (
+    "*recon_epoch_[0-9]*.png", "samples_epoch_[0-9]*.png", "comparison_epoch_[0-9]*.png", "training_curves.png",
+    "scores.csv", "log_probabilities.*", "gaps.csv", "where_the_nats_go.png", "gaps_over_epochs.png",
+    "gaps_per_digit.png", "quality_over_seconds.png", "latent_usage.png", "latent_usage.csv", "latent_probes.png",
+    "latent_map.png", "latent_manifold.png", "traversals.png", "interpolation.png", "sample_quality.png", "history.csv",
+    "summary.json", "report.html",
+)  # fmt: skip
 
 
 class Results(NamedTuple):
@@ -58,7 +43,6 @@ class Results(NamedTuple):
     # Of a full evaluation alone:
     latent_usage: list = None  # rows of latent_usage.csv, dicts
     log_prob: np.ndarray = None  # (methods, splits, classes, annealed images of each class), float64: the best estimate
-    examples: torch.Tensor = None  # (M, C, H, W), the first annealed test image of each class
     sample_labels: torch.Tensor = None  # (M,), of the test images on the map
     points: dict = None  # {method's name: (M, 2)}, the map
     traversals: tuple = None  # see latents.traversals
@@ -80,19 +64,14 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
     seconds}, where known; run: a Run. The work on images is dealt to the ranks; rank 0 does the rest.
     """
     full, last = config.evaluation == "full", epochs[-1]
-    # The work.
+    # The work. At earlier epochs images are few: half the chains are enough.
+    earlier = replace(config, num_samples=EARLIER_NUM_SAMPLES, chains=max(2, config.chains // 2))
     work, samples_of, methods_of = {}, {}, {}
     for epoch in reversed(epochs):  # the tasks of the last epoch take longest
         methods = load(epoch)
-        samples_of[epoch] = measurements.draw_samples(data, config, last=epoch == last and config.evaluation != "none")
-        settings, annealed = config, {}
-        if epoch == last and config.evaluation != "none":
-            annealed = {split: sample.annealed if full else 0 for split, sample in samples_of[epoch].items()}
-        elif epoch != last:
-            settings = at_earlier_epochs(config)
-            if full and config.gap_images_per_digit:
-                annealed = {"train": 0, "test": samples_of[epoch]["test"].annealed}
-        work |= measurements.image_tasks(methods, samples_of[epoch], epoch, settings, annealed=annealed)
+        samples_of[epoch] = measurements.draw_samples(data, config, last=epoch == last)
+        settings = config if epoch == last else earlier
+        work |= measurements.image_tasks(methods, samples_of[epoch], epoch, settings)
         methods_of[epoch] = methods if epoch == last else [method.frozen() for method in methods]
     methods = methods_of[last]
     if full:
@@ -108,10 +87,10 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
         drawn, measured = samples_of[epoch], measurements.collect_images(methods, samples_of[epoch], results, epoch)
         pictures[epoch] = draw_pictures(methods_of[epoch], drawn, measured, config)
         rows += scores.tracked_scores(measured, drawn, epoch, measurements.tracked_per_class(config))
-    shared = {"methods": methods, "classes": data.test.classes, "likelihood": methods[0].model.likelihood.label}
-    shared["manifold"] = latents.manifold(methods)
+    likelihood, manifold = methods[0].model.likelihood.label, latents.manifold(methods)
+    scored = Results([], [], methods, data.test.classes, likelihood, pictures, manifold)
     if config.evaluation == "none":
-        return Results([], [], pictures=pictures, **shared)
+        return scored
 
     # Bounds, log p(x), gaps, costs.
     with run.timed("bounds of all images"):
@@ -119,59 +98,43 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
         rows += scores.bound_scores(measurements.whole_bounds(methods, data, train_q, config), last)
     rows += scores.image_scores(measured, drawn, last)
     rows += scores.cost_scores(methods, last, measured, training_seconds)
-    images = measurements.image_table(measured, drawn)
+    scored = scored._replace(scores=rows, images=measurements.image_table(measured, drawn))
     if not full:
-        return Results(rows, images, pictures=pictures, **shared)
+        return scored
     rows += scores.bidirectional_scores(methods, results, last)
 
     # Latents and samples.
     sample, options = drawn["test"].part, {"epoch": last, "keep": run.keep}
     sample_q = {method.name: measured[method.name, "test"].fit.q for method in methods}
-    of_sample = {"sample": sample, "sample_q": sample_q}
     with run.timed("probes and maps of the latents"):
-        arguments = methods, train_q, data, classifier, config
-        latent_scores, usage, points = latents.analyse(*arguments, **of_sample, **options)
+        arguments = {"sample": sample, "sample_q": sample_q, **options}
+        latent_scores, usage, points = latents.analyse(train_q, data, classifier, config, **arguments)
     with run.timed("samples"):
         sample_scores, sample_images = samples.assess(methods, data, classifier, config, **options)
 
     # What figures and the page draw.
-    places = drawn["test"].first(config.images_per_digit)  # (classes, annealed images)
-    annealed, columns = places.flatten(), ("log_prob", "log_prob_standard_error")
-    annealed_log_prob = {
-        method.name: [measured[method.name, "test"].columns[column][annealed] for column in columns]
-        for method in methods
-    }
-    annealed_q = {name: q[annealed] for name, q in sample_q.items()}
+    places = {split: drawn[split].first(config.images_per_digit) for split in SPLITS}  # (classes, annealed images)
     log_prob = [
-        [
-            measured[method.name, split].columns["log_prob"][drawn[split].first(config.images_per_digit)]
-            for split in SPLITS
-        ]
+        [measured[method.name, split].columns["log_prob"][places[split]].numpy() for split in SPLITS]
         for method in methods
     ]
-    shown = {"points": points, "seed": config.seed}
-    shown_images = sample.at(annealed)
-    return Results(
+    annealed, columns = places["test"].flatten(), ("log_prob", "log_prob_standard_error")
+    annealed_log_prob = {
+        name: [measured[name, "test"].columns[column][annealed] for column in columns] for name in sample_q
+    }
+    annealed_q = {name: q[annealed] for name, q in sample_q.items()}
+    shown = train_q, sample, sample_q, sample.at(annealed), annealed_q, annealed_log_prob
+    return scored._replace(
         scores=rows + latent_scores + sample_scores,
-        images=images,
-        pictures=pictures,
-        **shared,
         latent_usage=usage,
-        log_prob=np.stack([np.stack([values.numpy() for values in splits]) for splits in log_prob]),
-        examples=sample.images[places[:MOST_PICTURED, 0]].cpu(),
+        log_prob=np.array(log_prob),
         sample_labels=sample.labels.cpu(),
         points=points,
         traversals=latents.traversals(methods, train_q, sample_q, sample),
         interpolations=latents.interpolations(methods, sample_q, sample, classifier),
         samples=sample_images,
-        explorer=explorer(methods, train_q, sample, sample_q, shown_images, annealed_q, annealed_log_prob, **shown),
+        explorer=explorer(methods, *shown, points=points, seed=config.seed),
     )
-
-
-def at_earlier_epochs(config):
-    """The EvalConfig of the epochs before the last, whose images are few: half the chains are enough."""
-    count = measurements.tracked_per_class(config)
-    return replace(config, images_per_digit=count, num_samples=EARLIER_NUM_SAMPLES, chains=max(2, config.chains // 2))
 
 
 @torch.no_grad()
@@ -181,9 +144,9 @@ def draw_pictures(methods, drawn, measured, config):
 
     drawn: {split: Sample}; measured: of `measurements.collect_images`.
     """
-    places = {split: sample.first(1 + (split == "test"))[:MOST_PICTURED].T for split, sample in drawn.items()}
-    shown = {"training image": ("train", places["train"][0])}
-    shown |= {kind: ("test", places["test"][row]) for row, kind in enumerate(("test image", "compared image"))}
+    shown = {
+        kind: (split, drawn[split].first(place + 1)[:MOST_PICTURED, place]) for kind, (split, place) in PICTURED.items()
+    }
     pictures = {kind: drawn[split].part.images[rows].cpu() for kind, (split, rows) in shown.items()}
     for method in methods:
         # The same generator for every method: where they have the same number of dimensions, the same z.
@@ -203,8 +166,8 @@ def draw_history(results_dir, history, methods, epochs, likelihood):
 
 
 def draw_report(results_dir, results, summary):
-    """Writes the tables, and the figures but the training curves; summary: what summary.json will hold."""
-    results_dir, methods, classes = Path(results_dir), results.methods, results.classes
+    """Writes tables, and the figures but the training curves, into a Path; summary: what summary.json will hold."""
+    methods, classes = results.methods, results.classes
 
     def save(name, draw, **values):
         check_interrupt()
@@ -227,10 +190,10 @@ def draw_report(results_dir, results, summary):
     save_csv(results_dir / "latent_usage.csv", results.latent_usage)
 
     # Figures of numbers.
-    shared = {"scores": results.scores, "methods": methods}
-    values = results.log_prob[:, SPLITS.index("test"), : len(results.examples), 0]
+    shared, examples = {"scores": results.scores, "methods": methods}, drawn["test image"]  # of the last epoch
     options = {"num_samples": summary["eval_config"]["num_samples"], "classes": classes, **shared}
-    save("log_probabilities", figures.log_probabilities, images=results.examples, example_values=values, **options)
+    options["example_values"] = results.log_prob[:, SPLITS.index("test"), : len(examples), 0]
+    save("log_probabilities", figures.log_probabilities, images=examples, **options)
     save("where_the_nats_go", figures.where_the_nats_go, **shared)
     save("gaps_over_epochs", figures.gaps_over_epochs, **shared)
     if all(find(results.scores, "training_seconds", method.name, "train") for method in methods):
@@ -248,66 +211,51 @@ def draw_report(results_dir, results, summary):
 
 def _save_epoch(save, epoch, drawn, methods, classes):
     """Saves the reconstructions of each method, the prior samples and the comparison after one epoch."""
-    kinds = ("training image", "test image")
-    compared = drawn["compared image"]
+    kinds, compared = ("training image", "test image"), drawn["compared image"]
     names = [] if style.are_short(classes) else style.shown(classes)[: len(compared)]
     captions = dict.fromkeys(kinds, names) if names else {}
     for method in methods:
-        images = drawn[method.name]
-        save(
-            f"{method.reconstruction_prefix}_epoch_{epoch}",
-            style.image_rows,
-            rows=[pair for kind in kinds for pair in ((kind, drawn[kind]), ("reconstruction", images[kind]))],
-            captions=captions,
-            title=f"{method.label}, epoch {epoch}: reconstructions at the mean of q(z)",
-        )
-    save(
-        f"samples_epoch_{epoch}",
-        style.sample_sheets,
-        sheets={method.label: drawn[method.name]["samples"] for method in methods},
-        title=f"Prior samples, epoch {epoch}: the mean of p(x|z) at the same {PRIOR_SAMPLES} draws of z",
+        images, title = drawn[method.name], f"{method.label}, epoch {epoch}: reconstructions at the mean of q(z)"
+        rows = [pair for kind in kinds for pair in ((kind, drawn[kind]), ("reconstruction", images[kind]))]
+        name = f"{method.reconstruction_prefix}_epoch_{epoch}"
+        save(name, style.image_rows, rows=rows, captions=captions, title=title)
+    sheets = {method.label: drawn[method.name]["samples"] for method in methods}
+    title = f"Prior samples, epoch {epoch}: the mean of p(x|z) at the same {PRIOR_SAMPLES} draws of z"
+    save(f"samples_epoch_{epoch}", style.sample_sheets, sheets=sheets, title=title)
+    rows, captions = {"test image": compared}, {"test image": names} if names else {}
+    for method in methods:
+        rows[method.label] = images = drawn[method.name]["compared image"]
+        errors = (compared - images).square().flatten(1).sum(1)
+        captions[method.label] = [f"{error:.1f}" for error in errors.tolist()]
+    title = (
+        f"Unseen test images, epoch {epoch}; below each reconstruction its squared error "
+        r"$\|x-\hat x\|^2$ (pixels in [-1, 1])"
     )
-    rows = {method.label: drawn[method.name]["compared image"] for method in methods}
-    errors = {
-        label: [f"{error:.1f}" for error in (compared - images).square().flatten(1).sum(1).tolist()]
-        for label, images in rows.items()
-    }
-    save(
-        f"comparison_epoch_{epoch}",
-        style.image_rows,
-        rows=[("test image", compared), *rows.items()],
-        captions=errors | ({"test image": names} if names else {}),
-        title=f"Unseen test images, epoch {epoch}; below each reconstruction its squared error "
-        r"$\|x-\hat x\|^2$ (pixels in [-1, 1])",
-    )
+    save(f"comparison_epoch_{epoch}", style.image_rows, rows=list(rows.items()), captions=captions, title=title)
 
 
 def _save_traversals(save, results):
     values, columns = results.traversals
     axis = [f"{value:+g}" if value else "0" for value in values]
-    save(
-        "traversals",
-        style.image_rows,
-        rows={results.labels[name]: rows for name, rows in columns.items()},
-        captions={rows[-1][0]: axis for rows in columns.values()},
-        title="z set to the value at the bottom, in standard deviations of p(z), along the dimensions with most KL (at "
+    captions = {rows[-1][0]: axis for rows in columns.values()}  # below the last row of each column
+    title = (
+        "z set to the value at the bottom, in standard deviations of p(z), along the dimensions with most KL (at "
         "the left its mean over training images)\nand along the directions in which the means of q vary most; across "
-        "these, z stays at the mean of q of the test image",
+        "these, z stays at the mean of q of the test image"
     )
+    rows = {results.labels[name]: rows for name, rows in columns.items()}
+    save("traversals", style.image_rows, rows=rows, captions=captions, title=title)
 
 
 def _save_interpolations(save, results):
     labels, between = {"pixels": "mixed pixels", **results.labels}, ": " if style.are_short(results.classes) else "\n"
-    captions, shown = {}, style.shown(results.classes)
-    for name, (_, classified) in results.interpolations.items():
+    rows, captions, shown = [], {}, style.shown(results.classes)
+    for name, (images, classified) in results.interpolations.items():
         pairs = zip(classified.label.tolist(), classified.confidence.tolist(), strict=True)
-        texts = [f"{shown[label]}{between}{share:.0%}" for label, share in pairs]
-        captions[labels[name]] = texts
-    save(
-        "interpolation",
-        style.image_rows,
-        rows=[(labels[name], images) for name, (images, _) in results.interpolations.items()],
-        captions=captions,
-        title="On the straight line between two test images (the ends of the upper row),\nor between their means of q; "
-        "below each, the class that the supervised baseline finds most probable",
+        captions[labels[name]] = [f"{shown[label]}{between}{share:.0%}" for label, share in pairs]
+        rows.append((labels[name], images))
+    title = (
+        "On the straight line between two test images (the ends of the upper row),\nor between their means of q; "
+        "below each, the class that the supervised baseline finds most probable"
     )
+    save("interpolation", style.image_rows, rows=rows, captions=captions, title=title)

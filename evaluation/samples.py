@@ -60,8 +60,7 @@ def sample_pixel_gaussian(images, count, *, generator):
     values, vectors = torch.linalg.eigh(covariance)
     noise = torch.randn(count, len(values), generator=generator, dtype=torch.float64)
     # Not Cholesky's decomposition, which fails for pixels that never change. Not clamped: the moments would change.
-    drawn = mean + (noise * values.clamp(min=0).sqrt()) @ vectors.T
-    return drawn.reshape(count, *images.shape[1:]).to(images)
+    return (mean + (noise * values.clamp(min=0).sqrt()) @ vectors.T).reshape(count, *images.shape[1:]).to(images)
 
 
 def frechet_distances(features, reference, *, seed, resamples):
@@ -86,11 +85,9 @@ def finite_sample_floor(reference, count, *, seed, resamples):
     reference: (M, F). The bootstrap's estimate (Efron 1979): both samples are drawn from the reference. A resample's
     distance from the reference itself would be too small, by what the M images of the reference add to the distance.
     """
-    one, two = (
-        _resampled(reference, size, seed, f"floor, {name}", resamples)
-        for name, size in (("sample", count), ("reference", len(reference)))
-    )
-    return torch.tensor([frechet_distance(*pair) for pair in zip(one, two, strict=True)], dtype=torch.float64)
+    drawn = _resampled(reference, count, seed, "floor, sample", resamples)
+    others = _resampled(reference, len(reference), seed, "floor, reference", resamples)
+    return torch.tensor([frechet_distance(*pair) for pair in zip(drawn, others, strict=True)], dtype=torch.float64)
 
 
 def _resampled(features, size, seed, name, resamples):
@@ -132,8 +129,7 @@ def assess(methods, data, classifier, config, *, epoch, keep, resamples=20):
     classifier: trained on data.train, in evaluation mode; config: an EvalConfig; keep: as `Tasks.keep`. Kinds,
     config.classified_samples of each: "real_images", training images that are not in data.train, if there are enough:
     the best to be expected; every method's name, at the same z; "pixel_gaussian", what two moments alone reach. "test"
-    describes the test images; "finite_sample_floor" is what the distance would be, on average, if the samples were test
-    images.
+    describes the test images; "finite_sample_floor" is the mean distance that samples like them would have.
     """
     seed, count, device = config.seed, config.classified_samples, data.device
 
@@ -151,12 +147,11 @@ def assess(methods, data, classifier, config, *, epoch, keep, resamples=20):
     kinds[BASELINE] = sample_pixel_gaussian(data.train.images, count, generator=generator)
 
     # What the classifier takes them for, and their distances.
-    classified = {name: classify(classifier, images) for name, images in kinds.items()}
-    classified["test"] = classify(classifier, data.test.images)
-    features, again = {name: classified[name].features for name in kinds}, {"seed": seed, "resamples": resamples}
+    classified = {name: classify(classifier, images) for name, images in {**kinds, "test": data.test.images}.items()}
+    features, options = {name: classified[name].features for name in kinds}, {"seed": seed, "resamples": resamples}
     reference = classified["test"].features
-    distances = keep("frechet", lambda: frechet_distances(features, reference, **again))
-    floor = keep("frechet_floor", lambda: finite_sample_floor(reference, count, **again))
+    distances = keep("frechet", lambda: frechet_distances(features, reference, **options))
+    floor = keep("frechet_floor", lambda: finite_sample_floor(reference, count, **options))
     scores = distance_scores(distances, floor, count, epoch)
     for name, values in classified.items():
         scores += class_scores(values, data.test.classes, method=name, epoch=epoch)

@@ -6,7 +6,7 @@ from itertools import combinations
 import torch
 
 from evaluation.gaps import METRICS
-from evaluation.measurements import collect_bidirectional, draws_of
+from evaluation.measurements import draws_of, of_task
 from evaluation.statistics import TRACKED, plain_score, regression_estimate, score, stratified_mean
 from vae_utils import mean_and_error
 
@@ -32,11 +32,10 @@ def bound_scores(bounds, epoch):
     """Scores "elbo_all", "log_likelihood", "kl" and "draws" (of z per image) of `whole_bounds`, errors over images."""
     rows = []
     for (name, split), bound in bounds.items():
-        labels = {"method": name, "split": split, "epoch": epoch}
-        for quantity, values in bound._asdict().items():
-            quantity = "elbo_all" if quantity == "elbo" else quantity
+        labels, images = {"method": name, "split": split, "epoch": epoch}, len(bound.elbo)
+        for quantity, values in zip(("elbo_all", "log_likelihood", "kl"), bound, strict=True):
             rows.append(score(quantity, mean_and_error(values), **labels))
-        rows.append(plain_score("draws", draws_of(len(bound.elbo)), len(bound.elbo), **labels))
+        rows.append(plain_score("draws", draws_of(images), images, **labels))
     return rows
 
 
@@ -63,24 +62,23 @@ def image_scores(measured, samples, epoch):
     for split, sample in samples.items():
         of = {name: measured[name, split].columns for name in names}
         predictors = torch.stack([of[name]["fitted_elbo"] for name in names], dim=1)
-        labels = {"split": split, "epoch": epoch}
+        every, labels = torch.arange(len(sample.rows)), {"split": split, "epoch": epoch}
+        groups = {"": every}
+        groups |= {group: every[sample.labels == number] for number, group in enumerate(sample.part.classes)}
         for name in names:
-            rows += _means(of[name], MEANS, sample, predictors, method=name, **labels)
-            for number, group in enumerate(sample.part.classes):
-                places = torch.nonzero(sample.labels == number).flatten()
-                rows += _means(of[name], MEANS, sample, predictors, places, method=name, group=group, **labels)
+            for group, places in groups.items():
+                rows += _means(of[name], sample, predictors, places, method=name, group=group, **labels)
             rows += _trust_scores(of[name], sample.annealed, method=name, **labels)
         for one, other in combinations(names, 2):
             columns = {key: of[one][key] - of[other][key] for key in PAIRED if key in of[one]}
-            rows += _means(columns, PAIRED, sample, predictors, method=f"{one} - {other}", **labels)
+            rows += _means(columns, sample, predictors, every, method=f"{one} - {other}", **labels)
     return rows
 
 
-def _means(columns, names, sample, predictors, places=None, **labels):
-    """Scores of columns (N,) that are there, over the images of the Sample at `places` (all)."""
-    places = torch.arange(len(sample.rows)) if places is None else places
+def _means(columns, sample, predictors, places, **labels):
+    """Scores of those of MEANS that are among the columns (N,), over the images of the Sample at `places`."""
     classes, annealed, rows = sample.labels[places], places[places < sample.annealed], []
-    for name in (name for name in names if name in columns):
+    for name in (name for name in MEANS if name in columns):
         values = columns[name]
         if name in KNOWN:
             result = stratified_mean(values[places], classes, sample.shares)
@@ -96,17 +94,15 @@ def _means(columns, names, sample, predictors, places=None, **labels):
 
 def _trust_scores(columns, annealed, **labels):
     """Scores of the first `annealed` images that say how far their log p(x) can be trusted."""
-    converged = columns.get("fit_converged")
+    converged = columns["fit_converged"]
     rows = [plain_score("fit_converged", converged.nanmean(), len(converged), **labels)]
     if "log_prob" not in columns:
         return rows
     columns = {name: values[:annealed] for name, values in columns.items()}
     rows += [plain_score(name, columns[name].quantile(0.5), annealed, **labels) for name in MEDIANS]
-    # The mean's Monte Carlo error over draws of the chains, and an estimate of its bias.
-    error = columns["log_prob_standard_error"].square().sum().sqrt() / annealed
     others = {
         "annealed_images": annealed,
-        "monte_carlo_error": error,
+        "monte_carlo_error": columns["log_prob_standard_error"].square().sum().sqrt() / annealed,  # of their mean
         "bias": columns["log_prob_bias"].mean(),
         "acceptance": columns["acceptance"].mean(),
         "images_not_trusted": (columns["trusted"] == 0).sum(),
@@ -123,14 +119,11 @@ def bidirectional_scores(methods, results, epoch):
     """
     rows = []
     for method in methods:
-        lower, upper = collect_bidirectional(method, results)
+        lower, upper = torch.cat(of_task(results, f"bidirectional_{method.name}"), dim=1)
         for name, values in {"lower": lower, "upper": upper, "gap": upper - lower}.items():
             labels = {"method": method.name, "split": "simulated", "epoch": epoch}
             rows.append(score(f"bidirectional_{name}", mean_and_error(values), **labels))
     return rows
-
-
-# Costs
 
 
 def cost_scores(methods, epoch, measured, training_seconds):
@@ -142,7 +135,7 @@ def cost_scores(methods, epoch, measured, training_seconds):
     rows = []
     for method in methods:
         config, (_, fit, seconds) = method.config, measured[method.name, "test"]
-        visits = epoch * method.gradients_per_visit
+        images, visits = len(fit.gradients), epoch * method.gradients_per_visit
         gradients = visits * config.train_size
         training = {
             "decoder_updates": epoch * math.ceil(config.train_size / config.batch_size),
@@ -153,11 +146,10 @@ def cost_scores(methods, epoch, measured, training_seconds):
             training["training_seconds"] = training_seconds[method.name]
         inference = {
             "unseen_image_gradients": fit.gradients.cpu().double().mean(),
-            "unseen_image_seconds": seconds / len(fit.gradients),
+            "unseen_image_seconds": seconds / images,
             "inference_converged": fit.converged.cpu().double().mean(),
         }
-        counts = {"train": (training, config.train_size), "test": (inference, len(fit.gradients))}
-        for split, (costs, images) in counts.items():
+        for split, count, costs in (("train", config.train_size, training), ("test", images, inference)):
             labels = {"method": method.name, "split": split, "epoch": epoch}
-            rows += [plain_score(name, value, images, **labels) for name, value in costs.items()]
+            rows += [plain_score(name, value, count, **labels) for name, value in costs.items()]
     return rows

@@ -3,6 +3,7 @@
 import csv
 import math
 import textwrap
+from functools import partial
 from itertools import combinations, zip_longest
 from typing import NamedTuple
 
@@ -12,7 +13,6 @@ from evaluation.statistics import Score, find, half_width
 from runtime.checkpoint import invalid_contents, save_csv
 
 FEW = 10  # effective samples: below, importance sampling is too low by an amount that the weights cannot tell
-TITLE = "nats per image (± standard error over images)"
 NAMES = {  # of quantities, where not their own
     "elbo": "ELBO(q)",
     "fitted_elbo": "ELBO(q*)",
@@ -86,63 +86,59 @@ def _lower(label):
 
 def final_rows(scores, labels):
     """The Rows of the final table: a list for each method, then one for each pair; labels: {method's name: label}."""
-
-    def row(label, quantity, method):
-        entries = [find(scores, quantity, method, split) for split in SPLITS]
-        return Row(label, tuple((number(entry), f"{entry.images:,}") if entry else ("", "") for entry in entries))
-
-    blocks = [[Row(label, depth=0), *_method_rows(scores, name, row)] for name, label in labels.items()]
+    blocks = [[Row(label, depth=0), *_method_rows(scores, name)] for name, label in labels.items()]
     for pair, label in pairs(labels):
-        rows = [row(title(name), name, pair) for name in DIFFERENCES if find(scores, name, pair)]
+        rows = [_row(scores, pair, title(name), name) for name in DIFFERENCES if find(scores, name, pair)]
         blocks.append([Row(f"{label}, the same images", depth=0), *rows])
     return blocks
 
 
-def _method_rows(scores, name, row):
+def _row(scores, method, label, quantity):
+    entries = [find(scores, quantity, method, split) for split in SPLITS]
+    return Row(label, tuple((number(entry), f"{entry.images:,}") if entry else ("", "") for entry in entries))
+
+
+def _method_rows(scores, name):
+    """The Rows of a method: of the measured images, from ELBO(q) up to log p(x), and of whole splits."""
+    row = partial(_row, scores, name)
+
     def values(quantity):
         return [find(scores, quantity, name, split).mean for split in SPLITS]
 
-    def detail(label, quantity, form, remarks=("", ""), depth=2):
-        texts = zip(map(form.format, values(quantity)), remarks, strict=True)
-        return Row(label, tuple(texts), depth)
+    def detail(label, quantity, form, remarks=("", "")):
+        return Row(label, tuple(zip(map(form.format, values(quantity)), remarks, strict=True)), depth=2)
 
-    # The measured images: from ELBO(q) up to log p(x).
-    yield row("ELBO(q)", "elbo", name)
-    yield row("+ amortization gap", "amortization_gap", name)
-    yield row("= ELBO(q*), the best diagonal Gaussian", "fitted_elbo", name)
+    yield row("ELBO(q)", "elbo")
+    yield row("+ amortization gap", "amortization_gap")
+    yield row("= ELBO(q*), the best diagonal Gaussian", "fitted_elbo")
     yield detail("fits that have converged", "fit_converged", "{:.0%}")
     if find(scores, "log_prob", name):
-        yield from _log_prob_rows(scores, name, row, values, detail)
-    # Whole splits.
-    yield row("ELBO(q) of all images", "elbo_all", name)
-    yield row("E_q log p(x|z)", "log_likelihood", name)
-    yield row("KL(q || p)", "kl", name)
-
-
-def _log_prob_rows(scores, name, row, values, detail):
-    yield row("+ mean-field gap", "mean_field_gap", name)
-    yield row("+ non-Gaussian gap", "non_gaussian_gap", name)
-    yield row("= log p(x)", "log_prob", name)
-    how = "annealed" if values("temperatures")[1] else "integrated on a grid"
-    yield detail(f"of these images, {how}", "annealed_images", "{:.0f}")
-    errors, of_gap = (
-        [find(scores, quantity, name, split).standard_error or math.inf for split in SPLITS]
-        for quantity in ("log_prob", "non_gaussian_gap")
-    )
-    biased = [_beyond(-bias, error) for bias, error in zip(values("bias"), of_gap, strict=True)]
-    yield detail("Monte Carlo error of their mean", "monte_carlo_error", "± {:.2f}")
-    yield detail("bias of their mean, an estimate", "bias", "{:.2f}", biased)
-    yield detail("acceptance of transitions", "acceptance", "{:.2f}")
-    yield detail("images that may be wrong by more", "images_not_trusted", "{:.0f}")
-    yield detail("images with several modes", "images_with_several_modes", "{:.0f}")
-    gap = find(scores, "bidirectional_gap", name, "simulated")
-    text = f"bidirectional bounds of {gap.images} simulated images are {number(gap)} nats apart"
-    yield Row(f"{text} {_beyond(gap.mean, min(errors))}".rstrip(), depth=2)
-    for q, prefix in (("q", ""), ("q*full", "full_")):
-        yield row(f"log p(x), importance sampling from {q}", f"{prefix}importance_sampling", name)
-        size = f"{prefix}effective_sample_size"
-        remarks = ["too low" if value < FEW else "" for value in values(size)]
-        yield detail("rests on (median effective samples)", size, "{:.1f}", remarks)
+        yield row("+ mean-field gap", "mean_field_gap")
+        yield row("+ non-Gaussian gap", "non_gaussian_gap")
+        yield row("= log p(x)", "log_prob")
+        how = "annealed" if values("temperatures")[1] else "integrated on a grid"
+        yield detail(f"of these images, {how}", "annealed_images", "{:.0f}")
+        errors, gap_errors = (
+            [find(scores, quantity, name, split).standard_error or math.inf for split in SPLITS]
+            for quantity in ("log_prob", "non_gaussian_gap")
+        )
+        biased = [_beyond(-bias, error) for bias, error in zip(values("bias"), gap_errors, strict=True)]
+        yield detail("Monte Carlo error of their mean", "monte_carlo_error", "± {:.2f}")
+        yield detail("bias of their mean, an estimate", "bias", "{:.2f}", biased)
+        yield detail("acceptance of transitions", "acceptance", "{:.2f}")
+        yield detail("images that may be wrong by more", "images_not_trusted", "{:.0f}")
+        yield detail("images with several modes", "images_with_several_modes", "{:.0f}")
+        gap = find(scores, "bidirectional_gap", name, "simulated")
+        text = f"bidirectional bounds of {gap.images} simulated images are {number(gap)} nats apart"
+        yield Row(f"{text} {_beyond(gap.mean, min(errors))}".rstrip(), depth=2)
+        for q, prefix in (("q", ""), ("q*full", "full_")):
+            yield row(f"log p(x), importance sampling from {q}", f"{prefix}importance_sampling")
+            size = f"{prefix}effective_sample_size"
+            remarks = ["too low" if value < FEW else "" for value in values(size)]
+            yield detail("rests on (median effective samples)", size, "{:.1f}", remarks)
+    yield row("ELBO(q) of all images", "elbo_all")
+    yield row("E_q log p(x|z)", "log_likelihood")
+    yield row("KL(q || p)", "kl")
 
 
 def _beyond(error, standard_error):
@@ -152,15 +148,13 @@ def _beyond(error, standard_error):
 
 def table(scores, labels, likelihood):
     """The final table, at most 100 columns wide; likelihood: what p(x|z) is."""
-
-    def line(label, cells):
-        return f"{label:44}{''.join(f'{value:>19}{count:>8}' for value, count in cells)}".rstrip()
-
-    rule = "-" * 98
-    lines = [likelihood, line(TITLE, (("train", "images"), ("test", "images"))), rule]
-    for rows in final_rows(scores, labels):
-        lines += [line("  " * row.depth + row.label, row.cells) for row in rows]
-        lines.append(rule)
+    heading = Row("nats per image (± standard error over images)", (("train", "images"), ("test", "images")), depth=0)
+    lines = [likelihood]
+    for rows in ([heading], *final_rows(scores, labels)):
+        for row in rows:
+            cells = "".join(f"{value:>19}{count:>8}" for value, count in row.cells)
+            lines.append(f"{'  ' * row.depth + row.label:44}{cells}".rstrip())
+        lines.append("-" * 98)
     return "\n".join(lines)
 
 
@@ -176,14 +170,12 @@ def cost_rows(scores, labels):
 def cost_table(scores, labels):
     """What training and inference took, as a table."""
     width = min(21, 50 // len(labels))
-
-    def line(label, texts):
-        return f"{label:50}" + "".join(f"{text:>{width}}" for text in texts)
-
-    headings = zip_longest(*(textwrap.wrap(label, width - 1) for label in labels.values()), fillvalue="")
-    lines = [line("" if number else "computation", texts) for number, texts in enumerate(headings)]
+    wrapped = [textwrap.wrap(label, width - 1) for label in labels.values()]
+    headings = list(zip_longest(["computation"], zip_longest(*wrapped, fillvalue=""), fillvalue=""))
+    rows = [*headings, *cost_rows(scores, labels)]
+    lines = [f"{label:50}" + "".join(f"{text:>{width}}" for text in texts) for label, texts in rows]
     rule = "-" * len(lines[0])
-    return "\n".join([*lines, rule, *(line(*row) for row in cost_rows(scores, labels)), rule])
+    return "\n".join([*lines[: len(headings)], rule, *lines[len(headings) :], rule])
 
 
 def headline_rows(scores, labels):
@@ -195,16 +187,14 @@ def headline_rows(scores, labels):
     if len(labels) == 2:
         columns.append(" - ".join(labels))
         titles.append("difference (paired)")
-    quantities = {"ELBO(q)": "elbo", "+ amortization gap": "amortization_gap"}
+    rows = {"ELBO(q)": "elbo", "+ amortization gap": "amortization_gap"}
     if find(scores, "log_prob", columns[0]):
-        quantities |= {"+ mean-field gap": "mean_field_gap", "+ non-Gaussian gap": "non_gaussian_gap"}
-        quantities |= {"= log p(x)": "log_prob"}
+        rows |= {"+ mean-field gap": "mean_field_gap", "+ non-Gaussian gap": "non_gaussian_gap"}
+        rows |= {"= log p(x)": "log_prob"}
     else:
-        quantities |= {"= ELBO(q*)": "fitted_elbo"}
-    return titles, [
-        (label, [number(find(scores, quantity, method)) for method in columns])
-        for label, quantity in quantities.items()
-    ]
+        rows |= {"= ELBO(q*)": "fitted_elbo"}
+    texts = {label: [number(find(scores, name, method)) for method in columns] for label, name in rows.items()}
+    return titles, list(texts.items())
 
 
 def basis(scores, labels):
@@ -239,15 +229,11 @@ def conclusions(scores, labels):
         better, worse = (one, other) if entry.mean >= 0 else (other, one)
         half = half_width(entry.standard_error, entry.freedom) or math.inf
         size = f"{abs(entry.mean):.1f}" + (f" ± {half:.1f}" if half < math.inf else "")
-        text = f"{labels[better]} has {_article(title(entry.quantity))} {size} nats higher"
-        text += "" if abs(entry.mean) > half else ", which may be chance,"
+        what = "a log p(x)" if entry.quantity == "log_prob" else "an ELBO(q*)"
+        doubt = "" if abs(entry.mean) > half else ", which may be chance,"
         images = f"on the same test images (± half a 95% t interval over images, {entry.freedom} degrees of freedom)."
-        sentences.append(f"{text} than {_lower(labels[worse])} {images}")
+        sentences.append(f"{labels[better]} has {what} {size} nats higher{doubt} than {_lower(labels[worse])} {images}")
     return sentences
-
-
-def _article(text):
-    return f"an {text}" if text[0] == "E" else f"a {text}"
 
 
 def print_tables(scores, summary):

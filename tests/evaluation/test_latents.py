@@ -1,6 +1,6 @@
 """What the latents hold, on latents made up so that the answer is known."""
 
-from dataclasses import replace
+from itertools import product
 from statistics import NormalDist
 
 import numpy as np
@@ -42,9 +42,8 @@ def blobs(*, images, width, deviation, seed, shuffled=False):
 
 def q_with_kl(nats, images=12):
     """A q with these KL in every image: 0.5 mean^2 with unit deviations."""
-    return GaussianPosterior.from_log_var(
-        (2 * torch.tensor(nats)).sqrt().expand(images, -1), torch.zeros(images, len(nats))
-    )
+    mean = (2 * torch.tensor(nats)).sqrt().expand(images, -1)
+    return GaussianPosterior(mean, torch.ones_like(mean))
 
 
 def usage(q):
@@ -133,6 +132,7 @@ def test_a_probe_needs_a_label_of_the_rarest_class(monkeypatch):
     features = features[rare.index - 1000]
     results = latents.probe_predictions({"blobs": (features, features)}, train=rare, sample=rare, seed=2)
     assert list(results["blobs"]) == [30, 31]  # two of 31 are less than one of ten
+    assert latents.choose_penalty(features, rare.labels, seed=0) == 1  # fewer labels than folds: nothing to go by
 
 
 def test_a_probe_that_does_not_converge_says_so(monkeypatch):
@@ -177,11 +177,6 @@ def test_probes_take_one_thread(monkeypatch):
     with threadpool_limits(2, user_api="blas"):
         latents.probe_predictions({"blobs": (features, features)}, train=split, sample=split, seed=2)
     assert {library["num_threads"] for library in threads if library["user_api"] == "blas"} == {1}
-
-
-def test_a_probe_can_have_fewer_images_of_a_class_than_folds():
-    features, train = blobs(images=9, width=8, deviation=0.1, seed=1)
-    assert latents.choose_penalty(features, train.labels, seed=0) == 1  # nothing to choose it by
 
 
 def test_traversals_and_lines_go_where_they_say():
@@ -239,12 +234,12 @@ def test_a_decoder_of_one_or_two_dimensions_is_drawn_at_quantiles_of_the_prior(m
 
 def random_q(methods, count):
     """{name: q} whose first dimension is the prior's."""
-    found = {}
+    posteriors = {}
     for method in methods:
         noise = torch.randn(2, count, method.model.latent_dim, generator=random_generator(method.name, count))
         noise[:, :, 0] *= 0.001
-        found[method.name] = GaussianPosterior.from_log_var(*noise)
-    return found
+        posteriors[method.name] = GaussianPosterior.from_log_var(*noise)
+    return posteriors
 
 
 def test_the_analysis_is_of_what_it_says_and_the_same_twice(mnist, monkeypatch):
@@ -252,15 +247,18 @@ def test_the_analysis_is_of_what_it_says_and_the_same_twice(mnist, monkeypatch):
     monkeypatch.setattr(latents, "PROBE_C", (0.01, 1.0))
     train, test, sample = (stratified_subset(mnist[part], size=size) for part, size in ((0, 200), (1, 100), (1, 60)))
     methods = toy_methods((3, 1), (1, 28, 28))
-    settings = {"train_q": random_q(methods, 200), "sample": sample, "sample_q": random_q(methods, 60)}
-    settings |= {"data": Data(train, train, train, test), "classifier": Classifier(seed=0).eval()}
-    settings |= {"epoch": 1, "keep": compute}
-    scores, table, points = latents.analyse(methods, config=EvalConfig(seed=4), **settings)
+    train_q, data, classifier = random_q(methods, 200), Data(train, train, train, test), Classifier(seed=0).eval()
+    options = {"sample": sample, "sample_q": random_q(methods, 60), "epoch": 1, "keep": compute}
+
+    def analyse(seed):
+        return latents.analyse(train_q, data, classifier, EvalConfig(seed=seed), **options)
+
+    scores, table, points = analyse(4)
     assert {name: values.shape for name, values in points.items()} == {"method_0": (60, 2), "method_1": (60, 2)}
     # As many training images as test images, and those of the same draw.
     assert find(scores, "used_dimensions", "method_0", "train")[5:8] == (2, None, 60)
-    compared = stratified_subset(replace(train, index=torch.arange(200)), size=60, seed=4).index
-    kl = settings["train_q"]["method_0"].kl_per_dimension()[compared].mean(0)
+    compared = torch.isin(train.index, stratified_subset(train, size=60, seed=4).index)
+    kl = train_q["method_0"].kl_per_dimension()[compared].mean(0)
     assert [row["kl"] for row in table[:3]] == pytest.approx(kl.tolist(), rel=1e-4)
     distance = (sample.images.flatten(1)[:, None] - sample.images.flatten(1)).square().sum(-1)
     nearest = distance.topk(2, largest=False).indices[:, 1]
@@ -269,10 +267,8 @@ def test_the_analysis_is_of_what_it_says_and_the_same_twice(mnist, monkeypatch):
     # Of method_1 no dimension is used.
     features = {"method_0", "method_0_used", "method_1", "pixels", "baseline_features"}
     accuracies = select_scores(scores, quantity="probe_accuracy")
-    assert {entry.method for entry in accuracies} == features
-    assert {entry.group for entry in accuracies} == {"100", "200"}
-    assert latents.analyse(methods, config=EvalConfig(seed=4), **settings)[0] == scores
-    assert latents.analyse(methods, config=EvalConfig(seed=5), **settings)[0] != scores
+    assert {(entry.method, entry.group) for entry in accuracies} == set(product(features, ("100", "200")))
+    assert analyse(4)[0] == scores != analyse(5)[0]
 
 
 def test_any_number_of_methods_and_classes_can_be_analysed(monkeypatch):
@@ -283,7 +279,7 @@ def test_any_number_of_methods_and_classes_can_be_analysed(monkeypatch):
     train_q, sample_q = random_q(methods, len(data.train.labels)), random_q(methods, len(sample.labels))
     classifier = Classifier(5, image_shape=data.image_shape, seed=1).eval()
     options = {"sample": sample, "sample_q": sample_q, "epoch": 1, "keep": compute}
-    scores, _, points = latents.analyse(methods, train_q, data, classifier, EvalConfig(seed=2), **options)
+    scores, _, points = latents.analyse(train_q, data, classifier, EvalConfig(seed=2), **options)
     names = ["method_0", "method_1", "method_2"]
     assert list(points) == names
     assert {f"{name}_used" for name in names} <= {entry.method for entry in scores}

@@ -22,26 +22,10 @@ def random_moments(width, seed, rank=None):
     return Moments(torch.randn(width, generator=random_generator(seed, 1), dtype=torch.float64), factor @ factor.T)
 
 
-def toy_methods(latent_dims, image_shape, seed=0):
+def toy_methods(latent_dims, image_shape):
     """Methods whose models have learned nothing."""
-    return [
-        SimpleNamespace(
-            name=f"method_{number}",
-            label=f"Method {number}",
-            color="#0072B2",
-            shared_inference=number > 0,
-            model=ConvModel(latent_dim, image_shape=image_shape, seed=seed),
-        )
-        for number, latent_dim in enumerate(latent_dims)
-    ]
-
-
-def test_the_distance_of_diagonal_gaussians():
-    """|m1 - m2|^2 + sum (s1 - s2)^2."""
-    mean = torch.tensor([[1.0, 2, 3], [0, 2, 5]], dtype=torch.float64)
-    deviation = torch.tensor([[1.0, 0.5, 2], [3, 0.5, 0]], dtype=torch.float64)
-    one, two = (Moments(m, s.square().diag()) for m, s in zip(mean, deviation, strict=True))
-    assert frechet_distance(one, two) == pytest.approx(1 + 4 + 4 + 4)
+    models = [ConvModel(latent_dim, image_shape=image_shape, seed=0) for latent_dim in latent_dims]
+    return [SimpleNamespace(name=f"method_{number}", model=model) for number, model in enumerate(models)]
 
 
 @pytest.mark.parametrize(("width", "rank"), [(1, 1), (5, 5), (20, 20), (20, 3)])
@@ -51,8 +35,7 @@ def test_the_distance_is_that_of_scipys_matrix_root(width, rank):
     root = np.trace(linalg.sqrtm(product + 1e-12 * np.eye(width))).real
     between = float((one.mean - two.mean).square().sum())
     expected = between + float(one.covariance.trace() + two.covariance.trace()) - 2 * root
-    assert frechet_distance(one, two) == pytest.approx(expected, rel=1e-4)
-    assert frechet_distance(two, one) == pytest.approx(expected, rel=1e-4)
+    assert [frechet_distance(one, two), frechet_distance(two, one)] == pytest.approx([expected] * 2, rel=1e-4)
 
 
 def test_the_distance_is_zero_between_equal_sets_alone():
@@ -70,32 +53,32 @@ def test_moments_are_numpys():
     assert moments(features[:, :1]).covariance.shape == (1, 1)
 
 
+def drawn(seed, shift, count):
+    return shift + torch.randn(count, 4, generator=random_generator(seed, "drawn"))
+
+
 def test_distances_are_those_of_the_distributions_and_their_errors_are_meant():
     """Two Gaussians of known distance; the bootstrap's error against the deviation over sets drawn anew."""
 
-    def drawn(seed, shift, count=2000):
-        return shift + torch.randn(count, 4, generator=random_generator(seed, "drawn"))
+    def distances(seed, resamples, **shifts):
+        features = {name: drawn(abs(seed) + n, shift, 2000) for n, (name, shift) in enumerate(shifts.items())}
+        return frechet_distances(features, drawn(seed, 0, 2000), seed=0, resamples=resamples)
 
-    def distances(features, seed, resamples):
-        return frechet_distances(features, drawn(seed, 0), seed=0, resamples=resamples)
-
-    values = torch.tensor([distances({"a": drawn(n, 1)}, -n, 2)["a"][0] for n in range(1, 101)])
+    values = torch.tensor([distances(-n, 2, a=1)["a"][0] for n in range(1, 101)])
     assert float(values.mean()) == pytest.approx(4, abs=0.05)
-    both = distances({"a": drawn(1, 1), "b": drawn(2, 0)}, -1, 200)
+    both = distances(-1, 200, a=1, b=0)
     assert 0.8 < float(both["a"][1].std()) / float(values.std()) < 1.25
     assert 0 < both["b"][0] < 0.02
-    assert torch.equal(distances({"a": drawn(1, 1)}, -1, 200)["a"][1], both["a"][1])  # whoever else is there
+    assert torch.equal(distances(-1, 200, a=1)["a"][1], both["a"][1])  # whoever else is there
 
 
 def test_ratios_do_not_depend_on_the_units_and_their_errors_are_meant():
     """Distances 4 and 9; the ratio's error against the deviation over sets drawn anew, which share the reference."""
 
-    def drawn(seed, shift, count=500):
-        return shift + torch.randn(count, 4, generator=random_generator(seed, "drawn"))
-
     def ratio(number, resamples, unit=1):
-        features = {"a": unit * drawn(3 * number, 1), "pixel_gaussian": unit * drawn(3 * number + 1, 1.5)}
-        distances = frechet_distances(features, unit * drawn(3 * number + 2, 0), seed=0, resamples=resamples)
+        sets = [unit * drawn(3 * number + part, shift, 500) for part, shift in enumerate((1, 1.5, 0))]
+        features = dict(zip(("a", "pixel_gaussian"), sets, strict=False))
+        distances = frechet_distances(features, sets[2], seed=0, resamples=resamples)
         scores = samples.distance_scores(distances, torch.ones(2), 500, epoch=1)
         own, unity = (find(scores, "frechet_ratio", name) for name in features)
         assert (unity.mean, unity.standard_error) == (1, 0)
@@ -140,9 +123,8 @@ def test_the_pixel_gaussian_has_the_pixels_mean_and_covariance(mnist):
 def test_shares_and_confidence_of_classes_that_are_known():
     classified = Classified(torch.zeros(4, 2), torch.tensor([3, 3, 6, 3]), torch.tensor([0.5, 0.7, 0.9, 0.7]))
     confidence, *shares = samples.class_scores(classified, "abcdefg", method="m", epoch=1)
-    assert [(entry.group, entry.mean) for entry in shares] == list(
-        zip("abcdefg", (0, 0, 0, 0.75, 0, 0, 0.25), strict=True)
-    )
+    assert [entry.group for entry in shares] == list("abcdefg")
+    assert [entry.mean for entry in shares] == [0, 0, 0, 0.75, 0, 0, 0.25]
     assert confidence.mean == pytest.approx(0.7)
     assert confidence.standard_error == pytest.approx(np.std([0.5, 0.7, 0.9, 0.7], ddof=1) / 2)
 

@@ -18,12 +18,12 @@ SAMPLE = draw_sample(toy_data().test, size=25, per_class=4, seed=2)
 SAMPLES = {"train": SAMPLE, "test": SAMPLE}
 
 
-def made_up_columns(generator, spread=1.0):
+def made_up_columns():
     """Random columns, as of measurements.collect_images, with what is beyond the annealed images missing."""
-    names = (*scores.KNOWN[:2], *scores.KNOWN[3:], "log_prob", "full_elbo", "importance_sampling")
-    names = (*names, "full_importance_sampling", *scores.MEDIANS, "log_prob_standard_error", "log_prob_bias")
-    names = (*names, "acceptance", "trusted", "modes", "fit_converged")
-    columns = {name: spread * torch.randn(25, generator=generator, dtype=torch.float64) for name in names}
+    annealed = """log_prob full_elbo importance_sampling full_importance_sampling log_prob_standard_error log_prob_bias
+        acceptance trusted modes fit_converged"""
+    names, generator = ("elbo", "fitted_elbo", *scores.KNOWN[3:], *annealed.split(), *scores.MEDIANS), seeded(0)
+    columns = {name: torch.randn(25, generator=generator, dtype=torch.float64) for name in names}
     for name in names[3:]:
         columns[name][SAMPLE.annealed :] = torch.nan
     return columns | gap_columns(columns)
@@ -52,16 +52,18 @@ def test_a_sample_holds_every_class_by_its_share_and_grows_without_change():
 
 def test_results_go_to_the_method_whose_name_is_theirs_and_not_to_one_that_begins_alike():
     results = {
-        f"bidirectional_{name}_{number}": torch.full((2, 1), float(number))
-        for name, number in (("a", 0), ("a_1", 5), ("a", 1))
+        f"bidirectional_{name}_{block}": torch.tensor([[value], [value + 2]])
+        for name, block, value in (("a", 0, 3.0), ("a_1", 0, 5.0), ("a", 1, 4.0))
     }
-    assert measurements.collect_bidirectional(SimpleNamespace(name="a"), results)[0].tolist() == [0, 1]
-    assert measurements.collect_bidirectional(SimpleNamespace(name="a_1"), results)[0].tolist() == [5]
+    rows = scores.bidirectional_scores([SimpleNamespace(name="a"), SimpleNamespace(name="a_1")], results, epoch=3)
+    means = [(entry.method, entry.quantity.removeprefix("bidirectional_"), entry.mean, entry.images) for entry in rows]
+    assert means[:3] == [("a", "lower", 3.5, 2), ("a", "upper", 5.5, 2), ("a", "gap", 2, 2)]
+    assert means[3:] == [("a_1", "lower", 5, 1), ("a_1", "upper", 7, 1), ("a_1", "gap", 2, 1)]
 
 
 def test_differences_are_paired_and_signed_and_gaps_add_up():
     """Two methods that differ by a constant: the error of the difference is zero, and the first is better."""
-    one = made_up_columns(seeded(0))
+    one = made_up_columns()
     shifts = {"elbo": 3, "fitted_elbo": 4, "full_elbo": 6, "log_prob": 9}
     other = one | {name: one[name] - shift for name, shift in shifts.items()}
     other |= gap_columns(other)
@@ -83,18 +85,18 @@ def test_differences_are_paired_and_signed_and_gaps_add_up():
 
 def test_what_is_measured_of_all_images_carries_the_annealed_ones():
     """log p(x) = 2 ELBO(q*) + 5: the mean over all images is known without error but for the images."""
-    columns = made_up_columns(seeded(0))
+    columns = made_up_columns()
     columns["log_prob"] = torch.where(columns["log_prob"].isnan(), torch.nan, 2 * columns["fitted_elbo"] + 5)
     columns |= gap_columns(columns)
-    score = find(scores.image_scores(measured(a=columns), SAMPLES, epoch=3), "log_prob", "a")
+    rows = scores.image_scores(measured(a=columns), SAMPLES, epoch=3)
+    score, known = find(rows, "log_prob", "a"), find(rows, "fitted_elbo", "a")
     expected = sum(columns["fitted_elbo"][SAMPLE.labels == label].mean() for label in range(5)) / 5
     assert score.mean == pytest.approx(2 * float(expected) + 5)
-    known = find(scores.image_scores(measured(a=columns), SAMPLES, epoch=3), "fitted_elbo", "a")
     assert score.standard_error == pytest.approx(2 * known.standard_error)
 
 
 def test_what_is_said_beside_the_means():
-    columns = made_up_columns(seeded(0))
+    columns = made_up_columns()
     first = slice(SAMPLE.annealed)
     columns["log_prob_standard_error"][first] = 0.3
     columns["trusted"][first] = torch.tensor([1.0, 0, 1, 1]).repeat(5).double()
@@ -131,8 +133,7 @@ def test_costs_count_the_gradients_of_each_visit():
 def small_work(method, data, *, fitted=20, **counts):
     config = EvalConfig(num_samples=16, chains=2, fit_steps=12, fitted_images=fitted, **counts)
     samples = draw_samples(data, config, last=True)
-    annealed = {split: sample.annealed for split, sample in samples.items()}
-    return samples, image_tasks([method], samples, 2, config, annealed=annealed)
+    return samples, image_tasks([method], samples, 2, config)
 
 
 @pytest.mark.parametrize("converged", [True, False])
@@ -145,15 +146,15 @@ def test_whether_the_methods_own_fits_converged_is_said(converged, monkeypatch):
         return infer(self, x, **options)._replace(converged=torch.full((len(x),), converged))
 
     monkeypatch.setattr(LatentOptimization, "infer", counted)
-    samples, work = small_work(method, data, images_per_digit=1, gap_images_per_digit=1, temperatures=2)
+    samples, work = small_work(method, data, images_per_digit=1, temperatures=2)
     results = {name: function() for name, function in work.items()}
-    found = measurements.collect_images([method], samples, results, 2)
-    columns = found[method.name, "test"].columns
+    collected = measurements.collect_images([method], samples, results, 2)
+    columns = collected[method.name, "test"].columns
     assert set(columns["fit_converged"][5:].tolist()) == {float(converged)}
     assert torch.equal(columns["elbo"], columns["fitted_elbo"])
-    assert (found[method.name, "train"].columns["amortization_gap"] != 0).all()
+    assert (collected[method.name, "train"].columns["amortization_gap"] != 0).all()
     assert columns["log_prob"][:5].isfinite().all()
-    table = [row for row in measurements.image_table(found, samples) if row["split"] == "test"]
+    table = [row for row in measurements.image_table(collected, samples) if row["split"] == "test"]
     assert [row["log_prob"] is None for row in table] == [False] * 5 + [True] * 15
     assert [row["index"] for row in table] == samples["test"].part.index.tolist()
     for place, row in enumerate(table[:5]):
@@ -165,12 +166,10 @@ def test_whether_the_methods_own_fits_converged_is_said(converged, monkeypatch):
 def test_more_images_do_not_change_what_is_found_for_the_first_ones():
     data = toy_data()
     method = LatentOptimization(toy_config(), data)
-    few, many = (
-        small_work(method, data, images_per_digit=count, gap_images_per_digit=1, fitted=fitted)
-        for count, fitted in ((1, 20), (3, 30))
-    )
-    name = next(name for name in few[1] if "_test_0" in name)
-    one, other = few[1][name](), many[1][name]()
-    places = many[0]["test"].first(1).flatten()
+    _, few = small_work(method, data, images_per_digit=1)
+    samples, many = small_work(method, data, images_per_digit=3, fitted=30)
+    name = next(name for name in few if "_test_0" in name)
+    one, other = few[name]()["columns"], many[name]()["columns"]
+    places = samples["test"].first(1).flatten()
     for column in ("elbo", "squared_error", "full_elbo"):  # in other batches sums are rounded otherwise
-        torch.testing.assert_close(one["columns"][column][:5], other["columns"][column][places], atol=1e-2, rtol=0)
+        torch.testing.assert_close(one[column][:5], other[column][places], atol=1e-2, rtol=0)

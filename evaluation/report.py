@@ -136,12 +136,8 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
 
     # What figures and the page draw.
     places = drawn["test"].first(config.images_per_digit)  # (classes, annealed images)
-    annealed, columns = places.flatten(), ("log_prob", "log_prob_standard_error")
-    annealed_log_prob = {
-        method.name: [measured[method.name, "test"].columns[column][annealed] for column in columns]
-        for method in methods
-    }
-    annealed_q = {name: q[annealed] for name, q in sample_q.items()}
+    columns = "log_prob", "log_prob_standard_error"
+    log_probs = {m.name: [measured[m.name, "test"].columns[column] for column in columns] for m in methods}
     log_prob = [
         [
             measured[method.name, split].columns["log_prob"][drawn[split].first(config.images_per_digit)]
@@ -149,8 +145,6 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
         ]
         for method in methods
     ]
-    shown = {"points": points, "seed": config.seed}
-    shown_images = sample.at(annealed)
     return Results(
         scores=rows + latent_scores + sample_scores,
         images=images,
@@ -164,7 +158,7 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
         traversals=latents.traversals(methods, train_q, sample_q, sample),
         interpolations=latents.interpolations(methods, sample_q, sample, classifier),
         samples=sample_images,
-        explorer=explorer(methods, train_q, sample, sample_q, shown_images, annealed_q, annealed_log_prob, **shown),
+        explorer=explorer(methods, train_q, sample, sample_q, log_probs, points=points, seed=config.seed),
     )
 
 

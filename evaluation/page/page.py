@@ -1,6 +1,8 @@
-"""Fills the template page.html with a run's scores, tables and figures: report.html."""
+"""Fills the templates page.html and captions.html with a run's scores, tables and figures: report.html."""
 
 import base64
+import re
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -11,28 +13,18 @@ from PIL import Image
 
 from evaluation import style
 from evaluation.gaps import METRICS
-from evaluation.latents import PLANE
-from evaluation.page.captions import captions
+from evaluation.latents import PLANE, USED
 from evaluation.page.explorer import ELBO_DRAWS
-from evaluation.tables import basis, conclusions, cost_rows, final_rows, headline_rows, title
+from evaluation.statistics import find, select_scores
+from evaluation.tables import basis, conclusions, cost_rows, final_rows, headline_rows, number, pairs, title
 from runtime.checkpoint import atomic_write
 
 FOLDER = Path(__file__).parent
-# Columns of log_probabilities.csv that are shown, their titles and forms; then those of gaps.METRICS.
-COLUMNS = {
-    "method": ("method", "{}"),
-    "split": ("split", "{}"),
-    "class": ("class", "{}"),
-    "index": ("image", "{}"),
-    "log_prob": ("log p(x)", "{:.2f}"),
-    "log_prob_standard_error": ("its standard error", "{:.2f}"),
-    "log_prob_bias": ("its bias", "{:.2f}"),
-    "elbo": ("ELBO(q)", "{:.2f}"),
-    "fitted_elbo": ("ELBO(q*)", "{:.2f}"),
-    "full_elbo": ("ELBO(q*full)", "{:.2f}"),
-    "importance_sampling": ("importance sampling", "{:.2f}"),
-    "temperatures": ("temperatures", "{:.0f}"),
-}
+# Columns of log_probabilities.csv that are shown, and their titles where the tables have another one.
+TEXTS = ("method", "split", "class", "index")
+NUMBERS = ("log_prob", "log_prob_standard_error", "log_prob_bias", "elbo", "fitted_elbo", "full_elbo")
+NUMBERS += ("importance_sampling", "temperatures", *(metric.__name__ for metric in METRICS))
+TITLES = {"index": "image", "log_prob_standard_error": "its standard error", "log_prob_bias": "its bias"}
 
 
 def write_page(results_dir, results, summary):
@@ -40,29 +32,29 @@ def write_page(results_dir, results, summary):
 
     Raises RunError if it cannot be written.
     """
-    scores, labels, explorer = results.scores, results.labels, results.explorer
-    likelihood, colors = results.methods[0].model.likelihood, style.class_colors(len(results.classes))
-    colors = [to_hex(color) for color in colors]
+    scores, labels, explorer, classes = results.scores, results.labels, results.explorer, results.classes
+    colors = [to_hex(color) for color in style.class_colors(len(classes))]
+    probes = select_scores(scores, quantity="probe_accuracy", method="pixels")
+    of_classes = [entry for entry in select_scores(scores, quantity="inference_gap") if entry.group in set(classes)]
     seconds = summary["seconds"]
     times = {f"training, {name}": value for name, value in seconds["training"].items()}
-    times |= seconds.get("stages", {}) | {name: seconds[name] for name in ("evaluation", "total")}
-    plane = any(method.get("latent_dim", PLANE + 1) <= PLANE for method in explorer["methods"].values())
+    times |= seconds["stages"] | {name: seconds[name] for name in ("evaluation", "total")}
     values = {
         "style": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         "script": Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
         "summary": summary,
         "labels": labels,
+        "methods": results.methods,
         "conclusions": conclusions(scores, labels),
         "headline": headline_rows(scores, labels),
         "basis": basis(scores, labels),
-        "units": likelihood.units,
+        "units": results.methods[0].model.likelihood.units,
         "drawable": all(method["layers"] for method in explorer["methods"].values()),
         "explorer": {**explorer, "colors": colors},
-        "legend": list(zip(results.classes, colors, strict=True)),
+        "legend": list(zip(classes, colors, strict=True)),
         "elbo_draws": ELBO_DRAWS,
-        "numbered": list(enumerate(results.classes)) if style.are_numbered(results.classes) else [],
-        "plane": plane,
-        "figures": figures(results_dir, captions(scores, results.methods, results.classes, plane=plane)),
+        "numbered": list(enumerate(classes)) if style.are_numbered(classes) else [],
+        "plane": any(method["latent_dim"] <= PLANE for method in explorer["methods"].values()),
         "blocks": final_rows(scores, labels),
         "costs": cost_rows(scores, labels),
         "image_table": image_table(results.images, labels),
@@ -72,6 +64,15 @@ def write_page(results_dir, results, summary):
             "Versions": summary["versions"],
             "Seconds": {name: f"{value:.0f}" for name, value in times.items()},
         },
+        # For the captions.
+        "pictures": partial(pictures, results_dir),
+        "webp": webp,
+        "find": partial(find, scores),
+        "values": partial(of_methods, scores, labels),
+        "differences": partial(differences, scores, labels),
+        "most_labels": max(probes, key=lambda entry: int(entry.group)),
+        "class_intervals": any(entry.images > 1 for entry in of_classes),
+        "used": USED,
     }
     options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     template = Environment(loader=FileSystemLoader(FOLDER), **options).get_template("page.html")
@@ -79,34 +80,34 @@ def write_page(results_dir, results, summary):
         tmp_path.write_text(template.render(values), encoding="utf-8")
 
 
+def of_methods(scores, labels, quantity, form=".1f", **where):
+    """A quantity of every method, with its label, as text."""
+    return "; ".join(f"{label} {find(scores, quantity, name, **where).mean:{form}}" for name, label in labels.items())
+
+
+def differences(scores, labels, quantity):
+    """A quantity's paired difference of every two methods, as sentences."""
+    entries = [(label, find(scores, quantity, pair)) for pair, label in pairs(labels)]
+    return " ".join(f"{label}: {number(entry, 1)} on the same {entry.images} test images." for label, entry in entries)
+
+
 def image_table(images, labels):
     """(titles, rows {column: text}) of the annealed images; images: rows of log_probabilities.csv."""
-    columns = COLUMNS | {metric.__name__: (title(metric.__name__), "{:.2f}") for metric in METRICS}
-    rows = [{**row, "method": labels[row["method"]]} for row in images if row["log_prob"] is not None]
-    texts = [{name: form.format(row[name]) for name, (_, form) in columns.items()} for row in rows]
-    return [heading for heading, _ in columns.values()], texts
+    table = []
+    for row in images:
+        if row["log_prob"] is not None:
+            texts = {**{name: str(row[name]) for name in TEXTS}, "method": labels[row["method"]]}
+            table.append(texts | {name: f"{row[name]:.{0 if name == 'temperatures' else 2}f}" for name in NUMBERS})
+    return [TITLES.get(name, title(name)) for name in (*TEXTS, *NUMBERS)], table
 
 
-def figures(results_dir, texts):
-    """Every figure that is there, dicts; those drawn at several epochs come first, by epoch.
-
-    texts: of `captions`; another name is the user's own.
-    """
-    of_epochs, others = [], []
-    for path in Path(results_dir).glob("*_epoch_[0-9]*.png"):
-        name, _, epoch = path.stem.rpartition("_epoch_")
-        if name in texts and epoch.isdecimal():
-            of_epochs.append((int(epoch), list(texts).index(name), name, path))
-    for name in texts:
-        if (path := Path(results_dir) / f"{name}.png").exists():
-            others.append((None, 0, name, path))
-    return [
-        {"epoch": epoch, "title": texts[name][0], "text": texts[name][1], "name": path.name, **picture(path)}
-        for epoch, _, name, path in [*sorted(of_epochs), *others]
-    ]
+def pictures(results_dir, name):
+    """Pairs (epoch, path) of a figure, by epoch; 0 where it is not of one."""
+    matches = [(re.fullmatch(rf"{name}(_epoch_(\d+))?", path.stem), path) for path in Path(results_dir).glob("*.png")]
+    return sorted((int(match[2] or 0), path) for match, path in matches if match)
 
 
-def picture(path):
+def webp(path):
     """{"width", "height", "source"} of a PNG as WebP in base64, lossless and half as large."""
     buffer = BytesIO()
     with Image.open(path) as image:

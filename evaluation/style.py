@@ -4,6 +4,7 @@ import math
 import re
 from functools import cache, wraps
 from itertools import product
+from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.figure
@@ -28,24 +29,7 @@ CLASS_COLORS = (
 
 FONT = "DejaVu Sans"  # comes with matplotlib
 PLACEHOLDERS = re.compile(r"\.|Last ?Resort|Adobe Blank")  # fonts that draw a box for every character
-STYLE = {
-    "figure.dpi": 150,
-    "figure.constrained_layout.use": True,
-    "axes.titlesize": 11,
-    "figure.titlesize": 11,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-    "errorbar.capsize": 3,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
+STYLE = mpl.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
 
 
 class Figure(mpl.figure.Figure):

@@ -39,15 +39,14 @@ def write_page(results_dir, results, summary):
     seconds = summary["seconds"]
     times = {f"training, {name}": value for name, value in seconds["training"].items()}
     times |= seconds["stages"] | {name: seconds[name] for name in ("evaluation", "total")}
+    tables = (basis, conclusions, cost_rows, final_rows, headline_rows)
     values = {
+        **{function.__name__: function(scores, labels) for function in tables},
         "style": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         "script": Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
         "summary": summary,
         "labels": labels,
         "methods": results.methods,
-        "conclusions": conclusions(scores, labels),
-        "headline": headline_rows(scores, labels),
-        "basis": basis(scores, labels),
         "units": results.methods[0].model.likelihood.units,
         "drawable": all(method["layers"] for method in explorer["methods"].values()),
         "explorer": {**explorer, "colors": colors},
@@ -55,8 +54,6 @@ def write_page(results_dir, results, summary):
         "elbo_draws": ELBO_DRAWS,
         "numbered": list(enumerate(classes)) if style.are_numbered(classes) else [],
         "plane": any(method["latent_dim"] <= PLANE for method in explorer["methods"].values()),
-        "blocks": final_rows(scores, labels),
-        "costs": cost_rows(scores, labels),
         "image_table": image_table(results.images, labels),
         "settings": {
             "Training": summary["train_config"],

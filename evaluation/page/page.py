@@ -35,10 +35,10 @@ def write_page(results_dir, results, summary):
     scores, labels, explorer, classes = results.scores, results.labels, results.explorer, results.classes
     colors = [to_hex(color) for color in style.class_colors(len(classes))]
     probes = select_scores(scores, quantity="probe_accuracy", method="pixels")
-    of_classes = [entry for entry in select_scores(scores, quantity="inference_gap") if entry.group in set(classes)]
-    seconds = summary["seconds"]
-    times = {f"training, {name}": value for name, value in seconds["training"].items()}
-    times |= seconds["stages"] | {name: seconds[name] for name in ("evaluation", "total")}
+    gaps = select_scores(scores, quantity="inference_gap")
+    times = summary["seconds"]
+    seconds = {f"training, {name}": value for name, value in times["training"].items()}
+    seconds |= times["stages"] | {name: times[name] for name in ("evaluation", "total")}
     tables = (basis, conclusions, cost_rows, final_rows, headline_rows)
     values = {
         **{function.__name__: function(scores, labels) for function in tables},
@@ -55,12 +55,7 @@ def write_page(results_dir, results, summary):
         "numbered": list(enumerate(classes)) if style.are_numbered(classes) else [],
         "plane": any(method["latent_dim"] <= PLANE for method in explorer["methods"].values()),
         "image_table": image_table(results.images, labels),
-        "settings": {
-            "Training": summary["train_config"],
-            "Evaluation": summary["eval_config"],
-            "Versions": summary["versions"],
-            "Seconds": {name: f"{value:.0f}" for name, value in times.items()},
-        },
+        "seconds": {name: f"{value:.0f}" for name, value in seconds.items()},
         # For the captions.
         "pictures": partial(pictures, results_dir),
         "webp": webp,
@@ -68,7 +63,7 @@ def write_page(results_dir, results, summary):
         "values": partial(of_methods, scores, labels),
         "differences": partial(differences, scores, labels),
         "most_labels": max(probes, key=lambda entry: int(entry.group)),
-        "class_intervals": any(entry.images > 1 for entry in of_classes),
+        "class_intervals": any(entry.images > 1 and entry.group in set(classes) for entry in gaps),
         "used": USED,
     }
     options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}

@@ -59,8 +59,7 @@ def training_curves(*, history, methods, saved_epochs):
 def log_probabilities(*, scores, images, example_values, num_samples, methods, classes):
     """One image of each class with its log p(x), over the mean of each class, training images next to test images.
 
-    images: (M, C, H, W), test images of the first M classes, and example_values (methods, M) their log p(x), nats,
-    annealed.
+    images: (M, C, H, W), test images of the first M classes; example_values (methods, M): annealed log p(x), nats.
     """
     captions = [] if style.are_short(classes) else [("", style.shown(classes)[: len(images)], style.INK)]
     for method, values in zip(methods, example_values, strict=True):

@@ -178,7 +178,6 @@ def sample_quality(*, scores, examples, methods, classes):
     upper, lower = figure.subfigures(2, 1, height_ratios=(upper_height, 4))
     style.show_rows(upper, [(look[name][0], images) for name, images in examples.items()], captions={})
     distance, histogram, confidence = lower.subplots(1, 3, width_ratios=(1.25, 1.4, 0.9))
-
     # Fréchet distances and confidences, with their numbers.
     floor = find(scores, "frechet_distance", "finite_sample_floor").mean
     form = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 8}
@@ -199,7 +198,6 @@ def sample_quality(*, scores, examples, methods, classes):
         names = [look[entry.method][0] for entry in entries]
         axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=9)
         axes.set_xlim(-0.5, len(names))
-
     # Class histogram.
     for number, name in enumerate(examples):
         x = np.arange(len(classes)) + 0.64 * ((number + 0.5) / len(examples) - 0.5)

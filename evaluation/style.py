@@ -121,11 +121,11 @@ def styled(draw):
     """Draws in this style, with one more keyword, likelihood: the label of p(x|z), printed small at the lower right."""
 
     @wraps(draw)
-    def styled_draw(*args, likelihood=None, **keywords):
+    def styled_draw(*, likelihood=None, **keywords):
         labels = [method.label for method in keywords.get("methods", ())]
         text = str([labels, *(value for name, value in keywords.items() if name != "scores")])
         with own_settings(_fonts(frozenset(text) - {"\n"})[0]):
-            figure = draw(*args, **keywords)
+            figure = draw(**keywords)
             if likelihood:
                 figure.supxlabel(likelihood, x=0.995, ha="right", fontsize=7, color=INK)
             return figure
@@ -145,12 +145,11 @@ def show_images(axes, images, *, label="", captions=(), columns=None, size=8, ga
     count, width = len(images), images.shape[-1]
     sheet = make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns or count, padding=gap, pad_value=1)
     axes.imshow(sheet.permute(1, 2, 0).numpy())
-    axes.set_xticks([])
+    axes.set(xticks=[], anchor="N")  # free room is below, for the captions
     axes.set_yticks([(sheet.shape[1] - 1) / 2], [label], fontsize=size + 2)
     axes.tick_params(axis="y", length=0)
     axes.spines[:].set_visible(False)
     axes.grid(False)
-    axes.set_anchor("N")  # free room is below, for the captions
     edge = gap if count > 1 else 0  # make_grid leaves a single image as it is
     for line, (name, texts, color) in enumerate(captions):
         style = {"textcoords": "offset points", "va": "top", "fontsize": size, "color": color}

@@ -20,11 +20,10 @@ from evaluation.tables import basis, conclusions, cost_rows, final_rows, headlin
 from runtime.checkpoint import atomic_write
 
 FOLDER = Path(__file__).parent
-# Columns of log_probabilities.csv that are shown, and their titles where the tables have another one.
-TEXTS = ("method", "split", "class", "index")
+# Columns of log_probabilities.csv with numbers that are shown, and their titles where the tables have another one.
 NUMBERS = ("log_prob", "log_prob_standard_error", "log_prob_bias", "elbo", "fitted_elbo", "full_elbo")
 NUMBERS += ("importance_sampling", "temperatures", *(metric.__name__ for metric in METRICS))
-TITLES = {"index": "image", "log_prob_standard_error": "its standard error", "log_prob_bias": "its bias"}
+TITLES = {"log_prob_standard_error": "its standard error", "log_prob_bias": "its bias"}
 
 
 def write_page(results_dir, results, summary):
@@ -54,7 +53,8 @@ def write_page(results_dir, results, summary):
         "elbo_draws": ELBO_DRAWS,
         "numbered": list(enumerate(classes)) if style.are_numbered(classes) else [],
         "plane": any(method["latent_dim"] <= PLANE for method in explorer["methods"].values()),
-        "image_table": image_table(results.images, labels),
+        "images": results.images,
+        "numbers": {name: TITLES.get(name, title(name)) for name in NUMBERS},
         "seconds": {name: f"{value:.0f}" for name, value in seconds.items()},
         # For the captions.
         "pictures": partial(pictures, results_dir),
@@ -81,16 +81,6 @@ def differences(scores, labels, quantity):
     """A quantity's paired difference of every two methods, as sentences."""
     entries = [(label, find(scores, quantity, pair)) for pair, label in pairs(labels)]
     return " ".join(f"{label}: {number(entry, 1)} on the same {entry.images} test images." for label, entry in entries)
-
-
-def image_table(images, labels):
-    """(titles, rows {column: text}) of the annealed images; images: rows of log_probabilities.csv."""
-    table = []
-    for row in images:
-        if row["log_prob"] is not None:
-            texts = {**{name: str(row[name]) for name in TEXTS}, "method": labels[row["method"]]}
-            table.append(texts | {name: f"{row[name]:.{0 if name == 'temperatures' else 2}f}" for name in NUMBERS})
-    return [TITLES.get(name, title(name)) for name in (*TEXTS, *NUMBERS)], table
 
 
 def pictures(results_dir, name):

@@ -59,41 +59,35 @@ def training_curves(*, history, methods, saved_epochs):
 def log_probabilities(*, scores, images, example_values, num_samples, methods, classes):
     """One image of each class with its log p(x), over the mean of each class, training images next to test images.
 
-    images: (M, C, H, W), test images of the first M classes, and example_values (methods, M) their log p(x), nats,
-    annealed.
+    images: (M, C, H, W), test images of the first M classes; example_values (methods, M): annealed log p(x), nats.
     """
+    captions = [] if style.are_short(classes) else [("", style.shown(classes)[: len(images)], style.INK)]
+    for method, values in zip(methods, example_values, strict=True):
+        captions.append((method.label, [f"{value:.1f}" for value in values], method.color))
     width = max(1 + 5.5 * max(2, len(methods)), 2 + 0.85 * len(images))
-    texts = [[f"{value:.1f}" for value in values] for values in example_values]
-    names = [] if style.are_short(classes) else [("", style.shown(classes)[: len(images)], style.INK)]
-    captions = names + [(method.label, line, method.color) for method, line in zip(methods, texts, strict=True)]
     figure = Figure(figsize=(width, 6.4 + 0.15 * len(captions)))
     upper, lower = figure.subfigures(2, 1, height_ratios=(0.8 + 0.15 * len(captions), 2.3))
-
-    # Examples.
     style.show_images(upper.subplots(), images, captions=captions, size=9)
     each_class = "each class" if len(images) == len(classes) else f"each of the first {len(images)} classes"
     upper.suptitle(f"One test image of {each_class}: log p(x), nats, annealed")
-
     # Means of the classes.
     panels = style.method_row(lower, methods, sharey=True)
     for method, axes in panels:
         for split, shift, inside in zip(SPLITS, (-0.2, 0.12), (method.color, "white"), strict=True):
             for number, (quantity, (label, marker, color)) in enumerate(ESTIMATES.items()):
                 x = np.arange(len(classes)) + shift + 0.1 * number
-                form = {"color": color or method.color, "mfc": inside if color is None else "white"}
+                form = {"color": color or method.color, "mfc": "white" if color else inside, "fmt": marker}
                 entries = [find(scores, quantity, method.name, split, name) for name in classes]
-                axes.errorbar(x, *intervals(entries), fmt=marker, label=f"{SPLIT_NAMES[split]}, {label}", **form)
+                axes.errorbar(x, *intervals(entries), label=f"{SPLIT_NAMES[split]}, {label}", **form)
         style.class_axis(axes, classes)
-        axes.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=2, loc="lower center")
-        low, high = axes.get_ylim()
+        axes.legend(fontsize=8, ncols=2, loc="lower center")
+    low, high = axes.get_ylim()
     panels[0][1].set_ylim(low - 0.3 * (high - low), high)  # leaves room for the legends; above, there may be no values
     panels[0][1].set_ylabel("log p(x), nats per image")
-    count = entries[0].images
-    what, interval = "One random image", ""
-    if count > 1:
-        what, interval = "Mean", " with its 95% t interval over images"
+    alone = entries[0].images == 1
+    mean = "One random image of each class" if alone else "Mean of each class with its 95% t interval over images"
     lower.suptitle(
-        f"{what} of each class{interval}; annealed, and by importance sampling\nwith {num_samples:,} samples from q, "
+        f"{mean}; annealed, and by importance sampling\nwith {num_samples:,} samples from q, "
         "which is low where few of them are effective"
     )
     return figure
@@ -106,24 +100,21 @@ def where_the_nats_go(*, scores, methods):
     figure = Figure(figsize=(10, 1.3 + 0.75 * len(bars)))
     axes, base, texts = figure.subplots(), np.zeros(len(bars)), [[] for _ in bars]
     y = np.arange(len(bars))[::-1] + 0.0
-    for quantity, (label, strength, _, _, _) in GAPS.items():
+    for number, (quantity, (label, strength, *_)) in enumerate(GAPS.items()):
         mean, half = intervals([find(scores, quantity, method.name, split) for method, split in bars])
-        colors = [method.color for method, _ in bars]
-        axes.barh(
-            y, mean, left=base, color=[to_rgba(color, strength) for color in colors], edgecolor="white", height=0.6
-        )
-        axes.errorbar(base + mean, y - 0.1 + 0.1 * list(GAPS).index(quantity), xerr=half, **style.WHISKER)
+        colors = [to_rgba(method.color, strength) for method, _ in bars]
+        axes.barh(y, mean, left=base, color=colors, edgecolor="white", height=0.6)
+        axes.errorbar(base + mean, y - 0.1 + 0.1 * number, xerr=half, **style.WHISKER)
         axes.barh(y[:1], 0, color=to_rgba(style.INK, strength), label=label)
         for parts, width, error in zip(texts, mean, half, strict=True):
             parts += [f"{width:.1f} ± {error:.1f}"] if width else []
         base = base + mean
     for place, parts in zip(y, texts, strict=True):  # one text a bar: its parts may be narrower than their numbers
-        form = {"textcoords": "offset points", "ha": "left", "va": "bottom", "fontsize": 8}
+        form = {"textcoords": "offset points", "va": "bottom", "fontsize": 8}
         axes.annotate("  +  ".join(parts), (0, place + 0.31), (3, 0), **form)
     axes.set_yticks(y, [f"{method.label},\n{SPLIT_NAMES[split]}" for method, split in bars])
-    axes.set(xlabel="log p(x) - ELBO(q), nats per image", ylim=(-0.6, len(bars) - 0.3))
+    axes.set(xlabel="log p(x) - ELBO(q), nats per image", ylim=(-0.6, len(bars) - 0.3), axisbelow=True)
     axes.grid(axis="y", visible=False)
-    axes.set_axisbelow(True)
     figure.legend(loc="outside right center", labelspacing=1)
     figure.suptitle("Where the nats go: what inference loses, in three parts that add up; ± half a 95% interval")
     return figure
@@ -135,18 +126,16 @@ def gaps_over_epochs(*, scores, methods):
     figure, panels = style.method_grid(methods)
     for method, split, axes in panels:
         labels = {"method": method.name, "split": split}
-        for label, strength, _, line, marker in ((quantity, *GAPS[quantity][1:]) for quantity in GAPS):
-            tracked = select_scores(scores, quantity=label, group=TRACKED, **labels)
+        for quantity, (label, strength, _, line, marker) in GAPS.items():
+            tracked = select_scores(scores, quantity=quantity, group=TRACKED, **labels)
             if not any(entry.mean for entry in tracked):  # the method fits q itself
                 continue
-            color = to_rgba(method.color, 0.4 + 0.6 * strength)
-            form = {"color": color, "line": line, "marker": marker, "label": GAPS[label][0]}
-            style.plot_band(axes, [entry.epoch for entry in tracked], *intervals(tracked), **form)
-            mean, half = intervals([find(scores, label, **labels)])
-            axes.errorbar([1.04 * tracked[-1].epoch], mean, half, color=color, fmt=marker, mfc="white", capsize=3)
+            color, epochs = to_rgba(method.color, 0.4 + 0.6 * strength), [entry.epoch for entry in tracked]
+            style.plot_band(axes, epochs, *intervals(tracked), color=color, line=line, marker=marker, label=label)
+            mean, half = intervals([find(scores, quantity, **labels)])
+            axes.errorbar([1.04 * epochs[-1]], mean, half, color=color, fmt=marker, mfc="white", capsize=3)
         tracked = select_scores(scores, quantity="fitted_elbo", group=TRACKED, **labels)
-        epochs = [entry.epoch for entry in tracked]
-        more = find(scores, "elbo", **labels).images
+        epochs, more = [entry.epoch for entry in tracked], find(scores, "elbo", **labels).images
         title = f"{method.label}, {SPLIT_NAMES[split]} ({tracked[-1].images} images; open marker: {more})"
         axes.set_title(title, fontsize=10)
         axes.set(xlabel="epoch" if method is methods[-1] else "", xticks=epochs)
@@ -170,10 +159,9 @@ def quality_over_seconds(*, scores, methods):
             x = [seconds.mean * entry.epoch / seconds.epoch for entry in tracked]
             mean, half = intervals(tracked)
             style.plot_band(axes, x, -mean, half, color=method.color, marker="o", label=method.label)
+            form = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "color": method.color}
             for entry, *point in zip(tracked, x, -mean, strict=True):
-                offset = (0, -14 if number else 8)
-                form = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "color": method.color}
-                axes.annotate(str(entry.epoch), point, offset, **form)
+                axes.annotate(str(entry.epoch), point, (0, -14 if number else 8), **form)
         axes.set(title=title, xlabel="seconds of training")
         axes.legend(loc="lower right")
     axes.invert_yaxis()  # what is drawn is the negative, which can have a logarithmic axis
@@ -194,16 +182,15 @@ def gaps_per_class(*, scores, methods, classes):
     figure, panels = style.method_grid(methods)
     for method, split, axes in panels:
         base, x = 0, np.arange(len(classes))
-        for quantity, (label, strength, shift, _, _) in GAPS.items():
+        for quantity, (label, strength, shift, *_) in GAPS.items():
             entries = [find(scores, quantity, method.name, split, name) for name in classes]
             mean, half = intervals(entries)
             axes.bar(x, mean, bottom=base, color=method.color, alpha=strength, width=0.7, label=label)
-            axes.errorbar(x + shift, base + mean, half, **style.WHISKER)
             base = base + mean
-        axes.set_title(f"{method.label}, {SPLIT_NAMES[split]}")
+            axes.errorbar(x + shift, base, half, **style.WHISKER)
+        axes.set(title=f"{method.label}, {SPLIT_NAMES[split]}", axisbelow=True)
         style.class_axis(axes, classes, label="class" if method is methods[-1] else "")
         axes.grid(axis="x", visible=False)
-        axes.set_axisbelow(True)
     figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
     whiskers = "; whiskers: 95% intervals of their means" * (entries[0].images > 1)
     figure.suptitle(f"log p(x) - ELBO(q) at the last epoch, in its three parts{whiskers}")
@@ -226,15 +213,15 @@ def classification(*, history, per_class, confusion, wrong, classes):
     style.log_axis(curves)
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.legend()
-    share, ends = [score["accuracy"] for score in per_class], [score["interval_95"] for score in per_class]
-    style.plot_shares(shares, range(len(classes)), share, ends, fmt="o", color=style.BASELINE)
+    accuracies = [(score["accuracy"], score["images"]) for score in per_class]
+    style.plot_shares(shares, range(len(classes)), accuracies, fmt="o", color=style.BASELINE)
     shares.set(title="Accuracy per class, 95% interval", ylabel="accuracy, %")
     style.class_axis(shares, classes)
     mistakes = confusion * (1 - np.eye(len(classes)))
     matrix.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1, 1.3 * mistakes.max()))
     matrix.grid(False)
+    size = min(7, 110 * scale / len(classes))
     for label, prediction in np.argwhere(confusion):
-        size = min(7, 110 * scale / len(classes))
         matrix.text(prediction, label, confusion[label, prediction], ha="center", va="center", fontsize=size)
     matrix.set(title="Confusion matrix, mistakes shaded")
     style.class_axis(matrix, classes, label="prediction")
@@ -245,6 +232,6 @@ def classification(*, history, per_class, confusion, wrong, classes):
         captions = [("", line, style.INK) for line in zip(*texts, strict=True)]
         style.show_images(lower.subplots(), torch.stack([image for image, *_ in wrong]), captions=captions)
     lower.suptitle("The most confidently wrong test images: label as prediction, its probability")
-    total = sum(score["images"] for score in per_class)
+    total = sum(images for _, images in accuracies)
     figure.suptitle(f"Supervised baseline on all {total:,} test images")
     return figure

@@ -35,10 +35,10 @@ def latent_usage(*, table, scores, methods):
         )
         form = {"color": method.color if split == "train" else style.INK, "line": line, "label": label}
         style.plot_band(axes, range(1, len(rows) + 1), *column_intervals(rows, "kl"), **form)
+    for _, axes in panels:
         axes.set(xlabel=f"rank of the dimension, of {len(rows)}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper right", labelspacing=1)
-    for _, axes in panels:
         axes.axhline(USED, color=style.INK, linestyle=":", linewidth=0.8)
     panels[0][1].set_ylabel("KL(q(z) || p(z)), nats per image")
     panels[0][1].set_ylim(bottom=0)  # at the end, since it stops the scaling of all panels
@@ -66,17 +66,16 @@ def probes(*, scores, methods):
         form = {"color": color, "mfc": "white" if used else color, "linestyle": "--" if used else "-"}
         entries = select_scores(accuracies, method=name)
         x = [int(entry.group) * 1.04 ** (number - len(features) / 2) for entry in entries]  # or they would overlap
-        style.plot_share_scores(axes, x, entries, marker="osv^DPX"[number % 7], label=label, **form)
+        shares = [(entry.mean, entry.images) for entry in entries]
+        style.plot_shares(axes, x, shares, marker="osv^DPX"[number % 7], label=label, **form)
     baseline = find(scores, "classifier_accuracy", "baseline")
     low, high = (100 * end for end in wilson_interval(baseline.mean, baseline.images))
     axes.axhspan(low, high, color=style.BASELINE, alpha=0.15, linewidth=0)
     axes.axhline(100 * baseline.mean, color=style.BASELINE, linestyle=":", label="Supervised baseline itself")
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlabel="labels of training images", ylabel="accuracy, % of test images")
     draws = {int(entry.group): int(entry.mean) for entry in select_scores(scores, quantity="probe_draws", method=name)}
-    ticks = [f"{size:,}\n({count} draw{'s' * (count > 1)})" for size, count in draws.items()]
-    axes.set_xticks(list(draws), ticks)
+    axes.set_xticks(list(draws), [f"{size:,}\n({count} draw{'s' * (count > 1)})" for size, count in draws.items()])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="labels of training images", ylabel="accuracy, % of test images")
     axes.legend()
     figure.suptitle(
         f"What a logistic regression reads from the latents: accuracy on {entries[0].images:,} test images,\n"
@@ -87,14 +86,14 @@ def probes(*, scores, methods):
 
 
 @style.styled
-def latent_map(*, points, labels, scores, methods, classes, latent_dims=None):
+def latent_map(*, points, labels, scores, methods, classes, latent_dims):
     """Two-dimensional maps of test latents, each image as the name of its class, or as a dot if names are long.
 
     points: {method's name: (M, 2)}, of latents.map_2d; labels: (M,); latent_dims: {method's name: D}: of at most PLANE
     dimensions the points are z itself, drawn beside the prior.
     """
     names = style.shown(classes)
-    short, dims = style.are_short(names), {name: dim for name, dim in (latent_dims or {}).items() if dim <= PLANE}
+    short, dims = style.are_short(names), {name: dim for name, dim in latent_dims.items() if dim <= PLANE}
     reach = 1.05 * max([2, *(float(points[name].abs().max()) for name in dims)])
     figure = Figure(figsize=(6 * max(2, len(methods)) + 2.5 * (not short), 6.4))
 
@@ -177,9 +176,8 @@ def sample_quality(*, scores, examples, methods, classes):
     upper_height = 0.8 * len(examples) * height / width + 0.3
     figure = Figure(figsize=(13, upper_height + 5.1))
     upper, lower = figure.subfigures(2, 1, height_ratios=(upper_height, 4))
-    style.show_rows(upper, [(look[name][0], images) for name, images in examples.items()])
+    style.show_rows(upper, [(look[name][0], images) for name, images in examples.items()], captions={})
     distance, histogram, confidence = lower.subplots(1, 3, width_ratios=(1.25, 1.4, 0.9))
-
     # Fréchet distances and confidences, with their numbers.
     floor = find(scores, "frechet_distance", "finite_sample_floor").mean
     form = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 8}
@@ -198,20 +196,22 @@ def sample_quality(*, scores, examples, methods, classes):
             form = {"va": "bottom", "fontsize": 8} if axes is distance else {"va": "center", "fontsize": 9}
             axes.annotate(text, (position, entry.mean), (7, 0), textcoords="offset points", **form)
         names = [look[entry.method][0] for entry in entries]
-        axes.set_xticks(range(len(entries)), names, rotation=35, ha="right", fontsize=9)
-        axes.set_xlim(-0.5, len(entries))
-
+        axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=9)
+        axes.set_xlim(-0.5, len(names))
     # Class histogram.
     for number, name in enumerate(examples):
         x = np.arange(len(classes)) + 0.64 * ((number + 0.5) / len(examples) - 0.5)
         form = {"color": look[name][1], "fmt": "o", "ms": 3.5, "lw": 1, "capsize": 2, "label": look[name][0]}
-        shares = [find(scores, "class_share", name, group=group) for group in classes]
-        style.plot_share_scores(histogram, x, shares, **form)
+        entries = [find(scores, "class_share", name, group=group) for group in classes]
+        style.plot_shares(histogram, x, [(entry.mean, entry.images) for entry in entries], **form)
     count, images = confidences[-1].images, distances[0].images
     expected = [100 * find(scores, "class_share", "test", group=group).mean for group in classes]
     edges = np.arange(len(classes) + 1) - 0.5
     histogram.stairs(expected, edges, baseline=None, color=style.INK, label=f"{count:,} test images")
-
+    style.class_axis(histogram, classes)
+    top = 1.35 * histogram.dataLim.y1  # leaves room for the legend
+    histogram.set(title="What the classifier takes them for", ylabel="share, %", ylim=(0, top))
+    histogram.legend(fontsize=8, ncols=2, loc="upper center")
     # Axes and texts.
     reached = [floor, *(entry.mean for entry in distances)]
     distance.set(yscale="log", ylim=(min(reached) / 3, 4 * max(reached)))  # leaves room for the numbers
@@ -219,10 +219,6 @@ def sample_quality(*, scores, examples, methods, classes):
     distance.set_ylabel("squared units of the classifier's features")
     distance.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     distance.yaxis.set_minor_formatter(NullFormatter())
-    style.class_axis(histogram, classes)
-    top = 1.35 * histogram.dataLim.y1  # leaves room for the legend
-    histogram.set(title="What the classifier takes them for", ylabel="share, %", ylim=(0, top))
-    histogram.legend(fontsize=8, ncols=2, loc="upper center")
     confidence.set(title="How surely", ylabel="mean probability\nof the most probable class")
     figure.suptitle(
         f"{images:,} samples of each kind before the supervised baseline: the mean of p(x|z) at z from p(z)"

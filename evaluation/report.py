@@ -113,17 +113,15 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
         sample_scores, sample_images = samples.assess(methods, data, classifier, config, **options)
 
     # What figures and the page draw.
-    places = {split: drawn[split].first(config.images_per_digit) for split in SPLITS}  # (classes, annealed images)
     log_prob = [
-        [measured[method.name, split].columns["log_prob"][places[split]].numpy() for split in SPLITS]
+        [
+            measured[method.name, split].columns["log_prob"][drawn[split].first(config.images_per_digit)].numpy()
+            for split in SPLITS
+        ]
         for method in methods
     ]
-    annealed, columns = places["test"].flatten(), ("log_prob", "log_prob_standard_error")
-    annealed_log_prob = {
-        name: [measured[name, "test"].columns[column][annealed] for column in columns] for name in sample_q
-    }
-    annealed_q = {name: q[annealed] for name, q in sample_q.items()}
-    shown = train_q, sample, sample_q, sample.at(annealed), annealed_q, annealed_log_prob
+    columns = "log_prob", "log_prob_standard_error"
+    log_probs = {name: [measured[name, "test"].columns[column] for column in columns] for name in sample_q}
     return scored._replace(
         scores=rows + latent_scores + sample_scores,
         latent_usage=usage,
@@ -133,7 +131,7 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
         traversals=latents.traversals(methods, train_q, sample_q, sample),
         interpolations=latents.interpolations(methods, sample_q, sample, classifier),
         samples=sample_images,
-        explorer=explorer(methods, *shown, points=points, seed=config.seed),
+        explorer=explorer(methods, train_q, sample, sample_q, log_probs, points=points, seed=config.seed),
     )
 
 

@@ -4,6 +4,7 @@ import math
 import re
 from functools import cache, wraps
 from itertools import product
+from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.figure
@@ -28,24 +29,7 @@ CLASS_COLORS = (
 
 FONT = "DejaVu Sans"  # comes with matplotlib
 PLACEHOLDERS = re.compile(r"\.|Last ?Resort|Adobe Blank")  # fonts that draw a box for every character
-STYLE = {
-    "figure.dpi": 150,
-    "figure.constrained_layout.use": True,
-    "axes.titlesize": 11,
-    "figure.titlesize": 11,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-    "errorbar.capsize": 3,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
+STYLE = mpl.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
 
 
 class Figure(mpl.figure.Figure):
@@ -68,7 +52,7 @@ class Figure(mpl.figure.Figure):
                 super().savefig(file, **options)
 
 
-def own_settings(families=(FONT,)):
+def own_settings(families):
     """The context in which matplotlib has its defaults and STYLE, and text is in these families of fonts."""
     return context(["default", {**STYLE, "font.family": list(families)}])
 
@@ -114,19 +98,17 @@ def class_colors(count):
     return CLASS_COLORS[:count] if count <= len(CLASS_COLORS) else mpl.colormaps["turbo"](np.linspace(0, 1, count))
 
 
-def short(name):
-    """The name of a class as figures show it: long ones without their middle, a dollar not taken for mathematics."""
-    return (name if len(name) <= 12 else f"{name[:6]}…{name[-5:]}").replace("$", r"\$")
-
-
 def are_numbered(classes):
     """Whether figures show classes by number, since no installed font has all characters of their names."""
     return bool(_fonts(frozenset("".join(classes)))[1])
 
 
 def shown(classes):
-    """The names of classes as figures show them, or their numbers."""
-    return list(map(str, range(len(classes)))) if are_numbered(classes) else list(map(short, classes))
+    """The names of classes as figures show them, long ones without their middle, or their numbers."""
+    if are_numbered(classes):
+        return [str(number) for number in range(len(classes))]
+    names = [name if len(name) <= 12 else f"{name[:6]}…{name[-5:]}" for name in classes]
+    return [name.replace("$", r"\$") for name in names]  # or a dollar would begin mathematics
 
 
 def are_short(classes):
@@ -139,11 +121,11 @@ def styled(draw):
     """Draws in this style, with one more keyword, likelihood: the label of p(x|z), printed small at the lower right."""
 
     @wraps(draw)
-    def styled_draw(*args, likelihood=None, **keywords):
+    def styled_draw(*, likelihood=None, **keywords):
         labels = [method.label for method in keywords.get("methods", ())]
         text = str([labels, *(value for name, value in keywords.items() if name != "scores")])
         with own_settings(_fonts(frozenset(text) - {"\n"})[0]):
-            figure = draw(*args, **keywords)
+            figure = draw(**keywords)
             if likelihood:
                 figure.supxlabel(likelihood, x=0.995, ha="right", fontsize=7, color=INK)
             return figure
@@ -163,12 +145,11 @@ def show_images(axes, images, *, label="", captions=(), columns=None, size=8, ga
     count, width = len(images), images.shape[-1]
     sheet = make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns or count, padding=gap, pad_value=1)
     axes.imshow(sheet.permute(1, 2, 0).numpy())
-    axes.set_xticks([])
+    axes.set(xticks=[], anchor="N")  # free room is below, for the captions
     axes.set_yticks([(sheet.shape[1] - 1) / 2], [label], fontsize=size + 2)
     axes.tick_params(axis="y", length=0)
     axes.spines[:].set_visible(False)
     axes.grid(False)
-    axes.set_anchor("N")  # free room is below, for the captions
     edge = gap if count > 1 else 0  # make_grid leaves a single image as it is
     for line, (name, texts, color) in enumerate(captions):
         style = {"textcoords": "offset points", "va": "top", "fontsize": size, "color": color}
@@ -179,10 +160,10 @@ def show_images(axes, images, *, label="", captions=(), columns=None, size=8, ga
         axes.annotate(name, (0, 0), (-4, below), "axes fraction", ha="right", **style)
 
 
-def show_rows(parent, rows, captions=None):
-    """A row of images for each pair (label, (M, C, H, W)) in a Figure or SubFigure; captions: see `image_rows`."""
+def show_rows(parent, rows, captions):
+    """Draws `image_rows` in a Figure or SubFigure."""
     for axes, (label, images) in zip(parent.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
-        show_images(axes, images, label=label, captions=[("", (captions or {}).get(label, ()), INK)])
+        show_images(axes, images, label=label, captions=[("", captions.get(label, ()), INK)])
 
 
 @styled
@@ -242,17 +223,12 @@ def plot_band(axes, x, mean, half, *, color, line="-", marker=None, **style):
     axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
 
 
-def plot_shares(axes, x, shares, ends, **style):
-    """Shares (N,) in percent with the ends (N, 2) of their intervals."""
-    share, ends = 100 * np.array(shares), 100 * np.array(ends)
+def plot_shares(axes, x, shares, **style):
+    """Pairs (share, of how many images) in percent with Wilson's intervals."""
+    ends = 100 * np.array([wilson_interval(share, images) for share, images in shares])  # (N, 2)
+    share = 100 * np.array([share for share, _ in shares])
     # Not a difference with sign: rounding may put a share of exactly one a hair outside its interval.
     axes.errorbar(x, share, yerr=np.abs(ends.T - share), **style)
-
-
-def plot_share_scores(axes, x, scores, **style):
-    """Shares, Scores (N,), in percent with Wilson's intervals."""
-    ends = [wilson_interval(entry.mean, entry.images) for entry in scores]
-    plot_shares(axes, x, [entry.mean for entry in scores], ends, **style)
 
 
 def class_axis(axes, classes, *, which="x", label="class"):

@@ -21,26 +21,29 @@ from data import stratified_subset
 from evaluation import style
 from evaluation.latents import map_2d
 from evaluation.page.explorer import explorer
-from evaluation.page.page import COLUMNS, write_page
+from evaluation.page.page import NUMBERS, write_page
+from evaluation.report import RESULTS
 from evaluation.tables import read_scores
 from model import ConvModel
 from runtime.checkpoint import load_json, save_figure
 from vae_utils import GaussianPosterior, random_generator
 
+SUMMARY, SCORES = load_json(ROOT / "pretrained/summary.json"), read_scores(ROOT / "pretrained/scores.csv")
 SAMPLE, ANNEALED, TRAIN = 30, 10, 40  # images
 FIGURES = ("training_curves", *(f"{name}_epoch_{epoch}" for name in ("comparison", "samples") for epoch in (5, 30)))
 
 
+def with_model(method, model, **changes):
+    """An object with all that the page needs of a method."""
+    names = ("name", "label", "color", "reconstruction_prefix", "shared_inference")
+    return SimpleNamespace(**{name: getattr(method, name) for name in names} | {"model": model, **changes})
+
+
 @pytest.fixture(scope="module")
 def methods():
-    """Objects with all that the page needs of a method; both models are the pretrained ones."""
-    loads = amortized_vae.load_model, latent_optimization.load_model
-    paths = [ROOT / "pretrained" / f"{method.prefix}.pt" for method in main_vae.METHODS[:2]]
-    names = ("name", "label", "color", "reconstruction_prefix", "shared_inference")
-    return [
-        SimpleNamespace(model=load(path), **{name: getattr(method, name) for name in names})
-        for method, load, path in zip(main_vae.METHODS[:2], loads, paths, strict=True)
-    ]
+    """Two methods with the pretrained models."""
+    loads = zip(main_vae.METHODS[:2], (amortized_vae.load_model, latent_optimization.load_model), strict=True)
+    return [with_model(method, load(ROOT / "pretrained" / f"{method.prefix}.pt")) for method, load in loads]
 
 
 @pytest.fixture(scope="module")
@@ -59,45 +62,35 @@ def posteriors(methods, images):
 
 
 def write(folder, methods, posteriors, images, points):
-    """Writes a page, whose ANNEALED images have a log p(x); the last of them is not of the sample."""
-    sample = images.at(torch.arange(SAMPLE))
-    annealed = torch.tensor([*range(ANNEALED - 1), SAMPLE])
-    values = torch.arange(float(ANNEALED))
-    log_prob = -90 - values, 0.1 + values / 10
-    moved = explorer(
-        methods,
-        {name: q[SAMPLE:] for name, q in posteriors.items()},
-        sample,
-        {name: q[:SAMPLE] for name, q in posteriors.items()},
-        images.at(annealed),
-        {name: q[annealed] for name, q in posteriors.items()},
-        {method.name: log_prob for method in methods},
-        points=points,
-        seed=0,
-    )
-    row = dict.fromkeys((*COLUMNS, "squared_error"), 0.5) | {"method": "amortized", "split": "test", "class": "3"}
-    numbers = [-5.0, -90.5, -10.25, -9.5]
-    indices = images.index[annealed].tolist()
-    rows = [{**row, "index": n, "log_prob": number} for n, number in zip(indices, numbers, strict=False)]
-    summary, classes = load_json(ROOT / "pretrained/summary.json"), images.classes
-    results = {"scores": read_scores(ROOT / "pretrained/scores.csv"), "labels": summary["labels"], "methods": methods}
-    results |= {"images": [*rows, {**row, "index": 1, "log_prob": None}], "explorer": moved, "classes": classes}
-    write_page(folder, SimpleNamespace(**results), summary)
-    (folder / "numbered").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "are_numbered", lambda classes: True)
-        write_page(folder / "numbered", SimpleNamespace(**{**results, "classes": ("猫", *classes[1:])}), summary)
-    return folder
+    """Writes a page of Results, which it returns: the first ANNEALED images have a log p(x)."""
+    sample, values = images.at(torch.arange(SAMPLE)), torch.arange(float(SAMPLE))
+    values[ANNEALED:] = torch.nan
+    log_probs = dict.fromkeys(points, (-90 - values, 0.1 + values / 10))
+    qs = [{name: q[rows] for name, q in posteriors.items()} for rows in (slice(SAMPLE, None), slice(SAMPLE))]
+    moved = explorer(methods, qs[0], sample, qs[1], log_probs, points=points, seed=0)
+    row = dict.fromkeys(NUMBERS, 0.5) | {"method": "amortized", "split": "test", "class": "3"}
+    numbers = zip(images.index.tolist(), (-5.0, -90.5, -10.25, -9.5, None), strict=False)
+    rows = [{**row, "index": index, "log_prob": number} for index, number in numbers]
+    shared = {"methods": methods, "classes": images.classes, "labels": SUMMARY["labels"]}
+    results = SimpleNamespace(scores=SCORES, images=rows, explorer=moved, **shared)
+    write_page(folder, results, SUMMARY)
+    return results
 
 
 @pytest.fixture(scope="module")
 def folder(methods, posteriors, images, tmp_path_factory):
-    """A results directory with figures, some of them the user's own, and a page."""
+    """A results directory with a page and figures, some of them the user's own; in `numbered`, classes have numbers."""
     folder = tmp_path_factory.mktemp("page")
-    for name in (*FIGURES, "mine_epoch_5", "comparison_epoch_5b"):
+    (folder / "numbered").mkdir()
+    for name in (*FIGURES, "mine_epoch_5", "comparison_epoch_5b", "numbered/gaps_per_digit"):
         save_figure(folder / f"{name}.png", Figure())
     points = torch.randn(SAMPLE, 2, generator=random_generator(0, "points"))
-    return write(folder, methods, posteriors, images, {method.name: points for method in methods})
+    results = write(folder, methods, posteriors, images, dict.fromkeys(posteriors, points))
+    results.classes = ("猫", *images.classes[1:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "are_numbered", lambda classes: True)
+        write_page(folder / "numbered", results, SUMMARY)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +104,6 @@ def known(folder):
 def page(folder):
     with open_page(folder / "report.html") as page:
         yield page
-
-
-def choose(page, position):
-    """Shows the image at this position of the page's lists, as its first picture."""
-    set_value(page, "image", position, "change")
 
 
 def shown(page):
@@ -142,17 +130,9 @@ def test_the_page_begins_with_an_image_and_its_numbers(page, methods, posteriors
         with torch.no_grad():
             error = float((method.model.mean(q.mean[0]) - images.images[0]).square().sum())
         assert float(page.find_element("id", f"error-{number}").text) == pytest.approx(error, abs=0.2)
-    for position, number, text in (
-        (0, 0, "-90.0 ± 0.1"),
-        (0, 1, "-90.0 ± 0.1"),
-        (1, 0, "-91.0 ± 0.2"),
-        (ANNEALED, 0, "not annealed"),
-        (SAMPLE, 1, "-99.0 ± 1.0"),  # not of the sample, but annealed
-    ):
-        choose(page, position)
-        assert page.find_element("id", f"log-prob-{number}").text == text
-    assert_drawn(page, methods, [q.mean[SAMPLE] for q in posteriors.values()])
-    choose(page, 1)
+    for position, expected in ((0, "-90.0 ± 0.1"), (ANNEALED, "not annealed"), (1, "-91.0 ± 0.2")):
+        set_value(page, "image", position, "change")
+        assert [page.find_element("id", f"log-prob-{number}").text for number in (0, 1)] == [expected] * 2
     assert page.find_element("id", "original-title").text.startswith(f"{images.labels[1]}, test image ")
 
 
@@ -162,7 +142,7 @@ def test_the_elbo_is_that_of_the_bound(known, methods, posteriors, images):
     with torch.no_grad():
         log_likelihood = methods[0].model.log_likelihood(images.images[:SAMPLE], q.mean + q.scale * noise)
     draws = log_likelihood - q.kl_per_dimension().sum(-1)
-    difference = torch.tensor(known["methods"]["amortized"]["elbo"][:SAMPLE]) - draws.mean(0)
+    difference = torch.tensor(known["methods"]["amortized"]["elbo"]) - draws.mean(0)
     error = draws.std(0) * (1 / 16 + 1 / 200) ** 0.5
     assert (difference / error).square().mean() < 2
     assert difference.abs().max() > 0
@@ -178,7 +158,7 @@ def test_sliders_move_z_along_the_dimension_with_most_kl_and_a_principal_directi
         for along, (position, value, latents) in zip((dimension, direction), moved.values(), strict=True):
             latents.append(q.mean[position] + value * (train.mean @ along).std() * along)
     for name, (position, value, latents) in moved.items():
-        choose(page, position)
+        set_value(page, "image", position, "change")
         before = pictures(page)
         set_value(page, name, value)
         assert (np.abs(pictures(page) - before).max((1, 2)) > 5).all()
@@ -188,7 +168,7 @@ def test_sliders_move_z_along_the_dimension_with_most_kl_and_a_principal_directi
 
 
 def test_z_walks_to_another_image_and_is_drawn_from_the_prior(page, methods, posteriors):
-    choose(page, 2)
+    set_value(page, "image", 2, "change")
     before = pictures(page)
     set_value(page, "target", 9, "change")
     for share in (0.5, 1):
@@ -203,7 +183,7 @@ def test_z_walks_to_another_image_and_is_drawn_from_the_prior(page, methods, pos
 
 
 def test_images_are_chosen_by_buttons_map_and_keys(page, known):
-    choose(page, 5)
+    set_value(page, "image", 5, "change")
     page.find_element("id", "next").click()
     assert shown(page) != 5
     page.find_element("id", "previous").click()
@@ -236,9 +216,8 @@ def test_the_table_is_sorted_by_its_buttons(page, known):
 
 def test_figures_of_an_epoch_are_shown_together(page):
     images = page.find_elements("css selector", "figure img")
-    assert sorted(image.get_attribute("alt").rpartition(": ")[2] for image in images) == sorted(
-        f"{name}.png" for name in FIGURES
-    )
+    names = [image.get_attribute("alt").rpartition(": ")[2] for image in images]
+    assert sorted(names) == sorted(f"{name}.png" for name in FIGURES)
     assert all(image.get_property("naturalWidth") > 300 for image in images)
     for epoch in ("5", "30"):
         set_value(page, "epoch", epoch, "change")
@@ -253,13 +232,14 @@ def test_z_is_dragged_over_its_plane_or_line(latent_dim, methods, images, tmp_pa
     for seed, method in enumerate(methods):
         model = ConvModel(latent_dim, hidden=24, seed=seed)
         model.decoder.layers[0].weight.data *= 9
-        drawn.append(SimpleNamespace(**{**vars(method), "model": model}))
+        drawn.append(with_model(method, model))
         mean = torch.randn(SAMPLE + TRAIN, latent_dim, generator=random_generator(seed, "plane")).clamp(-2.5, 2.5)
         mean[5] = torch.tensor([3.0, 0])[:latent_dim]  # the farthest of all
         posteriors[method.name] = GaussianPosterior(mean, torch.full_like(mean, 0.3))
         points[method.name] = map_2d(mean[:SAMPLE], seed=0)
     save_figure(tmp_path / "latent_map.png", Figure())
-    with open_page(write(tmp_path, drawn, posteriors, images, points) / "report.html") as page:
+    write(tmp_path, drawn, posteriors, images, points)
+    with open_page(tmp_path / "report.html") as page:
         assert "t-SNE" not in page.page_source
         page.set_window_size(1300, 1200)
         canvas = page.find_element("id", "map-0")
@@ -271,8 +251,8 @@ def test_z_is_dragged_over_its_plane_or_line(latent_dim, methods, images, tmp_pa
         middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         z = torch.tensor([x - middle[0] % 1, middle[1] % 1 - y])[:latent_dim] / unit
         assert_drawn(page, drawn, [z, z], spread=1)
-        numbers = re.findall(r"-?\d+\.\d\d", page.find_element("id", "where").text)
-        assert [float(number) for number in numbers] == pytest.approx(z.tolist(), abs=0.02)
+        numbers = [float(number) for number in re.findall(r"-?\d+\.\d\d", page.find_element("id", "where").text)]
+        assert numbers == pytest.approx(z.tolist(), abs=0.02)
         ActionChains(page).release().move_to_element(canvas).perform()  # without a button it stays
         canvas.send_keys("\ue014")  # the arrow to the right
         z[0] += 0.1
@@ -281,7 +261,7 @@ def test_z_is_dragged_over_its_plane_or_line(latent_dim, methods, images, tmp_pa
             script = "arguments[0].dispatchEvent(new MouseEvent('dblclick', arguments[1]))"
             page.execute_script(script, canvas, {"clientX": middle[0] + 3 * unit, "clientY": middle[1]})
             assert shown(page) == 5
-        choose(page, 6)
+        set_value(page, "image", 6, "change")
         assert_drawn(page, drawn, [q.mean[6] for q in posteriors.values()], spread=1)
 
 
@@ -294,17 +274,21 @@ def test_the_page_agrees_with_pytorch_and_needs_no_other_file(page, folder):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_page_of_any_number_of_methods_escapes_their_labels(count, tmp_path):
-    made_up = [SimpleNamespace(**vars(method)) for method in METHODS[:count]]
-    for method in made_up:
-        method.label = f"<{method.label}>"
-        method.model = SimpleNamespace(likelihood=SimpleNamespace(name="", units="U!"))
-    moved = {"methods": {method.name: {"layers": None} for method in made_up}}
+def test_a_page_of_any_number_of_methods_has_every_figure_and_escapes_labels(count, tmp_path):
+    """With one method, also of one image of each class, whose mean has no interval."""
+    model = SimpleNamespace(likelihood=SimpleNamespace(name="", units="U!"))
+    made_up = [with_model(method, model, label=f"<{method.label}>") for method in METHODS[:count]]
     labels = {method.name: method.label for method in made_up}
-    results = {"scores": made_up_scores(made_up), "labels": labels, "methods": made_up, "images": []}
-    results |= {"explorer": moved, "classes": "ab"}
-    write_page(tmp_path, SimpleNamespace(**results), load_json(ROOT / "pretrained/summary.json"))
+    names = [name.replace("*recon", "one").replace("[0-9]*", "7") for name in RESULTS if name.endswith(".png")]
+    for name in names:
+        save_figure(tmp_path / name, Figure(figsize=(0.1, 0.1)))
+    scores = [entry._replace(images=count) if entry.group in ("a", "b") else entry for entry in made_up_scores(made_up)]
+    moved = {"methods": {name: {"layers": None, "latent_dim": 5} for name in labels}}
+    results = {"scores": scores, "labels": labels, "methods": made_up, "images": [], "explorer": moved, "classes": "ab"}
+    write_page(tmp_path, SimpleNamespace(**results), SUMMARY)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert sorted(re.findall(r'<img alt=".*?: (\w+\.png)"', text)) == sorted(names)
+    assert ("at the last epoch, with 95% intervals" in text) == (count > 1)
     assert "does not know a layer" in text
     assert "U!" in text
     assert all(escape(label) in text and label not in text for label in labels.values())
@@ -326,6 +310,8 @@ def test_a_phone_shows_the_headline_without_a_scroll_bar(page):
 
 
 def test_classes_shown_as_numbers_have_a_legend(folder):
-    plain, numbered = ((folder / part / "report.html").read_text(encoding="utf-8") for part in (".", "numbered"))
-    assert '<p id="class-numbers">' not in plain
-    assert "0: 猫, 1: 1, 2: 2" in numbered.replace("\n", "")
+    for part, expected in ((".", False), ("numbered", True)):
+        text = (folder / part / "report.html").read_text(encoding="utf-8")
+        assert ('<p id="class-numbers">' in text) == expected
+        assert ("0: 猫, 1: 1, 2: 2" in text.replace("\n", "")) == expected
+        assert ("Classes are shown by number" in text) == expected

@@ -1,56 +1,52 @@
 """Data for the pictures that move with z in report.html: the decoders in half precision, and q of test images."""
 
 import base64
+from math import isnan
 
 import torch
 from torch import nn
 
 from evaluation.latents import strongest_directions
-from vae_utils import GaussianPosterior, Noise, evaluate_bound
+from vae_utils import Noise, evaluate_bound
 
 SLIDER_DIMENSIONS, SLIDER_DIRECTIONS = 6, 3
 ELBO_DRAWS = 16  # of z, for the ELBO of each image
+# The layers that page.js knows, with the attributes that it reads beside their weights.
+LAYER_SETTINGS = {
+    **dict.fromkeys((nn.Linear, nn.SiLU, nn.Tanh, nn.Identity), ()),
+    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d), ("out_channels", "kernel_size", "stride", "padding")),
+    nn.LayerNorm: ("eps",),
+    nn.Unflatten: ("unflattened_size",),
+    nn.PixelShuffle: ("upscale_factor",),
+}
 # How E[x|z] follows from the last layer: page.js calculates it.
 MEAN_LAYERS = {"gaussian": [], "bernoulli": [{"type": "Tanh", "scale": 0.5}]}
 
 
 @torch.no_grad()
-def explorer(methods, train_q, sample, sample_q, annealed, annealed_q, annealed_log_prob, *, points, seed):
-    """Plain values with which the page shows test images and moves their z.
+def explorer(methods, train_q, sample, sample_q, log_prob, *, points, seed):
+    """Plain values with which the page shows the test images of the Split `sample` and moves their z.
 
-    train_q, sample_q, annealed_q: {method's name: diagonal q (B, D)}, of all training images, of the Split
-    `sample` of test images and of the Split `annealed`; annealed_log_prob: {method's name: (log p(x), its standard
-    error)} of the latter, (B,) each; points: {method's name: (M, 2)}, of the sample.
+    train_q, sample_q: {method's name: diagonal q (B, D)}, of all training images and of the sample; log_prob: {method's
+    name: (log p(x), its standard error)} of the sample, (M,) each, NaN where not annealed; points: {method's name:
+    (M, 2)}.
     """
-    # The sample, then the annealed images that are not in it.
-    new = ~torch.isin(annealed.index, sample.index)  # q of an image is the same in both
-    images = torch.cat((sample.images, annealed.images[new]))
-    labels, index = (torch.cat((getattr(sample, name), getattr(annealed, name)[new])) for name in ("labels", "index"))
-    position = {row: number for number, row in enumerate(index.tolist())}
-
-    parts = {}
+    images, parts = sample.images, {}
     for method in methods:
-        # q of every image, and its ELBO.
-        q_train, q_sample, q_annealed = (qs[method.name] for qs in (train_q, sample_q, annealed_q))
-        q = GaussianPosterior.concatenate([q_sample, q_annealed.to(images.device)[new]])
+        q, q_train = sample_q[method.name], train_q[method.name]
         noise = Noise(seed, "explorer", method.name, device=images.device)
         bound = evaluate_bound(method.model, images, lambda x, rows, q=q: q[rows], noise=noise, draws=ELBO_DRAWS)
-        mean = q.mean
-        # log p(x), where annealed.
-        log_prob = [None] * len(images)
-        for row, *values in zip(annealed.index.tolist(), *annealed_log_prob[method.name], strict=True):
-            log_prob[position[row]] = [round(float(value), 3) for value in values]
-        # Directions of the sliders.
+        known = zip(*(values.tolist() for values in log_prob[method.name]), strict=True)
         vectors, names = strongest_directions(q_train, SLIDER_DIMENSIONS, SLIDER_DIRECTIONS)
         parts[method.name] = {
             "label": method.label,
             "color": method.color,
             "layers": layers(method.model),
-            "first": half(method.model.mean(mean[0])),  # by which the page checks what it draws
-            "latent_dim": mean.shape[1],
-            "means": half(mean),
+            "first": half(method.model.mean(q.mean[0])),  # by which the page checks what it draws
+            "latent_dim": q.mean.shape[1],
+            "means": half(q.mean),
             "elbo": [round(value, 2) for value in bound.elbo.tolist()],
-            "log_prob": log_prob,
+            "log_prob": [None if isnan(value) else [round(value, 3), round(error, 3)] for value, error in known],
             "points": [[round(value, 2) for value in point] for point in points[method.name].tolist()],
             "sliders": names,
             "directions": half(vectors),
@@ -60,8 +56,8 @@ def explorer(methods, train_q, sample, sample_q, annealed, annealed_q, annealed_
     return {
         "image_shape": list(images.shape[1:]),
         "classes": list(sample.classes),
-        "labels": labels.tolist(),
-        "index": index.tolist(),
+        "labels": sample.labels.tolist(),
+        "index": sample.index.tolist(),
         "images": base64.b64encode(pixels.numpy().tobytes()).decode(),
         "methods": parts,
     }
@@ -75,29 +71,15 @@ def half(values):
 def layers(model):
     """The layers from z to E[x|z] as plain values, weights as `half` gives them.
 
-    None if the decoder is not the Sequential `layers` of known kinds, or the likelihood is not known.
+    None if the decoder's `layers` are no Sequential of LAYER_SETTINGS, or the likelihood is not in MEAN_LAYERS.
     """
-    settings = {
-        nn.Linear: (),
-        nn.LayerNorm: ("eps",),
-        nn.SiLU: (),
-        nn.Unflatten: ("unflattened_size",),
-        nn.ConvTranspose2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
-        nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
-        nn.PixelShuffle: ("upscale_factor",),
-        nn.Tanh: (),
-        nn.Identity: (),
-    }
     modules, last = getattr(model.decoder, "layers", None), MEAN_LAYERS.get(model.likelihood.name)
-    if (
-        not isinstance(modules, nn.Sequential)
-        or last is None
-        or any(type(module) not in settings for module in modules)
-    ):
+    known = isinstance(modules, nn.Sequential) and all(type(module) in LAYER_SETTINGS for module in modules)
+    if not known or last is None:
         return None
     described = []
     for module in modules:
-        values = {name: getattr(module, name) for name in settings[type(module)]}
+        values = {name: getattr(module, name) for name in LAYER_SETTINGS[type(module)]}
         values |= {name: half(weights) for name, weights in module.named_parameters()}
         described.append({"type": type(module).__name__, **values})
     return described + last

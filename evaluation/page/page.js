@@ -21,6 +21,41 @@ function floatsOf(base64) {
   return floats;
 }
 
+// A convolution moves a kernel over the larger of two pictures; if transposed, it draws the larger from the smaller.
+function convolve({ weight, bias, out_channels: outputs, kernel_size, stride, padding }, { values, shape }, transposed) {
+  const [inputs, ...given] = shape;
+  const size = given.map((length, d) =>
+    transposed
+      ? (length - 1) * stride[d] - 2 * padding[d] + kernel_size[d]
+      : Math.floor((length + 2 * padding[d] - kernel_size[d]) / stride[d]) + 1);
+  const [[height, width], [below, beside]] = transposed ? [given, size] : [size, given];
+  const [rows, columns] = kernel_size;
+  const drawn = new Float32Array(outputs * size[0] * size[1]);
+  for (let o = 0; o < outputs; o++) {
+    const plane = drawn.subarray(o * size[0] * size[1], (o + 1) * size[0] * size[1]);
+    if (bias) plane.fill(bias[o]);
+    for (let i = 0; i < inputs; i++) {
+      const source = values.subarray(i * given[0] * given[1], (i + 1) * given[0] * given[1]);
+      const kernel = transposed ? i * outputs + o : o * inputs + i;
+      for (let r = 0; r < rows; r++)
+        for (let c = 0; c < columns; c++) {
+          const w = weight[(kernel * rows + r) * columns + c];
+          for (let y = 0; y < height; y++) {
+            const row = y * stride[0] - padding[0] + r;
+            if (row < 0 || row >= below) continue;
+            for (let x = 0; x < width; x++) {
+              const column = x * stride[1] - padding[1] + c;
+              if (column < 0 || column >= beside) continue;
+              if (transposed) plane[row * beside + column] += w * source[y * width + x];
+              else plane[y * width + x] += w * source[row * beside + column];
+            }
+          }
+        }
+    }
+  }
+  return { values: drawn, shape: [outputs, ...size] };
+}
+
 // ---- Layers, by PyTorch's names: (layer, {values, shape}) -> {values, shape}; a shape is [channels, height, width] ----
 
 const LAYERS = {
@@ -52,56 +87,8 @@ const LAYERS = {
   Unflatten({ unflattened_size: shape }, { values }) {
     return { values, shape };
   },
-  ConvTranspose2d({ weight, bias, out_channels: outputs, kernel_size, stride, padding }, { values, shape }) {
-    const [inputs, height, width] = shape;
-    const [rows, columns] = kernel_size;
-    const size = [0, 1].map((d) => (shape[d + 1] - 1) * stride[d] - 2 * padding[d] + kernel_size[d]);
-    const drawn = new Float32Array(outputs * size[0] * size[1]);
-    for (let o = 0; o < outputs; o++) {
-      const plane = drawn.subarray(o * size[0] * size[1], (o + 1) * size[0] * size[1]);
-      if (bias) plane.fill(bias[o]);
-      for (let i = 0; i < inputs; i++)
-        for (let r = 0; r < rows; r++)
-          for (let c = 0; c < columns; c++) {
-            const w = weight[((i * outputs + o) * rows + r) * columns + c];
-            for (let y = 0; y < height; y++) {
-              const row = y * stride[0] - padding[0] + r;
-              if (row < 0 || row >= size[0]) continue;
-              for (let x = 0; x < width; x++) {
-                const column = x * stride[1] - padding[1] + c;
-                if (column >= 0 && column < size[1])
-                  plane[row * size[1] + column] += w * values[(i * height + y) * width + x];
-              }
-            }
-          }
-    }
-    return { values: drawn, shape: [outputs, ...size] };
-  },
-  Conv2d({ weight, bias, out_channels: outputs, kernel_size, stride, padding }, { values, shape }) {
-    const [inputs, height, width] = shape;
-    const [rows, columns] = kernel_size;
-    const size = [0, 1].map((d) => Math.floor((shape[d + 1] + 2 * padding[d] - kernel_size[d]) / stride[d]) + 1);
-    const drawn = new Float32Array(outputs * size[0] * size[1]);
-    for (let o = 0; o < outputs; o++) {
-      const plane = drawn.subarray(o * size[0] * size[1], (o + 1) * size[0] * size[1]);
-      if (bias) plane.fill(bias[o]);
-      for (let i = 0; i < inputs; i++)
-        for (let r = 0; r < rows; r++)
-          for (let c = 0; c < columns; c++) {
-            const w = weight[((o * inputs + i) * rows + r) * columns + c];
-            for (let y = 0; y < size[0]; y++) {
-              const row = y * stride[0] - padding[0] + r;
-              if (row < 0 || row >= height) continue;
-              for (let x = 0; x < size[1]; x++) {
-                const column = x * stride[1] - padding[1] + c;
-                if (column >= 0 && column < width)
-                  plane[y * size[1] + x] += w * values[(i * height + row) * width + column];
-              }
-            }
-          }
-    }
-    return { values: drawn, shape: [outputs, ...size] };
-  },
+  ConvTranspose2d: (layer, input) => convolve(layer, input, true),
+  Conv2d: (layer, input) => convolve(layer, input, false),
   PixelShuffle({ upscale_factor: factor }, { values, shape }) {
     const [channels, height, width] = [shape[0] / factor ** 2, shape[1], shape[2]];
     const drawn = new Float32Array(values.length);
@@ -323,9 +310,9 @@ function explore(data) {
 
   // ---- Controls ----
 
-  for (const [id, name] of [["image", "image"], ["target", "target"]]) {
-    const select = byId(id);
-    const order = [...Array(count).keys()].sort((one, other) => data.labels[one] - data.labels[other] || one - other);
+  const order = [...Array(count).keys()].sort((one, other) => data.labels[one] - data.labels[other] || one - other);
+  for (const name of ["image", "target"]) {
+    const select = byId(name);
     for (const n of order) {
       const annealed = methods.some((method) => method.log_prob[n]);
       select.add(new Option(title(n) + (annealed ? ", log p(x) known" : ""), n));

@@ -1,6 +1,8 @@
-"""Fills the template page.html with a run's scores, tables and figures: report.html."""
+"""Fills the templates page.html and captions.html with a run's scores, tables and figures: report.html."""
 
 import base64
+import re
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -11,28 +13,17 @@ from PIL import Image
 
 from evaluation import style
 from evaluation.gaps import METRICS
-from evaluation.latents import PLANE
-from evaluation.page.captions import captions
+from evaluation.latents import PLANE, USED
 from evaluation.page.explorer import ELBO_DRAWS
-from evaluation.tables import basis, conclusions, cost_rows, final_rows, headline_rows, title
+from evaluation.statistics import find, select_scores
+from evaluation.tables import basis, conclusions, cost_rows, final_rows, headline_rows, number, pairs, title
 from runtime.checkpoint import atomic_write
 
 FOLDER = Path(__file__).parent
-# Columns of log_probabilities.csv that are shown, their titles and forms; then those of gaps.METRICS.
-COLUMNS = {
-    "method": ("method", "{}"),
-    "split": ("split", "{}"),
-    "class": ("class", "{}"),
-    "index": ("image", "{}"),
-    "log_prob": ("log p(x)", "{:.2f}"),
-    "log_prob_standard_error": ("its standard error", "{:.2f}"),
-    "log_prob_bias": ("its bias", "{:.2f}"),
-    "elbo": ("ELBO(q)", "{:.2f}"),
-    "fitted_elbo": ("ELBO(q*)", "{:.2f}"),
-    "full_elbo": ("ELBO(q*full)", "{:.2f}"),
-    "importance_sampling": ("importance sampling", "{:.2f}"),
-    "temperatures": ("temperatures", "{:.0f}"),
-}
+# Columns of log_probabilities.csv with numbers that are shown, and their titles where the tables have another one.
+NUMBERS = ("log_prob", "log_prob_standard_error", "log_prob_bias", "elbo", "fitted_elbo", "full_elbo")
+NUMBERS += ("importance_sampling", "temperatures", *(metric.__name__ for metric in METRICS))
+TITLES = {"log_prob_standard_error": "its standard error", "log_prob_bias": "its bias"}
 
 
 def write_page(results_dir, results, summary):
@@ -40,38 +31,40 @@ def write_page(results_dir, results, summary):
 
     Raises RunError if it cannot be written.
     """
-    scores, labels, explorer = results.scores, results.labels, results.explorer
-    likelihood, colors = results.methods[0].model.likelihood, style.class_colors(len(results.classes))
-    colors = [to_hex(color) for color in colors]
-    seconds = summary["seconds"]
-    times = {f"training, {name}": value for name, value in seconds["training"].items()}
-    times |= seconds.get("stages", {}) | {name: seconds[name] for name in ("evaluation", "total")}
-    plane = any(method.get("latent_dim", PLANE + 1) <= PLANE for method in explorer["methods"].values())
+    scores, labels, explorer, classes = results.scores, results.labels, results.explorer, results.classes
+    colors = [to_hex(color) for color in style.class_colors(len(classes))]
+    probes = select_scores(scores, quantity="probe_accuracy", method="pixels")
+    gaps = select_scores(scores, quantity="inference_gap")
+    times = summary["seconds"]
+    seconds = {f"training, {name}": value for name, value in times["training"].items()}
+    seconds |= times["stages"] | {name: times[name] for name in ("evaluation", "total")}
+    tables = (basis, conclusions, cost_rows, final_rows, headline_rows)
     values = {
+        **{function.__name__: function(scores, labels) for function in tables},
         "style": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         "script": Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
         "summary": summary,
         "labels": labels,
-        "conclusions": conclusions(scores, labels),
-        "headline": headline_rows(scores, labels),
-        "basis": basis(scores, labels),
-        "units": likelihood.units,
+        "methods": results.methods,
+        "units": results.methods[0].model.likelihood.units,
         "drawable": all(method["layers"] for method in explorer["methods"].values()),
         "explorer": {**explorer, "colors": colors},
-        "legend": list(zip(results.classes, colors, strict=True)),
+        "legend": list(zip(classes, colors, strict=True)),
         "elbo_draws": ELBO_DRAWS,
-        "numbered": list(enumerate(results.classes)) if style.are_numbered(results.classes) else [],
-        "plane": plane,
-        "figures": figures(results_dir, captions(scores, results.methods, results.classes, plane=plane)),
-        "blocks": final_rows(scores, labels),
-        "costs": cost_rows(scores, labels),
-        "image_table": image_table(results.images, labels),
-        "settings": {
-            "Training": summary["train_config"],
-            "Evaluation": summary["eval_config"],
-            "Versions": summary["versions"],
-            "Seconds": {name: f"{value:.0f}" for name, value in times.items()},
-        },
+        "numbered": list(enumerate(classes)) if style.are_numbered(classes) else [],
+        "plane": any(method["latent_dim"] <= PLANE for method in explorer["methods"].values()),
+        "images": results.images,
+        "numbers": {name: TITLES.get(name, title(name)) for name in NUMBERS},
+        "seconds": {name: f"{value:.0f}" for name, value in seconds.items()},
+        # For the captions.
+        "pictures": partial(pictures, results_dir),
+        "webp": webp,
+        "find": partial(find, scores),
+        "values": partial(of_methods, scores, labels),
+        "differences": partial(differences, scores, labels),
+        "most_labels": max(probes, key=lambda entry: int(entry.group)),
+        "class_intervals": any(entry.images > 1 and entry.group in set(classes) for entry in gaps),
+        "used": USED,
     }
     options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     template = Environment(loader=FileSystemLoader(FOLDER), **options).get_template("page.html")
@@ -79,34 +72,24 @@ def write_page(results_dir, results, summary):
         tmp_path.write_text(template.render(values), encoding="utf-8")
 
 
-def image_table(images, labels):
-    """(titles, rows {column: text}) of the annealed images; images: rows of log_probabilities.csv."""
-    columns = COLUMNS | {metric.__name__: (title(metric.__name__), "{:.2f}") for metric in METRICS}
-    rows = [{**row, "method": labels[row["method"]]} for row in images if row["log_prob"] is not None]
-    texts = [{name: form.format(row[name]) for name, (_, form) in columns.items()} for row in rows]
-    return [heading for heading, _ in columns.values()], texts
+def of_methods(scores, labels, quantity, form=".1f", **where):
+    """A quantity of every method, with its label, as text."""
+    return "; ".join(f"{label} {find(scores, quantity, name, **where).mean:{form}}" for name, label in labels.items())
 
 
-def figures(results_dir, texts):
-    """Every figure that is there, dicts; those drawn at several epochs come first, by epoch.
-
-    texts: of `captions`; another name is the user's own.
-    """
-    of_epochs, others = [], []
-    for path in Path(results_dir).glob("*_epoch_[0-9]*.png"):
-        name, _, epoch = path.stem.rpartition("_epoch_")
-        if name in texts and epoch.isdecimal():
-            of_epochs.append((int(epoch), list(texts).index(name), name, path))
-    for name in texts:
-        if (path := Path(results_dir) / f"{name}.png").exists():
-            others.append((None, 0, name, path))
-    return [
-        {"epoch": epoch, "title": texts[name][0], "text": texts[name][1], "name": path.name, **picture(path)}
-        for epoch, _, name, path in [*sorted(of_epochs), *others]
-    ]
+def differences(scores, labels, quantity):
+    """A quantity's paired difference of every two methods, as sentences."""
+    entries = [(label, find(scores, quantity, pair)) for pair, label in pairs(labels)]
+    return " ".join(f"{label}: {number(entry, 1)} on the same {entry.images} test images." for label, entry in entries)
 
 
-def picture(path):
+def pictures(results_dir, name):
+    """Pairs (epoch, path) of a figure, by epoch; 0 where it is not of one."""
+    matches = [(re.fullmatch(rf"{name}(_epoch_(\d+))?", path.stem), path) for path in Path(results_dir).glob("*.png")]
+    return sorted((int(match[2] or 0), path) for match, path in matches if match)
+
+
+def webp(path):
     """{"width", "height", "source"} of a PNG as WebP in base64, lossless and half as large."""
     buffer = BytesIO()
     with Image.open(path) as image:

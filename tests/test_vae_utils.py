@@ -30,7 +30,8 @@ def pair(request):
     if request.param == "diagonal":
         return GaussianPosterior.from_log_var(mean, 2 * mean), Independent(Normal(mean, mean.exp()), 1)
     precision = root @ root.mT + torch.eye(3)
-    return GaussianPosterior.from_precision(mean, precision), MultivariateNormal(mean, precision_matrix=precision)
+    full = MultivariateNormal(mean, precision_matrix=precision)
+    return GaussianPosterior(mean, full.scale_tril), full
 
 
 def test_a_posterior_is_pytorchs_gaussian(pair):

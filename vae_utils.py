@@ -93,12 +93,11 @@ class GaussianPosterior:
 
     def whiten(self, z):
         """The noise from which `rsample` makes z, (B, D) or (K, B, D)."""
-        centered = z - self.mean
         if self.is_full:
-            columns = centered.reshape(-1, *self.mean.shape).movedim(0, -1)  # (B, D, K)
+            columns = (z - self.mean).reshape(-1, *self.mean.shape).movedim(0, -1)  # (B, D, K)
             noise = torch.linalg.solve_triangular(self.scale, columns, upper=False)
             return noise.movedim(-1, 0).reshape(z.shape)
-        noise = centered / self.scale
+        noise = (z - self.mean) / self.scale
         if self.factor is None:
             return noise
         w, lower = self._roots()
@@ -166,7 +165,8 @@ class Noise:
     @classmethod
     def of_images(cls, seed, *purpose, index, device="cpu"):
         """A generator for each image, seeded by (seed, purpose, its entry of `index`): rows (B,), or any list."""
-        return cls(generators=[random_generator(seed, *purpose, int(entry), device=device) for entry in index])
+        index = index.tolist() if isinstance(index, torch.Tensor) else index
+        return cls(generators=[random_generator(seed, *purpose, entry, device=device) for entry in index])
 
     @classmethod
     def concatenate(cls, parts):

@@ -1,11 +1,10 @@
 """Fitted posteriors against the closed form and quadrature, and the method that uses them."""
 
-import copy
 import math
 
 import pytest
 import torch
-from conftest import LinearGaussian, gaussian, linear_gaussian, seeded, toy_config, toy_data, train
+from conftest import LinearGaussian, gaussian, linear_gaussian, seeded, toy_config, toy_data
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, kl_divergence
 
 import latent_optimization
@@ -13,7 +12,6 @@ import posterior_fit
 from latent_optimization import LEAST_NATS, LatentOptimization, probabilistic_pca
 from latent_table import LOADING_RATE
 from posterior_fit import balanced_noise, fit_posterior
-from runtime.checkpoint import load_checkpoint
 from training import train_epoch
 from vae_utils import GaussianPosterior, Noise
 
@@ -273,27 +271,3 @@ def test_further_steps_are_those_of_adam_on_the_rows_and_leave_the_decoder(rank)
     assert int(method.table.steps) == 3
     assert all(torch.equal(one, other) for one, other in zip(decoder, method.model.decoder.parameters(), strict=True))
     assert all(parameter.requires_grad for parameter in method.model.parameters())
-
-
-def test_the_start_is_part_of_a_checkpoint(tmp_path):
-    method = LatentOptimization(toy_config(epochs=1, latent_steps=2), toy_data())
-    train(method, tmp_path)
-    path, x = tmp_path / "latent_opt_epoch_1.pt", toy_data().test.images
-    model = latent_optimization.load_model(path)
-    assert (model.config.latent_start, model.config.latent_steps) == ("pca", 2)
-    assert torch.equal(model.initial_posterior(x).mean, method.model.initial_posterior(x).mean)
-    assert model.initial_posterior(x).mean.abs().max() > 0.1
-    assert "start.projection" in load_checkpoint(path)["weights"]
-
-
-@pytest.mark.parametrize("start", ["pca", "normal"])
-def test_a_resumed_training_with_further_steps_ends_with_the_same_bits(start):
-    config, data = toy_config(latent_steps=2, latent_start=start), toy_data()
-    whole, first, second = (LatentOptimization(config, data) for _ in range(3))
-    for epoch in (1, 2):
-        train_epoch(whole, epoch)
-    train_epoch(first, 1)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    train_epoch(second, 2)
-    for one, other in zip(whole.weights().values(), second.weights().values(), strict=True):
-        assert torch.equal(one, other)

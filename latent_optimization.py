@@ -59,13 +59,12 @@ def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEA
     """The posterior of a linear decoder that is fitted to images (N, *image), a LinearPosterior on the CPU.
 
     Probabilistic PCA: x = W z + center + noise (Tipping & Bishop 1999), the optimum of a linear VAE (Lucas et al.
-    2019). With the eigenvalue l of the images' covariance and the noise variance s2 of a pixel, a dimension has in its
-    posterior the mean sqrt(l - s2) / l times the principal component of x, and the variance s2 / l; it carries
-    0.5 log(l / s2) nats in the mean. Components that carry less than `least_nats`, or might be noise of few images
-    (Marchenko & Pastur 1967), are dropped; dimensions of z without a component begin at the prior. noise_variance: s2,
-    that of the likelihood; None: as for binary pixels, its maximum-likelihood estimate, the mean of the eigenvalues
-    that are dropped (Tipping & Bishop, Eq. 8), with as many components as each carry enough beside it. Beyond
-    MOST_PIXELS pixels an even part of the images is used.
+    2019). With the eigenvalue l of the images' covariance and the noise variance s2 of a pixel, a dimension has the
+    posterior mean sqrt(l - s2) / l times the principal component of x, and the variance s2 / l; it carries
+    0.5 log(l / s2) nats. Components that carry less than `least_nats`, or might be noise of few images (Marchenko &
+    Pastur 1967), are dropped; dimensions of z without a component begin at the prior. noise_variance: s2, that of the
+    likelihood; None: its maximum-likelihood estimate, the mean of the eigenvalues that are dropped (Tipping & Bishop,
+    Eq. 8), with as many components as each carry enough. Beyond MOST_PIXELS an even part of the images is used.
     """
     most = max(1, MOST_PIXELS // images[0].numel())
     x = images[:: -(-len(images) // most)].flatten(1).cpu().double().numpy()

@@ -20,9 +20,9 @@ class LatentTable(nn.Module):
         -lr * m_s / sqrt(v_s) * S(s, k),   S(s, k) = H(s) - c^k H(s + k),   c = beta1 / sqrt(beta2),
         H(n) = sum_{j>=1} c^j g(n + j),    g(n) = sqrt(1 - beta2^n) / (1 - beta1^n).
 
-    m_s and v_s are Adam's moments. These deferred steps are applied when the row is next in a batch. The form holds for
-    a constant learning rate lr, and treats eps as constant between two visits: gradients must be far above it, so let
-    the loss be a sum over images, not a mean. Of factors the rate is LOADING_RATE lr.
+    m_s and v_s are Adam's moments. These deferred steps are applied when the row is next in a batch. They take the
+    learning rate lr, and eps between two visits, as constant: gradients must be far above eps, so let the loss be a sum
+    over images, not a mean. Of factors the rate is LOADING_RATE lr.
     """
 
     def __init__(self, *, size, latent_dim, max_steps, rank=0, learning_rate=0.01, betas=(0.9, 0.999), device="cpu"):

@@ -58,10 +58,9 @@ def cosine(first, last, steps):
 def balanced_noise(count, q, *, noise):
     """Standard normal draws (count, B, D), count > D, whose mean is 0 and whose second moment is I for every image.
 
-    Moments are matched by a linear map (Barraquand 1995); if count = D + 1, the draws are the corners of a regular
-    simplex. The mean over them of a function that is quadratic in z, hence of the gradient of a quadratic log p(x, z),
-    is exact. All images share one set of draws; each has it in an order of its own, its dimensions in another order and
-    with other signs.
+    Moments are matched by a linear map (Barraquand 1995): the mean over the draws of what is quadratic in z, hence of
+    the gradient of a quadratic log p(x, z), is exact. All images share one set of draws; each has it in an order of its
+    own, its dimensions in another order and with other signs.
     """
     images, latent_dim = q.mean.shape
     draws = torch.randn(count, latent_dim, generator=random_generator(0, "balanced noise"), dtype=torch.float64)
@@ -93,13 +92,12 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
 def fit_diagonal(
     model, x, q, *, noise, learning_rate=0.1, averaged_rate=0.02, fit_steps=300, tolerance=0.4, max_cycles=20
 ):
-    """See `fit_posterior`.
+    """See `fit_posterior`. Adam takes `fit_steps` steps, whose rate falls from `learning_rate` to `averaged_rate`.
 
-    Adam takes `fit_steps` steps, whose rate falls from `learning_rate` to `averaged_rate`. Cycles at that rate follow,
-    whose iterates are averaged (Polyak & Juditsky 1992); each passes once over a set of `balanced_noise`, so that most
-    of the noise of the gradients cancels. After a cycle the average over the last two is compared with the best q so
-    far, on fresh noise that both share, and each image keeps the better one. It has converged when a cycle changes its
-    bound by less than `tolerance` nats.
+    Cycles at that rate follow, whose iterates are averaged (Polyak & Juditsky 1992); each passes once over a set of
+    `balanced_noise`, so that most of the noise of the gradients cancels. Then the average over the last two is compared
+    with the best q so far, on fresh noise that both share, and each image keeps the better one. It has converged when a
+    cycle changes its bound by less than `tolerance` nats.
     """
     fit, best = PosteriorFit(q), q.parameters().detach()
     images, latent_dim = q.mean.shape
@@ -145,10 +143,9 @@ def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_s
 
         m <- m + rate L E[u],    L <- L + rate L (lower triangle of E[u e'], its diagonal halved),
 
-    each no longer than `longest_step`, in units of q itself. The expectations are over antithetic pairs of e; the rate
-    falls along a cosine. The last third of the iterates is averaged. On noise that all share, this q is compared with
-    the best so far, of which the better is kept, and with the average of the third before: an image has converged when
-    the two averages differ by less than `tolerance` nats.
+    each no longer than `longest_step`, in units of q itself; expectations are over antithetic pairs, and the rate falls
+    along a cosine. The last third of the iterates is averaged. On shared noise the better of this q and the best so far
+    is kept; an image has converged when the averages of the last two thirds differ by less than `tolerance` nats.
     """
     exact, best = model.in_precision("float32"), GaussianPosterior(q.mean.clone(), q.scale.clone())
     if q.is_diagonal:

@@ -72,23 +72,6 @@ def test_balanced_noise_is_normal_where_it_has_many_draws():
     assert noise.pow(4).mean() == pytest.approx(3, abs=0.4)
 
 
-def test_what_a_fit_finds_for_an_image_depends_on_no_other(three):
-    """Alone, and beside images that converge before it, with a generator for each."""
-    model, x = three
-    x[2] *= 30
-    index, start = torch.tensor([7, 3, 9]), model.initial_posterior(x)
-
-    def fit(rows):
-        own = Noise.of_images(1, "a fit", index=index[rows])
-        return fit_posterior(model, x[rows], start[rows], noise=own, fit_steps=30, tolerance=0.05)
-
-    together, alone = fit(torch.arange(3)), fit(torch.tensor([2]))
-    assert together.gradients[2] > together.gradients[0]
-    assert together.gradients[2] == alone.gradients[0]
-    torch.testing.assert_close(together.q.mean[2:], alone.q.mean)
-    torch.testing.assert_close(together.trace[: len(alone.trace), 2:], alone.trace)
-
-
 def test_a_fit_raises_the_bound_but_not_above_log_prob(nonlinear):
     x, _ = nonlinear.sample(8, seeded(1))
     start = nonlinear.poor(x)

@@ -13,7 +13,7 @@ from data import stratified_subset
 from latent_table import LatentTable
 from model import INITIAL_LOG_VAR, ConvModel
 from posterior_fit import PosteriorFit, fit_posterior
-from vae_utils import Fit, GaussianPosterior, Noise, check_noise, elbo, random_generator
+from vae_utils import Fit, GaussianPosterior, Noise, check_noise, elbo
 
 VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
 VALIDATION_STEPS = 30
@@ -23,8 +23,6 @@ LEAST_NOISE = 1e-4  # of the estimated noise variance of a pixel
 MOST_PIXELS = 40_000_000  # of all images that the principal components are of
 STARTED_AT_ONCE = 1000  # rows of the table
 FACTOR_START = 0.01  # standard deviation of the entries of factor / scale, whose gradient at 0 is 0
-
-
 PARTS = ("mean", "log_var", "loadings")  # of a q in a checkpoint; the last with a --latent-rank alone
 
 
@@ -61,13 +59,12 @@ def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEA
     """The posterior of a linear decoder that is fitted to images (N, *image), a LinearPosterior on the CPU.
 
     Probabilistic PCA: x = W z + center + noise (Tipping & Bishop 1999), the optimum of a linear VAE (Lucas et al.
-    2019). With the eigenvalue l of the images' covariance and the noise variance s2 of a pixel, a dimension has in its
-    posterior the mean sqrt(l - s2) / l times the principal component of x, and the variance s2 / l; it carries
-    0.5 log(l / s2) nats in the mean. Components that carry less than `least_nats`, or might be noise of few images
-    (Marchenko & Pastur 1967), are dropped; dimensions of z without a component begin at the prior. noise_variance: s2,
-    that of the likelihood; None: as for binary pixels, its maximum-likelihood estimate, the mean of the eigenvalues
-    that are dropped (Tipping & Bishop, Eq. 8), with as many components as each carry enough beside it. Beyond
-    MOST_PIXELS pixels an even part of the images is used.
+    2019). With the eigenvalue l of the images' covariance and the noise variance s2 of a pixel, a dimension has the
+    posterior mean sqrt(l - s2) / l times the principal component of x, and the variance s2 / l; it carries
+    0.5 log(l / s2) nats. Components that carry less than `least_nats`, or might be noise of few images (Marchenko &
+    Pastur 1967), are dropped; dimensions of z without a component begin at the prior. noise_variance: s2, that of the
+    likelihood; None: its maximum-likelihood estimate, the mean of the eigenvalues that are dropped (Tipping & Bishop,
+    Eq. 8), with as many components as each carry enough. Beyond MOST_PIXELS an even part of the images is used.
     """
     most = max(1, MOST_PIXELS // images[0].numel())
     x = images[:: -(-len(images) // most)].flatten(1).cpu().double().numpy()
@@ -96,13 +93,11 @@ def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEA
 class LatentModel(ConvModel):
     """A decoder with the start of every fit, and the q of every training image unless the file leaves them out."""
 
-    def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), **options):
-        """See ConvModel."""
-        super().__init__(latent_dim, likelihood, image_shape=image_shape, **options)
-        self.start = LinearPosterior(latent_dim, math.prod(image_shape))
-        self.register_buffer("mean_of_q", None)  # (N, D), of every training image, if the weights hold them
-        self.register_buffer("log_var_of_q", None)  # (N, D)
-        self.register_buffer("loadings_of_q", None)  # (N, D, latent_rank), if the rank is above 0
+    def __init__(self, latent_dim=200, likelihood=None, **options):
+        super().__init__(latent_dim, likelihood, **options)
+        self.start = LinearPosterior(latent_dim, math.prod(self.image_shape))
+        for name in PARTS:  # of the q of every training image, if the weights hold them: (N, D), or (N, D, latent_rank)
+            self.register_buffer(f"{name}_of_q", None)
 
     def initial_posterior(self, x, noise=None):
         """Where the q of images x (B, *image) begins, those of the table as well as any other's: (B, D)."""
@@ -128,33 +123,23 @@ class LatentOptimization(training.Method):
     """The method whose q comes from a table, a row for each training image."""
 
     name, label, color = "latent_optimization", "Latent optimization", "#D55E00"
-    prefix, reconstruction_prefix = "latent_opt", "latent_opt_recon"
+    prefix = "latent_opt"
     shared_inference = False
     model_class = LatentModel
     sharded = ("table.rows", "table.last_visit")
 
     def __init__(self, config, data):
         super().__init__(config, data)
-        self.gradients_per_visit = config.latent_steps
+        self.gradients_per_visit = self.noise_draws = config.latent_steps
         self.recordable = not config.latent_rank  # not tried with CUDA's Cholesky decomposition
         self.model.start = self._make_start().to(data.device)
-        self.table = LatentTable(
-            size=len(self.images),
-            latent_dim=config.latent_dim,
-            max_steps=config.steps * config.latent_steps,
-            rank=config.latent_rank,
-            learning_rate=config.latent_learning_rate,
-            device=data.device,
-        )
-        q = GaussianPosterior.concatenate(
-            [
-                self._started(self.images[rows], self.train_index[rows])
-                for rows in torch.arange(len(self.images), device=data.device).split(STARTED_AT_ONCE)
-            ]
-        )
-        self.table.load_parameters(q.parameters())
+        options = {"rank": config.latent_rank, "learning_rate": config.latent_learning_rate, "device": data.device}
+        options |= {"latent_dim": config.latent_dim, "max_steps": config.steps * config.latent_steps}
+        self.table = LatentTable(size=len(self.images), **options)
+        batches = zip(self.images.split(STARTED_AT_ONCE), self.train_index.split(STARTED_AT_ONCE), strict=True)
+        self.table.load_parameters(torch.cat([self._started(x, index).parameters() for x, index in batches]))
         self.optimizers.append(self.table)
-        count = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(data.validation.labels))
+        count = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(self.validation_images))
         validation = stratified_subset(data.validation, size=count, seed=config.seed)
         self.validation_images = validation.images
         self.validation_fit = PosteriorFit(self._started(validation.images, validation.index))
@@ -173,17 +158,18 @@ class LatentOptimization(training.Method):
         return start
 
     def _started(self, x, index):
-        """`initial_posterior` of images x (B, *image) at the rows `index` (B,) of the data set."""
+        """The start of images x (B, *image) at the rows `index` (B,) of the data set."""
         noise = None
         if self.config.latent_start == "normal" or self.config.latent_rank:
             noise = Noise.of_images(self.config.seed, "start", index=index, device=x.device)
-        return self._with_factor(self.model.initial_posterior(x, noise), noise)
+        return self._initial_posterior(x, noise)
 
-    def _with_factor(self, q, noise):
-        """A diagonal q with a small random factor of the configured rank, if that is above 0."""
-        if not self.config.latent_rank:
+    def _initial_posterior(self, x, noise):
+        """The model's, with a small random factor of the configured rank if that is above 0."""
+        q, rank = self.model.initial_posterior(x, noise), self.config.latent_rank
+        if not rank:
             return q
-        draws = noise.normal((1, *q.mean.shape, self.config.latent_rank), like=q.mean)[0]
+        draws = noise.normal((1, *q.mean.shape, rank), like=q.mean)[0]
         return GaussianPosterior(q.mean, q.scale, FACTOR_START * q.scale.unsqueeze(-1) * draws)
 
     def posterior(self, x, rows):
@@ -195,49 +181,39 @@ class LatentOptimization(training.Method):
         check_noise(noise, len(x), "infer(x, noise=Noise(seed))")
         fits = []
         for rows in torch.arange(len(x), device=x.device).split(batch_size):
-            start = self._with_factor(self.model.initial_posterior(x[rows], noise[rows]), noise[rows])
             options = {"covariance": "low rank", "noise": noise[rows], "fit_steps": fit_steps}
-            fits.append(fit_posterior(self.model, x[rows], start, **options))
-        q, empty = GaussianPosterior.concatenate([fit.q for fit in fits]), torch.empty(0, len(x))
-        return Fit(q, empty, *(torch.cat([fit[field] for fit in fits]) for field in (2, 3)))
+            fits.append(fit_posterior(self.model, x[rows], self._initial_posterior(x[rows], noise[rows]), **options))
+        q, _, converged, gradients = zip(*fits, strict=True)
+        q = GaussianPosterior.concatenate(q)
+        return Fit(q, torch.empty(0, len(x)), torch.cat(converged), torch.cat(gradients))
 
-    def draw_noise(self, count, generator):
-        """Standard normal noise: (count, D), or if the table takes several steps, (latent_steps, count, D)."""
-        steps = self.config.latent_steps
-        shape = (count, self.model.latent_dim) if steps == 1 else (steps, count, self.model.latent_dim)
-        return torch.randn(shape, generator=generator, device=generator.device)
-
-    def train_step(self, rows, noise, *, beta=None):
+    def train_step(self, rows, noise):
         """See Method.train_step. Of several steps of the table all but the last are the table's alone."""
         *before, last = noise if noise.dim() == 3 else [noise]
         if before:
             self.model.requires_grad_(False)
             for of_step in before:
-                self.backward(rows, of_step, beta=beta)
+                self.backward(rows, of_step)
                 self.table.step()
             self.model.requires_grad_(True)
-        return super().train_step(rows, last, beta=beta)
+        return super().train_step(rows, last)
 
     def validate(self, epoch):
         """The Bound of VALIDATION_IMAGES images, after VALIDATION_STEPS steps from their q of the epoch before."""
-        x = self.validation_images
-        generator = random_generator(self.config.seed, epoch, "validation", device=x.device)
-        shape = self.validation_fit.q().mean.shape
-        noise = torch.randn(VALIDATION_STEPS, *shape, generator=generator, device=x.device)
-        self.validation_fit.run(self.model, x, noise=noise, learning_rates=[VALIDATION_RATE] * VALIDATION_STEPS)
-        noise = torch.randn(10, *shape, generator=generator, device=x.device)
+        x, noise = self.validation_images, Noise(self.config.seed, epoch, "validation", device=self.images.device)
+        shape, rates = (len(x), self.config.latent_dim), [VALIDATION_RATE] * VALIDATION_STEPS
+        draws = noise.normal((VALIDATION_STEPS, *shape), like=x)
+        self.validation_fit.run(self.model, x, noise=draws, learning_rates=rates)
         with torch.no_grad():
-            return elbo(self.model, x, self.validation_fit.q(), noise)
+            return elbo(self.model, x, self.validation_fit.q(), noise.normal((10, *shape), like=x))
 
     def weights(self):
         """The decoder, and the q of every row in its parts, brought up to date: the rows on rank 0 alone."""
-        parts = [self.shard.gather(part, self.count) for part in self.table.current()]
+        parts = (self.shard.gather(part, self.count) for part in self.table.current())
         return {**self.model.state_dict(), **dict(zip(PARTS, parts, strict=False))}
 
     def load_weights(self, weights):
-        """Takes over what `weights` gave."""
-        networks = {name: value for name, value in weights.items() if name not in PARTS}
-        self.model.load_state_dict(networks)
+        self.model.load_state_dict({name: value for name, value in weights.items() if name not in PARTS})
         self.table.load_parameters(*(weights[name] for name in PARTS if name in weights))
 
 

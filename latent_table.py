@@ -6,6 +6,7 @@ from torch import nn
 from model import INITIAL_LOG_VAR
 from vae_utils import GaussianPosterior, split_parameters
 
+EPS = 1e-8  # Adam's
 LOADING_RATE = 1 / 3  # Adam's rate of loadings, by that of means: at 1 the noise of 30 visits costs 2 nats with rank 8
 
 
@@ -19,27 +20,22 @@ class LatentTable(nn.Module):
         -lr * m_s / sqrt(v_s) * S(s, k),   S(s, k) = H(s) - c^k H(s + k),   c = beta1 / sqrt(beta2),
         H(n) = sum_{j>=1} c^j g(n + j),    g(n) = sqrt(1 - beta2^n) / (1 - beta1^n).
 
-    m_s and v_s are Adam's moments. These deferred steps are applied when the row is next in a batch. The form holds for
-    a constant learning rate lr, and treats eps as constant between two visits: gradients must be far above it, so let
-    the loss be a sum over images, not a mean. Of factors the rate is LOADING_RATE lr.
+    m_s and v_s are Adam's moments. These deferred steps are applied when the row is next in a batch. They take the
+    learning rate lr, and eps between two visits, as constant: gradients must be far above eps, so let the loss be a sum
+    over images, not a mean. Of factors the rate is LOADING_RATE lr.
     """
 
-    def __init__(
-        self, *, size, latent_dim, max_steps, rank=0, learning_rate=0.01, betas=(0.9, 0.999), eps=1e-8, device="cpu"
-    ):
-        """`size` images, `latent_dim` dimensions; `max_steps` bounds the number of calls of `step`; `rank`: of factors.
-
-        A row holds (2 + rank) latent_dim numbers.
-        """
+    def __init__(self, *, size, latent_dim, max_steps, rank=0, learning_rate=0.01, betas=(0.9, 0.999), device="cpu"):
+        """size: images; max_steps: bounds the calls of `step`; rank: of factors; a row has (2 + rank) latent_dim."""
         super().__init__()
-        self._learning_rate, self.betas, self.eps, self.rank = learning_rate, betas, eps, rank
+        self._learning_rate, self.betas, self.rank = learning_rate, betas, rank
+        self._visit = None
         # Value, first and second moment side by side, so that a batch is one gather and one scatter.
         self.register_buffer("rows", torch.zeros(size, 3, (2 + rank) * latent_dim, device=device))
         self.rows[:, 0, latent_dim : 2 * latent_dim] = INITIAL_LOG_VAR
         rates = torch.ones(self.rows.shape[2], device=device)
         rates[2 * latent_dim :] = LOADING_RATE
         self.register_buffer("rates", rates, persistent=False)  # of the columns, by `learning_rate`
-        self._visit = None
         self.register_buffer("last_visit", torch.zeros(size, dtype=torch.int64, device=device))  # (N,)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
         self.exact = torch.float32 if torch.device(device).type == "mps" else torch.float64  # MPS has no float64
@@ -52,10 +48,7 @@ class LatentTable(nn.Module):
         return self._learning_rate
 
     def posterior(self, rows):
-        """q of the images at `rows` (B,), (B, D). With gradients on, the next `step` learns them.
-
-        `rows` must not name a row twice.
-        """
+        """q of the images at `rows` (B,), all different: (B, D). With gradients on, the next `step` learns them."""
         value, first, second = self.apply_deferred_steps(rows)
         if torch.is_grad_enabled():
             value.requires_grad_()
@@ -75,7 +68,7 @@ class LatentTable(nn.Module):
         now = self.steps.to(self.exact)
         rate = (self.learning_rate / (1 - beta1**now)).float() * self.rates
         correction = torch.sqrt(1 - beta2**now).float()
-        value = value.detach() - rate * first / (second.sqrt() / correction + self.eps)
+        value = value.detach() - rate * first / (second.sqrt() / correction + EPS)
         self.rows[rows] = torch.stack((value, first, second), dim=1)
         self.last_visit[rows] = self.steps
         self._visit = None
@@ -83,18 +76,14 @@ class LatentTable(nn.Module):
     def zero_grad(self, set_to_none=True):
         """Does nothing: `posterior` gives out new rows each time. The training loop calls it on every optimizer."""
 
-    @torch.no_grad()
     def current(self):
-        """Mean and log-variance of every row as dense Adam has them now, (N, D) each; changes nothing.
-
-        With a rank, the loadings follow, (N, D, rank).
-        """
+        """As dense Adam has every row now: mean and log-variance, (N, D), and with a rank loadings, (N, D, rank)."""
         value, _, _ = self.apply_deferred_steps(slice(None))
         return tuple(part.contiguous() for part in split_parameters(value, self.rank))
 
     @torch.no_grad()
     def apply_deferred_steps(self, rows):
-        """Values and moments of `rows` after the steps that they were not in, (B, (2 + rank) D); changes nothing."""
+        """Values and moments of `rows` after the steps that they were not in, (B, (2 + rank) D) each."""
         value, first, second = self.rows[rows].unbind(1)
         beta1, beta2 = self.betas
         last = self.last_visit[rows]
@@ -102,7 +91,7 @@ class LatentTable(nn.Module):
         decay = (beta1 / beta2**0.5) ** idle
         now = self.steps.reshape(1)  # an index without a dimension would be read by the host, and wait for the device
         moved = self.deferred_sums[last] - decay * self.deferred_sums[now]  # S(last, idle)
-        eps = self.eps * torch.sqrt(1 - beta2 ** last.to(self.exact))
+        eps = EPS * torch.sqrt(1 - beta2 ** last.to(self.exact))
 
         def column(values):
             return values.float().unsqueeze(1)
@@ -120,8 +109,7 @@ class LatentTable(nn.Module):
 def deferred_step_sums(*, max_steps, betas=(0.9, 0.999)):
     """H(0), ..., H(max_steps) of LatentTable, by H(n) = c (g(n + 1) + H(n + 1)) backwards in float64.
 
-    It starts 1,000 steps beyond max_steps: the rest of the sum, at most c^1000 of it, is far below float64's
-    resolution, so that no bit of H(n) depends on max_steps.
+    The rest of the sum beyond max_steps + 1000, at most c^1000 of it, is far below float64's resolution.
     """
     beta1, beta2 = betas
     c = beta1 / beta2**0.5

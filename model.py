@@ -23,6 +23,13 @@ class Likelihood(nn.Module):
     """p(x|z) of pixels that are independent given z; its parameters, if any, are trained with the decoder's.
 
     Shapes: x (B, C, H, W); the decoder's output (..., B, channels * C, H, W). Values: nats; no constant is dropped.
+    A subclass sets what follows, and defines
+
+        log_prob(x, output)         log p(x|z), (..., B)
+        mean(output)                E[x|z], (..., B, C, H, W)
+        sample(output, generator)   a draw of x, (..., B, C, H, W)
+        curvature(output)           -d^2 log p(x|z) / d output^2 of each output alone, or its mean over x; >= 0, of the
+                                    shape of output
     """
 
     name = label = None  # label: in figures and tables; may depend on the parameters
@@ -34,22 +41,6 @@ class Likelihood(nn.Module):
     def split(self, output):
         """The parameters of each pixel, `channels` tensors of the shape of x."""
         return output.chunk(self.channels, dim=-3)
-
-    def log_prob(self, x, output):
-        """log p(x|z), (..., B)."""
-        raise NotImplementedError
-
-    def mean(self, output):
-        """E[x|z], (..., B, C, H, W)."""
-        raise NotImplementedError
-
-    def sample(self, output, generator):
-        """A draw of x, (..., B, C, H, W)."""
-        raise NotImplementedError
-
-    def curvature(self, output):
-        """-d^2 log p(x|z) / d output^2 of each output alone, or its mean over x; >= 0, of the shape of output."""
-        raise NotImplementedError
 
     def check(self, x):
         """Raises ValueError if x cannot be drawn from p(x|z)."""
@@ -133,8 +124,7 @@ def make_likelihood(config):
 class LatentVariableModel(nn.Module):
     """p(x, z) = N(z; 0, I) p(x|z), where the decoder maps z (M, D) to outputs (M, channels * C, H, W).
 
-    precision: number format of the networks, "float32" (the format of their inputs) or "bfloat16"; their results have
-    the type of their inputs in both cases.
+    precision: of the networks, "float32" (the format of their inputs) or "bfloat16"; results have their inputs' type.
     """
 
     def __init__(self, decoder, likelihood, *, latent_dim, precision="float32"):
@@ -159,8 +149,8 @@ class LatentVariableModel(nn.Module):
         with autocast(self.precision, z.device):
             output = self.decoder(rows)
         if len(output) != len(rows):
-            shapes = f"the decoder turns z {tuple(rows.shape)} into {tuple(output.shape)}"
-            raise ValueError(f"{shapes}: not a row for each z")
+            shapes = f"z {tuple(rows.shape)} into {tuple(output.shape)}"
+            raise ValueError(f"the decoder turns {shapes}: not a row for each z")
         return output.reshape(*z.shape[:-1], *output.shape[1:]).to(z.dtype)
 
     def mean(self, z):
@@ -203,18 +193,16 @@ class LatentVariableModel(nn.Module):
 class ConvModel(LatentVariableModel):
     """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W).
 
-    likelihood: by default a Gaussian; hidden: units of the hidden layer. With a seed, the initial weights are a
+    likelihood: by default a Gaussian; hidden: units of the hidden layer; seed: if given, the initial weights are a
     function of it.
     """
 
-    def __init__(
-        self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, precision="float32"
-    ):
+    def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):
         likelihood = likelihood or Gaussian()
+        of_pixels = {"activation": likelihood.activation, "channels": likelihood.channels}
         with seeded_weights(seed):
-            options = {"activation": likelihood.activation, "channels": likelihood.channels}
-            decoder = Decoder(latent_dim, image_shape=image_shape, hidden=hidden, **options)
-        super().__init__(decoder, likelihood, latent_dim=latent_dim, precision=precision)
+            decoder = Decoder(latent_dim, image_shape=image_shape, hidden=hidden, **of_pixels)
+        super().__init__(decoder, likelihood, latent_dim=latent_dim, **options)
         self.image_shape = tuple(image_shape)
 
 

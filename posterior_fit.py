@@ -16,8 +16,7 @@ unpack = GaussianPosterior.from_parameters
 class PosteriorFit:
     """The q of images during its optimization: gradient ascent on the bound, decoder frozen."""
 
-    def __init__(self, q):
-        """q: where to start, (B, D); diagonal, or with a factor, whose rank stays."""
+    def __init__(self, q):  # q: where to start, (B, D); diagonal, or with a factor, whose rank stays
         self.rank = 0 if q.factor is None else q.factor.shape[-1]
         self.parameters = q.parameters().detach().requires_grad_()
         self.optimizer = torch.optim.Adam([self.parameters])
@@ -59,10 +58,9 @@ def cosine(first, last, steps):
 def balanced_noise(count, q, *, noise):
     """Standard normal draws (count, B, D), count > D, whose mean is 0 and whose second moment is I for every image.
 
-    Moments are matched by a linear map (Barraquand 1995); if count = D + 1, the draws are the corners of a regular
-    simplex. The mean over them of a function that is quadratic in z, hence of the gradient of a quadratic log p(x, z),
-    is exact. All images share one set of draws; each has it in an order of its own, its dimensions in another order and
-    with other signs.
+    Moments are matched by a linear map (Barraquand 1995): the mean over the draws of what is quadratic in z, hence of
+    the gradient of a quadratic log p(x, z), is exact. All images share one set of draws; each has it in an order of its
+    own, its dimensions in another order and with other signs.
     """
     images, latent_dim = q.mean.shape
     draws = torch.randn(count, latent_dim, generator=random_generator(0, "balanced noise"), dtype=torch.float64)
@@ -79,9 +77,9 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
 
     x: (B, *image); q: where to start, (B, D). covariance: "diagonal", for q*; "low rank", for the best q with a factor
     of the rank of that of q; or "full", for q*full, which starts best from q*, or goes on from a full q. options: of
-    `fit_diagonal`, which finds the first two, or of `fit_full`; there it says when an image has converged. It is then
-    left alone. q is selected on few samples, so that its trace is biased upwards: evaluate it with fresh ones. Raises
-    ValueError if x, q and the model do not fit.
+    `fit_diagonal`, which finds the first two, or of `fit_full`; they say when an image has converged, and is left
+    alone. q is selected on few samples, which biases its trace upwards: evaluate it with fresh ones. Raises ValueError
+    if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise, "fit_posterior")
     if covariance not in ("diagonal", "low rank", "full"):
@@ -94,25 +92,24 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
 def fit_diagonal(
     model, x, q, *, noise, learning_rate=0.1, averaged_rate=0.02, fit_steps=300, tolerance=0.4, max_cycles=20
 ):
-    """See `fit_posterior`.
+    """See `fit_posterior`. Adam takes `fit_steps` steps, whose rate falls from `learning_rate` to `averaged_rate`.
 
-    Adam takes `fit_steps` steps, whose rate falls from `learning_rate` to `averaged_rate`. Cycles at that rate follow,
-    whose iterates are averaged (Polyak & Juditsky 1992); each passes once over a set of `balanced_noise`, so that most
-    of the noise of the gradients cancels. After a cycle the average over the last two is compared with the best q so
-    far, on fresh noise that both share, and each image keeps the better one. It has converged when a cycle changes its
-    bound by less than `tolerance` nats.
+    Cycles at that rate follow, whose iterates are averaged (Polyak & Juditsky 1992); each passes once over a set of
+    `balanced_noise`, so that most of the noise of the gradients cancels. Then the average over the last two is compared
+    with the best q so far, on fresh noise that both share, and each image keeps the better one. It has converged when a
+    cycle changes its bound by less than `tolerance` nats.
     """
+    fit, best = PosteriorFit(q), q.parameters().detach()
     images, latent_dim = q.mean.shape
-    cycle = max(2 * fit_steps // 3, latent_dim + 1)
-    fit, rows = PosteriorFit(q), torch.arange(images, device=x.device)  # the images that have not converged
-    best = fit.parameters.detach().clone()
     # Adam at a falling rate
     balanced = balanced_noise(max(fit_steps, latent_dim + 1), q, noise=noise)[:fit_steps]
     rates = cosine(learning_rate, averaged_rate, fit_steps)
     previous = fit.run(model, x, noise=balanced, learning_rates=rates)
     trace = [bounds(model, x, [unpack(best, fit.rank)], noise)[0]]
-    gradients = torch.full((images,), fit_steps, device=x.device)
-    converged = torch.zeros(images, dtype=torch.bool, device=x.device)
+    rows = torch.arange(images, device=x.device)  # that have not converged
+    gradients = torch.full_like(rows, fit_steps)
+    converged = gradients < 0
+    cycle = max(2 * fit_steps // 3, latent_dim + 1)
     for number in range(max_cycles):
         # A cycle at a constant rate, averaged
         part, part_noise = x[rows], noise[rows]
@@ -146,10 +143,9 @@ def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_s
 
         m <- m + rate L E[u],    L <- L + rate L (lower triangle of E[u e'], its diagonal halved),
 
-    each no longer than `longest_step`, in units of q itself. The expectations are over antithetic pairs of e; the rate
-    falls along a cosine. The last third of the iterates is averaged. On noise that all share, this q is compared with
-    the best so far, of which the better is kept, and with the average of the third before: an image has converged when
-    the two averages differ by less than `tolerance` nats.
+    each no longer than `longest_step`, in units of q itself; expectations are over antithetic pairs, and the rate falls
+    along a cosine. The last third of the iterates is averaged. On shared noise the better of this q and the best so far
+    is kept; an image has converged when the averages of the last two thirds differ by less than `tolerance` nats.
     """
     exact, best = model.in_precision("float32"), GaussianPosterior(q.mean.clone(), q.scale.clone())
     if q.is_diagonal:
@@ -159,8 +155,7 @@ def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_s
     third = max(1, fit_steps // 6)
     steps, rows = 3 * third, torch.arange(len(x), device=x.device)
     trace = [bounds(exact, x, [best], noise, SCORED_PAIRS_FULL)[0]]
-    gradients = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    converged = gradients > 0
+    gradients, converged = torch.zeros_like(rows), rows < 0
     for _ in range(max_cycles):
         part, part_noise, mean, scale = x[rows], noise[rows], best.mean[rows], best.scale[rows]
         averages = [GaussianPosterior(torch.zeros_like(mean), torch.zeros_like(scale)) for _ in range(2)]
@@ -221,7 +216,8 @@ def gauss_newton_posterior(model, x, q, *, noise=None, draws=4, images=5):
         return output.flatten(), output
 
     jacobian = torch.func.vmap(torch.func.jacfwd(output_twice, has_aux=True), chunk_size=images)
-    precision = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)  # (B, D, D)
+    identity = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device)
+    precision = identity.repeat(len(x), 1, 1)  # (B, D, D)
     with warnings.catch_warnings():
         # PyTorch's own code gives this warning at the first forward differentiation.
         warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
@@ -230,4 +226,5 @@ def gauss_newton_posterior(model, x, q, *, noise=None, draws=4, images=5):
                 slopes, output = jacobian(z[rows])  # (images, P, D) and (images, *output)
                 weighted = model.likelihood.curvature(output).flatten(1).unsqueeze(-1) * slopes
                 precision[rows] += weighted.mT @ slopes / draws
-    return GaussianPosterior.from_precision(q.mean, precision)
+    inverse = torch.linalg.cholesky(precision.flip((-2, -1))).flip((-2, -1)).mT  # L^-1 of the covariance L L'
+    return GaussianPosterior(q.mean, torch.linalg.solve_triangular(inverse, identity, upper=False))

@@ -27,6 +27,7 @@ class SemiAmortizedVAE(training.Method):
     def __init__(self, config, data):
         super().__init__(config, data)
         self.gradients_per_visit = config.refinement_steps  # the encoder learns by the first one
+        self.noise_draws = config.refinement_steps + 1  # of each step, and of the bound that they reach
         size = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(self.validation_images))
         self.validation_images = stratified_subset(data.validation, size=size, seed=config.seed).images
 
@@ -56,10 +57,10 @@ class SemiAmortizedVAE(training.Method):
             log_var = log_var + rate * (0.5 * e * gradient).clamp(-1, 1)
         return GaussianPosterior.from_log_var(mean, log_var), first
 
-    def training_posterior(self, x, rows, noise, beta):
+    def training_posterior(self, x, rows, noise):
         """The refined q; the encoder's gradients are left here, by that of the first step."""
         q = self.model.encode(x)
-        refined, gradient = self.refine(x, q, noise[:-1], beta=beta)
+        refined, gradient = self.refine(x, q, noise[:-1], beta=self.config.beta)
         q.parameters().backward(-gradient)
         return refined, noise[-1]
 
@@ -72,18 +73,13 @@ class SemiAmortizedVAE(training.Method):
     def infer(self, x, *, noise=None, fit_steps=None):
         """q of any images: the encoder's, and the steps of training. Returns a Fit without a trace."""
         check_noise(noise, len(x), "infer(x, noise=Noise(seed))")
-        parts = []
+        parts, steps = [], self.config.refinement_steps
         for rows in torch.arange(len(x), device=x.device).split(REFINED_AT_ONCE):
             q = self.model.encode(x[rows])
-            draws = noise[rows].normal((self.config.refinement_steps, *q.mean.shape), like=q.mean)
+            draws = noise[rows].normal((steps, *q.mean.shape), like=q.mean)
             parts.append(self.refine(x[rows], q, draws)[0])
         fit = Fit.given(GaussianPosterior.concatenate(parts))
-        return fit._replace(gradients=fit.gradients + self.config.refinement_steps)
-
-    def draw_noise(self, count, generator):
-        """Standard normal noise of each step, and of the bound that they reach: (refinement_steps + 1, count, D)."""
-        shape = (self.config.refinement_steps + 1, count, self.model.latent_dim)
-        return torch.randn(shape, generator=generator, device=generator.device)
+        return fit._replace(gradients=fit.gradients + steps)
 
 
 def load_model(path, *, device="cpu"):

@@ -20,8 +20,8 @@ class Learner(nn.Module):
     """What `train_epoch` trains: a Method, or the classifier of sup_classification.py.
 
     `state_dict` holds all that the next epoch depends on, optimizers included, but for the data. A subclass sets the
-    names, `model` and `optimizers`, and defines draw_noise, train_step, validate, describe and checkpoint_name. Of
-    several ranks each has its Shard of the training images; all draw the same batches and the same noise.
+    names, `model` and `optimizers`, and defines draw_noise, train_step, validate, describe and checkpoint_name(epoch):
+    None without one. Of several ranks each has its Shard of the training images; all draw the same batches and noise.
     """
 
     name = None  # in tables, histories and checkpoints
@@ -43,11 +43,10 @@ class Learner(nn.Module):
         self.step = self.train_step  # or a recording of it
 
     def get_extra_state(self):
-        """The states of `optimizers` and `also_saved` that are no Modules; PyTorch adds it to `state_dict`."""
+        """The states of `optimizers` and `also_saved` that are no Modules; PyTorch adds them to `state_dict`."""
         return [part.state_dict() for part in self._stateful()]
 
     def set_extra_state(self, state):
-        """Takes over what `get_extra_state` gave."""
         for part, saved in zip(self._stateful(), state, strict=True):
             part.load_state_dict(saved)
 
@@ -62,34 +61,26 @@ class Learner(nn.Module):
         """Takes over what `weights` gave."""
         self.model.load_state_dict(weights)
 
-    def checkpoint_name(self, epoch):
-        """The name of the checkpoint after that epoch, or None."""
-        raise NotImplementedError
-
 
 class Method(Learner):
     """A way to find q(z), with the decoder that it trains: all that evaluation and figures know of a method.
 
-    A new method is one file and an entry in main_vae.METHODS. Its subclass sets
-
-        name, label, color      in files, in tables and figures, in figures; `prefix` begins the names of checkpoints
-        model_class             a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
-        shared_inference        whether one network infers q of all images: then each gradient of a training shapes
-                                every q, and the ELBO is also found of all test images
-        gradients_per_visit     gradients of the bound that a training step takes for the q of an image
-        by_default              whether it is trained without --methods
-
+    A new method is one file and an entry in main_vae.METHODS. Its subclass sets what follows, and `name` and `prefix`,
     and defines `posterior` and `infer`; its file has a `load_model`, see `training.load_model`. The base class makes
     the model and an Adam of its weights, takes the steps, validates, saves and loads. Figures of reconstructions are
     called {reconstruction_prefix}_epoch_{N}.png; the prefix must end in "recon", by which report.py finds them.
     """
 
-    label = color = model_class = None
+    label = color = None  # in tables and figures, in figures
+    model_class = None  # a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
+    # Whether one network infers q of all images: then each gradient of a training shapes every q, and the ELBO is also
+    # found of all test images
+    shared_inference = True
+    gradients_per_visit = 1  # gradients of the bound that a training step takes for the q of an image
+    noise_draws = 1  # standard normal draws that a training step takes for an image, see `draw_noise`
+    by_default = True  # whether it is trained without --methods
     metrics = Bound._fields
     recordable = True
-    shared_inference = True
-    gradients_per_visit = 1
-    by_default = True
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -116,8 +107,8 @@ class Method(Learner):
         """
         raise NotImplementedError
 
-    def training_posterior(self, x, rows, noise, beta):
-        """Of a training step, the q through which gradients flow, and the noise of its bound, (B, D).
+    def training_posterior(self, x, rows, noise):
+        """The q of a training step, through which gradients flow, and the noise of its bound, (B, D).
 
         A method overrides it that needs noise or further gradients to find q; see `draw_noise`.
         """
@@ -139,31 +130,30 @@ class Method(Learner):
         return evaluate_bound(self.model, x, lambda x, rows: q[rows], noise=noise)
 
     def draw_noise(self, count, generator):
-        """What is random in a step on `count` images: standard normal, (count, D)."""
-        return torch.randn(count, self.model.latent_dim, generator=generator, device=generator.device)
+        """What is random in a step on `count` images: standard normal, (count, D) or (noise_draws, count, D)."""
+        draws = () if self.noise_draws == 1 else (self.noise_draws,)
+        return torch.randn(*draws, count, self.model.latent_dim, generator=generator, device=generator.device)
 
-    def backward(self, rows, noise, *, beta=None):
+    def backward(self, rows, noise):
         """Adds the gradients of the loss of the training images at `rows` (B,), with the noise (B, D), to `.grad`.
 
-        beta weighs the KL in the loss alone; None: config.beta. Returns ELBO, log-likelihood and KL, each summed over
-        this rank's images, (3,). The loss is a sum over images, not a mean: Adam ignores the scale, a short last batch
-        counts by its images, and the gradients of the latent table stay far above Adam's eps.
+        config.beta weighs the KL in the loss alone. Returns ELBO, log-likelihood and KL, each summed over this rank's
+        images, (3,). The loss is a sum over images, not a mean: Adam ignores the scale, a short last batch counts by
+        its images, and the gradients of the latent table stay far above Adam's eps.
         """
-        beta = self.config.beta if beta is None else beta
         rows, noise = self.shard.local(rows, noise)
         if not len(rows):  # a rank may have none
             return torch.zeros(len(Bound._fields), device=noise.device)
         x = self.images[rows]
-        q, noise = self.training_posterior(x, rows, noise, beta)
-        bound = elbo(self.model, x, q, noise)
-        (beta * bound.kl - bound.log_likelihood).sum().backward()
+        bound = elbo(self.model, x, *self.training_posterior(x, rows, noise))
+        (self.config.beta * bound.kl - bound.log_likelihood).sum().backward()
         return torch.stack([part.detach().sum() for part in bound])
 
-    def train_step(self, rows, noise, *, beta=None):
+    def train_step(self, rows, noise):
         """One step of every optimizer; arguments and result are those of `backward`, before the step."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()  # first, so that an interrupted step leaves no gradients
-        sums = self.backward(rows, noise, beta=beta)
+        sums = self.backward(rows, noise)
         self.shard.add_gradients(self.model.parameters())
         for optimizer in self.optimizers:
             optimizer.step()

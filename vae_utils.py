@@ -5,6 +5,7 @@ Values are in nats per image; no constant is dropped. Shapes: B images, K sample
 
 import hashlib
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,19 +14,18 @@ DRAWN_AT_ONCE = 16  # samples of an image, by one call of its generator
 LOADING = 0.3  # the unit of loadings, by factor / scale: a step of Adam moves a factor less than mean and scale
 
 
+@dataclass(eq=False)
 class GaussianPosterior:
     """q(z) = N(mean, diag(scale)^2 + factor factor'), or N(mean, scale scale') where scale is lower triangular.
 
     mean: (B, D); scale: (B, D) or (B, D, D); factor: of low rank, (B, D, r), beside a scale (B, D), or None. With
-    W = factor / scale and the Cholesky factor L of I + W'W, the covariance of z / scale has the root
-    I + W (I + L)^-1 W', whose determinant is that of L (by the matrix determinant lemma) and whose inverse is
-    I - W (I + L')^-1 L^-1 W' (by Woodbury's identity).
+    W = factor / scale and the Cholesky factor L of I + W'W, z / scale has a covariance with root I + W (I + L)^-1 W',
+    whose determinant is that of L (matrix determinant lemma), its inverse I - W (I + L')^-1 L^-1 W' (Woodbury).
     """
 
-    __slots__ = ("factor", "mean", "scale")
-
-    def __init__(self, mean, scale, factor=None):
-        self.mean, self.scale, self.factor = mean, scale, factor
+    mean: torch.Tensor
+    scale: torch.Tensor
+    factor: torch.Tensor | None = None
 
     @classmethod
     def from_log_var(cls, mean, log_var, loadings=None):
@@ -39,21 +39,13 @@ class GaussianPosterior:
         return cls.from_log_var(*split_parameters(parameters, rank))
 
     @classmethod
-    def from_precision(cls, mean, precision):
-        """The full q of mean (B, D) and precision, the inverse of the covariance, (B, D, D)."""
-        inverse = torch.linalg.cholesky(precision.flip((-2, -1))).flip((-2, -1)).mT  # L^-1 of the covariance L L'
-        identity = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
-        return cls(mean, torch.linalg.solve_triangular(inverse, identity, upper=False))
-
-    @classmethod
     def concatenate(cls, posteriors):
         """One q of the images of several, all of one form."""
         return cls(*map(torch.cat, zip(*(q.tensors().values() for q in posteriors), strict=True)))
 
     def tensors(self):
         """{"mean", "scale", and "factor" if there is one}: the arguments that make it."""
-        values = {"mean": self.mean, "scale": self.scale, "factor": self.factor}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def __len__(self):
         return len(self.mean)
@@ -62,7 +54,6 @@ class GaussianPosterior:
         return GaussianPosterior(*(value[rows] for value in self.tensors().values()))
 
     def to(self, *target):
-        """As torch.Tensor.to."""
         return GaussianPosterior(*(value.to(*target) for value in self.tensors().values()))
 
     def parameters(self):
@@ -102,18 +93,17 @@ class GaussianPosterior:
 
     def whiten(self, z):
         """The noise from which `rsample` makes z, (B, D) or (K, B, D)."""
-        centered = z - self.mean
-        if not self.is_full:
-            noise = centered / self.scale
-            if self.factor is not None:
-                w, lower = self._roots()
-                left = torch.linalg.solve_triangular(_plus_identity(lower.mT), w, upper=True, left=False)
-                left = torch.linalg.solve_triangular(lower, left, upper=False, left=False)  # W (I + L')^-1 L^-1
-                noise = noise - _product(left, w, noise)
+        if self.is_full:
+            columns = (z - self.mean).reshape(-1, *self.mean.shape).movedim(0, -1)  # (B, D, K)
+            noise = torch.linalg.solve_triangular(self.scale, columns, upper=False)
+            return noise.movedim(-1, 0).reshape(z.shape)
+        noise = (z - self.mean) / self.scale
+        if self.factor is None:
             return noise
-        columns = centered.unsqueeze(-1) if z.dim() == self.mean.dim() else centered.movedim(0, -1)  # (B, D, K)
-        noise = torch.linalg.solve_triangular(self.scale, columns, upper=False)
-        return noise.squeeze(-1) if z.dim() == self.mean.dim() else noise.movedim(-1, 0)
+        w, lower = self._roots()
+        left = torch.linalg.solve_triangular(_plus_identity(lower.mT), w, upper=True, left=False)
+        left = torch.linalg.solve_triangular(lower, left, upper=False, left=False)  # W (I + L')^-1 L^-1
+        return noise - _product(left, w, noise)
 
     def log_prob(self, z):
         """log q(z), (B,) or (K, B), for z (B, D) or (K, B, D)."""
@@ -124,17 +114,14 @@ class GaussianPosterior:
         return -0.5 * noise.square().sum(-1) - self._log_det() - 0.5 * noise.shape[-1] * math.log(2 * math.pi)
 
     def kl(self):
-        """KL(q || N(0, I)) in closed form, (B,)."""
+        """KL(q || N(0, I)) in closed form, (B,); with correlations more than the sum of `kl_per_dimension`."""
         if self.is_diagonal:
             return self.kl_per_dimension().sum(-1)
         squares = sum(value.square().flatten(1).sum(-1) for value in self.tensors().values())
         return 0.5 * (squares - self.mean.shape[-1]) - self._log_det()
 
     def kl_per_dimension(self):
-        """KL(q || N(0, I)) of each dimension alone, (B, D); of a diagonal q the sum is `kl` (ibid., Appendix B).
-
-        Correlations make `kl` larger than the sum. Raises ValueError for a q of full covariance.
-        """
+        """KL(q || N(0, I)) of each dimension alone, (B, D) (ibid., Appendix B). Raises ValueError for a full q."""
         if self.is_full:
             raise ValueError("a q of full covariance has no KL per dimension: kl() gives the whole")
         variance = self.diagonal().scale.square()
@@ -172,29 +159,20 @@ def random_generator(seed, *purpose, device="cpu"):
 class Noise:
     """The random numbers of images: from one generator, or from one for each, then independent of other images."""
 
-    __slots__ = ("_generators",)
-
-    def __init__(self, seed, *purpose, device="cpu"):
-        self._generators = random_generator(seed, *purpose, device=device)
+    def __init__(self, *seed_and_purpose, device="cpu", generators=None):
+        self._generators = random_generator(*seed_and_purpose, device=device) if generators is None else generators
 
     @classmethod
     def of_images(cls, seed, *purpose, index, device="cpu"):
         """A generator for each image, seeded by (seed, purpose, its entry of `index`): rows (B,), or any list."""
         index = index.tolist() if isinstance(index, torch.Tensor) else index
-        return cls._from([random_generator(seed, *purpose, entry, device=device) for entry in index])
-
-    @classmethod
-    def _from(cls, generators):
-        noise = cls.__new__(cls)
-        noise._generators = generators
-        return noise
+        return cls(generators=[random_generator(seed, *purpose, entry, device=device) for entry in index])
 
     @classmethod
     def concatenate(cls, parts):
         """The Noise of the images of several, in their order. One generator for all images stays alone."""
-        if parts[0].images is None:
-            return parts[0]
-        return cls._from([generator for noise in parts for generator in noise._generators])
+        shared = parts[0].images is None
+        return parts[0] if shared else cls(generators=[one for noise in parts for one in noise._generators])
 
     @property
     def images(self):
@@ -203,15 +181,17 @@ class Noise:
 
     def __getitem__(self, rows):
         """The Noise of the images at `rows`, (M,) int64. The generators are the same, not copies."""
-        return self if self.images is None else self._from([self._generators[row] for row in rows.tolist()])
+        return self if self.images is None else Noise(generators=[self._generators[row] for row in rows.tolist()])
 
     def spawn(self, rows, *purpose):
         """New generators, for the images at `rows`, a list which may name a row several times."""
         if self.images is None:
             return self
-        parents = [(self._generators[row], rows[:place].count(row)) for place, row in enumerate(rows)]
-        seeds = [(parent.initial_seed(), *purpose, earlier) for parent, earlier in parents]
-        return self._from([random_generator(*seed, device=self._generators[0].device) for seed in seeds])
+        children = []
+        for place, row in enumerate(rows):
+            parent, earlier = self._generators[row], rows[:place].count(row)
+            children.append(random_generator(parent.initial_seed(), *purpose, earlier, device=parent.device))
+        return Noise(generators=children)
 
     def normal(self, shape, *, like):
         """Standard normal draws of shape (K, B, ...), of the type of `like` on its device."""
@@ -221,13 +201,11 @@ class Noise:
         """Draws from [0, 1) of shape (K, B, ...), of the type of `like` on its device."""
         return self._draw(torch.rand, shape, like)
 
-    def _draw(self, distribution, shape, like):
+    def _draw(self, draw, shape, like):
         options = {"dtype": like.dtype, "device": like.device}
         if self.images is None:
-            return distribution(shape, generator=self._generators, **options)
-        shape = (shape[0], *shape[2:])
-        draws = [distribution(shape, generator=generator, **options) for generator in self._generators]
-        return torch.stack(draws, dim=1)
+            return draw(shape, generator=self._generators, **options)
+        return torch.stack([draw((shape[0], *shape[2:]), generator=one, **options) for one in self._generators], dim=1)
 
 
 class Bound(NamedTuple):
@@ -270,9 +248,9 @@ def check_noise(noise, images, call):
 def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
     """Raises ValueError for shapes that do not fit, a missing Noise, or pixels without a probability."""
     check_noise(noise, len(x), f"{function}(model, x, q, noise=Noise(seed))")
-    if q.mean.shape != (len(x), model.latent_dim):
-        shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)} do not fit"
-        raise ValueError(f"{shapes}: q needs ({len(x)}, {model.latent_dim}), images by latent dimensions")
+    if q.mean.shape != (needed := (len(x), model.latent_dim)):
+        shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)}"
+        raise ValueError(f"{shapes} do not fit: q needs {needed}, images by latent dimensions")
     model.likelihood.check(x)
 
 
@@ -287,10 +265,9 @@ def elbo(model, x, q, noise=None):
     if noise.shape[-2:] != q.mean.shape or len(x) != len(q.mean):
         shapes = f"x {tuple(x.shape)}, q {tuple(q.mean.shape)} and noise {tuple(noise.shape)}"
         raise ValueError(f"{shapes} are of different images")
-    log_likelihood = model.log_likelihood(x, q.rsample(noise))
+    log_likelihood, kl = model.log_likelihood(x, q.rsample(noise)), q.kl()
     if noise.dim() > q.mean.dim():
         log_likelihood = log_likelihood.mean(0)
-    kl = q.kl()
     return Bound(log_likelihood - kl, log_likelihood, kl)
 
 
@@ -314,18 +291,18 @@ def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500)
     estimates = []
     for rows in torch.arange(len(x), device=x.device).split(max(1, chunk // DRAWN_AT_ONCE)):
         part, part_noise = q[rows], noise[rows]
-        log_sum_w = torch.full((len(rows),), -math.inf, dtype=exact, device=x.device)
-        log_sum_w2, sum_log_w = log_sum_w.clone(), torch.zeros_like(log_sum_w)
+        log_sum = torch.full((len(rows),), -math.inf, dtype=exact, device=x.device)
+        log_sum_squares, sum_of_logs = log_sum.clone(), torch.zeros_like(log_sum)
         together = max(1, chunk // (DRAWN_AT_ONCE * len(rows)))
         for first in range(0, len(calls), together):
             shapes = ((count, *part.mean.shape) for count in calls[first : first + together])
             draws = torch.cat([part_noise.normal(shape, like=part.mean) for shape in shapes])
             log_w = log_weight(model, x[rows], part, draws).to(exact)  # (K, B)
-            log_sum_w = torch.logaddexp(log_sum_w, log_w.logsumexp(0))
-            log_sum_w2 = torch.logaddexp(log_sum_w2, (2 * log_w).logsumexp(0))
-            sum_log_w += log_w.sum(0)
-        effective = torch.exp(2 * log_sum_w - log_sum_w2)
-        estimates.append((log_sum_w - math.log(num_samples), sum_log_w / num_samples, effective))
+            log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
+            log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(0))
+            sum_of_logs += log_w.sum(0)
+        log_mean, effective_size = log_sum - math.log(num_samples), torch.exp(2 * log_sum - log_sum_squares)
+        estimates.append((log_mean, sum_of_logs / num_samples, effective_size))
     return ISEstimate(*(torch.cat(values).to(x.dtype) for values in zip(*estimates, strict=True)))
 
 
@@ -339,11 +316,9 @@ def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=
     batches = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):
         q, part_noise = posterior(images[rows], rows), noise[rows]
-        normals = [part_noise.normal((1, *q.mean.shape), like=q.mean) for _ in range(draws)]
-        total, together = 0, max(1, batch_size // len(rows))
-        for first in range(0, draws, together):
-            noise_of_part = torch.cat(normals[first : first + together])
-            total = total + len(noise_of_part) * torch.stack(elbo(model, images[rows], q, noise_of_part))
+        normals, total = [part_noise.normal((1, *q.mean.shape), like=q.mean) for _ in range(draws)], 0
+        for part in torch.cat(normals).split(max(1, batch_size // len(rows))):
+            total = total + len(part) * torch.stack(elbo(model, images[rows], q, part))
         batches.append(total / draws)
     return Bound(*torch.cat(batches, dim=1))
 
@@ -351,6 +326,5 @@ def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=
 def mean_and_error(values):
     """{"mean", "standard_error", "images"} of a tensor of one value per image; the error is None for one image."""
     values = values.cpu().double().flatten()  # MPS has no float64
-    count = len(values)
-    error = float(values.std() / math.sqrt(count)) if count > 1 else None
-    return {"mean": float(values.mean()), "standard_error": error, "images": count}
+    error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(values.mean()), "standard_error": error, "images": len(values)}

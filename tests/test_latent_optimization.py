@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import LinearGaussian, gaussian, linear_gaussian, seeded, toy_config, toy_data, train
+from conftest import LinearGaussian, gaussian, linear_gaussian, seeded, toy_config, toy_data
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, kl_divergence
 
 import latent_optimization
@@ -13,9 +13,17 @@ import posterior_fit
 from latent_optimization import LEAST_NATS, LatentOptimization, probabilistic_pca
 from latent_table import LOADING_RATE
 from posterior_fit import balanced_noise, fit_posterior
-from runtime.checkpoint import load_checkpoint
 from training import train_epoch
-from vae_utils import GaussianPosterior, Noise
+from vae_utils import Fit, GaussianPosterior, Noise
+
+LONG = {"averaged_rate": 0.003, "tolerance": 0.01, "max_cycles": 9}
+
+
+@pytest.fixture
+def three():
+    """A linear model, and three of its images."""
+    model = linear_gaussian(pixels=30, latent_dim=4)
+    return model, model.sample(3, seeded(0))[0]
 
 
 def test_a_fit_finds_the_best_diagonal_normal(linear):
@@ -23,8 +31,7 @@ def test_a_fit_finds_the_best_diagonal_normal(linear):
     x, _ = linear.sample(2, seeded(1))
     best, bound = linear.best_diagonal(x)
     torch.testing.assert_close(linear.elbo(best, x), bound)
-    settings = {"fit_steps": 1200, "averaged_rate": 0.003, "tolerance": 0.01, "max_cycles": 9}
-    fit = fit_posterior(linear, x, linear.poor(x), noise=Noise(3), **settings)
+    fit = fit_posterior(linear, x, linear.poor(x), noise=Noise(3), fit_steps=1200, **LONG)
     reached = linear.elbo(fit.q, x)
     assert (reached < bound + 1e-9).all()
     assert (bound - reached).max() < 0.01
@@ -40,12 +47,10 @@ def test_a_fit_of_low_rank_finds_a_posterior_of_low_rank():
     model = LinearGaussian(weight, torch.randn(3, generator=seeded(4)).double(), 0.6)
     x, _ = model.sample(4, seeded(1))
     start = GaussianPosterior(*torch.ones(2, 4, 3).double(), 0.1 * torch.randn(4, 3, 1, generator=seeded(2)).double())
-    settings = {"fit_steps": 900, "averaged_rate": 0.003, "tolerance": 0.01, "max_cycles": 9}
-    q = fit_posterior(model, x, start, noise=Noise(3), covariance="low rank", **settings).q
+    q = fit_posterior(model, x, start, noise=Noise(3), covariance="low rank", fit_steps=900, **LONG).q
     found = LowRankMultivariateNormal(q.mean, q.factor, q.scale.square())
-    assert (
-        kl_divergence(found, MultivariateNormal(model.posterior(x).mean, covariance)).max() < 0.06
-    )  # a few hundred noisy steps leave so much
+    divergence = kl_divergence(found, MultivariateNormal(model.posterior(x).mean, covariance))
+    assert divergence.max() < 0.06  # a few hundred noisy steps leave so much
     assert (model.log_prob(x) - model.best_diagonal(x)[1]).min() > 0.3  # what a diagonal q lacks
     assert fit_posterior(model, x, start, noise=Noise(3), fit_steps=5).q.is_diagonal
 
@@ -67,24 +72,6 @@ def test_balanced_noise_is_normal_where_it_has_many_draws():
     assert noise.pow(4).mean() == pytest.approx(3, abs=0.4)
 
 
-def test_what_a_fit_finds_for_an_image_depends_on_no_other():
-    """Alone, and beside images that converge before it, with a generator for each."""
-    model = linear_gaussian(pixels=30, latent_dim=4)
-    x, _ = model.sample(3, seeded(0))
-    x[2] *= 30
-    index, start = torch.tensor([7, 3, 9]), model.initial_posterior(x)
-
-    def fit(rows):
-        own = Noise.of_images(1, "a fit", index=index[rows])
-        return fit_posterior(model, x[rows], start[rows], noise=own, fit_steps=30, tolerance=0.05)
-
-    together, alone = fit(torch.arange(3)), fit(torch.tensor([2]))
-    assert together.gradients[2] > together.gradients[0]
-    assert together.gradients[2] == alone.gradients[0]
-    torch.testing.assert_close(together.q.mean[2:], alone.q.mean)
-    torch.testing.assert_close(together.trace[: len(alone.trace), 2:], alone.trace)
-
-
 def test_a_fit_raises_the_bound_but_not_above_log_prob(nonlinear):
     x, _ = nonlinear.sample(8, seeded(1))
     start = nonlinear.poor(x)
@@ -94,9 +81,8 @@ def test_a_fit_raises_the_bound_but_not_above_log_prob(nonlinear):
     assert (reached < nonlinear.log_prob(x)).all()
 
 
-def test_a_fit_works_where_gradients_are_off_and_leaves_none_at_the_weights():
-    model = linear_gaussian()
-    x, _ = model.sample(3, seeded(1))
+def test_a_fit_works_where_gradients_are_off_and_leaves_none_at_the_weights(three):
+    model, x = three
     with torch.no_grad():
         fit = fit_posterior(model, x, model.poor(x), noise=Noise(2), fit_steps=20)
     again = fit_posterior(model, x, model.poor(x), noise=Noise(2), fit_steps=20)
@@ -105,22 +91,19 @@ def test_a_fit_works_where_gradients_are_off_and_leaves_none_at_the_weights():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_fit_says_when_it_has_not_converged():
-    model = linear_gaussian(pixels=30, latent_dim=4)
-    x, _ = model.sample(3, seeded(0))
-    start = model.initial_posterior(x)
+def test_a_fit_says_when_it_has_not_converged(three):
+    model, x = three
     options = {"learning_rate": 0.01, "averaged_rate": 0.01, "tolerance": 0.01}  # too slow
-    fit = fit_posterior(model, x, start, noise=Noise(0), fit_steps=5, max_cycles=3, **options)
+    fit = fit_posterior(model, x, model.initial_posterior(x), noise=Noise(0), fit_steps=5, max_cycles=3, **options)
     assert not fit.converged.any()
     assert fit.trace.shape == (4, 3)
     assert (fit.trace.diff(dim=0) > 0).all()
     assert (fit.gradients == 5 + 3 * 5).all()  # a cycle has one step more than dimensions
 
 
-def test_a_lower_bound_is_no_convergence_and_the_best_q_is_kept():
+def test_a_lower_bound_is_no_convergence_and_the_best_q_is_kept(three):
     """Steps so long that the bound falls from that of the best q."""
-    model = linear_gaussian(pixels=30, latent_dim=4)
-    x, _ = model.sample(3, seeded(0))
+    model, x = three
     best, bound = model.best_diagonal(x)
     options = {"learning_rate": 2.0, "averaged_rate": 2.0, "max_cycles": 4}
     fit = fit_posterior(model, x, best, noise=Noise(0), fit_steps=9, **options)
@@ -130,10 +113,9 @@ def test_a_lower_bound_is_no_convergence_and_the_best_q_is_kept():
 
 
 @pytest.mark.parametrize("at_once", [500, 15])  # all 16 draws together; five, and one that is left
-def test_a_fits_trace_is_the_bound_however_many_samples_are_taken_at_once(monkeypatch, at_once):
+def test_a_fits_trace_is_the_bound_however_many_samples_are_taken_at_once(monkeypatch, three, at_once):
     monkeypatch.setattr(posterior_fit, "SCORED_AT_ONCE", at_once)
-    model = linear_gaussian(pixels=30, latent_dim=4)
-    x, _ = model.sample(3, seeded(0))
+    model, x = three
     start = gaussian(torch.zeros(3, 4).double(), 0.1)
     fit = fit_posterior(model, x, start, noise=Noise(1), fit_steps=100)
     torch.testing.assert_close(fit.trace[0], model.elbo(start, x), rtol=0.02, atol=0)
@@ -208,38 +190,29 @@ def test_without_a_noise_of_the_likelihood_it_is_estimated():
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_rows_and_fits_of_unseen_images_start_alike(likelihood, monkeypatch):
-    config, data = toy_config(likelihood=likelihood), toy_data(binary=likelihood == "bernoulli")
+    data, rows = toy_data(binary=likelihood == "bernoulli"), torch.tensor([3, 77])
+    x = data.train.images[rows]
+    monkeypatch.setattr(latent_optimization, "fit_posterior", lambda model, x, q, **options: Fit.given(q))
     for start in ("pca", "zero", "normal"):
-        method = LatentOptimization(toy_config(likelihood=likelihood, latent_start=start), data)
-        rows = torch.tensor([3, 77])
-        q, x = method.posterior(None, rows), data.train.images[rows]
-        own = Noise.of_images(config.seed, "start", index=data.train.index[rows])
-        expected = method.model.initial_posterior(x, own)
-        torch.testing.assert_close(q.mean, expected.mean)
-        torch.testing.assert_close(q.scale, expected.scale)
+        config = toy_config(likelihood=likelihood, latent_start=start)
+        method = LatentOptimization(config, data)
+        one, other = (Noise.of_images(config.seed, "start", index=data.train.index[rows]) for _ in range(2))
+        expected = method.model.initial_posterior(x, one)
+        for q in (method.posterior(None, rows), method.infer(x, noise=other).q):
+            torch.testing.assert_close(q.mean, expected.mean)
+            torch.testing.assert_close(q.scale, expected.scale)
         assert bool(q.mean[0].ne(q.mean[1]).any()) == (start != "zero")
-        starts = []
-
-        def no_fit(model, x, q, starts=starts, **options):
-            starts.append(q)
-            return fit_posterior(model, x, q, **{**options, "fit_steps": 1, "max_cycles": 1})
-
-        monkeypatch.setattr(latent_optimization, "fit_posterior", no_fit)
-        method.infer(x, noise=Noise.of_images(config.seed, "start", index=data.train.index[rows]))
-        torch.testing.assert_close(starts[0].mean, expected.mean)
-        torch.testing.assert_close(starts[0].scale, expected.scale)
     with pytest.raises(ValueError, match="needs a Noise"):
         method.model.initial_posterior(x)
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_the_start_is_better_than_zero(likelihood):
-    data = toy_data(binary=likelihood == "bernoulli")
-    ends = {}
+    data, ends = toy_data(binary=likelihood == "bernoulli"), []
     for start in ("pca", "zero"):
         method = LatentOptimization(toy_config(likelihood=likelihood, latent_start=start, epochs=6), data)
-        ends[start] = [train_epoch(method, epoch)["train_elbo"] for epoch in range(1, 7)]
-    assert ends["pca"][-1] > ends["zero"][-1] + 0.5
+        ends.append([train_epoch(method, epoch)["train_elbo"] for epoch in range(1, 7)][-1])
+    assert ends[0] > ends[1] + 0.5
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -250,11 +223,9 @@ def test_further_steps_are_those_of_adam_on_the_rows_and_leave_the_decoder(rank)
     rows, noise = torch.arange(40, 72), method.draw_noise(32, seeded(1))
     assert noise.shape == (3, 32, 5)
     mean, log_var, *_ = parts = [value.clone().requires_grad_() for value in method.table.current()]
-    rates = (1, 1, LOADING_RATE)
-    adam = torch.optim.Adam(
-        [{"params": [part], "lr": rate * config.latent_learning_rate} for part, rate in zip(parts, rates, strict=False)]
-    )
-    decoder = [parameter.clone() for parameter in method.model.decoder.parameters()]
+    rates = [rate * config.latent_learning_rate for rate in (1, 1, LOADING_RATE)]
+    adam = torch.optim.Adam([{"params": [part], "lr": rate} for part, rate in zip(parts, rates, strict=False)])
+    decoder = copy.deepcopy(method.model.decoder)
     for e in noise:
         adam.zero_grad()
         z = mean[rows] + (0.5 * log_var[rows]).exp() * e
@@ -271,29 +242,5 @@ def test_further_steps_are_those_of_adam_on_the_rows_and_leave_the_decoder(rank)
     for own, expected in zip(method.table.current(), parts, strict=True):
         torch.testing.assert_close(own, expected, atol=1e-4, rtol=0)
     assert int(method.table.steps) == 3
-    assert all(torch.equal(one, other) for one, other in zip(decoder, method.model.decoder.parameters(), strict=True))
+    assert all(map(torch.equal, decoder.parameters(), method.model.decoder.parameters()))
     assert all(parameter.requires_grad for parameter in method.model.parameters())
-
-
-def test_the_start_is_part_of_a_checkpoint(tmp_path):
-    method = LatentOptimization(toy_config(epochs=1, latent_steps=2), toy_data())
-    train(method, tmp_path)
-    path, x = tmp_path / "latent_opt_epoch_1.pt", toy_data().test.images
-    model = latent_optimization.load_model(path)
-    assert (model.config.latent_start, model.config.latent_steps) == ("pca", 2)
-    assert torch.equal(model.initial_posterior(x).mean, method.model.initial_posterior(x).mean)
-    assert model.initial_posterior(x).mean.abs().max() > 0.1
-    assert "start.projection" in load_checkpoint(path)["weights"]
-
-
-@pytest.mark.parametrize("start", ["pca", "normal"])
-def test_a_resumed_training_with_further_steps_ends_with_the_same_bits(start):
-    config, data = toy_config(latent_steps=2, latent_start=start), toy_data()
-    whole, first, second = (LatentOptimization(config, data) for _ in range(3))
-    for epoch in (1, 2):
-        train_epoch(whole, epoch)
-    train_epoch(first, 1)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    train_epoch(second, 2)
-    for one, other in zip(whole.weights().values(), second.weights().values(), strict=True):
-        assert torch.equal(one, other)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import SIGMA, linear_gaussian, seeded, toy_data
+from conftest import SIGMA, NonlinearModel, linear_gaussian, seeded, toy_data
 from torch import distributions, nn
 from torch.distributions import Normal
 
@@ -25,7 +25,6 @@ from model import (
 from posterior_fit import fit_posterior, gauss_newton_posterior
 from vae_utils import GaussianPosterior, Noise, elbo, importance_sampling
 
-LIKELIHOODS = pytest.mark.parametrize("likelihood", [Gaussian(SIGMA), Bernoulli()], ids=lambda each: each.name)
 SHAPE = (2, 12, 16)
 
 
@@ -34,7 +33,7 @@ def signs(*shape, seed=0):
     return torch.randint(2, shape, generator=seeded(seed)).double() * 2 - 1
 
 
-@LIKELIHOODS
+@pytest.mark.parametrize("likelihood", [Gaussian(SIGMA), Bernoulli()], ids=lambda each: each.name)
 def test_a_likelihood_is_pytorchs_distribution(likelihood):
     """Its log-probability, the second derivative of it, and draws with the mean that it says."""
 
@@ -102,8 +101,7 @@ def test_networks_of_other_images_and_classes_and_of_samples_that_lead():
     x = toy_data().train.images[:6]
     assert Encoder(7, image_shape=SHAPE)(x).shape == (6, 14)
     assert Decoder(7, image_shape=SHAPE)(torch.randn(6, 7)).shape == x.shape
-    classifier = Classifier(5, image_shape=SHAPE, seed=0)
-    assert (classifier(x).shape, classifier.features(x).shape) == ((6, 5), (6, 128))
+    assert Classifier(5, image_shape=SHAPE)(x).shape == (6, 5)
     model, z = ConvModel(3, image_shape=SHAPE, seed=0), torch.randn(5, 4, 3)
     torch.testing.assert_close(model.decode(z), torch.stack([model.decode(each) for each in z]))
     for network in (Encoder, Decoder, Classifier):
@@ -151,8 +149,8 @@ class Laplace(Likelihood):
     def curvature(self, output):
         return torch.ones_like(output) / self.log_scale.exp() ** 2  # the Fisher information
 
-    def exact(self, x, output):
-        return distributions.Laplace(output, self.log_scale.exp()).log_prob(x).flatten(2).sum(-1)
+    def exact(self, output):
+        return distributions.Laplace(output, self.log_scale.exp())
 
 
 class Heteroscedastic(Likelihood):
@@ -176,38 +174,36 @@ class Heteroscedastic(Likelihood):
         _, log_var = self.split(output)
         return torch.cat(((-log_var).exp(), torch.full_like(log_var, 0.5)), dim=-3)  # the Fisher information
 
-    def exact(self, x, output):
-        mean, log_var = output[..., :3, :, :], output[..., 3:, :, :]
-        return Normal(mean, (0.5 * log_var).exp()).log_prob(x).flatten(2).sum(-1)
+    def exact(self, output):
+        return Normal(output[..., :3, :, :], (0.5 * output[..., 3:, :, :]).exp())
 
 
-def users_model(likelihood, latent_dim):
+class UsersModel(NonlinearModel):
     """A decoder that ends in nn.Unflatten, of images of 3 channels and 1 x 2 pixels, in float64."""
-    width = 6 * likelihood.channels
-    layers = nn.Linear(latent_dim, 5), nn.Tanh(), nn.Linear(5, width), nn.Unflatten(1, (width // 2, 1, 2))
-    model = LatentVariableModel(nn.Sequential(*layers), likelihood, latent_dim=latent_dim).double()
-    for parameter in model.decoder.parameters():
-        nn.init.normal_(parameter, std=0.7, generator=seeded(2))
-    return model
+
+    def __init__(self, likelihood, latent_dim):
+        width = 6 * likelihood.channels
+        layers = nn.Linear(latent_dim, 5), nn.Tanh(), nn.Linear(5, width), nn.Unflatten(1, (width // 2, 1, 2))
+        LatentVariableModel.__init__(self, nn.Sequential(*layers), likelihood, latent_dim=latent_dim)
+        self.double()
+        for parameter in self.decoder.parameters():
+            nn.init.normal_(parameter, std=0.7, generator=seeded(2))
+
+    def _log_likelihood(self, x, z):
+        output = self.decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        return self.likelihood.exact(output).log_prob(x).flatten(-3).sum(-1)
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2])
 @pytest.mark.parametrize("likelihood", [Laplace, Heteroscedastic])
 def test_a_new_likelihood_is_one_class(likelihood, latent_dim):
     """The bound, its best q, importance sampling and annealing against quadrature with PyTorch's densities."""
-    model = users_model(likelihood(), latent_dim)
+    model = UsersModel(likelihood(), latent_dim)
     x, _ = model.sample(4, seeded(3))
-    axis = torch.linspace(-7, 7, 141 if latent_dim == 2 else 2001, dtype=torch.float64)
-    grid = torch.cartesian_prod(*[axis] * latent_dim).reshape(-1, latent_dim)
-    log_cell = latent_dim * math.log(14 / (len(axis) - 1))
-    log_prior = Normal(0.0, 1.0).log_prob(grid).sum(-1, keepdim=True)  # (M, 1)
-    with torch.no_grad():
-        log_likelihood = model.likelihood.exact(x, model.decoder(grid)[:, None])  # (M, B)
-        exact_log_prob = (log_likelihood + log_prior).logsumexp(0) + log_cell
-        best = fit_posterior(model, x, model.initial_posterior(x), noise=Noise(1), fit_steps=150).q
-        bound = elbo(model, x, best, torch.randn(20_000, *best.mean.shape, generator=seeded(4)).double())
-        log_q = Normal(best.mean, best.scale).log_prob(grid[:, None]).sum(-1)  # (M, B)
-        exact = (log_q.exp() * (log_likelihood + log_prior - log_q)).sum(0) * math.exp(log_cell)
+    best = fit_posterior(model, x, model.initial_posterior(x), noise=Noise(1), fit_steps=150).q
+    points = 181 if latent_dim == 2 else 2001
+    exact, exact_log_prob = model.elbo(best, x, points), model.log_prob(x, points)
+    bound = elbo(model, x, best, torch.randn(20_000, *best.mean.shape, generator=seeded(4)).double())
     torch.testing.assert_close(bound.elbo, exact, atol=0.05, rtol=0)
     assert ((exact < exact_log_prob) & (exact > exact_log_prob - 2)).all()
     sampled = importance_sampling(model, x, best, noise=Noise(2), num_samples=20_000)
@@ -219,8 +215,8 @@ def test_a_new_likelihood_is_one_class(likelihood, latent_dim):
 
 
 def test_a_likelihoods_parameters_are_trained_saved_and_moved_with_the_decoders():
-    model = users_model(Laplace(3.0), 2)
-    x, _ = users_model(Laplace(0.2), 2).sample(500, seeded(5))
+    model = UsersModel(Laplace(3.0), 2)
+    x, _ = UsersModel(Laplace(0.2), 2).sample(500, seeded(5))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     q = GaussianPosterior(torch.zeros(500, 2).double(), torch.full((500, 2), 1e-3).double())
     for _ in range(300):
@@ -230,7 +226,7 @@ def test_a_likelihoods_parameters_are_trained_saved_and_moved_with_the_decoders(
     with torch.no_grad():
         distance = (x - model.decode(torch.zeros(1, 2).double())).abs().mean()
     assert model.likelihood.log_scale.exp().item() == pytest.approx(distance.item(), rel=0.02)  # the maximum likelihood
-    other = users_model(Laplace(), 2)
+    other = UsersModel(Laplace(), 2)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.likelihood.log_scale, model.likelihood.log_scale)
     assert model.float().likelihood.log_scale.dtype == torch.float32

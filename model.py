@@ -32,11 +32,16 @@ class Likelihood(nn.Module):
                                     shape of output
     """
 
-    name = label = None  # label: in figures and tables; may depend on the parameters
+    name = None
     channels = 1  # of the decoder's output for each channel of x
     activation = nn.Identity  # the last layer of a decoder
     noise_variance = None  # of a pixel given z, if it is a constant
     units = "log-densities, which do not compare with results on binarized images"  # what the numbers are
+
+    @property
+    def label(self):
+        """It in words, in figures and tables."""
+        return f"{self.name.capitalize()} p(x|z)"
 
     def split(self, output):
         """The parameters of each pixel, `channels` tensors of the shape of x."""

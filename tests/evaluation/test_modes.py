@@ -161,11 +161,11 @@ def test_a_mode_that_is_badly_annealed_is_no_small_share(std):
 def test_the_pilot_and_not_the_result_decides_what_is_taken():
     old, new = (of_modes(values, [0.5, 0.5], [0.1, 0.1]) for values in ([-9.0, -9.0], [-7.0, -11.0]))
     sure, unsure = torch.zeros(2).double(), torch.full((2,), 9.0).double()
-    found, rows = modes._better(old, new._replace(predicted_std=sure), torch.arange(2))
+    found, rows = modes._take_better(old, new._replace(predicted_std=sure), torch.arange(2))
     assert found.log_prob.tolist() == [-7, -11]
     assert rows.tolist() == [0, 1]
     old = of_modes([-9.0, -9.0], [0.5, 0.5], [0.1, 0.1])
-    found, rows = modes._better(old, new._replace(predicted_std=unsure), torch.arange(2))
+    found, rows = modes._take_better(old, new._replace(predicted_std=unsure), torch.arange(2))
     assert found.log_prob.tolist() == [-9, -9]
     assert found.standard_error.tolist() == pytest.approx([2, 0.1])  # the prior has found two nats more
     assert not len(rows)

@@ -45,7 +45,6 @@ class AISEstimate(NamedTuple):
     acceptance: torch.Tensor  # mean over transitions and chains
     temperatures: torch.Tensor
     predicted_std: torch.Tensor  # of the log-weights, by the pilot run
-    log_weights: torch.Tensor  # (K, B)
 
     @property
     def trusted(self):
@@ -59,14 +58,6 @@ class Bounds(NamedTuple):
 
     lower: torch.Tensor
     upper: torch.Tensor
-
-
-class Schedule(NamedTuple):
-    """What is fixed before the weighted run; T is the largest number of temperatures of an image."""
-
-    temperatures: torch.Tensor  # (B,), int64
-    betas: torch.Tensor  # (T + 1, B), from 0 to 1; 1 beyond an image's temperatures
-    step_sizes: torch.Tensor  # (T + 1, B)
 
 
 class Pilot(NamedTuple):
@@ -90,7 +81,10 @@ class Pilot(NamedTuple):
         return torch.round(2 ** (power / 2)).long().to(self.deviations.device)
 
     def schedule(self, rows, temperatures):
-        """The Schedule of the images at `rows` with so many temperatures (B,), close where l(e) varies most."""
+        """(betas, step sizes), (T + 1, B) each, of the images at `rows` with so many temperatures (B,).
+
+        The betas are close where l(e) varies most, from 0 to 1, and 1 beyond an image's temperatures; T is the largest.
+        """
         deviations, step_sizes = self.deviations[:, rows], self.step_sizes[:, rows]
         count, columns = len(deviations), []
         even, wanted = np.linspace(0, 1, count + 1), np.arange(int(temperatures.max()) + 1)
@@ -99,7 +93,7 @@ class Pilot(NamedTuple):
             columns.append(np.interp(wanted / number, length / length[-1], even))
         betas = torch.from_numpy(np.stack(columns, axis=1)).to(deviations.dtype).to(deviations.device)  # (T + 1, B)
         nearest = (betas * count).ceil().long().clamp(1, count) - 1
-        return Schedule(temperatures, betas, step_sizes.gather(0, nearest))
+        return betas, step_sizes.gather(0, nearest)
 
 
 def run_pilot(target, *, noise):
@@ -109,7 +103,7 @@ def run_pilot(target, *, noise):
     MOST_ADAPTATIONS transitions. The transitions of the weighted run are thus fixed before it begins, and its estimate
     stays unbiased: a step size that depends on the chain's own past would not leave pi_beta invariant.
     """
-    state = target.start(noise.normal((PILOT_CHAINS, *target.q.mean.shape), like=target.q.mean))
+    state = target.at(noise.normal((PILOT_CHAINS, *target.q.mean.shape), like=target.q.mean))
     longest = math.log(LONGEST_PATH / LEAPFROG_STEPS)
     log_step = torch.full_like(state.log_weight[0], longest)  # (B,)
     deviations, log_steps = [], []
@@ -136,15 +130,14 @@ def run_pilot(target, *, noise):
     return Pilot(torch.stack(deviations), torch.stack(log_steps).exp())
 
 
-def anneal(e, *, schedule, target, noise, backwards=False):
-    """Takes chains from e (K, B, D) along the schedule. Returns their log-weights (K, B) and acceptances (K, B).
+def anneal(e, temperatures, betas, step_sizes, *, target, noise, backwards=False):
+    """Takes chains from e (K, B, D) along a Pilot's schedule. Returns their log-weights (K, B) and acceptances (K, B).
 
     Forwards they start at draws of q, and the mean of exp(w) is p(x) (Neal 2001). Backwards they start at draws of the
     posterior, in the opposite order, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015). The images must be
     sorted, those with most temperatures first: one that is through leaves the batch.
     """
-    temperatures, betas, step_sizes = schedule
-    counts, state = temperatures.tolist(), target.start(e)
+    counts, state = temperatures.tolist(), target.at(e)
     total, accepted = torch.zeros_like(state.log_weight), torch.zeros_like(state.log_weight)
     columns = torch.arange(len(counts), device=betas.device)
     for step in range(counts[0]):
@@ -198,12 +191,14 @@ def _weighted_runs(target, noise, z=None, *, chains=8, temperatures=None, log_we
     # Weighted runs; images with many temperatures run together, so that batches stay large
     forwards, backwards, acceptance = torch.empty(3, chains, len(x), dtype=x.dtype, device=x.device)
     for part in counts.argsort(descending=True, stable=True).split(max(1, chunk // chains)):
-        options = {"target": target[part], "noise": noise[part], "schedule": pilot.schedule(part, counts[part])}
+        schedule = counts[part], *pilot.schedule(part, counts[part])
+        options = {"target": target[part], "noise": noise[part]}
         for block in torch.arange(chains, device=x.device).split(chunk):
             at, shape = (block[:, None], part), (len(block), *q[part].mean.shape)
-            forwards[at], acceptance[at] = anneal(options["noise"].normal(shape, like=q.mean), **options)
+            forwards[at], acceptance[at] = anneal(noise[part].normal(shape, like=q.mean), *schedule, **options)
             if z is not None:
-                backwards[at], _ = anneal(q[part].whiten(z[part]).expand(shape), **options, backwards=True)
+                start = q[part].whiten(z[part]).expand(shape)
+                backwards[at], _ = anneal(start, *schedule, **options, backwards=True)
     return forwards, backwards, acceptance.mean(0), counts, pilot.log_weight_std(counts)
 
 
@@ -213,7 +208,7 @@ def annealed_importance_sampling(model, x, q, *, noise, mixture=None, **settings
     x: (B, *image); q: GaussianPosterior (B, D). Settings: chains=8; temperatures, of every image, by default from
     FEWEST to MOST, as many as the pilot run predicts for log-weights whose standard deviation over the chains is
     log_weight_std=0.8, in nats; chunk=500, chains in memory at once. Returns an AISEstimate; p(x) is exactly the
-    expectation of exp(log_weights). Raises ValueError for inputs that do not fit.
+    expectation of the exponential of a log-weight. Raises ValueError for inputs that do not fit.
 
     mixture: a Mixture of which q is one Gaussian: then only q's share of p(x) is estimated, the integral of
     p(x, z) q(z) / sum_m q_m(z). The shares of all its Gaussians add up to p(x), wherever they lie.
@@ -224,7 +219,7 @@ def annealed_importance_sampling(model, x, q, *, noise, mixture=None, **settings
     std = log_w.std(0).masked_fill(~log_w.isfinite().all(0), math.inf)
     log_prob = log_w.nan_to_num(-math.inf, neginf=-math.inf).logsumexp(0) - math.log(len(log_w))
     errors = log_mean_errors(torch.maximum(std, predicted_std), len(log_w))
-    return AISEstimate(log_prob, *errors, std, acceptance, temperatures, predicted_std, log_w)
+    return AISEstimate(log_prob, *errors, std, acceptance, temperatures, predicted_std)
 
 
 def bidirectional_bounds(model, x, z, q, *, noise, **settings):

@@ -54,20 +54,16 @@ class AISTarget:
         log_joint = model.log_joint(self.x, z)
         return log_joint - (self.mixture.log_sum(z) if self.mixture else self.q.log_prob_of_noise(e))
 
-    def value_and_gradient(self, e, *, exact=True):
-        """(l(e), its gradient with respect to e alone): (K, B) and (K, B, D); exact: the value in full precision."""
-        e = e.detach().requires_grad_()
+    def at(self, e, *, exact=True):
+        """The ChainState at e (K, B, D); exact: l(e) in full precision. No gradient flows to the decoder's weights."""
+        position = e.detach().requires_grad_()
         with torch.enable_grad():
-            values = self._log_weight(self.model, e)
-            (gradient,) = torch.autograd.grad(values.sum(), e)
+            values = self._log_weight(self.model, position)
+            (gradient,) = torch.autograd.grad(values.sum(), position)
         if exact and self.model.precision != "float32":
             with torch.no_grad():
                 values = self._log_weight(self.full_precision, e)
-        return values.detach(), gradient
-
-    def start(self, e):
-        """The ChainState at e (K, B, D)."""
-        return ChainState(e, *self.value_and_gradient(e))
+        return ChainState(e, values.detach(), gradient)
 
 
 def hmc_step(state, target, beta, step_size, *, noise):
@@ -87,15 +83,15 @@ def hmc_step(state, target, beta, step_size, *, noise):
     for step in range(1, LEAPFROG_STEPS + 1):
         last = step == LEAPFROG_STEPS
         e, momentum = cos * e + sin * momentum, cos * momentum - sin * e
-        values, gradient = target.value_and_gradient(e, exact=last)
+        _, log_weight, gradient = target.at(e, exact=last)
         momentum = momentum + (0.5 * kick if last else kick) * gradient
     # Accept or refuse; a path whose values overflow is refused
-    log_ratio = (_log_density(e, momentum, beta * values) - before).nan_to_num(nan=-math.inf)
+    log_ratio = (_log_density(e, momentum, beta * log_weight) - before).nan_to_num(nan=-math.inf)
     acceptance = log_ratio.clamp(max=0).exp()  # (K, B)
     accepted = noise.uniform(acceptance.shape, like=acceptance) < acceptance
     wide = accepted.unsqueeze(-1)
     e, gradient = torch.where(wide, e, state.e), torch.where(wide, gradient, state.gradient)
-    return ChainState(e, torch.where(accepted, values, state.log_weight), gradient), acceptance
+    return ChainState(e, torch.where(accepted, log_weight, state.log_weight), gradient), acceptance
 
 
 def _log_density(e, momentum, tempered):

@@ -17,17 +17,9 @@ from vae_utils import Fit, GaussianPosterior, Noise, mean_and_error
 AT_ONCE = 20  # images: more would save little time, and the bar would stand still for long
 
 
-class Annealed(NamedTuple):
-    """What `fit_and_anneal` finds for B images."""
-
-    columns: dict  # {name: (B,)}
-    q: GaussianPosterior  # q*, diagonal, (B, D)
-    full: GaussianPosterior  # q*full, (B, D)
-
-
 @torch.no_grad()
 def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, z=None, progress=lambda step: None):
-    """Fits q*, from there q*full, and anneals from there: an Annealed.
+    """Fits q*, from there q*full, and anneals from there: (columns {name: (B,)}, q*, q*full), the q (B, D).
 
     x: (B, *image); q: where the fit starts, diagonal, by default the model's `initial_posterior`; config: an
     EvalConfig. The columns are `fit_converged` (of both fits) and those of `estimate_log_prob`; fitted: q is q*
@@ -52,7 +44,7 @@ def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, z=None, pro
         columns |= {"lower": value - error, "upper": value + error}
     else:
         columns |= bidirectional_bounds(fast, x, z, full.q, **settings)._asdict()
-    return Annealed(columns, fit.q, full.q)
+    return columns, fit.q, full.q
 
 
 class LogProb(NamedTuple):

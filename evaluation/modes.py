@@ -52,7 +52,7 @@ def estimate_log_prob(model, x, q, full, *, noise, precision="float32", fit_step
             options = {"noise": mode_noise[rows], "mixture": mixture and mixture.of_rows(rows), **annealing}
             estimates.append(annealed_importance_sampling(fast, x[owner[rows]], full[rows], **options))
     order = torch.cat(order).argsort()
-    estimate = AISEstimate(*(torch.cat(values, dim=-1)[..., order] for values in zip(*estimates, strict=True)))
+    estimate = AISEstimate(*(torch.cat(values)[order] for values in zip(*estimates, strict=True)))
     estimate = _combine(estimate, owner, len(x))
     # Few dimensions and several modes: annealing from the prior, too
     several = (counts > 1).nonzero().flatten()
@@ -154,7 +154,7 @@ def _combine(estimate, owner, images):
         return estimate
     combined = []
     for image in range(images):
-        modes = AISEstimate(*(value[..., owner == image] for value in estimate))
+        modes = AISEstimate(*(value[owner == image] for value in estimate))
         share = modes.log_prob.softmax(0).nan_to_num(0)
         std = torch.maximum(modes.log_weight_std, modes.predicted_std)
         # The modes that may matter: where log-weights vary much, the estimate is likely too low.
@@ -170,10 +170,9 @@ def _combine(estimate, owner, images):
             acceptance=modes.acceptance[large].min(),
             temperatures=modes.temperatures.sum(),
             predicted_std=modes.predicted_std[large].max(),
-            log_weights=modes.log_weights.logsumexp(1),  # the mean of exp over these chains is p(x) in expectation
         )
         combined.append(estimate_of_image)
-    return AISEstimate(*(torch.stack(values, dim=-1) for values in zip(*combined, strict=True)))
+    return AISEstimate(*(torch.stack(values) for values in zip(*combined, strict=True)))
 
 
 def _take_better(estimate, from_prior, rows):
@@ -187,5 +186,5 @@ def _take_better(estimate, from_prior, rows):
     short = (from_prior.log_prob - estimate.log_prob[rows]).clamp(min=0)
     estimate.standard_error[rows] = torch.maximum(estimate.standard_error[rows], short)
     for whole, new in zip(estimate, from_prior, strict=True):
-        whole[..., rows[take]] = new[..., take]
+        whole[rows[take]] = new[take]
     return rows[take]

@@ -1,13 +1,11 @@
 """log p(x) by annealed importance sampling (AIS), and bounds on it by bidirectional Monte Carlo (BDMC).
 
-The chains work in the whitened coordinates e of q, z = mean + scale e: there q is N(0, I), and with the log-weight
-l(e) = log p(x, z) - log q(z) the path from q to the posterior is
+In the whitened coordinates e of q, z = mean + scale e, q is N(0, I). With the log-weight l(e) = log p(x, z) - log q(z)
 
     pi_beta(e) ~ N(e; 0, I) exp(beta l(e)),    beta from 0 to 1,
 
-so q's scale preconditions the Hamiltonian transitions. A posterior is correlated: with the full covariance of
-`gauss_newton_posterior`, few temperatures are enough. A pilot run predicts for each image how many. Gradients are in
-the model's precision, which lowers the acceptance alone; values are in float32 or the type of x.
+is the path from q to the posterior, so that q's scale preconditions the Hamiltonian transitions. Gradients are in the
+model's precision, which lowers the acceptance alone; values are in float32 or the type of x.
 Shapes: K chains, B images, D latent dimensions, T temperatures.
 """
 
@@ -81,9 +79,9 @@ class Pilot(NamedTuple):
         return torch.round(2 ** (power / 2)).long().to(self.deviations.device)
 
     def schedule(self, rows, temperatures):
-        """(betas, step sizes), (T + 1, B) each, of the images at `rows` with so many temperatures (B,).
+        """Betas from 0 to 1, close where l(e) varies most, and step sizes, (T + 1, B) each, of the images at `rows`.
 
-        The betas are close where l(e) varies most, from 0 to 1, and 1 beyond an image's temperatures; T is the largest.
+        temperatures: (B,), of which T is the largest; beyond an image's own, beta is 1.
         """
         deviations, step_sizes = self.deviations[:, rows], self.step_sizes[:, rows]
         count, columns = len(deviations), []
@@ -99,9 +97,8 @@ class Pilot(NamedTuple):
 def run_pilot(target, *, noise):
     """The Pilot of some images, by PILOT_CHAINS chains that pass evenly spaced temperatures and are then thrown away.
 
-    At each temperature every image's step size is adapted until the acceptance lies in ACCEPTABLE, by at most
-    MOST_ADAPTATIONS transitions. The transitions of the weighted run are thus fixed before it begins, and its estimate
-    stays unbiased: a step size that depends on the chain's own past would not leave pi_beta invariant.
+    At each temperature every image's step size is adapted until its acceptance lies in ACCEPTABLE. So transitions are
+    fixed before the weighted run begins: a step size that depends on a chain's past would not leave pi_beta invariant.
     """
     state = target.at(noise.normal((PILOT_CHAINS, *target.q.mean.shape), like=target.q.mean))
     longest = math.log(LONGEST_PATH / LEAPFROG_STEPS)
@@ -134,8 +131,8 @@ def anneal(e, temperatures, betas, step_sizes, *, target, noise, backwards=False
     """Takes chains from e (K, B, D) along a Pilot's schedule. Returns their log-weights (K, B) and acceptances (K, B).
 
     Forwards they start at draws of q, and the mean of exp(w) is p(x) (Neal 2001). Backwards they start at draws of the
-    posterior, in the opposite order, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015). The images must be
-    sorted, those with most temperatures first: one that is through leaves the batch.
+    posterior, in the opposite order, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015). Images must be sorted,
+    those with most temperatures first.
     """
     counts, state = temperatures.tolist(), target.at(e)
     total, accepted = torch.zeros_like(state.log_weight), torch.zeros_like(state.log_weight)
@@ -161,9 +158,8 @@ def anneal(e, temperatures, betas, step_sizes, *, target, noise, backwards=False
 def log_mean_errors(log_weight_std, chains):
     """Standard error and bias of log(mean exp(w)) over so many chains, for normal w of this deviation: (B,) each, nats.
 
-    By simulation, a parametric bootstrap (Efron 1982). Log-weights of annealing become normal as their temperatures
-    become many (Neal 2001). A jackknife does not assume normal weights, but its intervals are too narrow: with 8 normal
-    log-weights of 1 nat they hold the truth in 91 of 100 cases instead of 95, of 1.5 nats in 85.
+    By a parametric bootstrap (Efron 1982): with many temperatures log-weights are normal (Neal 2001). The intervals of
+    a jackknife are too narrow: with 8 normal log-weights of 1 nat they hold the truth in 91 of 100 cases, not in 95.
     """
     draws = max(100, SIMULATED // (2 * chains))
     normal = torch.randn(draws, chains, generator=random_generator(0, "errors of a log mean"), dtype=torch.float64)

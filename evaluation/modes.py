@@ -1,10 +1,8 @@
 """log p(x) from a fitted q, also where the posterior has several modes: the step of log_prob.py after the fit.
 
-Annealing that starts at one q sees the modes that its chains reach. So:
-- with one or two latent dimensions, log p(x) is integrated on a grid;
-- else q is fitted from further places, and where that ends in other modes, annealing starts in each of them. The share
-  of mode m is the integral of p(x, z) q_m(z) / sum_k q_k(z), and these shares add up to p(x) exactly;
-- with few dimensions and several modes, chains also start at the prior, from where they reach all of them.
+With one or two latent dimensions log p(x) is integrated on a grid. Else q is fitted from further places, too, and
+annealing starts in every mode found: the share of mode m is the integral of p(x, z) q_m(z) / sum_k q_k(z), and these
+shares add up to p(x) exactly. With few dimensions and several modes, chains also start at the prior.
 """
 
 import math
@@ -80,9 +78,9 @@ def _integrated(model, x):
 def find_modes(model, x, q, *, noise, fit_steps=300):
     """(the image of each mode (P,), a diagonal q of each (P, D), their Noise): `q` first, then further modes.
 
-    A short fit from a draw of the prior counts as another mode if log p(x, z) falls by more than BARRIER on the
-    straight line from it to every mode known already. Those whose bound is within RELEVANT of the best of them, at
-    most MOST_MODES, are fitted to the end, and kept if they are then still apart, and within RELEVANT of the best.
+    A short fit from a draw of the prior counts as another mode if a barrier lies on the straight line from it to every
+    mode known already. Those whose bound is within RELEVANT of the best of them, at most MOST_MODES, are fitted to the
+    end, and kept if they are then still apart, and within RELEVANT of the best.
     """
     starts = STARTS_IN_FEW if model.latent_dim <= FEW_DIMENSIONS else STARTS
     # Short fits
@@ -176,13 +174,10 @@ def _combine(estimate, owner, images):
 
 
 def _take_better(estimate, from_prior, rows):
-    """Writes into the AISEstimate of all images what is better from the prior, of those at `rows` (M,); which it took.
-
-    From the prior chains reach every mode. The pilot run, not the result, decides where that is taken: a choice of the
-    higher one would be too high in the mean. Where it is not taken but higher, modes are missing, and the error is no
-    smaller than the difference.
-    """
+    """Replaces estimates by better ones from the prior, of the images at `rows` (M,). Returns the rows that it took."""
+    # The pilot run decides, not the result: a choice of the higher one would be too high in the mean.
     take = from_prior.predicted_std <= TRUSTED_STD
+    # From the prior chains reach every mode: where the estimate from there is higher, modes are missing.
     short = (from_prior.log_prob - estimate.log_prob[rows]).clamp(min=0)
     estimate.standard_error[rows] = torch.maximum(estimate.standard_error[rows], short)
     for whole, new in zip(estimate, from_prior, strict=True):

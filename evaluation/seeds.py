@@ -6,29 +6,19 @@ from collections import defaultdict
 from itertools import combinations, product
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from data import SPLITS
-from evaluation.statistics import find, intervals, score
+from evaluation.statistics import find, half_width, intervals
 from evaluation.tables import DIFFERENCES, read_scores, title
 from runtime.checkpoint import InputError, RunError, load_json, save_csv
-from runtime.cli import add_list_flag, make_config
-from runtime.config import RunConfig, TrainConfig
+from runtime.cli import make_config
+from runtime.config import RunConfig
 from runtime.distributed import rank
 from runtime.progress import Interrupted
 from runtime.run import lock
-from vae_utils import mean_and_error
 
 QUANTITIES = ("elbo", "log_prob", "amortization_gap", "mean_field_gap", "non_gaussian_gap")
-
-
-def add_seeds_flag(parser):
-    """Adds --seeds to the Parser."""
-    meaning = (
-        "do it all for each of these seeds, in subdirectories seed_N of both directories; then write seeds.csv and "
-        "print means over seeds as Markdown. Finished seeds are skipped, --resume continues the others"
-    )
-    add_list_flag(parser, TrainConfig, "seed", meaning)
 
 
 def flags_of_seeds(given):
@@ -150,9 +140,9 @@ def _cell(entries):
     seeds that are near to each other by chance, the interval over seeds alone would be too narrow.
     """
     means, halves = intervals(entries)
-    if len(entries) > 1:
-        over_seeds = score("", mean_and_error(torch.from_numpy(means)))
-        error = math.hypot(*(entry.standard_error or 0.0 for entry in entries)) / len(entries)
-        over_images = over_seeds._replace(standard_error=error, freedom=sum(entry.freedom or 0 for entry in entries))
-        halves = intervals([over_seeds, over_images])[1]
+    if (count := len(entries)) > 1:
+        error = math.hypot(*(entry.standard_error or 0.0 for entry in entries)) / count
+        freedom = sum(entry.freedom or 0 for entry in entries)
+        over_seeds = half_width(means.std(ddof=1) / math.sqrt(count), count - 1)
+        halves = np.array([over_seeds, half_width(error, freedom)])
     return f"{means.mean():.2f} ± {halves.max():.2f}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data import Data, load_data, rows_per_class
-from runtime.cli import make_config, prepare_run
+from runtime.cli import add_list_flag, make_config, prepare_run
 from runtime.config import EvalConfig, InputError, RunConfig, TrainConfig, about, differences, image_differences
 from runtime.learners import Checkpoints, find_checkpoints
 from runtime.plan import plan_evaluation, plan_run
@@ -73,13 +73,16 @@ def prepare_again(given, *, owned):
 
 
 def add_own_flags(parser, methods):
-    """Adds --evaluate-only and --methods to the Parser."""
+    """Adds --evaluate-only, --methods and --seeds to the Parser."""
     meaning = "score the checkpoints again, without training; --seed and --precision are then the evaluation's"
     parser.add_argument("--evaluate-only", action="store_true", help=meaning)
     names = [method.name for method in methods]
     default = " ".join(method.name for method in methods if method.by_default)
     meaning = f"what is trained (default: {default}), or scored again (default: those whose checkpoints are there)"
     parser.add_argument("--methods", nargs="+", choices=names, metavar="NAME", default=SUPPRESS, help=meaning)
+    meaning = "do it all for each of these seeds, in subdirectories seed_N of both directories; then write seeds.csv"
+    meaning += " and print means over seeds as Markdown. Finished seeds are skipped, --resume continues the others"
+    add_list_flag(parser, TrainConfig, "seed", meaning)
 
 
 def choose_methods(given, methods, there=()):

@@ -82,12 +82,11 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
 
     values (n,): of images drawn class by class, with labels (n,) and predictors (n, P): what is measured less `offset`,
     (N,), which is known of many images, and whose mean is added again. known (N, P), known_labels (N,): the predictors
-    of the many images, these among them; shares: (classes,). The slopes are those of a weighted least-squares fit. Each
-    class has an intercept if every class has two of the n images or more; else there is one. If fewer than
-    FEWEST_REGRESSED images are left beyond the parameters of the fit, the slopes are 0. Returns a dict like that of
-    `stratified_mean`; its images are the many, if they are used. The error is over draws of images: that of the
-    residuals, which may differ in size (HC2, MacKinnon & White 1985), and that of the many. With the same predictors
-    the estimate of a sum is the sum of the estimates.
+    of the many, these among them; shares: (classes,). The slopes are those of a weighted least-squares fit, with an
+    intercept for each class if every class has two of the n images or more, else with one; they are 0 if fewer than
+    FEWEST_REGRESSED images are left beyond its parameters. Returns a dict like that of `stratified_mean`; its images
+    are the many, if they are used. The error is over draws of images: that of the residuals, which may differ in size
+    (HC2, MacKinnon & White 1985), and that of the many. With the same predictors estimates of sums are sums of them.
     """
     center, counts = known.mean(0), labels.bincount(minlength=len(shares))
     images = len(values) if offset is None else len(known)

@@ -177,7 +177,7 @@ def _take_better(estimate, from_prior, rows):
     """Replaces estimates by better ones from the prior, of the images at `rows` (M,). Returns the rows that it took."""
     # The pilot run decides, not the result: a choice of the higher one would be too high in the mean.
     take = from_prior.predicted_std <= TRUSTED_STD
-    # From the prior chains reach every mode: where the estimate from there is higher, modes are missing.
+    # From the prior chains reach every mode: where that is higher, modes are missing, and the error is at least that.
     short = (from_prior.log_prob - estimate.log_prob[rows]).clamp(min=0)
     estimate.standard_error[rows] = torch.maximum(estimate.standard_error[rows], short)
     for whole, new in zip(estimate, from_prior, strict=True):

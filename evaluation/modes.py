@@ -37,10 +37,10 @@ def estimate_log_prob(model, x, q, full, *, noise, precision="float32", fit_step
     fast = model.in_precision(precision)
     # Full covariance at every mode
     owner, modes, mode_noise = find_modes(model, x, q, noise=noise, fit_steps=fit_steps)
-    if len(owner) > len(x):
-        options = {"noise": mode_noise[(rest := torch.arange(len(x), len(owner)))], "fit_steps": fit_steps}
-        others = fit_posterior(fast, x[owner[rest]], modes[rest], covariance="full", **options).q
-        full = GaussianPosterior.concatenate([full, others])
+    rest = torch.arange(len(x), len(owner))
+    if len(rest):
+        options = {"covariance": "full", "noise": mode_noise[rest], "fit_steps": fit_steps}
+        full = GaussianPosterior.concatenate([full, fit_posterior(fast, x[owner[rest]], modes[rest], **options).q])
     # Annealing from every mode: of the images with one, and of the others, whose modes share a Mixture
     counts, estimates = owner.bincount(minlength=len(x)), []
     alone = counts[owner] == 1

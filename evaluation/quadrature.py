@@ -55,10 +55,9 @@ def _shared_cells(model, x, reach):
     grid = values.view(*[len(axis)] * dimensions, len(x))
     slopes = torch.zeros_like(grid)
     for dimension in range(dimensions):
-        difference = grid.diff(dim=dimension).abs().nan_to_num(0)  # between two cells of mass 0
-        nothing = torch.zeros_like(difference.narrow(dimension, 0, 1))
-        sides = (torch.cat(pair, dim=dimension) for pair in ((difference, nothing), (nothing, difference)))
-        slopes += torch.maximum(*sides)
+        first, last = (grid.narrow(dimension, place, 1) for place in (0, len(axis) - 1))
+        steps = grid.diff(dim=dimension, prepend=first, append=last).abs().nan_to_num(0)  # between cells of mass 0: 0
+        slopes += torch.maximum(*(steps.narrow(dimension, side, len(axis)) for side in (0, 1)))
     z = z.cpu()
     border = values[z.abs().amax(1) > reach - step].logsumexp(0)
     at_border = (border >= values.logsumexp(0) - BORDER) & values.isfinite().any(0)

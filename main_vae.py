@@ -106,7 +106,6 @@ def main():
     for config_class, title in ((TrainConfig, "experiment"), (RunConfig, "run"), (EvalConfig, "evaluation")):
         add_flags(parser, config_class, title)
     add_own_flags(parser, METHODS)
-    seeds.add_seeds_flag(parser)
     given = parser.parse_args()
     check, work = (prepare_again, score_again) if given.evaluate_only else (prepare, train_and_score)
     check = partial(check, owned=owned())

@@ -1,13 +1,11 @@
 """log p(x) by annealed importance sampling (AIS), and bounds on it by bidirectional Monte Carlo (BDMC).
 
-The chains work in the whitened coordinates e of q, z = mean + scale e: there q is N(0, I), and with the log-weight
-l(e) = log p(x, z) - log q(z) the path from q to the posterior is
+In the whitened coordinates e of q, z = mean + scale e, q is N(0, I). With the log-weight l(e) = log p(x, z) - log q(z)
 
     pi_beta(e) ~ N(e; 0, I) exp(beta l(e)),    beta from 0 to 1,
 
-so q's scale preconditions the Hamiltonian transitions. A posterior is correlated: with the full covariance of
-`gauss_newton_posterior`, few temperatures are enough. A pilot run predicts for each image how many. Gradients are in
-the model's precision, which lowers the acceptance alone; values are in float32 or the type of x.
+is the path from q to the posterior, so that q's scale preconditions the Hamiltonian transitions. Gradients are in the
+model's precision, which lowers the acceptance alone; values are in float32 or the type of x.
 Shapes: K chains, B images, D latent dimensions, T temperatures.
 """
 
@@ -17,10 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from evaluation.hmc import AISTarget, ChainState, hmc_step
+from evaluation.hmc import LEAPFROG_STEPS, AISTarget, ChainState, hmc_step
 from vae_utils import check_inputs, random_generator
 
-LOG_WEIGHT_STD = 0.8  # of an image's chains, nats: what the number of temperatures is chosen for
 FEWEST, MOST = 16, 1024  # temperatures
 DEPENDENCE = 1.7  # by which successive temperatures raise the standard deviation: 1.5 to 1.9, measured
 PILOT_CHAINS, PILOT_TEMPERATURES = 4, 16
@@ -35,19 +32,17 @@ LONGEST_PATH = math.pi / 2  # a quarter turn: on N(0, I) it ends at a draw that 
 class AISEstimate(NamedTuple):
     """Estimates by annealing, (B,) each, nats but for shares and counts.
 
-    log_prob is a lower bound in expectation; `bias` estimates by how much, and is not subtracted. Both errors are those
-    of normal log-weights (`log_mean_errors`) whose standard deviation is the larger of that over the chains and the
-    pilot's prediction, so that a few chains that agree by chance do not make an error small.
+    Both errors are those of normal log-weights (`log_mean_errors`) whose standard deviation is the larger of that over
+    the chains and the pilot's prediction, so that a few chains that agree by chance do not make an error small.
     """
 
-    log_prob: torch.Tensor
+    log_prob: torch.Tensor  # a lower bound in expectation: not corrected by `bias`
     standard_error: torch.Tensor  # of log_prob, over draws of the chains; NaN for one chain
-    bias: torch.Tensor  # of log_prob, mostly negative; NaN for one chain
+    bias: torch.Tensor  # of log_prob, an estimate, mostly negative; NaN for one chain
     log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains; infinite if one is
     acceptance: torch.Tensor  # mean over transitions and chains
     temperatures: torch.Tensor
     predicted_std: torch.Tensor  # of the log-weights, by the pilot run
-    log_weights: torch.Tensor  # (K, B)
 
     @property
     def trusted(self):
@@ -61,15 +56,6 @@ class Bounds(NamedTuple):
 
     lower: torch.Tensor
     upper: torch.Tensor
-
-
-class Schedule(NamedTuple):
-    """What is fixed before the weighted run; T is the largest number of temperatures of an image."""
-
-    temperatures: torch.Tensor  # (B,), int64
-    betas: torch.Tensor  # (T + 1, B), from 0 to 1; 1 beyond an image's temperatures
-    step_sizes: torch.Tensor  # (T + 1, B)
-    leapfrog_steps: int  # of every transition
 
 
 class Pilot(NamedTuple):
@@ -92,8 +78,11 @@ class Pilot(NamedTuple):
         power = torch.ceil(2 * torch.log2(needed.clamp(FEWEST, MOST)) - 1e-9)
         return torch.round(2 ** (power / 2)).long().to(self.deviations.device)
 
-    def schedule(self, rows, temperatures, leapfrog_steps):
-        """The Schedule of the images at `rows` with so many temperatures (B,), close where l(e) varies most."""
+    def schedule(self, rows, temperatures):
+        """Betas from 0 to 1, close where l(e) varies most, and step sizes, (T + 1, B) each, of the images at `rows`.
+
+        temperatures: (B,), of which T is the largest; beyond an image's own, beta is 1.
+        """
         deviations, step_sizes = self.deviations[:, rows], self.step_sizes[:, rows]
         count, columns = len(deviations), []
         even, wanted = np.linspace(0, 1, count + 1), np.arange(int(temperatures.max()) + 1)
@@ -102,18 +91,17 @@ class Pilot(NamedTuple):
             columns.append(np.interp(wanted / number, length / length[-1], even))
         betas = torch.from_numpy(np.stack(columns, axis=1)).to(deviations.dtype).to(deviations.device)  # (T + 1, B)
         nearest = (betas * count).ceil().long().clamp(1, count) - 1
-        return Schedule(temperatures, betas, step_sizes.gather(0, nearest), leapfrog_steps)
+        return betas, step_sizes.gather(0, nearest)
 
 
-def run_pilot(target, *, leapfrog_steps, noise):
+def run_pilot(target, *, noise):
     """The Pilot of some images, by PILOT_CHAINS chains that pass evenly spaced temperatures and are then thrown away.
 
-    At each temperature every image's step size is adapted until the acceptance lies in ACCEPTABLE, by at most
-    MOST_ADAPTATIONS transitions. The transitions of the weighted run are thus fixed before it begins, and its estimate
-    stays unbiased: a step size that depends on the chain's own past would not leave pi_beta invariant.
+    At each temperature every image's step size is adapted until its acceptance lies in ACCEPTABLE. So transitions are
+    fixed before the weighted run begins: a step size that depends on a chain's past would not leave pi_beta invariant.
     """
-    state = target.start(noise.normal((PILOT_CHAINS, *target.q.mean.shape), like=target.q.mean))
-    longest = math.log(LONGEST_PATH / leapfrog_steps)
+    state = target.at(noise.normal((PILOT_CHAINS, *target.q.mean.shape), like=target.q.mean))
+    longest = math.log(LONGEST_PATH / LEAPFROG_STEPS)
     log_step = torch.full_like(state.log_weight[0], longest)  # (B,)
     deviations, log_steps = [], []
     for temperature in range(1, PILOT_TEMPERATURES + 1):
@@ -122,10 +110,8 @@ def run_pilot(target, *, leapfrog_steps, noise):
         beta, rows = temperature / PILOT_TEMPERATURES, torch.arange(len(log_step), device=log_step.device)
         for _ in range(MOST_ADAPTATIONS):
             # A transition of the images whose acceptance is out of range
-            part, part_noise = ChainState(*(value[:, rows] for value in state)), noise[rows]
-            part, acceptance = hmc_step(
-                part, target[rows], beta, log_step[rows].exp(), leapfrog_steps, noise=part_noise
-            )
+            part = ChainState(*(value[:, rows] for value in state))
+            part, acceptance = hmc_step(part, target[rows], beta, log_step[rows].exp(), noise=noise[rows])
             for whole, new in zip(state, part, strict=True):
                 whole[:, rows] = new
             # Adapt the step size
@@ -141,17 +127,14 @@ def run_pilot(target, *, leapfrog_steps, noise):
     return Pilot(torch.stack(deviations), torch.stack(log_steps).exp())
 
 
-def anneal(e, *, schedule, target, noise, backwards=False):
-    """Takes chains from e (K, B, D) along the schedule. Returns their log-weights (K, B) and acceptances (K, B).
+def anneal(e, temperatures, betas, step_sizes, *, target, noise, backwards=False):
+    """Takes chains from e (K, B, D) along a Pilot's schedule. Returns their log-weights (K, B) and acceptances (K, B).
 
     Forwards they start at draws of q, and the mean of exp(w) is p(x) (Neal 2001). Backwards they start at draws of the
-    posterior, in the opposite order, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015). Raises ValueError if the
-    images are not sorted, those with most temperatures first: an image that is through leaves the batch.
+    posterior, in the opposite order, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015). Images must be sorted,
+    those with most temperatures first.
     """
-    temperatures, betas, step_sizes, leapfrog_steps = schedule
-    if (temperatures.diff() > 0).any():
-        raise ValueError(f"the images are not sorted by their temperatures, most first: {temperatures.tolist()}")
-    counts, state = temperatures.tolist(), target.start(e)
+    counts, state = temperatures.tolist(), target.at(e)
     total, accepted = torch.zeros_like(state.log_weight), torch.zeros_like(state.log_weight)
     columns = torch.arange(len(counts), device=betas.device)
     for step in range(counts[0]):
@@ -165,7 +148,7 @@ def anneal(e, *, schedule, target, noise, backwards=False):
         before = (temperatures[:running] - 1 - step) if backwards else torch.full_like(columns, step)
         if step:
             beta, step_size = (values[before + backwards, columns] for values in (betas, step_sizes))
-            state, acceptance = hmc_step(state, target, beta, step_size, leapfrog_steps, noise=noise)
+            state, acceptance = hmc_step(state, target, beta, step_size, noise=noise)
             accepted[:, :running] += acceptance
         total[:, :running] += (betas[before + 1, columns] - betas[before, columns]) * state.log_weight
     transitions = temperatures - 1
@@ -175,9 +158,8 @@ def anneal(e, *, schedule, target, noise, backwards=False):
 def log_mean_errors(log_weight_std, chains):
     """Standard error and bias of log(mean exp(w)) over so many chains, for normal w of this deviation: (B,) each, nats.
 
-    By simulation, a parametric bootstrap (Efron 1982). Log-weights of annealing become normal as their
-    temperatures become many (Neal 2001). A jackknife does not assume normal weights, but its intervals are too narrow:
-    with 8 normal log-weights of 1 nat they hold the truth in 91 of 100 cases instead of 95, of 1.5 nats in 85.
+    By a parametric bootstrap (Efron 1982): with many temperatures log-weights are normal (Neal 2001). The intervals of
+    a jackknife are too narrow: with 8 normal log-weights of 1 nat they hold the truth in 91 of 100 cases, not in 95.
     """
     draws = max(100, SIMULATED // (2 * chains))
     normal = torch.randn(draws, chains, generator=random_generator(0, "errors of a log mean"), dtype=torch.float64)
@@ -189,89 +171,54 @@ def log_mean_errors(log_weight_std, chains):
     return torch.tensor(results).to(log_weight_std).T
 
 
-class _Runs(NamedTuple):
-    forwards: torch.Tensor  # (K, B): log-weights
-    backwards: torch.Tensor  # (K, B): log-weights
-    acceptance: torch.Tensor  # (K, B): of the forward chains
-    temperatures: torch.Tensor  # (B,)
-    predicted_std: torch.Tensor  # (B,): of the log-weights
+def _weighted_runs(target, noise, z=None, *, chains=8, temperatures=None, log_weight_std=0.8, chunk=500):
+    """(forward log-weights (K, B), backward ones from z (B, D), acceptance, temperatures, predicted_std) of all images.
 
-
-def _weighted_runs(target, z, noise, chains, temperatures, log_weight_std, leapfrog_steps, chunk):
-    """The _Runs of all images; z: draws of the posterior (B, D), at which backward chains start, or None."""
+    Without z, draws of the posterior, the backward log-weights have no values. The other three are an AISEstimate's.
+    """
     x, q = target.x, target.q
     check_inputs(target.model, x, q, noise)
     rows = torch.arange(len(x), device=x.device)
     # Pilot runs
-    pilots = [
-        run_pilot(target[part], leapfrog_steps=leapfrog_steps, noise=noise[part])
-        for part in rows.split(max(1, chunk // PILOT_CHAINS))
-    ]
-    pilot = Pilot(*(torch.cat(parts, dim=1) for parts in zip(*pilots, strict=True)))
-    # The number of temperatures
+    parts = rows.split(max(1, chunk // PILOT_CHAINS))
+    pilots = [run_pilot(target[part], noise=noise[part]) for part in parts]
+    pilot = Pilot(*(torch.cat(values, dim=1) for values in zip(*pilots, strict=True)))
     counts = torch.full_like(rows, temperatures) if temperatures else pilot.temperatures(log_weight_std)
-    empty = (torch.empty(chains, len(x), dtype=x.dtype, device=x.device) for _ in range(3))
-    runs = _Runs(*empty, counts, pilot.log_weight_std(counts))
     # Weighted runs; images with many temperatures run together, so that batches stay large
+    forwards, backwards, acceptance = torch.empty(3, chains, len(x), dtype=x.dtype, device=x.device)
     for part in counts.argsort(descending=True, stable=True).split(max(1, chunk // chains)):
-        schedule = pilot.schedule(part, counts[part], leapfrog_steps)
-        options = {"target": target[part], "noise": noise[part], "schedule": schedule}
+        schedule = counts[part], *pilot.schedule(part, counts[part])
+        options = {"target": target[part], "noise": noise[part]}
         for block in torch.arange(chains, device=x.device).split(chunk):
             at, shape = (block[:, None], part), (len(block), *q[part].mean.shape)
-            start = options["noise"].normal(shape, like=q.mean)
-            runs.forwards[at], runs.acceptance[at] = anneal(start, **options)
+            forwards[at], acceptance[at] = anneal(noise[part].normal(shape, like=q.mean), *schedule, **options)
             if z is not None:
                 start = q[part].whiten(z[part]).expand(shape)
-                runs.backwards[at], _ = anneal(start, **options, backwards=True)
-    return runs
+                backwards[at], _ = anneal(start, *schedule, **options, backwards=True)
+    return forwards, backwards, acceptance.mean(0), counts, pilot.log_weight_std(counts)
 
 
-def annealed_importance_sampling(
-    model,
-    x,
-    q,
-    *,
-    noise,
-    chains=8,
-    temperatures=None,
-    log_weight_std=LOG_WEIGHT_STD,
-    leapfrog_steps=5,
-    chunk=500,
-    mixture=None,
-):
+def annealed_importance_sampling(model, x, q, *, noise, mixture=None, **settings):
     """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017).
 
-    x: (B, *image); q: GaussianPosterior (B, D). temperatures: of every image; None: from FEWEST to MOST, as many as the
-    pilot run predicts for log-weights whose standard deviation over the chains is `log_weight_std`, in nats.
-    leapfrog_steps: gradients of a transition; chunk: chains in memory at once. Returns an AISEstimate; p(x) is exactly
-    the expectation of exp(log_weights). Raises ValueError for inputs that do not fit.
+    x: (B, *image); q: GaussianPosterior (B, D). Settings: chains=8; temperatures, of every image, by default from
+    FEWEST to MOST, as many as the pilot run predicts for log-weights whose standard deviation over the chains is
+    log_weight_std=0.8, in nats; chunk=500, chains in memory at once. Returns an AISEstimate; p(x) is exactly the
+    expectation of the exponential of a log-weight. Raises ValueError for inputs that do not fit.
 
     mixture: a Mixture of which q is one Gaussian: then only q's share of p(x) is estimated, the integral of
     p(x, z) q(z) / sum_m q_m(z). The shares of all its Gaussians add up to p(x), wherever they lie.
     """
-    settings = chains, temperatures, log_weight_std, leapfrog_steps, chunk
-    runs = _weighted_runs(AISTarget(model, x, q, mixture), None, noise, *settings)
-    log_w = runs.forwards
+    target = AISTarget(model, x, q, mixture)
+    log_w, _, acceptance, temperatures, predicted_std = _weighted_runs(target, noise, **settings)
     # A weight of 0, or without a value, is a sign that the others cannot be relied on.
     std = log_w.std(0).masked_fill(~log_w.isfinite().all(0), math.inf)
-    log_prob = log_w.nan_to_num(-math.inf, neginf=-math.inf).logsumexp(0) - math.log(chains)
-    errors = log_mean_errors(torch.maximum(std, runs.predicted_std), chains)
-    return AISEstimate(log_prob, *errors, std, runs.acceptance.mean(0), runs.temperatures, runs.predicted_std, log_w)
+    log_prob = log_w.nan_to_num(-math.inf, neginf=-math.inf).logsumexp(0) - math.log(len(log_w))
+    errors = log_mean_errors(torch.maximum(std, predicted_std), len(log_w))
+    return AISEstimate(log_prob, *errors, std, acceptance, temperatures, predicted_std)
 
 
-def bidirectional_bounds(
-    model,
-    x,
-    z,
-    q,
-    *,
-    noise,
-    chains=8,
-    temperatures=None,
-    log_weight_std=LOG_WEIGHT_STD,
-    leapfrog_steps=5,
-    chunk=500,
-):
+def bidirectional_bounds(model, x, z, q, *, noise, **settings):
     """Bounds on log p(x) of simulated images, by annealing forwards and backwards (Grosse et al. 2015).
 
     (x, z) must be draws of the model's own p(x, z), as model.sample gives them: then z (B, D) is a draw of the
@@ -280,7 +227,6 @@ def bidirectional_bounds(
     """
     if z.shape != q.mean.shape:
         raise ValueError(f"z {tuple(z.shape)} and q {tuple(q.mean.shape)} are of different images")
-    settings = chains, temperatures, log_weight_std, leapfrog_steps, chunk
-    runs = _weighted_runs(AISTarget(model, x, q), z, noise, *settings)
-    lower = runs.forwards.logsumexp(0) - math.log(chains)
-    return Bounds(lower, upper=math.log(chains) - runs.backwards.neg().logsumexp(0))
+    forwards, backwards, *_ = _weighted_runs(AISTarget(model, x, q), noise, z, **settings)
+    log_chains = math.log(len(forwards))
+    return Bounds(lower=forwards.logsumexp(0) - log_chains, upper=log_chains - backwards.neg().logsumexp(0))

@@ -46,18 +46,11 @@ def own_columns(model, x, q, *, noise):
 def measure(model, x, q, config, *, noise, fitted=False, annealed=None):
     """The columns of images x (B, *image) under a model, {name: (B,)} of the type of x, and q*, (B, D).
 
-    q: of a method, (B, D); config: an EvalConfig, whose precision is that of the networks in gradients of q*full and of
-    annealing. fitted: q is q* already, as of unseen images under latent optimization. annealed: of how many images, the
-    first ones, q*full and log p(x) are found, by default of all; the others have NaN there. The three bounds of an
-    image are at the same noise.
+    q: of a method, (B, D); config: an EvalConfig; fitted: q is q* already, as of unseen images under latent
+    optimization. annealed: of how many images, the first ones, q*full and log p(x) are found, by default of all; the
+    others have NaN there. The three bounds of an image are at the same noise.
     """
     first = torch.arange(len(x) if annealed is None else annealed, device=x.device)
-
-    def sampled(q, prefix=""):
-        estimate = importance_sampling(model, x[first], q, noise=noise[first], num_samples=config.num_samples)
-        size = {f"{prefix}effective_sample_size": estimate.effective_sample_size}
-        return {f"{prefix}importance_sampling": estimate.log_prob, **size}
-
     # Of all images
     columns = own_columns(model, x, q, noise=noise)
     fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, fit_steps=config.fit_steps)
@@ -65,10 +58,14 @@ def measure(model, x, q, config, *, noise, fitted=False, annealed=None):
     columns["fit_converged"] = fit.converged
     # Of the annealed ones
     if len(first):
-        options = {"config": config, "noise": noise[first], "fitted": True}
-        more, _, full = fit_and_anneal(model, x[first], fit.q[first], **options)
-        more |= sampled(q[first]) | sampled(full, "full_") | {"full_elbo": bound_at(model, x[first], full, noise=noise)}
-        more["fit_converged"] = more["fit_converged"] & fit.converged[first]
+        part, part_noise = x[first], noise[first]
+        more, _, full = fit_and_anneal(model, part, fit.q[first], config=config, noise=part_noise, fitted=True)
+        more["fit_converged"] &= fit.converged[first]
+        for prefix, sampled in (("", q[first]), ("full_", full)):
+            estimate = importance_sampling(model, part, sampled, noise=part_noise, num_samples=config.num_samples)
+            more[f"{prefix}importance_sampling"] = estimate.log_prob
+            more[f"{prefix}effective_sample_size"] = estimate.effective_sample_size
+        more["full_elbo"] = bound_at(model, part, full, noise=noise)
         for name, values in more.items():
             column = columns.get(name, torch.full((len(x),), torch.nan)).to(x)
             columns[name] = torch.cat((values.to(x), column[len(first) :]))

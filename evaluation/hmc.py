@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch.distributions import MultivariateNormal
 
-from vae_utils import GaussianPosterior, log_weight
+from vae_utils import GaussianPosterior
 
+LEAPFROG_STEPS = 5  # gradients of a transition
 JITTER = 0.2  # the share by which the length of a path varies: at a fixed length some directions would be periodic
 
 
@@ -49,35 +50,23 @@ class AISTarget:
         return AISTarget(self.model, self.x[rows], self.q[rows], self.mixture and self.mixture.of_rows(rows))
 
     def _log_weight(self, model, e):
-        if self.mixture is None:
-            return log_weight(model, self.x, self.q, e)
         z = self.q.rsample(e)
-        return model.log_joint(self.x, z) - self.mixture.log_sum(z)
+        log_joint = model.log_joint(self.x, z)
+        return log_joint - (self.mixture.log_sum(z) if self.mixture else self.q.log_prob_of_noise(e))
 
-    def gradient(self, e):
-        """(l(e), its gradient): (K, B) and (K, B, D). With respect to e alone, not to the decoder's weights."""
-        e = e.detach().requires_grad_()
+    def at(self, e, *, exact=True):
+        """The ChainState at e (K, B, D); exact: l(e) in full precision. No gradient flows to the decoder's weights."""
+        position = e.detach().requires_grad_()
         with torch.enable_grad():
-            values = self._log_weight(self.model, e)
-            (gradient,) = torch.autograd.grad(values.sum(), e)
-        return values.detach(), gradient
-
-    @torch.no_grad()
-    def value(self, e):
-        """l(e), (K, B)."""
-        return self._log_weight(self.full_precision, e)
-
-    def value_and_gradient(self, e):
-        """(l(e) in full precision, its gradient): (K, B) and (K, B, D)."""
-        values, gradient = self.gradient(e)
-        return (values if self.model.precision == "float32" else self.value(e)), gradient
-
-    def start(self, e):
-        """The ChainState at e (K, B, D)."""
-        return ChainState(e, *self.value_and_gradient(e))
+            values = self._log_weight(self.model, position)
+            (gradient,) = torch.autograd.grad(values.sum(), position)
+        if exact and self.model.precision != "float32":
+            with torch.no_grad():
+                values = self._log_weight(self.full_precision, e)
+        return ChainState(e, values.detach(), gradient)
 
 
-def hmc_step(state, target, beta, step_size, leapfrog_steps, *, noise):
+def hmc_step(state, target, beta, step_size, *, noise):
     """One Hamiltonian transition that leaves pi_beta invariant (Neal 2011). Returns (ChainState, acceptance (K, B)).
 
     The Gaussian part of pi_beta is followed exactly, by rotating (e, momentum) by the angle `step_size` (B,); beta l(e)
@@ -91,18 +80,18 @@ def hmc_step(state, target, beta, step_size, leapfrog_steps, *, noise):
     before = _log_density(e, momentum, beta * state.log_weight)
     # Leapfrog
     momentum = momentum + 0.5 * kick * gradient
-    for step in range(1, leapfrog_steps + 1):
+    for step in range(1, LEAPFROG_STEPS + 1):
+        last = step == LEAPFROG_STEPS
         e, momentum = cos * e + sin * momentum, cos * momentum - sin * e
-        last = step == leapfrog_steps
-        values, gradient = target.value_and_gradient(e) if last else target.gradient(e)
+        _, log_weight, gradient = target.at(e, exact=last)
         momentum = momentum + (0.5 * kick if last else kick) * gradient
     # Accept or refuse; a path whose values overflow is refused
-    log_ratio = (_log_density(e, momentum, beta * values) - before).nan_to_num(nan=-math.inf)
+    log_ratio = (_log_density(e, momentum, beta * log_weight) - before).nan_to_num(nan=-math.inf)
     acceptance = log_ratio.clamp(max=0).exp()  # (K, B)
     accepted = noise.uniform(acceptance.shape, like=acceptance) < acceptance
     wide = accepted.unsqueeze(-1)
     e, gradient = torch.where(wide, e, state.e), torch.where(wide, gradient, state.gradient)
-    return ChainState(e, torch.where(accepted, values, state.log_weight), gradient), acceptance
+    return ChainState(e, torch.where(accepted, log_weight, state.log_weight), gradient), acceptance
 
 
 def _log_density(e, momentum, tempered):

@@ -17,43 +17,34 @@ from vae_utils import Fit, GaussianPosterior, Noise, mean_and_error
 AT_ONCE = 20  # images: more would save little time, and the bar would stand still for long
 
 
-class Annealed(NamedTuple):
-    """What `fit_and_anneal` finds for B images."""
-
-    columns: dict  # {name: (B,)}
-    q: GaussianPosterior  # q*, diagonal, (B, D)
-    full: GaussianPosterior  # q*full, (B, D)
-
-
 @torch.no_grad()
-def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, z=None, progress=None):
-    """Fits q*, from there q*full, and anneals from there: an Annealed.
+def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, z=None, progress=lambda step: None):
+    """Fits q*, from there q*full, and anneals from there: (columns {name: (B,)}, q*, q*full), the q (B, D).
 
     x: (B, *image); q: where the fit starts, diagonal, by default the model's `initial_posterior`; config: an
     EvalConfig. The columns are `fit_converged` (of both fits) and those of `estimate_log_prob`; fitted: q is q*
     already. z (B, D): for simulated images, the z they were drawn from; then `lower` and `upper`, the bidirectional
     bounds, stand in place of the estimate. progress: called with the name of each step.
     """
-    say, precision = progress or (lambda step: None), choose_precision(config.precision, x.device)
-    # Fit q* and q*full
-    say("fit of q")
-    q, steps = model.initial_posterior(x, noise) if q is None else q, {"fit_steps": config.fit_steps}
-    fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, **steps)
+    precision, steps = choose_precision(config.precision, x.device), {"fit_steps": config.fit_steps}
     fast = model.in_precision(precision)
+    # Fit q* and q*full
+    progress("fit of q")
+    q = model.initial_posterior(x, noise) if q is None else q
+    fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, **steps)
     full = fit_posterior(fast, x, fit.q, covariance="full", noise=noise, **steps)
     columns = {"fit_converged": fit.converged & full.converged}
     # Anneal
-    say("annealing")
+    progress("annealing")
     settings = {"noise": noise} | {name: getattr(config, name) for name in ("chains", "temperatures", "log_weight_std")}
     if z is None:
-        options = {"precision": precision, **steps, **settings}
-        columns |= estimate_log_prob(model, x, fit.q, full.q, **options)
+        columns |= estimate_log_prob(model, x, fit.q, full.q, precision=precision, **steps, **settings)
     elif model.latent_dim <= MOST_DIMENSIONS:  # log p(x) is integrated, and so are its bounds
         value, error = integrate(model, x)
         columns |= {"lower": value - error, "upper": value + error}
     else:
         columns |= bidirectional_bounds(fast, x, z, full.q, **settings)._asdict()
-    return Annealed(columns, fit.q, full.q)
+    return columns, fit.q, full.q
 
 
 class LogProb(NamedTuple):
@@ -72,27 +63,24 @@ class LogProb(NamedTuple):
 
     def __repr__(self):
         value, count = mean_and_error(self.log_prob), len(self.log_prob)
-        bias, vague = float(self.bias.mean()), int((~self.trusted).sum())
+        monte_carlo = float(self.standard_error.square().sum().sqrt()) / count
         if count == 1:
-            error = f"± {float(self.standard_error):.2g} (standard error of the estimate)"
-            text = f"log p(x) = {value['mean']:.1f} nats, {error}, bias about {bias:.2f} (not corrected); "
-            text += "fit converged" if self.converged else "fit not converged"
+            error = f"± {monte_carlo:.2g} (standard error of the estimate)"
+            fits = "fit converged" if self.converged else "fit not converged"
         else:
-            over_images = f"± {value['standard_error']:.1f} (mean of {count:,} images, standard error over images)"
-            monte_carlo = float(self.standard_error.square().sum().sqrt()) / count
-            text = f"log p(x) = {value['mean']:.1f} nats, {over_images}, Monte Carlo error {monte_carlo:.2g}, "
-            text += f"bias about {bias:.2f} (not corrected); "
-            text += f"{int(self.converged.sum()) / count:.0%} of the fits converged"
+            error = f"± {value['standard_error']:.1f} (mean of {count:,} images, standard error over images)"
+            error += f", Monte Carlo error {monte_carlo:.2g}"
+            fits = f"{int(self.converged.sum()) / count:.0%} of the fits converged"
+        bias = f"bias about {float(self.bias.mean()):.2f} (not corrected)"
+        texts = [f"log p(x) = {value['mean']:.1f} nats, {error}, {bias}", fits]
         if self.q.mean.shape[-1] <= MOST_DIMENSIONS:
-            return f"{text}; integrated on a grid"
-        text += f"; acceptance {float(self.acceptance.min()):.2f}" + (" or more" if count > 1 else "")
+            return "; ".join([*texts, "integrated on a grid"])
+        texts.append(f"acceptance {float(self.acceptance.min()):.2f}" + " or more" * (count > 1))
         if several := int((self.modes > 1).sum()):
-            text += f"; several modes in {several:,} of {count:,}"
-        if vague:
-            text += f"; may be wrong by more than that for {vague:,} of {count:,}: lower log_weight_std"
-        return text
-
-    __str__ = __repr__
+            texts.append(f"several modes in {several:,} of {count:,}")
+        if vague := int((~self.trusted).sum()):
+            texts.append(f"may be wrong by more than that for {vague:,} of {count:,}: lower log_weight_std")
+        return "; ".join(texts)
 
 
 def log_prob(
@@ -122,13 +110,11 @@ def log_prob(
             noise = Noise.of_images(seed, "log p(x)", index=pixels, device=x.device)
             batches.append(fit_and_anneal(model, part, config=config, noise=noise, progress=bar.set_postfix_str))
             bar.update(len(part))
-    columns = {name: torch.cat([part.columns[name] for part in batches]) for name in batches[0].columns}
-    errors = {name: columns[f"log_prob_{name}"] for name in ("standard_error", "bias")}
-    q, full = (
-        GaussianPosterior.concatenate(list(parts)) for parts in zip(*(part[1:] for part in batches), strict=True)
-    )
-    same = {name: columns[name] for name in ("log_prob", "log_weight_std", "acceptance", "modes", "trusted")}
-    return LogProb(**same, **errors, converged=columns["fit_converged"], q=q, full=full)
+    of_batches, q, full = zip(*batches, strict=True)
+    columns = {name: torch.cat([part[name] for part in of_batches]) for name in of_batches[0]}
+    renamed = {"standard_error": "log_prob_standard_error", "bias": "log_prob_bias", "converged": "fit_converged"}
+    values = {name: columns[renamed.get(name, name)] for name in LogProb._fields if name not in ("q", "full")}
+    return LogProb(**values, q=GaussianPosterior.concatenate(q), full=GaussianPosterior.concatenate(full))
 
 
 @torch.no_grad()

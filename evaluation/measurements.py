@@ -224,7 +224,7 @@ def bound_simulated(method, index, config, device):
     generator = random_generator(config.seed, "simulated images", method.name, device=device)
     x, z = (values[index] for values in model.sample(config.simulated_images, generator))
     noise = Noise.of_images(config.seed, "bidirectional bounds", method.name, index=index, device=device)
-    columns = fit_and_anneal(model, x, config=config, noise=noise, z=z).columns
+    columns, _, _ = fit_and_anneal(model, x, config=config, noise=noise, z=z)
     return torch.stack((columns["lower"], columns["upper"])).cpu()
 
 

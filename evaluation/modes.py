@@ -1,10 +1,8 @@
 """log p(x) from a fitted q, also where the posterior has several modes: the step of log_prob.py after the fit.
 
-Annealing that starts at one q sees the modes that its chains reach. So:
-- with one or two latent dimensions, log p(x) is integrated on a grid;
-- else q is fitted from further places, and where that ends in other modes, annealing starts in each of them. The share
-  of mode m is the integral of p(x, z) q_m(z) / sum_k q_k(z), and these shares add up to p(x) exactly;
-- with few dimensions and several modes, chains also start at the prior, from where they reach all of them.
+With one or two latent dimensions log p(x) is integrated on a grid. Else q is fitted from further places, too, and
+annealing starts in every mode found: the share of mode m is the integral of p(x, z) q_m(z) / sum_k q_k(z), and these
+shares add up to p(x) exactly. With few dimensions and several modes, chains also start at the prior.
 """
 
 import math
@@ -30,9 +28,8 @@ def estimate_log_prob(model, x, q, full, *, noise, precision="float32", fit_step
 
     q, full: q* and q*full of `fit_posterior`, (B, D); precision: of the networks in gradients; annealing: settings of
     `annealed_importance_sampling`. In at most MOST_DIMENSIONS dimensions log p(x) is integrated, without them. Columns:
-    log_prob, log_prob_standard_error, log_prob_bias, log_weight_std, acceptance and temperatures, see AISEstimate;
-    trusted, whether the stated errors can be relied on; modes, how many were combined (0: integrated, or annealed from
-    the prior).
+    log_prob, log_prob_standard_error, log_prob_bias, log_weight_std, acceptance, temperatures and trusted, see
+    AISEstimate; modes, how many were combined (0: integrated, or annealed from the prior).
     """
     check_inputs(model, x, q, noise)
     if model.latent_dim <= MOST_DIMENSIONS:
@@ -40,21 +37,20 @@ def estimate_log_prob(model, x, q, full, *, noise, precision="float32", fit_step
     fast = model.in_precision(precision)
     # Full covariance at every mode
     owner, modes, mode_noise = find_modes(model, x, q, noise=noise, fit_steps=fit_steps)
-    if len(owner) > len(x):
-        options = {"noise": mode_noise[(rest := torch.arange(len(x), len(owner)))], "fit_steps": fit_steps}
-        others = fit_posterior(fast, x[owner[rest]], modes[rest], covariance="full", **options).q
-        full = GaussianPosterior.concatenate([full, others])
+    rest = torch.arange(len(x), len(owner))
+    if len(rest):
+        options = {"covariance": "full", "noise": mode_noise[rest], "fit_steps": fit_steps}
+        full = GaussianPosterior.concatenate([full, fit_posterior(fast, x[owner[rest]], modes[rest], **options).q])
     # Annealing from every mode: of the images with one, and of the others, whose modes share a Mixture
-    counts = owner.bincount(minlength=len(x))
-    alone, order, estimates = counts[owner] == 1, [], []
-    for rows, mixture in ((alone, None), (~alone, _mixtures(full, owner))):
-        rows = rows.nonzero().flatten()
+    counts, estimates = owner.bincount(minlength=len(x)), []
+    alone = counts[owner] == 1
+    order = [part.nonzero().flatten() for part in (alone, ~alone)]
+    for rows, mixture in zip(order, (None, _mixtures(full, owner)), strict=True):
         if len(rows):
             options = {"noise": mode_noise[rows], "mixture": mixture and mixture.of_rows(rows), **annealing}
-            order.append(rows)
             estimates.append(annealed_importance_sampling(fast, x[owner[rows]], full[rows], **options))
     order = torch.cat(order).argsort()
-    estimate = AISEstimate(*(torch.cat(values, dim=-1)[..., order] for values in zip(*estimates, strict=True)))
+    estimate = AISEstimate(*(torch.cat(values)[order] for values in zip(*estimates, strict=True)))
     estimate = _combine(estimate, owner, len(x))
     # Few dimensions and several modes: annealing from the prior, too
     several = (counts > 1).nonzero().flatten()
@@ -62,8 +58,7 @@ def estimate_log_prob(model, x, q, full, *, noise, precision="float32", fit_step
         mean = torch.zeros_like(q.mean[several])
         prior = GaussianPosterior(mean, torch.ones_like(mean))
         from_prior = annealed_importance_sampling(fast, x[several], prior, noise=noise[several], **annealing)
-        estimate, taken = _better(estimate, from_prior, several)
-        counts[taken] = 0
+        counts[_take_better(estimate, from_prior, several)] = 0
     errors = {"log_prob_standard_error": estimate.standard_error, "log_prob_bias": estimate.bias}
     chains = {name: getattr(estimate, name) for name in ("log_weight_std", "acceptance", "temperatures", "trusted")}
     return {"log_prob": estimate.log_prob, **errors, **chains, "modes": counts}
@@ -73,34 +68,27 @@ def _integrated(model, x):
     """The columns of `estimate_log_prob` by `integrate`. Without chains, their log-weights do not vary."""
     log_prob, error = integrate(model, x)
     std, count = torch.where(error.isfinite(), 0.0, error), torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return {
-        "log_prob": log_prob,
-        "log_prob_standard_error": error,
-        "log_prob_bias": std,
-        "log_weight_std": std,
-        "acceptance": torch.ones_like(log_prob),
-        "temperatures": count,
-        "trusted": error.isfinite(),  # an integral that has not settled is trusted as little as chains that disagree
-        "modes": count,
-    }
+    columns = {"log_prob": log_prob, "log_prob_standard_error": error, "log_prob_bias": std, "log_weight_std": std}
+    # An integral that has not settled is trusted as little as chains that disagree.
+    columns |= {"acceptance": torch.ones_like(log_prob), "temperatures": count, "trusted": error.isfinite()}
+    return columns | {"modes": count}
 
 
 @torch.no_grad()
 def find_modes(model, x, q, *, noise, fit_steps=300):
     """(the image of each mode (P,), a diagonal q of each (P, D), their Noise): `q` first, then further modes.
 
-    A short fit from a draw of the prior counts as another mode if log p(x, z) falls by more than BARRIER on the
-    straight line from it to every mode known already. Those whose bound is within RELEVANT of the best of them, at
-    most MOST_MODES, are fitted to the end, and kept if they are then still apart, and within RELEVANT of the best.
+    A short fit from a draw of the prior counts as another mode if a barrier lies on the straight line from it to every
+    mode known already. Those whose bound is within RELEVANT of the best of them, at most MOST_MODES, are fitted to the
+    end, and kept if they are then still apart, and within RELEVANT of the best.
     """
-    images, starts = len(x), STARTS_IN_FEW if model.latent_dim <= FEW_DIMENSIONS else STARTS
+    starts = STARTS_IN_FEW if model.latent_dim <= FEW_DIMENSIONS else STARTS
     # Short fits
     candidates = torch.stack([q.parameters(), *_search(model, x, starts, noise).chunk(starts)])  # (1 + starts, B, 2D)
-    heights = bounds(model, x, [unpack(parameters) for parameters in candidates], noise).nan_to_num(
-        -math.inf, neginf=-math.inf
-    )  # (1 + starts, B)
+    heights = bounds(model, x, [unpack(parameters) for parameters in candidates], noise)  # (1 + starts, B)
+    heights = heights.nan_to_num(-math.inf, neginf=-math.inf)
     owners, parameters = [], []
-    for image in range(images):
+    for image in range(len(x)):
         # Short fits are compared with short fits: q is fitted to the end.
         order = 1 + heights[1:, image].argsort(descending=True, stable=True)
         best, kept = heights[order[0], image], [0]
@@ -109,7 +97,7 @@ def find_modes(model, x, q, *, noise, fit_steps=300):
                 kept.append(number)
         owners += [image] * (len(kept) - 1)
         parameters += [candidates[number, image] for number in kept[1:]]
-    everyone = torch.arange(images, device=x.device)
+    everyone = torch.arange(len(x), device=x.device)
     if not owners:
         return everyone, q, noise
     # Fits to the end
@@ -119,9 +107,7 @@ def find_modes(model, x, q, *, noise, fit_steps=300):
     # Some have come to a mode that is known, or lie too low
     ends = fitted.parameters()
     height = bounds(model, x[further], [fitted], further_noise)[0].nan_to_num(-math.inf)
-    highest, kept = heights[0].tolist(), []
-    for image, reached in zip(owners, height.tolist(), strict=True):
-        highest[image] = max(highest[image], reached)
+    highest, kept = heights[0].scatter_reduce(0, further, height, "amax").tolist(), []
     for number in height.argsort(descending=True, stable=True).tolist():
         image = owners[number]
         known = torch.stack([candidates[0, image], *(ends[other] for other in kept if owners[other] == image)])
@@ -145,12 +131,11 @@ def _search(model, x, starts, noise):
 
 def _apart(model, image, candidate, known):
     """Whether a barrier lies between the mean of a candidate (2D,) and that of every known mode (M, 2D)."""
-    dimensions = model.latent_dim
+    start, ends = candidate[: model.latent_dim], known[:, : model.latent_dim]
     share = torch.linspace(0, 1, 9, dtype=image.dtype, device=image.device)[:, None, None]
-    z = candidate[:dimensions] + share * (known[:, :dimensions] - candidate[:dimensions])  # (9, M, D)
+    z = start + share * (ends - start)  # (9, M, D)
     heights = model.log_joint(image.unsqueeze(0), z.flatten(0, 1).unsqueeze(1)).view(z.shape[:2])
-    lower_end = torch.minimum(heights[0], heights[-1])
-    return bool((heights.amin(0) < lower_end - BARRIER).all())
+    return bool((heights.amin(0) < torch.minimum(heights[0], heights[-1]) - BARRIER).all())
 
 
 def _mixtures(full, owner):
@@ -167,40 +152,34 @@ def _combine(estimate, owner, images):
         return estimate
     combined = []
     for image in range(images):
-        modes = AISEstimate(*(value[..., owner == image] for value in estimate))
+        modes = AISEstimate(*(value[owner == image] for value in estimate))
         share = modes.log_prob.softmax(0).nan_to_num(0)
         std = torch.maximum(modes.log_weight_std, modes.predicted_std)
         # The modes that may matter: where log-weights vary much, the estimate is likely too low.
         large = (modes.log_prob + 0.5 * std.square()).nan_to_num(math.inf).clamp(max=1e6).softmax(0) > 0.01
         large |= std == math.inf
         error, bias = torch.where(large, share * modes.standard_error, 0).square().sum().sqrt(), share * modes.bias
-        broken = bool((std == math.inf).any())
-        combined.append(
-            AISEstimate(
-                log_prob=modes.log_prob.logsumexp(0),
-                standard_error=torch.full_like(error, math.inf) if broken else error,
-                bias=torch.full_like(error, -math.inf) if broken else bias.sum(),
-                log_weight_std=modes.log_weight_std[large].max(),
-                acceptance=modes.acceptance[large].min(),
-                temperatures=modes.temperatures.sum(),
-                predicted_std=modes.predicted_std[large].max(),
-                # The mean of exp over these chains is p(x) in expectation, as of a single mode.
-                log_weights=modes.log_weights.logsumexp(1),
-            )
+        broken = (std == math.inf).any()
+        estimate_of_image = AISEstimate(
+            log_prob=modes.log_prob.logsumexp(0),
+            standard_error=error.masked_fill(broken, math.inf),
+            bias=bias.sum().masked_fill(broken, -math.inf),
+            log_weight_std=modes.log_weight_std[large].max(),
+            acceptance=modes.acceptance[large].min(),
+            temperatures=modes.temperatures.sum(),
+            predicted_std=modes.predicted_std[large].max(),
         )
-    return AISEstimate(*(torch.stack(values, dim=-1) for values in zip(*combined, strict=True)))
+        combined.append(estimate_of_image)
+    return AISEstimate(*(torch.stack(values) for values in zip(*combined, strict=True)))
 
 
-def _better(estimate, from_prior, rows):
-    """(the AISEstimate of all images, the rows whose estimate is new), from_prior: of the images at `rows` (M,).
-
-    From the prior chains reach every mode. The pilot run, not the result, decides where that is taken: a choice of the
-    higher one would be too high in the mean. Where it is not taken but higher, modes are missing, and the error is no
-    smaller than the difference.
-    """
+def _take_better(estimate, from_prior, rows):
+    """Replaces estimates by better ones from the prior, of the images at `rows` (M,). Returns the rows that it took."""
+    # The pilot run decides, not the result: a choice of the higher one would be too high in the mean.
     take = from_prior.predicted_std <= TRUSTED_STD
+    # From the prior chains reach every mode: where that is higher, modes are missing, and the error is at least that.
     short = (from_prior.log_prob - estimate.log_prob[rows]).clamp(min=0)
     estimate.standard_error[rows] = torch.maximum(estimate.standard_error[rows], short)
     for whole, new in zip(estimate, from_prior, strict=True):
-        whole[..., rows[take]] = new[..., take]
-    return estimate, rows[take]
+        whole[rows[take]] = new[take]
+    return rows[take]

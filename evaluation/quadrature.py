@@ -29,19 +29,16 @@ def integrate(model, x):
     """
     model, pending = model.in_precision("float32"), torch.arange(len(x), device=x.device)
     log_prob, error = torch.full((2, len(x)), math.inf, dtype=torch.float64)
-    for doubling in range(DOUBLINGS[model.latent_dim] + 1):
+    doublings = DOUBLINGS[model.latent_dim]
+    for doubling in range(doublings + 1):
         z, values, slopes, at_border = _shared_cells(model, x[pending], REACH * 2**doubling)
-        rest = []
         for column, image in enumerate(pending.tolist()):
-            if at_border[column] and doubling < DOUBLINGS[model.latent_dim]:
-                rest.append(image)
-                continue
-            log_prob[image], error[image] = _refine(model, x[image], z, values[:, column], slopes[:, column])
-            if at_border[column]:
-                error[image] = math.inf
-        pending = pending.new_tensor(rest)
-        if not rest:
+            if doubling == doublings or not at_border[column]:
+                log_prob[image], error[image] = _refine(model, x[image], z, values[:, column], slopes[:, column])
+        pending = pending[at_border.to(x.device)]
+        if not len(pending):
             break
+    error[pending.cpu()] = math.inf
     return log_prob.to(x), error.to(x)
 
 
@@ -54,39 +51,38 @@ def _shared_cells(model, x, reach):
     step, dimensions = STEPS[model.latent_dim], model.latent_dim
     axis = torch.arange(-reach + step / 2, reach, step, dtype=x.dtype, device=x.device)
     z = torch.cartesian_prod(*[axis] * dimensions).reshape(-1, dimensions)
-    blocks = [model.log_joint(x, block.unsqueeze(1)).cpu() for block in z.split(max(1, AT_ONCE // len(x)))]
-    values = _finite(torch.cat(blocks).double() + dimensions * math.log(step))
+    values = _log_masses(model, x, z, step, max(1, AT_ONCE // len(x)))
     grid = values.view(*[len(axis)] * dimensions, len(x))
     slopes = torch.zeros_like(grid)
     for dimension in range(dimensions):
-        difference = grid.diff(dim=dimension).abs().nan_to_num(0)  # between two cells of mass 0
-        nothing = torch.zeros_like(difference.narrow(dimension, 0, 1))
-        sides = (torch.cat(pair, dim=dimension) for pair in ((difference, nothing), (nothing, difference)))
-        slopes += torch.maximum(*sides)
-    border = values[z.cpu().abs().amax(1) > reach - step].logsumexp(0)
-    at_border = border >= values.logsumexp(0) - BORDER
-    return z.cpu(), values, slopes.view_as(values), at_border & values.isfinite().any(0)
+        first, last = (grid.narrow(dimension, place, 1) for place in (0, len(axis) - 1))
+        steps = grid.diff(dim=dimension, prepend=first, append=last).abs().nan_to_num(0)  # between cells of mass 0: 0
+        slopes += torch.maximum(*(steps.narrow(dimension, side, len(axis)) for side in (0, 1)))
+    z = z.cpu()
+    border = values[z.abs().amax(1) > reach - step].logsumexp(0)
+    at_border = (border >= values.logsumexp(0) - BORDER) & values.isfinite().any(0)
+    return z, values, slopes.view_as(values), at_border
 
 
-def _finite(values):
-    """Values of which those that are no number count as no mass."""
+def _log_masses(model, x, z, step, at_once):
+    """The log of the masses (M, B) of cells with centres z (M, D) and this side; those that are no number are none."""
+    blocks = [model.log_joint(x, block.unsqueeze(1).to(x)).cpu() for block in z.split(at_once)]
+    values = torch.cat(blocks).double() + z.shape[1] * math.log(step)
     return values.nan_to_num(-math.inf, posinf=math.inf, neginf=-math.inf)
 
 
 def _refine(model, image, z, values, slopes):
     """(log p(x), the error) of one image, from its cells: centres (M, D), log-masses and slopes (M,)."""
     dimensions, step = model.latent_dim, STEPS[model.latent_dim]
-    corners = torch.cartesian_prod(*[torch.tensor([-0.25, 0.25])] * dimensions).reshape(-1, dimensions)
+    corners = torch.cartesian_prod(*[torch.tensor([-0.25, 0.25])] * dimensions).reshape(-1, dimensions).to(z)
     settled, total = torch.tensor(-math.inf, dtype=torch.float64), values.logsumexp(0)
     for level in range(MOST_LEVELS):
         active = values + slopes.clamp(max=1e6) > total - MARGINS[min(level, len(MARGINS) - 1)]
         if not active.any():
             break
         settled = torch.logaddexp(settled, values[~active].logsumexp(0))
-        z = (z[active].unsqueeze(1) + step * corners.to(z)).reshape(-1, dimensions)
-        step /= 2
-        blocks = [model.log_joint(image.unsqueeze(0), p.unsqueeze(1).to(image)) for p in z.split(POINTS_AT_ONCE)]
-        values = _finite(torch.cat(blocks)[:, 0].cpu().double() + dimensions * math.log(step))
+        z, step = (z[active].unsqueeze(1) + step * corners).reshape(-1, dimensions), step / 2
+        values = _log_masses(model, image.unsqueeze(0), z, step, POINTS_AT_ONCE)[:, 0]
         siblings = values.view(-1, 2**dimensions)
         between = (siblings.amax(1) - siblings.amin(1)).nan_to_num(0)
         slopes = torch.maximum(between, 0.5 * slopes[active]).repeat_interleave(2**dimensions)

@@ -3,33 +3,22 @@
 import math
 from argparse import Namespace
 from collections import defaultdict
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from data import SPLITS
-from evaluation.statistics import find, intervals, score
-from evaluation.tables import DIFFERENCES, pairs, read_scores, title
+from evaluation.statistics import find, half_width, intervals
+from evaluation.tables import DIFFERENCES, read_scores, title
 from runtime.checkpoint import InputError, RunError, load_json, save_csv
-from runtime.cli import add_list_flag, make_config
-from runtime.config import RunConfig, TrainConfig
+from runtime.cli import make_config
+from runtime.config import RunConfig
 from runtime.distributed import rank
 from runtime.progress import Interrupted
 from runtime.run import lock
-from vae_utils import mean_and_error
 
-DIRECTORIES = ("checkpoint_dir", "results_dir")
 QUANTITIES = ("elbo", "log_prob", "amortization_gap", "mean_field_gap", "non_gaussian_gap")
-
-
-def add_seeds_flag(parser):
-    """Adds --seeds to the Parser."""
-    meaning = (
-        "do it all for each of these seeds, in subdirectories seed_N of both directories; then write seeds.csv and "
-        "print means over seeds as Markdown. Finished seeds are skipped, --resume continues the others"
-    )
-    add_list_flag(parser, TrainConfig, "seed", meaning)
 
 
 def flags_of_seeds(given):
@@ -38,14 +27,12 @@ def flags_of_seeds(given):
         raise InputError("--seed: not together with --seeds")
     if repeated := [seed for seed in given.seeds if given.seeds.count(seed) > 1]:
         raise InputError(f"--seeds: {repeated[0]} is repeated")
-    run_config = make_config(RunConfig, given)
-    return {
-        seed: Namespace(
-            **{**vars(given), **{name: str(Path(getattr(run_config, name)) / f"seed_{seed}") for name in DIRECTORIES}},
-            seed=seed,
-        )
-        for seed in given.seeds
-    }
+    run_config, flags = make_config(RunConfig, given), {}
+    for seed in given.seeds:
+        names = ("checkpoint_dir", "results_dir")
+        directories = {name: str(Path(getattr(run_config, name)) / f"seed_{seed}") for name in names}
+        flags[seed] = Namespace(**{**vars(given), **directories, "seed": seed})
+    return flags
 
 
 def run_seeds(given, prepare, execute):
@@ -61,12 +48,11 @@ def run_seeds(given, prepare, execute):
             print(f"seed {seed}: {flags_of_seed.checkpoint_dir}, {flags_of_seed.results_dir}", flush=True)
             try:
                 execute(prepare(flags_of_seed))
-            except Interrupted as interrupted:
-                if interrupted.where is None and number:
-                    interrupted.where = "before its first epoch"
-                    interrupted.advice = "the same command with --resume continues"
-                if interrupted.where is not None:
-                    interrupted.where = f"in seed {seed}, {interrupted.where}"
+            except Interrupted as stop:
+                if stop.where is None and number:
+                    stop.where, stop.advice = "before its first epoch", "the same command with --resume continues"
+                if stop.where is not None:
+                    stop.where = f"in seed {seed}, {stop.where}"
                 raise
         if rank() == 0:
             compare(flags, Path(run_config.results_dir))
@@ -74,12 +60,12 @@ def run_seeds(given, prepare, execute):
 
 def compare(flags, results_dir):
     """Writes seeds.csv and prints the table; flags: of `flags_of_seeds`, whose runs are finished."""
-    scores = {seed: read_scores(Path(given.results_dir) / "scores.csv") for seed, given in flags.items()}
-    path, (given, *_) = results_dir / "seeds.csv", flags.values()
-    summary = load_json(Path(given.results_dir) / "summary.json")
-    save_csv(path, records(scores))
+    folders = {seed: Path(given.results_dir) for seed, given in flags.items()}
+    headlines = {seed: headline_scores(read_scores(folder / "scores.csv")) for seed, folder in folders.items()}
+    summary, path = load_json(next(iter(folders.values())) / "summary.json"), results_dir / "seeds.csv"
+    save_csv(path, records(headlines))
     print(f"{path}: from the scores.csv of each seed\n")
-    print(table(scores, summary["labels"], summary["likelihood"]))
+    print(table(headlines, summary["labels"], summary["likelihood"]))
     print(f"\n{results_dir / 'seed_N' / 'report.html'}, the page of each seed: open it in a browser; table: {path}")
 
 
@@ -88,51 +74,44 @@ def headline_scores(scores):
 
     Paired differences of two methods follow the numbers of each.
     """
-    methods = list(dict.fromkeys(entry.method for entry in scores if entry.quantity == "elbo"))
+    methods = dict.fromkeys(entry.method for entry in scores if entry.quantity == "elbo")
     names = [name for name in methods if " - " not in name]
     asked = dict.fromkeys(names, QUANTITIES)
     asked |= dict.fromkeys((" - ".join(both) for both in combinations(names, 2)), DIFFERENCES)
-    rows = {
-        (name, split, title(quantity)): find(scores, quantity, name, split)
-        for name, quantities in asked.items()
-        for split in SPLITS
-        for quantity in quantities
-    }
-    return {key: entry for key, entry in rows.items() if entry}
+    rows = {}
+    for name, quantities in asked.items():
+        for split, quantity in product(SPLITS, quantities):
+            if entry := find(scores, quantity, name, split):
+                rows[name, split, title(quantity)] = entry
+    return rows
 
 
-def records(scores):
-    """The rows of seeds.csv, dicts; scores: {seed: the run's Scores}.
+def records(headlines):
+    """The rows of seeds.csv, dicts; headlines: {seed: its `headline_scores`}.
 
     Raises RunError if the seeds do not have the same quantities, as those of two versions of this program.
     """
-    headlines = {seed: headline_scores(of_seed) for seed, of_seed in scores.items()}
     first, *others = headlines
     for seed in others:
         if different := headlines[seed].keys() ^ headlines[first].keys():
             name = ", ".join(min(different))
             raise RunError(f"seeds {first} and {seed}: {name} is in one scores.csv only; --evaluate-only renews them")
-    return [
-        {
-            **{"seed": seed, "method": method, "split": split, "quantity": quantity, "value": entry.mean},
-            **{"standard_error": entry.standard_error, "images": entry.images},
-        }
-        for seed, rows in headlines.items()
-        for (method, split, quantity), entry in rows.items()
-    ]
+    rows = []
+    for seed, entries in headlines.items():
+        for (method, split, quantity), entry in entries.items():
+            row = {"seed": seed, "method": method, "split": split, "quantity": quantity, "value": entry.mean}
+            rows.append({**row, "standard_error": entry.standard_error, "images": entry.images})
+    return rows
 
 
-def table(scores, labels, likelihood):
+def table(headlines, labels, likelihood):
     """Markdown: a line per method and quantity, a column per split, and below what the intervals are of.
 
-    scores: {seed: the run's Scores}; labels: {method's name: its label}. Of several seeds the intervals are over seeds;
-    of one, over images.
+    headlines: {seed: its `headline_scores`}; labels: {method's name: its label}. Of several seeds the intervals are
+    over seeds; of one, over images.
     """
-    headlines = {seed: headline_scores(of_seed) for seed, of_seed in scores.items()}
     first, several = next(iter(headlines.values())), len(headlines) > 1
-    labels = labels | {
-        pair: " - ".join(labels[name] for name in pair.split(" - ")) + " (paired)" for pair, _ in pairs(labels)
-    }
+    labels = labels | {f"{a} - {b}": f"{labels[a]} - {labels[b]} (paired)" for a, b in combinations(labels, 2)}
 
     # A line per method and quantity.
     lines, above, counts = ["| nats per image | train | test |", "|---|---|---|"], None, defaultdict(list)
@@ -161,9 +140,9 @@ def _cell(entries):
     seeds that are near to each other by chance, the interval over seeds alone would be too narrow.
     """
     means, halves = intervals(entries)
-    if len(entries) > 1:
-        over_seeds = score("", mean_and_error(torch.from_numpy(means)))
-        error = math.hypot(*(entry.standard_error or 0.0 for entry in entries)) / len(entries)
-        over_images = over_seeds._replace(standard_error=error, freedom=sum(entry.freedom or 0 for entry in entries))
-        halves = intervals([over_seeds, over_images])[1]
+    if (count := len(entries)) > 1:
+        error = math.hypot(*(entry.standard_error or 0.0 for entry in entries)) / count
+        freedom = sum(entry.freedom or 0 for entry in entries)
+        over_seeds = half_width(means.std(ddof=1) / math.sqrt(count), count - 1)
+        halves = np.array([over_seeds, half_width(error, freedom)])
     return f"{means.mean():.2f} ± {halves.max():.2f}"

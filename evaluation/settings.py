@@ -2,12 +2,11 @@
 
 from argparse import SUPPRESS
 from dataclasses import asdict, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from data import Data, load_data, rows_per_class
-from runtime.cli import make_config, prepare_run
+from runtime.cli import add_list_flag, make_config, prepare_run
 from runtime.config import EvalConfig, InputError, RunConfig, TrainConfig, about, differences, image_differences
 from runtime.learners import Checkpoints, find_checkpoints
 from runtime.plan import plan_evaluation, plan_run
@@ -28,8 +27,7 @@ class Experiment(NamedTuple):
     def settings(self):
         """All that decides the training, a dict of plain values."""
         names = " ".join(method.name for method in self.methods)
-        where = {"device": self.data.device.type, "images": self.data.digest}
-        return {**asdict(self.config), **where, "methods": names}
+        return asdict(self.config) | {"device": self.data.device.type, "images": self.data.digest, "methods": names}
 
 
 def prepare(given, *, owned):
@@ -39,7 +37,7 @@ def prepare(given, *, owned):
     data = load_data(config, data_dir=run_config.data_dir, device=device, at_most="train_size" not in given)
     config = replace(config, train_size=len(data.train.labels))
     eval_config = choose_counts(config, given, data, precision=config.precision)
-    methods = choose_methods(given, owned.learners, attrgetter("by_default"))
+    methods = choose_methods(given, owned.learners)
     experiment = Experiment(run_config, config, eval_config, data, methods)
     refuse_used(run_config)
     plan_run(run_config, experiment.settings, owned=owned, scoring=asdict(eval_config))
@@ -52,9 +50,8 @@ def prepare_again(given, *, owned):
         raise InputError("--resume: not together with --evaluate-only, which continues what it had begun by itself")
     run_config = make_config(RunConfig, given)
     directory = Path(run_config.checkpoint_dir)
-    there = {method for method in owned.learners if any(directory.glob(f"{method.prefix}_epoch_*.pt"))}
-    methods = choose_methods(given, owned.learners, there.__contains__ if there else attrgetter("by_default"))
-    checkpoints = find_checkpoints(methods, directory)
+    there = [method for method in owned.learners if any(directory.glob(f"{method.prefix}_epoch_*.pt"))]
+    checkpoints = find_checkpoints(choose_methods(given, owned.learners, there), directory)
     config = checkpoints.config
     # --seed and --precision are the evaluation's own; of several seeds each has checkpoints of its own training.
     free = ("precision",) if "seeds" in given else ("seed", "precision")
@@ -76,19 +73,22 @@ def prepare_again(given, *, owned):
 
 
 def add_own_flags(parser, methods):
-    """Adds --evaluate-only and --methods to the Parser."""
+    """Adds --evaluate-only, --methods and --seeds to the Parser."""
     meaning = "score the checkpoints again, without training; --seed and --precision are then the evaluation's"
     parser.add_argument("--evaluate-only", action="store_true", help=meaning)
     names = [method.name for method in methods]
     default = " ".join(method.name for method in methods if method.by_default)
     meaning = f"what is trained (default: {default}), or scored again (default: those whose checkpoints are there)"
     parser.add_argument("--methods", nargs="+", choices=names, metavar="NAME", default=SUPPRESS, help=meaning)
+    meaning = "do it all for each of these seeds, in subdirectories seed_N of both directories; then write seeds.csv"
+    meaning += " and print means over seeds as Markdown. Finished seeds are skipped, --resume continues the others"
+    add_list_flag(parser, TrainConfig, "seed", meaning)
 
 
-def choose_methods(given, methods, otherwise):
-    """The methods that --methods names, in their order; without the flag those of which `otherwise` is true."""
+def choose_methods(given, methods, there=()):
+    """The methods that --methods names, in their order; without the flag those `there`, else the default ones."""
     if "methods" not in given:
-        return tuple(filter(otherwise, methods))
+        return tuple(there) or tuple(method for method in methods if method.by_default)
     if repeated := [name for name in given.methods if given.methods.count(name) > 1]:
         raise InputError(f"--methods: {repeated[0]} is repeated")
     return tuple(method for method in methods if method.name in given.methods)
@@ -99,14 +99,14 @@ def choose_counts(config, given, data, *, precision):
 
     Raises InputError if there are too few images for the counts that the user gave.
     """
-    fewest = min(int(split.labels.bincount(minlength=split.num_classes).min()) for split in (data.train, data.test))
-    options = {"fewest": fewest, "classes": data.test.num_classes}
-    eval_config = replace(EvalConfig.for_training(config, vars(given), **options), precision=precision)
+    splits, classes = (data.train, data.test), data.test.num_classes
+    fewest = min(int(split.labels.bincount(minlength=split.num_classes).min()) for split in splits)
+    eval_config = EvalConfig.for_training(config, vars(given), fewest=fewest, classes=classes)
     with about(f"--images-per-digit {eval_config.images_per_digit}"):
-        for split in (data.train, data.test):
+        for split in splits:
             rows_per_class(split, eval_config.images_per_digit)
     with about(f"--dataset {config.dataset}, test images"):
         rows_per_class(data.test, 2)
-    if eval_config.fitted_images < data.test.num_classes:
-        raise InputError(f"--fitted-images {eval_config.fitted_images}: fewer than the {data.test.num_classes} classes")
-    return eval_config
+    if eval_config.fitted_images < classes:
+        raise InputError(f"--fitted-images {eval_config.fitted_images}: fewer than the {classes} classes")
+    return replace(eval_config, precision=precision)

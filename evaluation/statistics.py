@@ -28,10 +28,8 @@ class Score(NamedTuple):
 
 def score(quantity, values, *, method="", split="test", epoch=0, group=""):
     """The Score of a dict of `mean_and_error`, `stratified_mean`, `regression_estimate`."""
-    freedom = values.get("freedom", values["images"] - 1)
-    return Score(
-        quantity, method, split, epoch, group, values["mean"], values["standard_error"], values["images"], freedom
-    )
+    mean, error, images = (values[name] for name in ("mean", "standard_error", "images"))
+    return Score(quantity, method, split, epoch, group, mean, error, images, values.get("freedom", images - 1))
 
 
 def plain_score(quantity, value, images, *, method="", split="test", epoch=0, group=""):
@@ -58,19 +56,16 @@ def stratified_mean(values, labels, shares):
     images. Its `freedom` is Satterthwaite's (ibid., Eq. 5.16).
     """
     y, labels, shares = values.cpu().double(), labels.cpu(), shares.cpu().double()
-    counts = labels.bincount(minlength=len(shares))
-    present = counts > 0
-    shares = shares * present / shares[present].sum()
-    sums = torch.zeros(len(shares), dtype=y.dtype).index_add(0, labels, y)
-    means = sums / counts.clamp(min=1)
-    squares = torch.zeros_like(sums).index_add(0, labels, (y - means[labels]).square())
-    several = counts > 1
-    variances = torch.where(several, squares / (counts - 1).clamp(min=1), y.var() if len(y) > 1 else torch.nan)
+    present, labels, counts = labels.unique(return_inverse=True, return_counts=True)
+    shares = shares[present] / shares[present].sum()
+    zeros = torch.zeros(len(present), dtype=y.dtype)
+    means = zeros.index_add(0, labels, y) / counts
     result = {"mean": float(shares @ means), "standard_error": None, "images": len(y), "freedom": len(y) - 1}
     if len(y) > 1:
-        parts = (shares.square() * variances / counts.clamp(min=1))[present]
-        alone = counts[present] == 1
-        result |= _combined([*parts[~alone], parts[alone].sum()], [*(counts[present] - 1)[~alone], len(y) - 1])
+        squares, alone = zeros.index_add(0, labels, (y - means[labels]).square()), counts == 1
+        variances = torch.where(alone, y.var(), squares / (counts - 1).clamp(min=1))
+        parts = shares.square() * variances / counts
+        result |= _combined([*parts[~alone], parts[alone].sum()], [*(counts - 1)[~alone], len(y) - 1])
     return result
 
 
@@ -87,18 +82,16 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
 
     values (n,): of images drawn class by class, with labels (n,) and predictors (n, P): what is measured less `offset`,
     (N,), which is known of many images, and whose mean is added again. known (N, P), known_labels (N,): the predictors
-    of the many images, these among them; shares: (classes,). The slopes are those of a weighted least-squares fit. Each
-    class has an intercept if every class has two of the n images or more; else there is one. If fewer than
-    FEWEST_REGRESSED images are left beyond the parameters of the fit, the slopes are 0. Returns a dict like that of
-    `stratified_mean`; its images are the many, if they are used. The error is over draws of images: that of the
-    residuals, which may differ in size (HC2, MacKinnon & White 1985), and that of the many. With the same predictors
-    the estimate of a sum is the sum of the estimates.
+    of the many, these among them; shares: (classes,). The slopes are those of a weighted least-squares fit, with an
+    intercept for each class if every class has two of the n images or more, else with one; they are 0 if fewer than
+    FEWEST_REGRESSED images are left beyond its parameters. Returns a dict like that of `stratified_mean`; its images
+    are the many, if they are used. The error is over draws of images: that of the residuals, which may differ in size
+    (HC2, MacKinnon & White 1985), and that of the many. With the same predictors estimates of sums are sums of them.
     """
     center, counts = known.mean(0), labels.bincount(minlength=len(shares))
     images = len(values) if offset is None else len(known)
     offset = torch.zeros(len(known)) if offset is None else offset
     shares = shares * (counts > 0) / shares[counts > 0].sum()
-    # An intercept for each class, where these have two images or more.
     of_classes = bool((counts[counts > 0] > 1).all())
     intercepts = one_hot(labels, len(shares)) if of_classes else torch.ones(len(values), 1)
     design = torch.cat((intercepts, predictors - center), dim=1).double()
@@ -118,9 +111,8 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
         # The prediction is part of the error over the many images, but its mean is in the estimate already.
         result = {"mean": float(of_values @ values.double()), "standard_error": error, "freedom": len(values) - rank}
         predicted = predicted + (known - center).double() @ slopes[-known.shape[1] :]
-    of_many = stratified_mean(predicted, known_labels, shares)
     if result["standard_error"] is not None:
-        both = result, of_many
+        both = result, stratified_mean(predicted, known_labels, shares)
         result |= _combined([part["standard_error"] ** 2 for part in both], [part["freedom"] for part in both])
     return {**result, "mean": result["mean"] + stratified_mean(offset, known_labels, shares)["mean"], "images": images}
 

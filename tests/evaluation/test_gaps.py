@@ -5,6 +5,7 @@ import torch
 from conftest import linear_gaussian, seeded
 
 from evaluation import gaps, log_prob
+from posterior_fit import fit_full
 from runtime.config import EvalConfig
 from vae_utils import Noise, importance_sampling
 
@@ -13,11 +14,8 @@ CONFIG = EvalConfig(num_samples=4000, chains=16, temperatures=50, fit_steps=150,
 
 @pytest.mark.parametrize("fitted", [False, True])
 def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted, monkeypatch):
-    full_fit = log_prob.fit_posterior
     if fitted:  # then no diagonal q is fitted
-        monkeypatch.setattr(
-            log_prob, "fit_posterior", lambda *args, covariance, **o: full_fit(*args, covariance="full", **o)
-        )
+        monkeypatch.setattr(log_prob, "fit_posterior", lambda *args, covariance, **o: fit_full(*args, **o))
     model = linear_gaussian()
     x, _ = model.sample(6, seeded(1))
     best, bound = model.best_diagonal(x)
@@ -48,9 +46,8 @@ def test_every_estimate_of_log_prob_is_the_quadratures(nonlinear):
     assert found["full_elbo"].mean() < found["log_prob"].mean() + 0.1
     sizes = found["effective_sample_size"], found["full_effective_sample_size"]
     assert all(((size >= 1) & (size <= 4000)).all() for size in sizes)
-    # The first is of samples from the method's own q, here the prior.
     own = importance_sampling(nonlinear, x, nonlinear.poor(x), noise=Noise(5), num_samples=4000).effective_sample_size
-    assert sizes[0].log().sub(own.log()).abs().max() < 0.3
+    assert sizes[0].log().sub(own.log()).abs().max() < 0.3  # of samples from the method's own q, here the prior
 
 
 def test_a_new_metric_is_one_function_and_one_entry(monkeypatch):
@@ -71,20 +68,17 @@ def test_a_new_metric_is_one_function_and_one_entry(monkeypatch):
 def test_of_images_that_are_not_annealed_the_bounds_at_q_and_at_q_star_are_left():
     model = linear_gaussian()
     x, _ = model.sample(3, seeded(1))
-    arguments = model, x, model.poor(x), CONFIG
-    found = {
-        count: gaps.measure(*arguments, noise=Noise.of_images(2, index=range(3)), annealed=count)
+    (every, _), (some, _), (few, q) = (
+        gaps.measure(model, x, model.poor(x), CONFIG, noise=Noise.of_images(2, index=range(3)), annealed=count)
         for count in (None, 1, 0)
-    }
-    (every, _), (some, _), (few, q) = found.values()
+    )
     assert set(few) == {"elbo", "fitted_elbo", "fit_converged", "squared_error"}
     assert len(q) == 3
     assert some.keys() == every.keys()
+    options = {"atol": 1e-4, "rtol": 0}  # other batches round otherwise
     for name, values in some.items():  # what an image is worth does not depend on it
         same = 3 if name in few else 1
-        torch.testing.assert_close(
-            values[:same], every[name][:same], atol=1e-4, rtol=0
-        )  # other batches round otherwise
+        torch.testing.assert_close(values[:same], every[name][:same], **options)
         assert values[same:].isnan().all()
         if name in few:
-            torch.testing.assert_close(few[name], every[name], atol=1e-4, rtol=0)
+            torch.testing.assert_close(few[name], every[name], **options)

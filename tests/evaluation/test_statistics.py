@@ -36,9 +36,7 @@ def test_a_stratified_mean_has_the_error_within_classes():
     mean = 0.5 * 11 / 3 + 0.3 * 14 - 0.2 * 5
     parts = np.square(shares.numpy()) * variances  # Satterthwaite: 2, 2 and, of the variance of all, 6 degrees
     freedom = int(parts.sum() ** 2 / (parts**2 / [2, 2, 6]).sum())
-    expected = {"mean": mean, "standard_error": error, "images": 7, "freedom": freedom}
-    expected = {name: pytest.approx(float(value)) for name, value in expected.items()}
-    assert found == expected
+    assert found == pytest.approx({"mean": mean, "standard_error": error, "images": 7, "freedom": freedom})
     alone = stats.stratified_mean(values[:5:2], torch.arange(3), torch.ones(3) / 3)  # one image of each class
     plain = mean_and_error(values[:5:2])
     assert alone == {**plain, "standard_error": pytest.approx(plain["standard_error"]), "freedom": 2}
@@ -59,8 +57,7 @@ def draw_images(count, generator, spread=(3, 3, 3, 3)):
     label = torch.arange(count) % 6 % 4
     bound = 20 * torch.randn(count, generator=generator).double() - 30 * label
     noise = torch.tensor(spread)[label] * torch.randn(count, generator=generator).double()
-    value = 0.8 * bound + 12 + 8 * (label < 2) + noise
-    return value, bound, label
+    return 0.8 * bound + 12 + 8 * (label < 2) + noise, bound, label
 
 
 def estimate(known, per_class, generator, spread=(3, 3, 3, 3)):
@@ -68,9 +65,8 @@ def estimate(known, per_class, generator, spread=(3, 3, 3, 3)):
     value, bound, label = draw_images(known, generator, spread)
     rows = [torch.nonzero(label == kind).flatten() for kind in range(4)]
     rows = torch.cat([row[torch.randperm(len(row), generator=generator)[:per_class]] for row in rows])
-    options = {"offset": 0.3 * bound, "known_labels": label, "shares": SHARES}
-    values = value - 0.3 * bound
-    found = stats.regression_estimate(values[rows], label[rows], bound[rows, None], bound[:, None], **options)
+    few = (value - 0.3 * bound)[rows], label[rows], bound[rows, None]
+    found = stats.regression_estimate(*few, bound[:, None], known_labels=label, shares=SHARES, offset=0.3 * bound)
     return found, stats.stratified_mean(value[rows], label[rows], SHARES)
 
 
@@ -99,14 +95,11 @@ def test_the_regression_estimate_covers_the_mean_of_all_images(known, per_class,
 
 def test_without_a_regression_the_images_are_those_that_were_used():
     value, bound, label = draw_images(300, random_generator(5))
-    options = {"known_labels": label, "shares": SHARES}
-    few = value[:6], label[:6], bound[:6, None], bound[:, None]
-    found = stats.regression_estimate(*few, **options)
+    few, options = (value[:6], label[:6], bound[:6, None], bound[:, None]), {"known_labels": label, "shares": SHARES}
+    found, with_offset = (stats.regression_estimate(*few, **options, offset=offset) for offset in (None, bound))
     assert found == stats.stratified_mean(value[:6], label[:6], SHARES)
-    with_offset = stats.regression_estimate(*few, **options, offset=bound)
     assert with_offset["images"] == 300
-    mean = found["mean"] + stats.stratified_mean(bound, label, SHARES)["mean"]
-    assert with_offset["mean"] == pytest.approx(mean)
+    assert with_offset["mean"] == pytest.approx(found["mean"] + stats.stratified_mean(bound, label, SHARES)["mean"])
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 10), (10, 10), (987, 1000)])

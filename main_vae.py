@@ -33,8 +33,7 @@ METHODS = (AmortizedVAE, LatentOptimization, SemiAmortizedVAE)  # the one list o
 
 def owned():
     """The files of this script."""
-    checkpoints = tuple(f"{method.prefix}_epoch_*.pt" for method in METHODS)
-    return Owned(METHODS, checkpoints, RESULTS, summary="summary.json", page="report.html")
+    return Owned(METHODS, RESULTS, summary="summary.json", page="report.html")
 
 
 def train_and_score(experiment):

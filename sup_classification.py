@@ -86,7 +86,7 @@ class ClassifierTraining(Learner):
 
 
 FILES = {"summary": "classification.json", "page": "classification.png"}
-OWNED = Owned((ClassifierTraining,), (), ("classification.*",), **FILES, extendable=False)
+OWNED = Owned((ClassifierTraining,), ("classification.*",), **FILES, extendable=False)
 
 
 def augment(x, noise):

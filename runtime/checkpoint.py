@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from runtime.config import InputError
+from runtime.config import InputError, about
 
 PARTIAL = ".vae-partial"  # ends the name of a file that is being written; only this program uses it
 LOCK = ".vae-lock"  # in a directory that a run uses
@@ -68,23 +68,22 @@ def load_checkpoint(path, *, device="cpu"):
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # an AssertionError: a PyTorch that was built without it
         raise InputError(f"device {device}: not on this machine ({_first_line(error)})") from None
-    try:
-        file = open(path, "rb")  # noqa: SIM115, closed below
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    with file:
+    with about(path):
         try:
-            checkpoint = torch.load(file, map_location=device, weights_only=True)
-        except pickle.UnpicklingError:
-            raise InputError(f"{path}: refused, it holds more than tensors and plain values") from None
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception:  # no list says what a damaged file makes torch.load raise
-            raise InputError(f"{path}: not a checkpoint, or damaged") from None
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"{path}: not a checkpoint of this program")
+            file = open(path, "rb")  # noqa: SIM115, closed below
+        except FileNotFoundError:
+            raise InputError("no such checkpoint") from None
+        with file:
+            try:
+                checkpoint = torch.load(file, map_location=device, weights_only=True)
+            except pickle.UnpicklingError:
+                raise InputError("refused, it holds more than tensors and plain values") from None
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception:  # no list says what a damaged file makes torch.load raise
+                raise InputError("not a checkpoint, or damaged") from None
+        if not isinstance(checkpoint, dict):
+            raise InputError("not a checkpoint of this program")
     return checkpoint
 
 
@@ -96,14 +95,13 @@ def save_array(path, array):
 
 def load_json(path):
     """Reads a dict that `save_json` wrote. Raises InputError if the file is missing, damaged or foreign."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a file of this program, or damaged")
+    with about(path):
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise InputError("not a file of this program, or damaged")
     return value
 
 
@@ -146,7 +144,7 @@ def new_directory(path):
 def exclusive_lock(directory, *, wait=False):
     """Locks an existing directory for this process; the operating system frees it when the process ends in any way.
 
-    wait: until no other process has it, and not at all where nobody can write; else raises filelock.Timeout if one has.
+    wait: until no other process has it, and not at all where nobody can write; else raises InputError if one has it.
     """
     if wait and not os.access(directory, os.W_OK):
         yield
@@ -154,6 +152,8 @@ def exclusive_lock(directory, *, wait=False):
     lock = FileLock(Path(directory) / LOCK)
     try:
         lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise InputError(f"{directory}: in use by another run") from None
     except (NotImplementedError, OSError) as error:  # the first from older versions of filelock
         if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
             raise
@@ -167,16 +167,6 @@ def exclusive_lock(directory, *, wait=False):
             os.unlink(lock.lock_file)
 
 
-def refuse_locked(directory):
-    """Raises InputError if another run has locked the directory; needs no right to write there, and makes nothing."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        if (Path(directory) / LOCK).exists():
-            try:
-                stack.enter_context(exclusive_lock(directory))
-            except Timeout:
-                raise InputError(f"{directory}: in use by another run") from None
-
-
 @contextmanager
 def directory_lock(*directories):
     """Makes and locks the directories, and removes half-written files of killed runs from them.
@@ -188,8 +178,6 @@ def directory_lock(*directories):
             try:
                 stack.enter_context(new_directory(directory))
                 stack.enter_context(exclusive_lock(directory))
-            except Timeout:
-                raise InputError(f"{directory}: in use by another run") from None
             except OSError as error:
                 raise InputError(f"{directory}: cannot be written to ({error.strerror or error})") from None
             for partial in directory.glob(f".*{PARTIAL}"):

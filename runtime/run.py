@@ -6,20 +6,21 @@ torch.distributed.checkpoint, which unpickles whatever a file holds (also in PyT
 """
 
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from runtime.checkpoint import (
+    LOCK,
     RunError,
     directory_lock,
+    exclusive_lock,
     invalid_contents,
     load_checkpoint,
-    refuse_locked,
     save_checkpoint,
     save_json,
 )
 from runtime.cuda_graph import record_step
-from runtime.distributed import barrier, broadcast, rank, size, take_rows
+from runtime.distributed import barrier, broadcast, own_shard, rank, size
 from runtime.learners import lengthen, save_learner
 from runtime.plan import Plan, plan_evaluation, plan_run
 from runtime.progress import Interrupted, ProgressBar, check_interrupt
@@ -35,10 +36,12 @@ def lock(*directories):
 
 
 def refuse_used(run_config):
-    """Raises InputError if another run has locked a directory of the RunConfig; writes nothing."""
-    if rank() == 0:
-        for directory in (run_config.checkpoint_dir, run_config.results_dir):
-            refuse_locked(directory)
+    """Raises InputError if another run has locked a directory of the RunConfig; needs no right to write there."""
+    for directory in (run_config.checkpoint_dir, run_config.results_dir) if rank() == 0 else ():
+        with suppress(OSError):
+            if (Path(directory) / LOCK).exists():
+                with exclusive_lock(directory):
+                    pass
 
 
 @contextmanager
@@ -48,12 +51,12 @@ def open_run(run_config, settings, *, owned, scoring=None):
     Arguments and errors are those of `plan_run`. Whatever stops the run says in one line how it continues.
     """
     with lock(run_config.checkpoint_dir, run_config.results_dir):
-        options = {"owned": owned, "scoring": scoring}
-        plan = broadcast(plan_run(run_config, settings, **options) if rank() == 0 else None)
+        plan = plan_run(run_config, settings, owned=owned, scoring=scoring) if rank() == 0 else None
+        plan = broadcast(plan)
         run = Run(run_config, settings, plan)
         if plan.finished:
-            folder = Path(run_config.results_dir)
-            print(f"{folder / owned.summary}: this run is finished, there is nothing to do; open {folder / owned.page}")
+            done = f"{run.results / owned.summary}: this run is finished, there is nothing to do"
+            print(f"{done}; open {run.results / owned.page}")
         elif rank() == 0:
             for path in plan.remove:
                 path.unlink(missing_ok=True)
@@ -113,8 +116,7 @@ class Run:
         self.evaluation_stage = "in the evaluation, after all training"
         self.stage_seconds = {}  # {stage of the evaluation: seconds}, see `timed`
         self.stage = None  # such as "after epoch 2 of 3, amortized", None as long as nothing is saved
-        training = sum(row["seconds"] for state in self.states.values() for row in state["history"])
-        earlier = max([training, *(state.get("seconds", 0) for state in self.states.values())])  # until the last state
+        earlier = max((state.get("seconds", 0) for state in self.states.values()), default=0)  # until the last state
         self.started = time.perf_counter() - earlier
         self._row = self._bar = self._tasks = None
 
@@ -186,7 +188,7 @@ class Run:
             print(f"{stage} ...", flush=True)
         check_interrupt()
         yield
-        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started
+        self.stage_seconds[stage] = time.perf_counter() - started
 
     def map(self, title, functions, *, device="cpu"):
         """{name: what the function returns}, on every rank; see Tasks.map."""
@@ -205,11 +207,10 @@ class Run:
 
     def _save(self, learner, history):
         """Writes what continues the run after its last epoch; replaces the state of the epoch before."""
-        epoch, state, rows = len(history), learner.state_dict(), {}
-        for name in learner.sharded:
-            rows[name] = state.pop(name)
+        epoch, state = len(history), dict(learner.state_dict())
+        rows = {name: state.pop(name) for name in learner.sharded}
         if rank() == 0:
-            save_checkpoint(self._path(learner, epoch), dict(state))
+            save_checkpoint(self._path(learner, epoch), state)
         if rows:
             save_checkpoint(self._path(learner, epoch, f"_rows_{rank()}_of_{size()}"), rows)
         barrier()
@@ -225,15 +226,16 @@ class Run:
         if (saved := self.states.get(learner.prefix)) is None:
             return []
         epoch, ranks = saved["epoch"], saved["ranks"]
-        path = self._path(learner, epoch)
+        path, rows = self._path(learner, epoch), own_shard().rows(learner.count)
         state = load_checkpoint(path)
         for other in range(ranks) if saved["rows"] else ():
             if ranks != size() or other == rank():
                 part = load_checkpoint(self._path(learner, epoch, f"_rows_{other}_of_{ranks}"))
+                there = rows % ranks == other
                 with invalid_contents(path):
                     for name, values in part.items():
-                        there = range(other, learner.count, ranks)
-                        state[name] = take_rows(values, there, into=state.get(name), count=learner.count)
+                        state.setdefault(name, values.new_zeros(len(rows), *values.shape[1:]))
+                        state[name][there] = values[rows[there] // ranks]
         with invalid_contents(path):
             learner.load_state_dict(state)
         for optimizer in learner.optimizers:

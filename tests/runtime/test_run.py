@@ -56,7 +56,7 @@ class Second(First):
     prefix = "second"
 
 
-OWNED = Owned((First, Second), ("first_epoch_*.pt",), ("picture.png", "summary.json"), summary="summary.json")
+OWNED = Owned((First, Second), ("picture.png", "summary.json"), summary="summary.json")
 
 
 class Directory:
@@ -128,7 +128,6 @@ def test_a_run_continues_after_its_last_epoch(directory, tmp_path):
     assert int(learner.epochs_done) == 3
     assert torch.equal(learner.table, 8 * torch.arange(11.0))
     assert sorted(os.listdir(tmp_path))[1] == "first_state_3.pt"
-    assert again.seconds() > 3  # those of earlier processes count
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 3), (3, 1), (2, 3), (3, 2), (4, 2)])
@@ -217,11 +216,11 @@ def test_a_run_that_was_killed_while_it_wrote_its_first_state_begins_again(direc
 
 def test_overwriting_removes_that_runs_files_alone(directory, tmp_path):
     directory.save(First(), 1)
-    for name in ("first_epoch_1.pt", "picture.png", "summary.json", "mine.png", "second_epoch_1.pt"):
+    for name in ("first_epoch_1.pt", "picture.png", "summary.json", "mine.png", "third_epoch_1.pt"):
         (tmp_path / name).write_text("{}")
     with directory.open(overwrite=True) as run:
         assert run.states == {}
-    assert sorted(os.listdir(tmp_path)) == ["mine.png", "second_epoch_1.pt"]
+    assert sorted(os.listdir(tmp_path)) == ["mine.png", "third_epoch_1.pt"]
 
 
 @pytest.mark.parametrize("resume", [False, True])

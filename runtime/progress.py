@@ -78,17 +78,9 @@ class ProgressBar:
     def __init__(self, name, *, total, unit, done=0):
         self.name, self.terminal = name, sys.stderr.isatty() and rank() == 0
         self.total, self.unit, self.done, self.said = total, unit, done, time.monotonic()
-        self.bar = tqdm(
-            total=total,
-            initial=done,
-            desc=name,
-            unit=unit,
-            unit_scale=True,
-            disable=not self.terminal,
-            **bar_width(),
-            bar_format="{desc} |{bar:10}| {percentage:3.0f}%, {remaining} left, {rate_fmt}{postfix}",
-            mininterval=0.5,
-        )
+        options = {"desc": name, "unit": unit, "unit_scale": True, "mininterval": 0.5, **bar_width()}
+        options["bar_format"] = "{desc} |{bar:10}| {percentage:3.0f}%, {remaining} left, {rate_fmt}{postfix}"
+        self.bar = tqdm(total=total, initial=done, disable=not self.terminal, **options)
 
     def __enter__(self):
         return self

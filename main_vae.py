@@ -92,7 +92,7 @@ def score(run, experiment, checkpoints):
     if full:
         write_page(run.results, results, summary)
     save_json(run.results / owned().summary, summary)
-    run.forget_results()
+    run.tasks.remove()
     first = owned().page if full else f"comparison_epoch_{checkpoints.epochs[-1]}.png"
     print_tables(results.scores, summary)
     print(f"checkpoints: {checkpoints.directory}")

@@ -1,8 +1,7 @@
 """The object for a run: yields its epochs, saves its state between them, and keeps the results of its evaluation.
 
-After every epoch each rank writes its own rows of what is sharded and rank 0 all else, side by side; then rank 0
-replaces `{prefix}_state.json`, which names the epoch that counts. The files are those of torch.save, not of
-torch.distributed.checkpoint, which unpickles whatever a file holds (also in PyTorch 2.14): no file may run code.
+After an epoch each rank writes its rows of what is sharded, rank 0 all else and then `{prefix}_state.json`, which says
+the epoch that counts. No torch.distributed.checkpoint: it unpickles whatever a file holds (also in PyTorch 2.14).
 """
 
 import time
@@ -51,8 +50,7 @@ def open_run(run_config, settings, *, owned, scoring=None):
     Arguments and errors are those of `plan_run`. Whatever stops the run says in one line how it continues.
     """
     with lock(run_config.checkpoint_dir, run_config.results_dir):
-        plan = plan_run(run_config, settings, owned=owned, scoring=scoring) if rank() == 0 else None
-        plan = broadcast(plan)
+        plan = broadcast(plan_run(run_config, settings, owned=owned, scoring=scoring) if rank() == 0 else None)
         run = Run(run_config, settings, plan)
         if plan.finished:
             done = f"{run.results / owned.summary}: this run is finished, there is nothing to do"
@@ -110,15 +108,16 @@ class Run:
         plan = plan or Plan({}, [])
         self.config, self.settings, self.states, self.finished = run_config, settings, plan.states, plan.finished
         self.directory, self.results = Path(run_config.checkpoint_dir), Path(run_config.results_dir)
-        self.earlier_training = {}  # {name of a method: seconds}, of a run whose checkpoints are scored again
         self.where = settings.get("device", "this device") + (f", {size()} processes" if size() > 1 else "")
         self.history = []  # a row for each epoch of each learner
+        self.earlier_training = {}  # {name of a method: seconds}, of a run whose checkpoints are scored again
+        self.stage = None  # such as "after epoch 2 of 3, amortized", None as long as nothing is saved
         self.evaluation_stage = "in the evaluation, after all training"
         self.stage_seconds = {}  # {stage of the evaluation: seconds}, see `timed`
-        self.stage = None  # such as "after epoch 2 of 3, amortized", None as long as nothing is saved
         earlier = max((state.get("seconds", 0) for state in self.states.values()), default=0)  # until the last state
         self.started = time.perf_counter() - earlier
-        self._row = self._bar = self._tasks = None
+        self.tasks = None  # the work of the evaluation, see `keep_results`
+        self._row = self._bar = None
 
     def seconds(self):
         """Seconds since the run began, those of earlier processes included."""
@@ -170,15 +169,15 @@ class Run:
         self._row = {**trained, **validated}
 
     def keep_results(self, identity, started):
-        """From here on `map` and `keep` keep results on disk; those of another identity, a dict, are removed.
+        """Makes `tasks`, which keep their results on disk; those of another identity, a dict, are removed.
 
         started: when the evaluation began, of time.perf_counter(). Returns it, moved back by the seconds of others.
         """
-        self._tasks, self.stage = Tasks(self.results / ".evaluation", identity, started), self.evaluation_stage
-        if earlier := started - self._tasks.started:
+        self.tasks, self.stage = Tasks(self.results / ".evaluation", identity, started), self.evaluation_stage
+        if earlier := started - self.tasks.started:
             self.started -= earlier
             self.stage_seconds["before the interruption"] = earlier
-        return self._tasks.started
+        return self.tasks.started
 
     @contextmanager
     def timed(self, stage):
@@ -189,18 +188,6 @@ class Run:
         check_interrupt()
         yield
         self.stage_seconds[stage] = time.perf_counter() - started
-
-    def map(self, title, functions, *, device="cpu"):
-        """{name: what the function returns}, on every rank; see Tasks.map."""
-        return self._tasks.map(title, functions, device=device)
-
-    def keep(self, name, function):
-        """What `function()` returns, or what an interrupted run has kept of it; see Tasks.keep."""
-        return self._tasks.keep(name, function)
-
-    def forget_results(self):
-        """Removes what was kept, when all results are in their final files."""
-        self._tasks.remove()
 
     def _path(self, learner, epoch, part=""):
         return self.directory / f"{learner.prefix}_state_{epoch}{part}.pt"

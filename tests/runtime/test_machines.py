@@ -84,7 +84,7 @@ def test_seconds_count_those_of_all_processes(directory, tmp_path, monkeypatch):
     clock[0] = 70.0  # of which no epoch knows, such as loading
     run._save(First(), [{"epoch": 1, "seconds": 1.0}])
     run.keep_results({"seed": 0}, 70.0)
-    run.keep("a", lambda: clock.__setitem__(0, 100.0))
+    run.tasks.keep("a", lambda: clock.__setitem__(0, 100.0))
     clock[0] = 1000.0  # another process
     again = Run(directory.config(), SETTINGS, directory.plan(resume=True))
     assert again.seconds() == 70

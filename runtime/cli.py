@@ -40,9 +40,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message):
-        if rank():
-            sys.exit(2)
-        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+        self.exit(2, None if rank() else f"{self.prog}: error: {one_line(message)}\n")
 
 
 def _similar(unknown, flags):

@@ -1,12 +1,13 @@
 """Decides whether a run begins, resumes or is refused, by the files in its directories; `run.Run` then restores it."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.checkpoint import InputError, invalid_contents, load_json
+from runtime.checkpoint import LOCK, InputError, exclusive_lock, invalid_contents, load_json
 from runtime.config import OF_MACHINE, differences, image_differences
-from runtime.distributed import restarted
+from runtime.distributed import rank, restarted
 
 BEGIN_ANEW = "--overwrite removes its files and begins anew, other --checkpoint-dir and --results-dir keep them"
 
@@ -41,6 +42,15 @@ class Plan(NamedTuple):
     lengthened: bool = False  # the run was shorter when it began
     finished: bool = False  # nothing is left to do
     moved: str = ""  # in words, the settings of the machine that have changed
+
+
+def refuse_used(run_config):
+    """Raises InputError if another run has locked a directory of the RunConfig; needs no right to write there."""
+    for directory in (run_config.checkpoint_dir, run_config.results_dir) if rank() == 0 else ():
+        with suppress(OSError):
+            if (Path(directory) / LOCK).exists():
+                with exclusive_lock(directory):
+                    pass
 
 
 def plan_run(run_config, settings, *, owned, scoring=None):
@@ -117,7 +127,7 @@ def _load_state(path, prefix):
     state = load_json(path)
     with invalid_contents(path):
         known = state["prefix"] == prefix and len(state["history"]) == state["epoch"] <= state["settings"]["epochs"]
-        if not known or state["ranks"] < 1 or not isinstance(state["rows"], list):
+        if not known or state["ranks"] < 1:
             raise ValueError
     return state
 

@@ -5,19 +5,10 @@ the epoch that counts. No torch.distributed.checkpoint: it unpickles whatever a 
 """
 
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from runtime.checkpoint import (
-    LOCK,
-    RunError,
-    directory_lock,
-    exclusive_lock,
-    invalid_contents,
-    load_checkpoint,
-    save_checkpoint,
-    save_json,
-)
+from runtime.checkpoint import RunError, directory_lock, invalid_contents, load_checkpoint, save_checkpoint, save_json
 from runtime.cuda_graph import record_step
 from runtime.distributed import barrier, broadcast, own_shard, rank, size
 from runtime.learners import lengthen, save_learner
@@ -32,15 +23,6 @@ def lock(*directories):
     with directory_lock(*directories) if rank() == 0 else nullcontext():
         barrier()
         yield
-
-
-def refuse_used(run_config):
-    """Raises InputError if another run has locked a directory of the RunConfig; needs no right to write there."""
-    for directory in (run_config.checkpoint_dir, run_config.results_dir) if rank() == 0 else ():
-        with suppress(OSError):
-            if (Path(directory) / LOCK).exists():
-                with exclusive_lock(directory):
-                    pass
 
 
 @contextmanager
@@ -196,14 +178,13 @@ class Run:
         """Writes what continues the run after its last epoch; replaces the state of the epoch before."""
         epoch, state = len(history), dict(learner.state_dict())
         rows = {name: state.pop(name) for name in learner.sharded}
-        if rank() == 0:
-            save_checkpoint(self._path(learner, epoch), state)
         if rows:
             save_checkpoint(self._path(learner, epoch, f"_rows_{rank()}_of_{size()}"), rows)
         barrier()
         if rank() == 0:
-            known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "rows": sorted(rows)}
-            known |= {"settings": self.settings, "history": history, "seconds": self.seconds()}
+            save_checkpoint(self._path(learner, epoch), state)
+            known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "settings": self.settings}
+            known |= {"history": history, "seconds": self.seconds()}
             save_json(self.directory / f"{learner.prefix}_state.json", known)
             for path in self.directory.glob(f"{learner.prefix}_state_{epoch - 1}[._]*"):
                 path.unlink(missing_ok=True)
@@ -215,7 +196,7 @@ class Run:
         epoch, ranks = saved["epoch"], saved["ranks"]
         path, rows = self._path(learner, epoch), own_shard().rows(learner.count)
         state = load_checkpoint(path)
-        for other in range(ranks) if saved["rows"] else ():
+        for other in range(ranks) if learner.sharded else ():
             if ranks != size() or other == rank():
                 part = load_checkpoint(self._path(learner, epoch, f"_rows_{other}_of_{ranks}"))
                 there = rows % ranks == other

@@ -25,9 +25,9 @@ from runtime.checkpoint import (
 )
 from runtime.cli import prepare_run
 from runtime.config import ClassifierConfig, RunConfig, TrainConfig, choose_device
-from runtime.plan import plan_evaluation
+from runtime.plan import plan_evaluation, refuse_used
 from runtime.progress import ProgressBar
-from runtime.run import Run, open_evaluation, refuse_used
+from runtime.run import Run, open_evaluation
 from sup_classification import ClassifierTraining, find_classifier
 
 THERE, HERE = {"device": "cuda", "precision": "bfloat16"}, {"device": "cpu", "precision": "float32"}

@@ -118,8 +118,6 @@ class Run:
         """
         history = self._restore(learner) if resumable else []
         total, count = learner.config.epochs, learner.count
-        if history:  # the run may have been killed between the writes of its state and of its checkpoint
-            save_learner(learner, self.directory, history[-1])
         if learner.recordable and learner.images.is_cuda and size() == 1 and not self.config.eager:
             record_step(learner)
         with ProgressBar(learner.name, total=total * count, unit="img", done=len(history) * count) as self._bar:
@@ -190,7 +188,7 @@ class Run:
                 path.unlink(missing_ok=True)
 
     def _restore(self, learner):
-        """Takes the saved state over, whatever the number of ranks that wrote it. Returns the history so far."""
+        """Takes the saved state over, whatever the number of ranks that wrote it. Returns the history."""
         if (saved := self.states.get(learner.prefix)) is None:
             return []
         epoch, ranks = saved["epoch"], saved["ranks"]
@@ -211,4 +209,5 @@ class Run:
                 group["capturable"] = False  # as of a run on CUDA, whose step was recorded
         self.stage = f"after epoch {epoch} of {learner.config.epochs}, {learner.name}"
         print(f"{learner.prefix}: resumed after epoch {epoch}", flush=True)
+        save_learner(learner, self.directory, saved["history"][-1])  # the run may have been killed before this write
         return saved["history"]

@@ -11,12 +11,11 @@ import torch
 from data import SPLITS
 from evaluation.statistics import find, intervals, score
 from evaluation.tables import DIFFERENCES, pairs, read_scores, title
-from runtime.checkpoint import InputError, RunError, load_json, save_csv
+from runtime.checkpoint import InputError, RunError, directory_lock, load_json, save_csv
 from runtime.cli import add_list_flag, make_config
 from runtime.config import RunConfig, TrainConfig
 from runtime.distributed import rank
 from runtime.progress import Interrupted
-from runtime.run import lock
 from vae_utils import mean_and_error
 
 DIRECTORIES = ("checkpoint_dir", "results_dir")
@@ -56,7 +55,7 @@ def run_seeds(given, prepare, execute):
     flags, run_config = flags_of_seeds(given), make_config(RunConfig, given)
     for flags_of_seed in flags.values():
         prepare(flags_of_seed)
-    with lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
+    with directory_lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
         for number, (seed, flags_of_seed) in enumerate(flags.items()):
             print(f"seed {seed}: {flags_of_seed.checkpoint_dir}, {flags_of_seed.results_dir}", flush=True)
             try:

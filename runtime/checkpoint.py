@@ -15,15 +15,12 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from runtime.config import InputError, about
+from runtime.config import InputError, RunError, about
+from runtime.distributed import barrier, rank
 
 PARTIAL = ".vae-partial"  # ends the name of a file that is being written; only this program uses it
 LOCK = ".vae-lock"  # in a directory that a run uses
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system, such as some of clusters
-
-
-class RunError(InputError):
-    """An InputError that arises after the work has begun."""
 
 
 @contextmanager
@@ -169,12 +166,12 @@ def exclusive_lock(directory, *, wait=False):
 
 @contextmanager
 def directory_lock(*directories):
-    """Makes and locks the directories, and removes half-written files of killed runs from them.
+    """Makes and locks the directories for all ranks, and removes half-written files of killed runs from them.
 
     Raises InputError if another run has locked one of them, or if one cannot be written to; then it makes nothing.
     """
     with contextlib.ExitStack() as stack:
-        for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in directories):
+        for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in directories if rank() == 0):
             try:
                 stack.enter_context(new_directory(directory))
                 stack.enter_context(exclusive_lock(directory))
@@ -183,6 +180,7 @@ def directory_lock(*directories):
             for partial in directory.glob(f".*{PARTIAL}"):
                 with contextlib.suppress(OSError):
                     partial.unlink()
+        barrier()
         yield
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from torch.distributed import get_node_local_rank
 
-from runtime.checkpoint import InputError, RunError
-from runtime.config import choose_device, choose_precision, flag
-from runtime.distributed import RankLost, connect, finish, first_to_stop, rank, size, start
+from runtime.config import InputError, RunError, choose_device, choose_precision, flag
+from runtime.distributed import connect, finish, first_to_stop, rank, size, start
 from runtime.progress import Interrupted, install_signal_handlers
 
 # In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
@@ -164,7 +163,7 @@ def run_script(main):
     except InputError as error:
         if first_to_stop():
             print(f"{name}: error: {one_line(error)}", file=sys.stderr)
-        _exit(1 if isinstance(error, RunError | RankLost) else 2)
+        _exit(1 if isinstance(error, RunError) else 2)
     except Interrupted as interrupted:
         if first_to_stop():
             print(f"{name}: {interrupted}", file=sys.stderr)

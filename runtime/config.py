@@ -13,6 +13,10 @@ class InputError(ValueError):
     """Something that the user can correct. Its text is the one line that a script prints."""
 
 
+class RunError(InputError):
+    """An InputError that arises after the work has begun."""
+
+
 @contextmanager
 def about(subject):
     """Puts before the text of an InputError or OSError what it is about; it becomes an InputError."""

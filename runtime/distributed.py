@@ -13,14 +13,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from runtime.config import InputError
+from runtime.config import RunError
 
 LONGEST_WAIT = timedelta(days=1)  # for another rank's work; a rank that has died is noticed by its closed connection
 _store = None  # shared by all ranks; it belongs to torchrun, and outlives them
-
-
-class RankLost(InputError):
-    """Another rank has ended, so that this one cannot go on."""
 
 
 def rank():
@@ -79,7 +75,7 @@ def _rank_lost():
     except RuntimeError as error:
         reason, *_ = str(error).splitlines() or [""]
         advice = "--resume continues a run, the same command an evaluation"
-        raise RankLost(f"another process of this run has ended; {advice} ({reason})") from None
+        raise RunError(f"another process of this run has ended; {advice} ({reason})") from None
 
 
 def barrier():

@@ -5,7 +5,7 @@ the epoch that counts. No torch.distributed.checkpoint: it unpickles whatever a 
 """
 
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.checkpoint import RunError, directory_lock, invalid_contents, load_checkpoint, save_checkpoint, save_json
@@ -18,20 +18,12 @@ from runtime.tasks import Tasks
 
 
 @contextmanager
-def lock(*directories):
-    """Locks the directories for all ranks of one run."""
-    with directory_lock(*directories) if rank() == 0 else nullcontext():
-        barrier()
-        yield
-
-
-@contextmanager
 def open_run(run_config, settings, *, owned, scoring=None):
     """Locks the directories, and yields the Run that begins or continues there.
 
     Arguments and errors are those of `plan_run`. Whatever stops the run says in one line how it continues.
     """
-    with lock(run_config.checkpoint_dir, run_config.results_dir):
+    with directory_lock(run_config.checkpoint_dir, run_config.results_dir):
         plan = broadcast(plan_run(run_config, settings, owned=owned, scoring=scoring) if rank() == 0 else None)
         run = Run(run_config, settings, plan)
         if plan.finished:
@@ -54,7 +46,7 @@ def open_run(run_config, settings, *, owned, scoring=None):
 @contextmanager
 def open_evaluation(run_config, config, *, owned, device):
     """Locks the results, and yields the Run that scores checkpoints again, which it only reads."""
-    with lock(run_config.results_dir):
+    with directory_lock(run_config.results_dir):
         training_seconds, others = plan_evaluation(run_config, config, owned=owned)
         barrier()
         if others and rank() == 0:

@@ -25,13 +25,12 @@ MOST_WORKERS = 4  # processes of about 0.5 GB
 class Tasks:
     """Results by their names, in a directory: an interrupted run takes up those that are there."""
 
-    def __init__(self, directory, identity, started=None):
+    def __init__(self, directory, identity, started):
         """identity: a dict of plain values, everything that decides the results; results of another are deleted.
 
-        started: when this work began, of time.perf_counter(), by default now; `started` counts earlier processes, too.
+        started: when this work began, of time.perf_counter(); the attribute counts the time of earlier processes, too.
         """
-        self.directory, path = Path(directory), Path(directory) / "identity.json"
-        self.started = time.perf_counter() if started is None else started
+        self.directory, self.started, path = Path(directory), started, Path(directory) / "identity.json"
         if rank() == 0:
             known = None
             with contextlib.suppress(InputError):  # none, or none that can be read

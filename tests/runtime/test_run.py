@@ -298,7 +298,7 @@ def test_the_number_of_worker_processes_changes_no_bit(tmp_path, monkeypatch):
     torch.set_num_threads(2)
     for workers in "12":
         monkeypatch.setenv("LOKY_MAX_CPU_COUNT", workers)
-        results[workers] = Tasks(tmp_path / workers, {}).map("work", functions)
+        results[workers] = Tasks(tmp_path / workers, {}, 0.0).map("work", functions)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
     alone, shared = results.values()
@@ -314,7 +314,7 @@ def test_a_worker_that_ends_is_said_and_leaves_no_other(tmp_path, monkeypatch):
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
     functions = {"sleeps": partial(time.sleep, 30), "ends": partial(os._exit, 3)}
     with pytest.raises(RunError, match="a worker process has ended"):
-        Tasks(tmp_path / "kept", {}).map("work", functions)
+        Tasks(tmp_path / "kept", {}, 0.0).map("work", functions)
     assert not multiprocessing.active_children()
 
 
@@ -329,14 +329,14 @@ def test_finished_tasks_are_not_repeated(tmp_path):
 
     functions = {name: lambda name=name: work(name) for name in "abcd"}
     with pytest.raises(KeyboardInterrupt):
-        Tasks(tmp_path / "kept", {"seed": 0}).map("work", functions)
+        Tasks(tmp_path / "kept", {"seed": 0}, 0.0).map("work", functions)
     functions["c"] = lambda: "c, at last"
-    results = Tasks(tmp_path / "kept", {"seed": 0}).map("work", functions)
+    results = Tasks(tmp_path / "kept", {"seed": 0}, 0.0).map("work", functions)
     assert done == ["a", "b", "c", "d"]
     assert list(results) == list("abcd")
     assert results["a"]["pair"] == (1.5, None)
     assert torch.equal(results["b"]["values"], torch.arange(3.0))
-    tasks = Tasks(tmp_path / "kept", {"seed": 1})  # of other settings
+    tasks = Tasks(tmp_path / "kept", {"seed": 1}, 0.0)  # of other settings
     tasks.map("work", {"a": functions["a"]})
     assert done == ["a", "b", "c", "d", "a"]
     tasks.remove()

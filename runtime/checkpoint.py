@@ -36,12 +36,11 @@ def atomic_write(path):
         with open(tmp_path, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(tmp_path, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            tmp_path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
-        raise
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with contextlib.suppress(OSError):  # renamed, it is not there
+            tmp_path.unlink()
 
 
 def save_checkpoint(path, checkpoint):

@@ -70,6 +70,7 @@ def first_to_stop():
 
 @contextmanager
 def _rank_lost():
+    """Turns what a collective raises into a RunError."""
     try:
         yield
     except RuntimeError as error:

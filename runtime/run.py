@@ -161,18 +161,18 @@ class Run:
         yield
         self.stage_seconds[stage] = time.perf_counter() - started
 
-    def _path(self, learner, epoch, part=""):
-        return self.directory / f"{learner.prefix}_state_{epoch}{part}.pt"
+    def _path(self, prefix, epoch, part=""):
+        return self.directory / f"{prefix}_state_{epoch}{part}.pt"
 
     def _save(self, learner, history):
         """Writes what continues the run after its last epoch; replaces the state of the epoch before."""
         epoch, state = len(history), dict(learner.state_dict())
         rows = {name: state.pop(name) for name in learner.sharded}
         if rows:
-            save_checkpoint(self._path(learner, epoch, f"_rows_{rank()}_of_{size()}"), rows)
+            save_checkpoint(self._path(learner.prefix, epoch, f"_rows_{rank()}_of_{size()}"), rows)
         barrier()
         if rank() == 0:
-            save_checkpoint(self._path(learner, epoch), state)
+            save_checkpoint(self._path(learner.prefix, epoch), state)
             known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "settings": self.settings}
             known |= {"history": history, "seconds": self.seconds()}
             save_json(self.directory / f"{learner.prefix}_state.json", known)
@@ -184,11 +184,11 @@ class Run:
         if (saved := self.states.get(learner.prefix)) is None:
             return []
         epoch, ranks = saved["epoch"], saved["ranks"]
-        path, rows = self._path(learner, epoch), own_shard().rows(learner.count)
+        path, rows = self._path(learner.prefix, epoch), own_shard().rows(learner.count)
         state = load_checkpoint(path)
         for other in range(ranks) if learner.sharded else ():
             if ranks != size() or other == rank():
-                part = load_checkpoint(self._path(learner, epoch, f"_rows_{other}_of_{ranks}"))
+                part = load_checkpoint(self._path(learner.prefix, epoch, f"_rows_{other}_of_{ranks}"))
                 there = rows % ranks == other
                 with invalid_contents(path):
                     for name, values in part.items():

@@ -33,8 +33,7 @@ METHODS = (AmortizedVAE, LatentOptimization, SemiAmortizedVAE)  # the one list o
 
 def owned():
     """The files of this script."""
-    checkpoints = tuple(f"{method.prefix}_epoch_*.pt" for method in METHODS)
-    return Owned(METHODS, checkpoints, RESULTS, summary="summary.json", page="report.html")
+    return Owned(METHODS, RESULTS, summary="summary.json", page="report.html")
 
 
 def train_and_score(experiment):
@@ -93,7 +92,7 @@ def score(run, experiment, checkpoints):
     if full:
         write_page(run.results, results, summary)
     save_json(run.results / owned().summary, summary)
-    run.forget_results()
+    run.tasks.remove()
     first = owned().page if full else f"comparison_epoch_{checkpoints.epochs[-1]}.png"
     print_tables(results.scores, summary)
     print(f"checkpoints: {checkpoints.directory}")

@@ -84,7 +84,7 @@ class ClassifierTraining(Learner):
 
 
 RESULTS = "classification.json", "classification.png"
-OWNED = Owned((ClassifierTraining,), (), ("classification.*",), *RESULTS, extendable=False)
+OWNED = Owned((ClassifierTraining,), ("classification.*",), *RESULTS, extendable=False)
 
 
 def augment(x, noise):

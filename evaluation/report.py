@@ -77,7 +77,7 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
     if full:
         work |= measurements.bidirectional_tasks(methods, config, device=data.device)
     with run.timed("q of images, bounds and log p(x)" if full else "q of images and bounds"):
-        results = run.map("evaluation", work, device=data.device)
+        results = run.tasks.map("evaluation", work, device=data.device)
     if rank():
         return None
 
@@ -104,7 +104,7 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
     rows += scores.bidirectional_scores(methods, results, last)
 
     # Latents and samples.
-    sample, options = drawn["test"].part, {"epoch": last, "keep": run.keep}
+    sample, options = drawn["test"].part, {"epoch": last, "keep": run.tasks.keep}
     sample_q = {method.name: measured[method.name, "test"].fit.q for method in methods}
     with run.timed("probes and maps of the latents"):
         arguments = {"sample": sample, "sample_q": sample_q, **options}

@@ -11,12 +11,11 @@ import numpy as np
 from data import SPLITS
 from evaluation.statistics import find, half_width, intervals
 from evaluation.tables import DIFFERENCES, read_scores, title
-from runtime.checkpoint import InputError, RunError, load_json, save_csv
+from runtime.checkpoint import InputError, RunError, directory_lock, load_json, save_csv
 from runtime.cli import make_config
 from runtime.config import RunConfig
 from runtime.distributed import rank
 from runtime.progress import Interrupted
-from runtime.run import lock
 
 QUANTITIES = ("elbo", "log_prob", "amortization_gap", "mean_field_gap", "non_gaussian_gap")
 
@@ -43,7 +42,7 @@ def run_seeds(given, prepare, execute):
     flags, run_config = flags_of_seeds(given), make_config(RunConfig, given)
     for flags_of_seed in flags.values():
         prepare(flags_of_seed)
-    with lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
+    with directory_lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
         for number, (seed, flags_of_seed) in enumerate(flags.items()):
             print(f"seed {seed}: {flags_of_seed.checkpoint_dir}, {flags_of_seed.results_dir}", flush=True)
             try:

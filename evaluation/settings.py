@@ -9,8 +9,7 @@ from data import Data, load_data, rows_per_class
 from runtime.cli import add_list_flag, make_config, prepare_run
 from runtime.config import EvalConfig, InputError, RunConfig, TrainConfig, about, differences, image_differences
 from runtime.learners import Checkpoints, find_checkpoints
-from runtime.plan import plan_evaluation, plan_run
-from runtime.run import refuse_used
+from runtime.plan import plan_evaluation, plan_run, refuse_used
 
 
 class Experiment(NamedTuple):

@@ -15,15 +15,12 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from runtime.config import InputError
+from runtime.config import InputError, RunError, about
+from runtime.distributed import barrier, rank
 
 PARTIAL = ".vae-partial"  # ends the name of a file that is being written; only this program uses it
 LOCK = ".vae-lock"  # in a directory that a run uses
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system, such as some of clusters
-
-
-class RunError(InputError):
-    """An InputError that arises after the work has begun."""
 
 
 @contextmanager
@@ -39,12 +36,11 @@ def atomic_write(path):
         with open(tmp_path, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(tmp_path, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            tmp_path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
-        raise
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with contextlib.suppress(OSError):  # renamed, it is not there
+            tmp_path.unlink()
 
 
 def save_checkpoint(path, checkpoint):
@@ -68,23 +64,22 @@ def load_checkpoint(path, *, device="cpu"):
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # an AssertionError: a PyTorch that was built without it
         raise InputError(f"device {device}: not on this machine ({_first_line(error)})") from None
-    try:
-        file = open(path, "rb")  # noqa: SIM115, closed below
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    with file:
+    with about(path):
         try:
-            checkpoint = torch.load(file, map_location=device, weights_only=True)
-        except pickle.UnpicklingError:
-            raise InputError(f"{path}: refused, it holds more than tensors and plain values") from None
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception:  # no list says what a damaged file makes torch.load raise
-            raise InputError(f"{path}: not a checkpoint, or damaged") from None
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"{path}: not a checkpoint of this program")
+            file = open(path, "rb")  # noqa: SIM115, closed below
+        except FileNotFoundError:
+            raise InputError("no such checkpoint") from None
+        with file:
+            try:
+                checkpoint = torch.load(file, map_location=device, weights_only=True)
+            except pickle.UnpicklingError:
+                raise InputError("refused, it holds more than tensors and plain values") from None
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception:  # no list says what a damaged file makes torch.load raise
+                raise InputError("not a checkpoint, or damaged") from None
+        if not isinstance(checkpoint, dict):
+            raise InputError("not a checkpoint of this program")
     return checkpoint
 
 
@@ -96,14 +91,13 @@ def save_array(path, array):
 
 def load_json(path):
     """Reads a dict that `save_json` wrote. Raises InputError if the file is missing, damaged or foreign."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a file of this program, or damaged")
+    with about(path):
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise InputError("not a file of this program, or damaged")
     return value
 
 
@@ -146,7 +140,7 @@ def new_directory(path):
 def exclusive_lock(directory, *, wait=False):
     """Locks an existing directory for this process; the operating system frees it when the process ends in any way.
 
-    wait: until no other process has it, and not at all where nobody can write; else raises filelock.Timeout if one has.
+    wait: until no other process has it, and not at all where nobody can write; else raises InputError if one has it.
     """
     if wait and not os.access(directory, os.W_OK):
         yield
@@ -154,6 +148,8 @@ def exclusive_lock(directory, *, wait=False):
     lock = FileLock(Path(directory) / LOCK)
     try:
         lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise InputError(f"{directory}: in use by another run") from None
     except (NotImplementedError, OSError) as error:  # the first from older versions of filelock
         if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
             raise
@@ -167,34 +163,23 @@ def exclusive_lock(directory, *, wait=False):
             os.unlink(lock.lock_file)
 
 
-def refuse_locked(directory):
-    """Raises InputError if another run has locked the directory; needs no right to write there, and makes nothing."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        if (Path(directory) / LOCK).exists():
-            try:
-                stack.enter_context(exclusive_lock(directory))
-            except Timeout:
-                raise InputError(f"{directory}: in use by another run") from None
-
-
 @contextmanager
 def directory_lock(*directories):
-    """Makes and locks the directories, and removes half-written files of killed runs from them.
+    """Makes and locks the directories for all ranks, and removes half-written files of killed runs from them.
 
     Raises InputError if another run has locked one of them, or if one cannot be written to; then it makes nothing.
     """
     with contextlib.ExitStack() as stack:
-        for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in directories):
+        for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in directories if rank() == 0):
             try:
                 stack.enter_context(new_directory(directory))
                 stack.enter_context(exclusive_lock(directory))
-            except Timeout:
-                raise InputError(f"{directory}: in use by another run") from None
             except OSError as error:
                 raise InputError(f"{directory}: cannot be written to ({error.strerror or error})") from None
             for partial in directory.glob(f".*{PARTIAL}"):
                 with contextlib.suppress(OSError):
                     partial.unlink()
+        barrier()
         yield
 
 

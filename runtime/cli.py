@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.distributed import get_node_local_rank
 
-from runtime.checkpoint import InputError, RunError
-from runtime.config import choose_device, choose_precision, flag
-from runtime.distributed import RankLost, connect, finish, first_to_stop, local_rank, rank, size, start
+from runtime.config import InputError, RunError, choose_device, choose_precision, flag
+from runtime.distributed import connect, finish, first_to_stop, rank, size, start
 from runtime.progress import Interrupted, install_signal_handlers
 
 # In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
@@ -39,9 +39,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message):
-        if rank():
-            sys.exit(2)
-        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+        self.exit(2, None if rank() else f"{self.prog}: error: {one_line(message)}\n")
 
 
 def _similar(unknown, flags):
@@ -73,16 +71,15 @@ def add_flags(parser, config_class, title, *, skip=()):
     scaled = any(entry.metadata["least"] is not None for entry in entries)
     group = parser.add_argument_group(title, "(*) smaller in proportion after a shorter training" if scaled else None)
     for entry in entries:
-        low, high, choices, least = (entry.metadata[name] for name in ("low", "high", "choices", "least"))
         if entry.type is bool:
             keywords = {"action": "store_true"}
-        elif choices:
-            keywords = {"choices": choices}
+        elif entry.metadata["choices"]:
+            keywords = {"choices": entry.metadata["choices"]}
         elif entry.type is str:
             keywords = {"type": _name, "metavar": "DIR" if entry.name.endswith("_dir") else "NAME"}
         else:
-            keywords = {"type": _number(entry.type, low, high), "metavar": "N" if entry.type is int else "X"}
-        text = entry.metadata["help"].replace("%", "%%") + (" (*)" if least is not None else "")
+            keywords = {"type": _number(entry), "metavar": "N" if entry.type is int else "X"}
+        text = entry.metadata["help"].replace("%", "%%") + " (*)" * (entry.metadata["least"] is not None)
         text += "" if entry.type is bool else f" (default: {entry.default})"
         group.add_argument(flag(entry.name), help=text, default=argparse.SUPPRESS, **keywords)
 
@@ -90,8 +87,7 @@ def add_flags(parser, config_class, title, *, skip=()):
 def add_list_flag(parser, config_class, name, meaning):
     """Adds the flag for several values of the field `name`, such as --seeds; the namespace holds it only if given."""
     entry = next(entry for entry in fields(config_class) if entry.name == name)
-    kind = _number(entry.type, entry.metadata["low"], entry.metadata["high"])
-    options = {"nargs": "+", "type": kind, "metavar": "N", "default": argparse.SUPPRESS}
+    options = {"nargs": "+", "type": _number(entry), "metavar": "N", "default": argparse.SUPPRESS}
     parser.add_argument(f"{flag(name)}s", help=meaning, **options)
 
 
@@ -102,17 +98,15 @@ def make_config(config_class, namespace):
 
 def writable_directory(path, name):
     """Raises InputError if `path`, the field `name` of a config, cannot be written to; makes and changes nothing."""
-    path, reason = Path(path), None
+    path = Path(path)
     try:
         existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
         if not existing.is_dir():
-            reason = f"{existing} is not a directory"
-        elif not os.access(existing, os.W_OK | os.X_OK):
-            reason = f"no right to write to {existing}"
+            raise OSError(f"{existing} is not a directory")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise OSError(f"no right to write to {existing}")
     except OSError as error:
-        reason = error.strerror
-    if reason:
-        raise InputError(f"{flag(name)} {path}: cannot be written to ({reason})")
+        raise InputError(f"{flag(name)} {path}: cannot be written to ({error.strerror or error})") from None
 
 
 def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")):
@@ -121,7 +115,7 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
     Sets PyTorch so that on CUDA float32 is float32 and a resumed run ends like one that was not interrupted. Raises
     InputError if this machine does not have the device, or if a directory cannot be written to.
     """
-    device = choose_device(run_config.device, local_rank=local_rank() if size() > 1 else None)
+    device = choose_device(run_config.device, local_rank=get_node_local_rank() if size() > 1 else None)
     for name in written:
         writable_directory(getattr(run_config, name), name)
     if device.type == "cuda":
@@ -169,7 +163,7 @@ def run_script(main):
     except InputError as error:
         if first_to_stop():
             print(f"{name}: error: {one_line(error)}", file=sys.stderr)
-        _exit(1 if isinstance(error, RunError | RankLost) else 2)
+        _exit(1 if isinstance(error, RunError) else 2)
     except Interrupted as interrupted:
         if first_to_stop():
             print(f"{name}: {interrupted}", file=sys.stderr)
@@ -192,8 +186,9 @@ def _exit(status):
     sys.exit(status)
 
 
-def _number(kind, low, high):
-    """Returns an argparse type: an int or float from low to high, both included."""
+def _number(entry):
+    """The argparse type of a field that holds an int or float in its range."""
+    kind, low, high = entry.type, entry.metadata["low"], entry.metadata["high"]
 
     def parse(text):
         try:

@@ -13,6 +13,10 @@ class InputError(ValueError):
     """Something that the user can correct. Its text is the one line that a script prints."""
 
 
+class RunError(InputError):
+    """An InputError that arises after the work has begun."""
+
+
 @contextmanager
 def about(subject):
     """Puts before the text of an InputError or OSError what it is about; it becomes an InputError."""
@@ -36,17 +40,8 @@ def flag(name):
     return f"--{name.replace('_', '-')}"
 
 
-def check_ranges(config):
-    """Raises InputError for the first field whose value is out of its range."""
-    for entry in fields(config):
-        value, bounds = getattr(config, entry.name), entry.metadata
-        if bounds["choices"] and value not in bounds["choices"]:
-            raise InputError(f"{flag(entry.name)} {value!r}: not one of {', '.join(bounds['choices'])}")
-        if bounds["low"] is not None and not bounds["low"] <= value <= bounds["high"]:  # NaN fails here, too
-            raise InputError(f"{flag(entry.name)} {value!r}: not from {bounds['low']:,} to {bounds['high']:,}")
-
-
 PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISION = "number format; auto takes bfloat16 where the hardware is faster in it"
 OF_MACHINE = ("device", "precision")  # settings with which a run may continue elsewhere: the same up to rounding
 MANY = 10**9  # no limit of ours; the data and the memory have theirs
 TRAIN_SIZE = (
@@ -57,41 +52,56 @@ DATASET = (
     "mnist, fashion-mnist, kmnist, or folder:PATH, a folder with a folder of images for each class, of which a fifth "
     "are test images, or with such folders in train, test and val"
 )
-
-LATENT_START = (
-    "where the latent table begins: at the posteriors of probabilistic PCA, at mean 0, or at draws from the prior"
-)
+START = "where the latent table begins: at the posteriors of probabilistic PCA, at mean 0, or at draws from the prior"
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """All that the trained weights depend on, but for the data and the device."""
+class Config:
+    """The base class of the settings."""
+
+    def __post_init__(self):
+        """Raises InputError for the first field whose value is out of its range."""
+        for entry in fields(self):
+            value, bounds = getattr(self, entry.name), entry.metadata
+            if bounds["choices"] and value not in bounds["choices"]:
+                raise InputError(f"{flag(entry.name)} {value!r}: not one of {', '.join(bounds['choices'])}")
+            if bounds["low"] is not None and not bounds["low"] <= value <= bounds["high"]:  # NaN fails here, too
+                raise InputError(f"{flag(entry.name)} {value!r}: not from {bounds['low']:,} to {bounds['high']:,}")
+
+
+@dataclass(frozen=True)
+class LearnerConfig(Config):
+    """What every training has, with the defaults of the methods'."""
 
     epochs: int = setting(30, "passes over the training images", low=1, high=100_000)
     train_size: int = setting(20_000, TRAIN_SIZE, low=1, high=MANY)
     dataset: str = setting("mnist", DATASET)
     resize: bool = setting(False, "resize the images of a folder to 28 x 28, padded to squares with their ground")
+    binarize: bool = setting(False, "binarize the pixels once, by a fixed seed; bernoulli implies it")
     batch_size: int = setting(64, "images per step", low=1, high=MANY)
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
+    precision: str = setting("auto", PRECISION, choices=PRECISIONS)
+    learning_rate: float = setting(0.001, "Adam's, of encoder and decoder", low=0.0, high=1e3)
+
+
+@dataclass(frozen=True)
+class TrainConfig(LearnerConfig):
+    """All that the trained weights depend on, but for the data and the device."""
+
     latent_dim: int = setting(200, "dimensions of z", low=1, high=10_000)
     hidden: int = setting(512, "units of the hidden layer of encoder and decoder", low=2, high=100_000)
     likelihood: str = setting("gaussian", "p(x|z): a density, or bernoulli", choices=("gaussian", "bernoulli"))
     sigma_p: float = setting(0.4, "standard deviation of a gaussian p(x|z), pixels in [-1, 1]", low=1e-3, high=1e3)
-    binarize: bool = setting(False, "binarize the pixels once, by a fixed seed; bernoulli implies it")
     beta: float = setting(1.0, "weight of the KL in the training loss", low=0.0, high=1e6)
-    learning_rate: float = setting(0.001, "Adam's, of encoder and decoder", low=0.0, high=1e3)
     latent_learning_rate: float = setting(0.01, "Adam's, of the latent table", low=0.0, high=1e3)
-    latent_start: str = setting("pca", LATENT_START, choices=("pca", "zero", "normal"))
+    latent_start: str = setting("pca", START, choices=("pca", "zero", "normal"))
     latent_steps: int = setting(1, "steps of the latent table for each step of the decoder", low=1, high=1000)
     latent_rank: int = setting(0, "rank of the covariance beside a row's variances", low=0, high=1000)
     refinement_steps: int = setting(4, "steps from the encoder's q, semi-amortized", low=1, high=1000)
     refinement_rate: float = setting(0.2, "rate of the first one, 1 the full natural gradient", low=0.0, high=1e3)
-    precision: str = setting(
-        "auto", "number format; auto takes bfloat16 where the hardware is faster in it", choices=PRECISIONS
-    )
 
     def __post_init__(self):
-        check_ranges(self)
+        super().__post_init__()
         if self.latent_rank > self.latent_dim:
             raise InputError(f"--latent-rank {self.latent_rank}: more than --latent-dim {self.latent_dim}")
         if self.likelihood == "bernoulli":
@@ -110,7 +120,7 @@ EVALUATION = (
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Config):
     """How much is scored, and how exactly."""
 
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
@@ -128,7 +138,7 @@ class EvalConfig:
     classified_samples: int = setting(10_000, "samples of each decoder to classify", low=200, high=MANY, least=1000)
 
     def __post_init__(self):
-        check_ranges(self)
+        super().__post_init__()
         if self.gap_images_per_digit > self.images_per_digit:
             whole = f"--images-per-digit {self.images_per_digit}, of which they are at the last epoch"
             raise InputError(f"--gap-images-per-digit {self.gap_images_per_digit}: more than {whole}")
@@ -140,8 +150,7 @@ class EvalConfig:
         given: {name: value} of those that the user chose; fewest: images of the smallest class, in either split;
         classes: how many there are.
         """
-        default = TrainConfig()
-        share = min(1.0, training.epochs * training.train_size / (default.epochs * default.train_size))
+        share = min(1.0, training.epochs * training.train_size / (TrainConfig.epochs * TrainConfig.train_size))
         scaled = [entry for entry in fields(cls) if entry.metadata["least"] is not None]
         values = {entry.name: max(entry.metadata["least"], round(share * entry.default)) for entry in scaled}
         given = {entry.name: given[entry.name] for entry in fields(cls) if entry.name in given}
@@ -151,23 +160,13 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(LearnerConfig):
     """All that the supervised baseline's weights depend on, but for the data and the device."""
 
     epochs: int = setting(8, "passes over the training images", low=1, high=100_000)
-    train_size: int = setting(20_000, TRAIN_SIZE, low=1, high=MANY)
-    dataset: str = setting("mnist", DATASET)
-    resize: bool = setting(False, "resize the images of a folder to 28 x 28, padded to squares with their ground")
-    batch_size: int = setting(128, "images per step", low=2, high=MANY)  # batch normalization needs two
-    seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
-    learning_rate: float = setting(0.006, "the peak of Adam's", low=0.0, high=1e3)
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed")
-    precision: str = setting(
-        "auto", "number format; auto takes bfloat16 where the hardware is faster in it", choices=PRECISIONS
-    )
-
-    def __post_init__(self):
-        check_ranges(self)
+    batch_size: int = setting(128, "images per step", low=2, high=MANY)  # batch normalization needs two
+    learning_rate: float = setting(0.006, "the peak of Adam's", low=0.0, high=1e3)
 
     @classmethod
     def for_training(cls, training):
@@ -177,7 +176,7 @@ class ClassifierConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Config):
     """Where a run reads and writes, and how it works."""
 
     device: str = setting("auto", "cpu, cuda, cuda:1, mps; auto takes CUDA, else the CPU")
@@ -202,13 +201,13 @@ def image_differences(there, here):
     """In words, how the images of two data sets differ, from Data.digest; empty if they do not, or one is not known."""
     if not there or not here or there == here:
         return ""
-    sides = [
-        {(kind, *entry) for kind, part in side.items() for entry in part["counts"].items()} for side in (there, here)
-    ]
-    if changed := [f"{count} {kind} images of class {name}" for kind, name, count in sorted(sides[1] - sides[0])]:
+    before, now = (
+        {(kind, *count) for kind in side for count in side[kind]["counts"].items()} for side in (there, here)
+    )
+    if changed := [f"{count} {kind} images of class {name}" for kind, name, count in sorted(now - before)]:
         return f"now {', '.join(changed[:5])}"
     kinds = " and ".join(kind for kind in here if there.get(kind) != here[kind])
-    return "fewer classes" if sides[0] != sides[1] else f"other {kinds} images, or in another order"
+    return "fewer classes" if now != before else f"other {kinds} images, or in another order"
 
 
 def choose_device(name, *, local_rank=None):
@@ -239,10 +238,9 @@ def choose_precision(precision, device):
     if device.type == "cpu":
         # Private functions, and not in every version: without them, float32. An AMD EPYC takes about half the time in
         # bfloat16; an Intel Xeon without AMX takes 1.3 to 1.5 times as long, though it has the instructions.
-        has = {
-            name: getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile")
-        }
-        faster = has["avx512_bf16"] and (has["amx_tile"] or not _intel())
+        bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        faster = bfloat16 and (amx or not _intel())
     return "bfloat16" if faster else "float32"
 
 

@@ -19,8 +19,7 @@ class CUDAGraphStep:
 
     def __init__(self, function, *, device):
         self.function, self.stream = function, torch.cuda.Stream(device)
-        self.shapes = None  # of the inputs that are recorded
-        self.calls = 0  # with these shapes, before the recording
+        self.shapes, self.calls = None, 0  # of the inputs that are recorded; with these shapes, before the recording
         self.graph = self.inputs = self.output = None  # the recording, the tensors that it reads and writes
         # Optimizers with capturable=True warn when they are called outside of a recording, as in the warm-up.
         warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")

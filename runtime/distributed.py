@@ -1,7 +1,7 @@
 """The processes of a run, as torchrun starts them: rank 0 to N - 1. Without torchrun there is one, rank 0 of 1.
 
 `Shard` is the part of the training images that a rank holds: training knows ranks by it alone. Functions that send
-something (barrier, broadcast, gather, add) are called by all ranks; with one rank they give back what they got.
+something (barrier, broadcast, gather) are called by all ranks; with one rank they give back what they got.
 """
 
 import os
@@ -13,14 +13,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from runtime.config import InputError
+from runtime.config import RunError
 
 LONGEST_WAIT = timedelta(days=1)  # for another rank's work; a rank that has died is noticed by its closed connection
 _store = None  # shared by all ranks; it belongs to torchrun, and outlives them
-
-
-class RankLost(InputError):
-    """Another rank has ended, so that this one cannot go on."""
 
 
 def rank():
@@ -31,11 +27,6 @@ def rank():
 def size():
     """The number of processes."""
     return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
-
-
-def local_rank():
-    """The number of this process on its machine."""
-    return int(os.environ["LOCAL_RANK"]) if dist.is_torchelastic_launched() else 0
 
 
 def restarted():
@@ -79,13 +70,13 @@ def first_to_stop():
 
 @contextmanager
 def _rank_lost():
-    """Turns what a collective raises into RankLost."""
+    """Turns what a collective raises into a RunError."""
     try:
         yield
     except RuntimeError as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason, *_ = str(error).splitlines() or [""]
         advice = "--resume continues a run, the same command an evaluation"
-        raise RankLost(f"another process of this run has ended; {advice} ({reason})") from None
+        raise RunError(f"another process of this run has ended; {advice} ({reason})") from None
 
 
 def barrier():
@@ -113,14 +104,6 @@ def gather(value):
     return values
 
 
-def add(tensor):
-    """The sum over the ranks, in place."""
-    if size() > 1:
-        with _rank_lost():
-            dist.all_reduce(tensor)
-    return tensor
-
-
 class Shard(NamedTuple):
     """The part of the training images that one of `size` ranks holds: row r belongs to rank r mod `size`.
 
@@ -143,7 +126,10 @@ class Shard(NamedTuple):
 
     def add(self, tensor):
         """The sum over the ranks, in place."""
-        return tensor if self.size == 1 else add(tensor)
+        if self.size > 1:
+            with _rank_lost():
+                dist.all_reduce(tensor)
+        return tensor
 
     def add_gradients(self, parameters):
         """Sums the gradients of the parameters over the ranks, by one message; None counts as 0."""
@@ -153,7 +139,7 @@ class Shard(NamedTuple):
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        flat = add(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+        flat = self.add(torch.cat([parameter.grad.flatten() for parameter in parameters]))
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad.copy_(part.view_as(parameter))
 
@@ -184,15 +170,3 @@ WHOLE = Shard()
 def own_shard():
     """The Shard of this rank."""
     return Shard(rank(), size())
-
-
-def take_rows(values, there, *, into, count):
-    """Copies to `into` what this rank holds of `values`, which are the rows `there` (a range) of `count`.
-
-    into: the tensor of this rank's rows, or None, then a new one. Returns it.
-    """
-    rows, shard = torch.tensor(there, dtype=torch.int64), own_shard()
-    into = values.new_zeros(len(shard.rows(count)), *values.shape[1:]) if into is None else into
-    here = rows % shard.size == shard.rank
-    into[rows[here] // shard.size] = values[here]
-    return into

@@ -110,31 +110,28 @@ def find_checkpoints(methods, directory):
 
     Raises InputError if no epoch has checkpoints of all methods, or if one is unreadable or of another training.
     """
-    epochs_of = []
-    for method in methods:
-        ends = (path.stem.rpartition("_")[2] for path in Path(directory).glob(f"{method.prefix}_epoch_*.pt"))
-        epochs_of.append({int(end) for end in ends if end.isdecimal()})
-    epochs, first = sorted(set.intersection(*epochs_of)), None
     if Path(directory).is_file():
         raise InputError(f"{directory}: a file; --checkpoint-dir takes the folder of the checkpoints")
+    epochs_of = {}
+    for method in methods:
+        ends = (path.stem.rpartition("_")[2] for path in Path(directory).glob(f"{method.prefix}_epoch_*.pt"))
+        epochs_of[f"{method.prefix}_epoch_N.pt"] = {int(end) for end in ends if end.isdecimal()}
+    epochs = sorted(set.intersection(*epochs_of.values()))
     if not epochs:
-        names = [f"{method.prefix}_epoch_N.pt" for method in methods]
-        absent = [name for name, known in zip(names, epochs_of, strict=True) if not known]
-        there = f"no checkpoints {' or '.join(absent)}" if absent else f"no epoch that has {' and '.join(names)}"
+        absent = [name for name, known in epochs_of.items() if not known]
+        there = f"no checkpoints {' or '.join(absent)}" if absent else f"no epoch that has {' and '.join(epochs_of)}"
         raise InputError(f"{directory}: {there}")
+    first, first_name = None, f"{methods[0].prefix}_epoch_{epochs[-1]}.pt"
     for epoch, method in product(reversed(epochs), methods):
         path = Path(directory) / f"{method.prefix}_epoch_{epoch}.pt"
         checkpoint = read_checkpoint(path, method.name)
         if checkpoint["epoch"] != epoch:
             raise InputError(f"{path}: of epoch {checkpoint['epoch']}")
-        if first is None:
-            first, config, index = path.name, checkpoint["config"], checkpoint["train_index"]
-            images = checkpoint.get("images")
-        others = differences(asdict(checkpoint["config"]), asdict(config), but=OF_MACHINE)
-        others = others.replace(" here", f" in {first}")
-        if not (others or torch.equal(checkpoint["train_index"], index)):
+        first = first or checkpoint
+        others = differences(asdict(checkpoint["config"]), asdict(first["config"]), but=OF_MACHINE)
+        others = others.replace(" here", f" in {first_name}")
+        if not (others or torch.equal(checkpoint["train_index"], first["train_index"])):
             others = "its training images are others"
-        others = others or image_differences(images, checkpoint.get("images"))
-        if others:
-            raise InputError(f"{path}: of another training than {first}: {others}")
-    return Checkpoints(methods, directory, config, epochs, index, images)
+        if others := others or image_differences(first.get("images"), checkpoint.get("images")):
+            raise InputError(f"{path}: of another training than {first_name}: {others}")
+    return Checkpoints(methods, directory, first["config"], epochs, first["train_index"], first.get("images"))

@@ -1,12 +1,13 @@
 """Decides whether a run begins, resumes or is refused, by the files in its directories; `run.Run` then restores it."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.checkpoint import InputError, invalid_contents, load_json
+from runtime.checkpoint import LOCK, InputError, exclusive_lock, invalid_contents, load_json
 from runtime.config import OF_MACHINE, differences, image_differences
-from runtime.distributed import restarted
+from runtime.distributed import rank, restarted
 
 BEGIN_ANEW = "--overwrite removes its files and begins anew, other --checkpoint-dir and --results-dir keep them"
 
@@ -14,17 +15,11 @@ BEGIN_ANEW = "--overwrite removes its files and begins anew, other --checkpoint-
 class Owned(NamedTuple):
     """The files that a script writes: they tell what a directory holds, and --overwrite removes them."""
 
-    learners: tuple  # what can be trained, classes, in their order
-    checkpoints: tuple  # patterns, in the checkpoint directory
+    learners: tuple  # what can be trained, classes, in their order; they name states and checkpoints
     results: tuple  # patterns, in the results directory
     summary: str  # the file in the results directory that a run writes last, with its settings
     page: str = ""  # the file in the results directory to open first
     extendable: bool = True  # whether a run can be continued for more epochs: none of its schedules depends on them
-
-    @property
-    def prefixes(self):
-        """Those of the state files, in the order in which they are first written."""
-        return tuple(learner.prefix for learner in self.learners)
 
     def trained(self, settings):
         """The learners of a run with these settings: those that `methods` names, or all."""
@@ -33,8 +28,8 @@ class Owned(NamedTuple):
 
     def files(self, run_config):
         """The files that are there, states first: without them there is nothing to continue."""
-        states = [f"{prefix}_state*" for prefix in self.prefixes]
-        patterns = (run_config.checkpoint_dir, (*states, *self.checkpoints)), (run_config.results_dir, self.results)
+        checkpoints = [f"{learner.prefix}_{kind}" for kind in ("state*", "epoch_*.pt") for learner in self.learners]
+        patterns = (run_config.checkpoint_dir, checkpoints), (run_config.results_dir, self.results)
         paths = (path for folder, names in patterns for name in names for path in sorted(Path(folder).glob(name)))
         return [path for path in paths if path.is_file()]
 
@@ -49,6 +44,15 @@ class Plan(NamedTuple):
     moved: str = ""  # in words, the settings of the machine that have changed
 
 
+def refuse_used(run_config):
+    """Raises InputError if another run has locked a directory of the RunConfig; needs no right to write there."""
+    for directory in (run_config.checkpoint_dir, run_config.results_dir) if rank() == 0 else ():
+        with suppress(OSError):
+            if (Path(directory) / LOCK).exists():
+                with exclusive_lock(directory):
+                    pass
+
+
 def plan_run(run_config, settings, *, owned, scoring=None):
     """The Plan of a run with these settings; reads the directories and changes nothing.
 
@@ -56,25 +60,22 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     EvalConfig as a dict. Raises InputError if the directories hold anything else that --overwrite is not to remove.
     """
     directory, summary = Path(run_config.checkpoint_dir), Path(run_config.results_dir) / owned.summary
-    files = owned.files(run_config)
     if run_config.overwrite and run_config.resume:
         raise InputError("--overwrite: not together with --resume, it would remove the run that is to continue")
-    if run_config.overwrite and not restarted():
-        return Plan({}, files)
-    # Only files of a first state that was never finished: the run begins.
-    if all(path.name.startswith(tuple(f"{prefix}_state_" for prefix in owned.prefixes)) for path in files):
+    files, first_states = owned.files(run_config), tuple(f"{learner.prefix}_state_" for learner in owned.learners)
+    # The run begins, too, where a first state was never finished.
+    if (run_config.overwrite and not restarted()) or all(path.name.startswith(first_states) for path in files):
         return Plan({}, files)
 
-    paths = {prefix: directory / f"{prefix}_state.json" for prefix in owned.prefixes}
+    paths = {learner.prefix: directory / f"{learner.prefix}_state.json" for learner in owned.learners}
     states = {prefix: _load_state(path, prefix) for prefix, path in paths.items() if path.exists()}
-    finished = load_json(summary) if summary.exists() else None
     known = [(paths[prefix], state["settings"]) for prefix, state in states.items()]
+    finished = load_json(summary) if summary.exists() else None
     if finished is not None:
         known.append((summary, finished.get("settings", {})))
     if not known:
         raise InputError(f"{files[0]}: of another run, which cannot be continued; {BEGIN_ANEW}")
-    source = f"--dataset {settings.get('dataset')}, --data-dir {run_config.data_dir}"
-    shortest = _check_settings(known, settings, owned, source)
+    shortest = _check_settings(known, settings, owned, run_config.data_dir)
 
     if not states:
         raise InputError(f"{summary}: of a run whose checkpoints are not in {directory}; {BEGIN_ANEW}")
@@ -92,21 +93,17 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         elif fewer := [others["methods"] for _, others in known if others.get("methods") != settings.get("methods")]:
             kind = f"a run of --methods {fewer[0]}, to which --resume adds the others"
         raise InputError(f"{known[0][0]}: of {kind}; {BEGIN_ANEW}")
-    unfinished = [
-        path
-        for prefix, state in states.items()
-        for path in directory.glob(f"{prefix}_state_*.pt")
-        if not path.name.startswith((f"{prefix}_state_{state['epoch']}.", f"{prefix}_state_{state['epoch']}_"))
-    ]
+    unfinished = []
+    for prefix, epoch in epochs_of.items():
+        of_epoch = set(directory.glob(f"{prefix}_state_{epoch}[._]*"))
+        unfinished += set(directory.glob(f"{prefix}_state_*.pt")) - of_epoch
     there = {name: value for name, value in [*states.values()][-1]["settings"].items() if name in OF_MACHINE}
     return Plan(states, unfinished, lengthened=shortest < settings["epochs"], moved=differences(there, settings))
 
 
-def _check_settings(known, settings, owned, source):
-    """The fewest epochs of runs whose settings are known, [(path, settings)]. Raises InputError for other settings.
-
-    source: of the images, for its text. A run that knows no digest of its images may have had others.
-    """
+def _check_settings(known, settings, owned, data_dir):
+    """The fewest epochs of runs whose settings are known, [(path, settings)]. Raises InputError for other settings."""
+    source = f"--dataset {settings.get('dataset')}, --data-dir {data_dir}"
     settings = dict(settings)
     images = settings.pop("images", None)
     for path, others in known:
@@ -130,7 +127,7 @@ def _load_state(path, prefix):
     state = load_json(path)
     with invalid_contents(path):
         known = state["prefix"] == prefix and len(state["history"]) == state["epoch"] <= state["settings"]["epochs"]
-        if not known or state["ranks"] < 1 or not isinstance(state["rows"], list):
+        if not known or state["ranks"] < 1:
             raise ValueError
     return state
 

@@ -68,7 +68,7 @@ def bar_width():
     return {"dynamic_ncols": True}
 
 
-class ProgressBar:
+class ProgressBar(tqdm):
     """Shows the progress of `total` units of work, of which `done` are done already.
 
     On a terminal it shows one bar with rate and remaining time; elsewhere a line every half minute, and those given to
@@ -77,28 +77,15 @@ class ProgressBar:
 
     def __init__(self, name, *, total, unit, done=0):
         self.name, self.terminal = name, sys.stderr.isatty() and rank() == 0
-        self.total, self.unit, self.done, self.said = total, unit, done, time.monotonic()
-        self.bar = tqdm(
-            total=total,
-            initial=done,
-            desc=name,
-            unit=unit,
-            unit_scale=True,
-            disable=not self.terminal,
-            **bar_width(),
-            bar_format="{desc} |{bar:10}| {percentage:3.0f}%, {remaining} left, {rate_fmt}{postfix}",
-            mininterval=0.5,
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.bar.close()
+        self.done, self.said = done, time.monotonic()
+        options = {"desc": name, "unit": unit, "unit_scale": True, "mininterval": 0.5, **bar_width()}
+        options["bar_format"] = "{desc} |{bar:10}| {percentage:3.0f}%, {remaining} left, {rate_fmt}{postfix}"
+        super().__init__(total=total, initial=done, disable=not self.terminal, **options)
+        self.unit = unit  # one that is disabled does not know it
 
     def advance(self, units=1):
         """Counts `units` as done. Raises Interrupted if a signal has arrived."""
-        self.bar.update(units)
+        self.update(units)
         self.done += units
         if not self.terminal and time.monotonic() > self.said + SILENCE:
             self.line(f"{self.done:,} of {self.total:,} {self.unit}", short="")
@@ -108,6 +95,6 @@ class ProgressBar:
         """Shows `short` in the bar on a terminal; elsewhere prints a line with the name and `text`."""
         self.said = time.monotonic()
         if self.terminal:
-            self.bar.set_postfix_str(short, refresh=False)
+            self.set_postfix_str(short, refresh=False)
         else:
             print(f"{self.name}: {text}", flush=True)

@@ -1,44 +1,20 @@
 """The object for a run: yields its epochs, saves its state between them, and keeps the results of its evaluation.
 
-After every epoch each rank writes its own rows of what is sharded and rank 0 all else, side by side; then rank 0
-replaces `{prefix}_state.json`, which names the epoch that counts. The files are those of torch.save, not of
-torch.distributed.checkpoint, which unpickles whatever a file holds (also in PyTorch 2.14): no file may run code.
+After an epoch each rank writes its rows of what is sharded, rank 0 all else and then `{prefix}_state.json`, which says
+the epoch that counts. No torch.distributed.checkpoint: it unpickles whatever a file holds (also in PyTorch 2.14).
 """
 
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.checkpoint import (
-    RunError,
-    directory_lock,
-    invalid_contents,
-    load_checkpoint,
-    refuse_locked,
-    save_checkpoint,
-    save_json,
-)
+from runtime.checkpoint import RunError, directory_lock, invalid_contents, load_checkpoint, save_checkpoint, save_json
 from runtime.cuda_graph import record_step
-from runtime.distributed import barrier, broadcast, rank, size, take_rows
+from runtime.distributed import barrier, broadcast, own_shard, rank, size
 from runtime.learners import lengthen, save_learner
 from runtime.plan import Plan, plan_evaluation, plan_run
 from runtime.progress import Interrupted, ProgressBar, check_interrupt
 from runtime.tasks import Tasks
-
-
-@contextmanager
-def lock(*directories):
-    """Locks the directories for all ranks of one run."""
-    with directory_lock(*directories) if rank() == 0 else nullcontext():
-        barrier()
-        yield
-
-
-def refuse_used(run_config):
-    """Raises InputError if another run has locked a directory of the RunConfig; writes nothing."""
-    if rank() == 0:
-        for directory in (run_config.checkpoint_dir, run_config.results_dir):
-            refuse_locked(directory)
 
 
 @contextmanager
@@ -47,13 +23,12 @@ def open_run(run_config, settings, *, owned, scoring=None):
 
     Arguments and errors are those of `plan_run`. Whatever stops the run says in one line how it continues.
     """
-    with lock(run_config.checkpoint_dir, run_config.results_dir):
-        options = {"owned": owned, "scoring": scoring}
-        plan = broadcast(plan_run(run_config, settings, **options) if rank() == 0 else None)
+    with directory_lock(run_config.checkpoint_dir, run_config.results_dir):
+        plan = broadcast(plan_run(run_config, settings, owned=owned, scoring=scoring) if rank() == 0 else None)
         run = Run(run_config, settings, plan)
         if plan.finished:
-            folder = Path(run_config.results_dir)
-            print(f"{folder / owned.summary}: this run is finished, there is nothing to do; open {folder / owned.page}")
+            done = f"{run.results / owned.summary}: this run is finished, there is nothing to do"
+            print(f"{done}; open {run.results / owned.page}")
         elif rank() == 0:
             for path in plan.remove:
                 path.unlink(missing_ok=True)
@@ -71,7 +46,7 @@ def open_run(run_config, settings, *, owned, scoring=None):
 @contextmanager
 def open_evaluation(run_config, config, *, owned, device):
     """Locks the results, and yields the Run that scores checkpoints again, which it only reads."""
-    with lock(run_config.results_dir):
+    with directory_lock(run_config.results_dir):
         training_seconds, others = plan_evaluation(run_config, config, owned=owned)
         barrier()
         if others and rank() == 0:
@@ -107,16 +82,16 @@ class Run:
         plan = plan or Plan({}, [])
         self.config, self.settings, self.states, self.finished = run_config, settings, plan.states, plan.finished
         self.directory, self.results = Path(run_config.checkpoint_dir), Path(run_config.results_dir)
-        self.earlier_training = {}  # {name of a method: seconds}, of a run whose checkpoints are scored again
         self.where = settings.get("device", "this device") + (f", {size()} processes" if size() > 1 else "")
         self.history = []  # a row for each epoch of each learner
+        self.earlier_training = {}  # {name of a method: seconds}, of a run whose checkpoints are scored again
+        self.stage = None  # such as "after epoch 2 of 3, amortized", None as long as nothing is saved
         self.evaluation_stage = "in the evaluation, after all training"
         self.stage_seconds = {}  # {stage of the evaluation: seconds}, see `timed`
-        self.stage = None  # such as "after epoch 2 of 3, amortized", None as long as nothing is saved
-        training = sum(row["seconds"] for state in self.states.values() for row in state["history"])
-        earlier = max([training, *(state.get("seconds", 0) for state in self.states.values())])  # until the last state
+        earlier = max((state.get("seconds", 0) for state in self.states.values()), default=0)  # until the last state
         self.started = time.perf_counter() - earlier
-        self._row = self._bar = self._tasks = None
+        self.tasks = None  # the work of the evaluation, see `keep_results`
+        self._row = self._bar = None
 
     def seconds(self):
         """Seconds since the run began, those of earlier processes included."""
@@ -135,8 +110,6 @@ class Run:
         """
         history = self._restore(learner) if resumable else []
         total, count = learner.config.epochs, learner.count
-        if history:  # the run may have been killed between the writes of its state and of its checkpoint
-            save_learner(learner, self.directory, history[-1])
         if learner.recordable and learner.images.is_cuda and size() == 1 and not self.config.eager:
             record_step(learner)
         with ProgressBar(learner.name, total=total * count, unit="img", done=len(history) * count) as self._bar:
@@ -168,15 +141,15 @@ class Run:
         self._row = {**trained, **validated}
 
     def keep_results(self, identity, started):
-        """From here on `map` and `keep` keep results on disk; those of another identity, a dict, are removed.
+        """Makes `tasks`, which keep their results on disk; those of another identity, a dict, are removed.
 
         started: when the evaluation began, of time.perf_counter(). Returns it, moved back by the seconds of others.
         """
-        self._tasks, self.stage = Tasks(self.results / ".evaluation", identity, started), self.evaluation_stage
-        if earlier := started - self._tasks.started:
+        self.tasks, self.stage = Tasks(self.results / ".evaluation", identity, started), self.evaluation_stage
+        if earlier := started - self.tasks.started:
             self.started -= earlier
             self.stage_seconds["before the interruption"] = earlier
-        return self._tasks.started
+        return self.tasks.started
 
     @contextmanager
     def timed(self, stage):
@@ -186,54 +159,41 @@ class Run:
             print(f"{stage} ...", flush=True)
         check_interrupt()
         yield
-        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started
+        self.stage_seconds[stage] = time.perf_counter() - started
 
-    def map(self, title, functions, *, device="cpu"):
-        """{name: what the function returns}, on every rank; see Tasks.map."""
-        return self._tasks.map(title, functions, device=device)
-
-    def keep(self, name, function):
-        """What `function()` returns, or what an interrupted run has kept of it; see Tasks.keep."""
-        return self._tasks.keep(name, function)
-
-    def forget_results(self):
-        """Removes what was kept, when all results are in their final files."""
-        self._tasks.remove()
-
-    def _path(self, learner, epoch, part=""):
-        return self.directory / f"{learner.prefix}_state_{epoch}{part}.pt"
+    def _path(self, prefix, epoch, part=""):
+        return self.directory / f"{prefix}_state_{epoch}{part}.pt"
 
     def _save(self, learner, history):
         """Writes what continues the run after its last epoch; replaces the state of the epoch before."""
-        epoch, state, rows = len(history), learner.state_dict(), {}
-        for name in learner.sharded:
-            rows[name] = state.pop(name)
-        if rank() == 0:
-            save_checkpoint(self._path(learner, epoch), dict(state))
+        epoch, state = len(history), dict(learner.state_dict())
+        rows = {name: state.pop(name) for name in learner.sharded}
         if rows:
-            save_checkpoint(self._path(learner, epoch, f"_rows_{rank()}_of_{size()}"), rows)
+            save_checkpoint(self._path(learner.prefix, epoch, f"_rows_{rank()}_of_{size()}"), rows)
         barrier()
         if rank() == 0:
-            known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "rows": sorted(rows)}
-            known |= {"settings": self.settings, "history": history, "seconds": self.seconds()}
+            save_checkpoint(self._path(learner.prefix, epoch), state)
+            known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "settings": self.settings}
+            known |= {"history": history, "seconds": self.seconds()}
             save_json(self.directory / f"{learner.prefix}_state.json", known)
             for path in self.directory.glob(f"{learner.prefix}_state_{epoch - 1}[._]*"):
                 path.unlink(missing_ok=True)
 
     def _restore(self, learner):
-        """Takes the saved state over, whatever the number of ranks that wrote it. Returns the history so far."""
+        """Takes the saved state over, whatever the number of ranks that wrote it. Returns the history."""
         if (saved := self.states.get(learner.prefix)) is None:
             return []
         epoch, ranks = saved["epoch"], saved["ranks"]
-        path = self._path(learner, epoch)
+        path, rows = self._path(learner.prefix, epoch), own_shard().rows(learner.count)
         state = load_checkpoint(path)
-        for other in range(ranks) if saved["rows"] else ():
+        for other in range(ranks) if learner.sharded else ():
             if ranks != size() or other == rank():
-                part = load_checkpoint(self._path(learner, epoch, f"_rows_{other}_of_{ranks}"))
+                part = load_checkpoint(self._path(learner.prefix, epoch, f"_rows_{other}_of_{ranks}"))
+                there = rows % ranks == other
                 with invalid_contents(path):
                     for name, values in part.items():
-                        there = range(other, learner.count, ranks)
-                        state[name] = take_rows(values, there, into=state.get(name), count=learner.count)
+                        state.setdefault(name, values.new_zeros(len(rows), *values.shape[1:]))
+                        state[name][there] = values[rows[there] // ranks]
         with invalid_contents(path):
             learner.load_state_dict(state)
         for optimizer in learner.optimizers:
@@ -241,4 +201,5 @@ class Run:
                 group["capturable"] = False  # as of a run on CUDA, whose step was recorded
         self.stage = f"after epoch {epoch} of {learner.config.epochs}, {learner.name}"
         print(f"{learner.prefix}: resumed after epoch {epoch}", flush=True)
+        save_learner(learner, self.directory, saved["history"][-1])  # the run may have been killed before this write
         return saved["history"]

@@ -10,13 +10,12 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 
 import torch
 from joblib import cpu_count
 
-from runtime.checkpoint import PARTIAL, InputError, RunError, load_checkpoint, load_json, save_checkpoint, save_json
+from runtime.checkpoint import InputError, RunError, load_checkpoint, load_json, save_checkpoint, save_json
 from runtime.distributed import barrier, gather, rank, size
 from runtime.progress import ProgressBar
 
@@ -26,24 +25,20 @@ MOST_WORKERS = 4  # processes of about 0.5 GB
 class Tasks:
     """Results by their names, in a directory: an interrupted run takes up those that are there."""
 
-    def __init__(self, directory, identity, started=None):
+    def __init__(self, directory, identity, started):
         """identity: a dict of plain values, everything that decides the results; results of another are deleted.
 
-        started: when this work began, of time.perf_counter(), by default now; `started` counts earlier processes, too.
+        started: when this work began, of time.perf_counter(); the attribute counts the time of earlier processes, too.
         """
-        self.directory, path = Path(directory), Path(directory) / "identity.json"
-        self.started = time.perf_counter() if started is None else started
+        self.directory, self.started, path = Path(directory), started, Path(directory) / "identity.json"
         if rank() == 0:
-            try:
-                known = load_json(path) == identity
-            except InputError:  # none, or none that can be read
-                known = False
-            if not known:
+            known = None
+            with contextlib.suppress(InputError):  # none, or none that can be read
+                known = load_json(path)
+            if known != identity:
                 self.remove()
                 self.directory.mkdir()
                 save_json(path, identity)
-            for partial in self.directory.glob(f".*{PARTIAL}"):
-                partial.unlink()
             with contextlib.suppress(InputError, KeyError):
                 self.started -= load_json(self.directory / "seconds.json")["seconds"]
         barrier()
@@ -68,18 +63,16 @@ class Tasks:
         no bit. title: of the bar.
         """
         own, started = dict(list(functions.items())[rank() :: size()]), time.perf_counter()
-        results = {}
-        with ProgressBar(title, total=len(own), unit="tasks") as bar, _one_thread(device):
-            todo = {}
-            for name, function in own.items():
-                if (self.directory / f"{name}.pt").exists():
-                    results[name] = self.keep(name, function)
-                    bar.advance()
-                else:
-                    todo[name] = function
+        todo = {name: function for name, function in own.items() if not (self.directory / f"{name}.pt").exists()}
+        done = len(own) - len(todo)
+        with ProgressBar(title, total=len(own), unit="tasks", done=done) as bar, _one_thread(device):
+            results = {name: self.keep(name, function) for name, function in own.items() if name not in todo}
             workers = min(cpu_count(only_physical_cores=True), MOST_WORKERS, len(todo)) if size() == 1 else 1
-            alone = workers < 2 or torch.device(device).type != "cpu"
-            for name, result in _here(todo) if alone else _in_workers(todo, workers, bar.advance):
+            if workers < 2 or torch.device(device).type != "cpu":
+                new_results = ((name, function()) for name, function in todo.items())
+            else:
+                new_results = _in_workers(todo, workers, bar.advance)
+            for name, result in new_results:
                 results[name] = self.keep(name, lambda result=result: result)
                 bar.advance()
             seconds = f"{time.perf_counter() - started:.0f} s"
@@ -103,16 +96,12 @@ def _one_thread(device):
         torch.set_num_threads(threads)
 
 
-def _here(functions):
-    for name, function in functions.items():
-        yield name, function()
-
-
 def _in_workers(functions, workers, advance):
     """(name, what its function returns), as worker processes finish them; advance: called with 0 meanwhile."""
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
         try:
             names = {pool.submit(function): name for name, function in functions.items()}
+            pool.submit(int)  # or the pool would not notice the end of the worker that was started last
             while names:
                 for future in wait(names, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     yield names.pop(future), future.result()
@@ -128,9 +117,9 @@ def _start_worker():
     """A worker has one thread, leaves Ctrl-C to the process that has started it, and does not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    threading.Thread(target=_follow, args=(multiprocessing.parent_process(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _follow(parent):
-    wait_for_end([parent.sentinel])
+def _end_with_parent():
+    multiprocessing.parent_process().join()
     os._exit(1)

@@ -2,9 +2,9 @@
 
 import csv
 import errno
-import multiprocessing
 import os
 import pickle
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -25,22 +25,15 @@ class DiskFull:
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_a_file_appears_when_it_is_whole_and_else_the_old_one_stays(tmp_path, error):
     path = tmp_path / "file"
-
-    def write(text, error=None):
-        with atomic_write(path) as partial:
-            partial.write_text(text)
-            assert sorted(os.listdir(tmp_path)) == [".file.vae-partial", *(["file"] if path.exists() else [])]
-            if error:
-                raise error
-
-    write("old")
-    if error:
-        with pytest.raises(error):
-            write("half", error)
-    else:
-        write("whole")
+    path.write_text("old")
+    with pytest.raises(error) if error else nullcontext(), atomic_write(path) as partial:
+        partial.write_text("new")
+        assert sorted(os.listdir(tmp_path)) == [".file.vae-partial", "file"]
+        assert path.read_text() == "old"
+        if error:
+            raise error
     assert os.listdir(tmp_path) == ["file"]
-    assert path.read_text() == ("old" if error else "whole")
+    assert path.read_text() == ("old" if error else "new")
 
 
 def test_a_write_that_fails_says_why_and_leaves_the_old_checkpoint(tmp_path):
@@ -110,37 +103,15 @@ def test_arrays_tables_and_json_are_read_as_they_were_written(tmp_path):
         checkpoint.load_json(path)
 
 
-def in_another_process(function, *arguments):
-    """What the function returned in a process of its own."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(function(*arguments)))
-    process.start()
-    process.join()
-    return receiver.recv() if receiver.poll() else None
-
-
-def try_to_lock(*directories):
-    try:
-        with directory_lock(*directories):
-            return "locked"
-    except InputError as error:
-        return str(error)
-
-
-def lock_and_die(directory):
-    with directory_lock(directory):
-        os._exit(0)
-
-
 def test_two_runs_cannot_have_the_same_directory(tmp_path):
     ours, free = tmp_path / "ours", tmp_path / "free"
     with directory_lock(ours, ours):
-        said = in_another_process(try_to_lock, free, tmp_path / "free/../ours")
-        assert said == f"{ours}: in use by another run"
+        for again in (directory_lock(free, tmp_path / "free/../ours"), checkpoint.exclusive_lock(ours)):
+            with pytest.raises(InputError, match=f"^{ours}: in use by another run$"), again:
+                pass
         assert not free.exists()
-    in_another_process(lock_and_die, ours)
-    assert in_another_process(try_to_lock, free, ours) == "locked"
+    with directory_lock(free, ours):
+        pass
     for _ in range(2):
         with checkpoint.exclusive_lock(ours, wait=True):
             pass

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import toy_config, toy_data, train
 from filelock import FileLock
-from test_run import OWNED, SETTINGS, Directory, First
+from test_run import OWNED, Directory, First
 
 import amortized_vae
 from amortized_vae import AmortizedVAE
@@ -25,9 +25,9 @@ from runtime.checkpoint import (
 )
 from runtime.cli import prepare_run
 from runtime.config import ClassifierConfig, RunConfig, TrainConfig, choose_device
-from runtime.plan import plan_evaluation
+from runtime.plan import plan_evaluation, refuse_used
 from runtime.progress import ProgressBar
-from runtime.run import Run, open_evaluation, refuse_used
+from runtime.run import Run, open_evaluation
 from sup_classification import ClassifierTraining, find_classifier
 
 THERE, HERE = {"device": "cuda", "precision": "bfloat16"}, {"device": "cpu", "precision": "float32"}
@@ -38,12 +38,10 @@ def directory(tmp_path, monkeypatch):
     return Directory(tmp_path, monkeypatch)
 
 
-def test_a_run_goes_on_on_another_machine_and_says_what_has_changed(directory, monkeypatch, capsys):
-    for name, value in THERE.items():
-        monkeypatch.setitem(SETTINGS, name, value)
+def test_a_run_goes_on_on_another_machine_and_says_what_has_changed(directory, capsys):
+    directory.settings |= THERE
     directory.save(First(), 2)
-    for name, value in HERE.items():
-        monkeypatch.setitem(SETTINGS, name, value)
+    directory.settings |= HERE
     with directory.open(resume=True) as run:
         assert [epoch for epoch in run.epochs(First()) if run.record(*First().learn()) is None] == [3]
     assert "--device cuda there, cpu here; --precision bfloat16 there, float32 here" in capsys.readouterr().out
@@ -53,9 +51,8 @@ def test_a_run_goes_on_on_another_machine_and_says_what_has_changed(directory, m
     directory.refuses(r"\(--seed 0 there, 1 here\)", resume=True, seed=1)
 
 
-def test_a_finished_run_is_finished_on_another_machine(directory, monkeypatch, tmp_path):
-    for name, value in THERE.items():
-        monkeypatch.setitem(SETTINGS, name, value)
+def test_a_finished_run_is_finished_on_another_machine(directory, tmp_path):
+    directory.settings |= THERE
     directory.finish(num_samples=5, precision="bfloat16")
     assert directory.plan(scoring={"num_samples": 5, "precision": "float32"}, **HERE).finished
     trained = {"train_config": {"precision": "bfloat16"}, "seconds": {"training": {"first": 2.0}}}
@@ -80,13 +77,13 @@ def test_adam_of_a_recorded_step_goes_on_without_a_graph(directory):
 def test_seconds_count_those_of_all_processes(directory, tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(tasks.time, "perf_counter", lambda: clock[0])
-    run = Run(directory.config(), SETTINGS)
+    run = directory.run()
     clock[0] = 70.0  # of which no epoch knows, such as loading
     run._save(First(), [{"epoch": 1, "seconds": 1.0}])
     run.keep_results({"seed": 0}, 70.0)
-    run.keep("a", lambda: clock.__setitem__(0, 100.0))
+    run.tasks.keep("a", lambda: clock.__setitem__(0, 100.0))
     clock[0] = 1000.0  # another process
-    again = Run(directory.config(), SETTINGS, directory.plan(resume=True))
+    again = directory.run(plan=directory.plan(resume=True))
     assert again.seconds() == 70
     assert clock[0] - again.keep_results({"seed": 0}, 1000.0) == 30
     assert again.seconds() == 100

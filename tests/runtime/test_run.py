@@ -21,7 +21,6 @@ from runtime.run import Run, open_run, stop_hint
 from runtime.tasks import Tasks
 from training import Learner
 
-SETTINGS = {"seed": 0, "batch_size": 64, "epochs": 3}
 ROWS = 11  # of the table: ranks have unequally many
 
 
@@ -56,25 +55,28 @@ class Second(First):
     prefix = "second"
 
 
-OWNED = Owned((First, Second), ("first_epoch_*.pt",), ("picture.png", "summary.json"), summary="summary.json")
+OWNED = Owned((First, Second), ("picture.png", "summary.json"), summary="summary.json")
 
 
 class Directory:
     """The directory of a run: what is planned, saved and restored there, as one process or as a rank of several."""
 
     def __init__(self, path, monkeypatch):
-        self.path, self.monkeypatch = path, monkeypatch
+        self.path, self.monkeypatch, self.settings = path, monkeypatch, {"seed": 0, "batch_size": 64, "epochs": 3}
 
     def config(self, **fields):
         return RunConfig(checkpoint_dir=str(self.path), results_dir=str(self.path), **fields)
 
-    def open(self, **fields):
-        return open_run(self.config(**fields), SETTINGS, owned=OWNED)
+    def run(self, **fields):
+        return Run(self.config(), self.settings, **fields)
+
+    def open(self, *, scoring=None, **fields):
+        return open_run(self.config(**fields), self.settings, owned=OWNED, scoring=scoring)
 
     def plan(self, *, resume=False, overwrite=False, owned=OWNED, scoring=None, **changed):
         """plan_run, with settings that a test may change."""
         config = self.config(resume=resume, overwrite=overwrite)
-        return plan_run(config, SETTINGS | changed, owned=owned, scoring=scoring or {})
+        return plan_run(config, self.settings | changed, owned=owned, scoring=scoring or {})
 
     def as_rank(self, rank, size):
         """Makes the run believe that it is on rank `rank` of `size`."""
@@ -86,7 +88,7 @@ class Directory:
 
     def save(self, learner, epochs):
         """What a run leaves that has finished so many epochs of the learner. Returns the history."""
-        run = Run(self.config(), SETTINGS)
+        run = self.run()
         history = [{"epoch": epoch + 1, "elbo": 0.1 * epoch, "seconds": 1.0} for epoch in range(epochs)]
         for epoch in range(1, epochs + 1):
             learner.learn()
@@ -95,13 +97,13 @@ class Directory:
 
     def restored(self, learner):
         """The history that a run which continues finds, and the learner after that."""
-        return Run(self.config(), SETTINGS, self.plan(resume=True))._restore(learner), learner
+        return self.run(plan=self.plan(resume=True))._restore(learner), learner
 
     def finish(self, **scoring):
         """Saves a finished run."""
         for learner in (First(), Second()):
             self.save(learner, 3)
-        save_json(self.path / "summary.json", {"settings": SETTINGS, "eval_config": scoring})
+        save_json(self.path / "summary.json", {"settings": self.settings, "eval_config": scoring})
 
     def refuses(self, message, **options):
         with pytest.raises(InputError, match=message):
@@ -118,7 +120,7 @@ def test_a_run_continues_after_its_last_epoch(directory, tmp_path):
     directory.save(Second(), 1)
     names = ["first_state.json", "first_state_2.pt", "first_state_2_rows_0_of_1.pt"]
     assert sorted(os.listdir(tmp_path))[:3] == names
-    again = Run(directory.config(), SETTINGS, directory.plan(resume=True))
+    again = directory.run(plan=directory.plan(resume=True))
     learner, epochs = First(), []
     for epoch in again.epochs(learner):
         epochs.append(epoch)
@@ -128,7 +130,6 @@ def test_a_run_continues_after_its_last_epoch(directory, tmp_path):
     assert int(learner.epochs_done) == 3
     assert torch.equal(learner.table, 8 * torch.arange(11.0))
     assert sorted(os.listdir(tmp_path))[1] == "first_state_3.pt"
-    assert again.seconds() > 3  # those of earlier processes count
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 3), (3, 1), (2, 3), (3, 2), (4, 2)])
@@ -147,7 +148,7 @@ def test_a_state_that_was_not_finished_is_not_taken(directory, tmp_path, monkeyp
     history = directory.save(learner, 1)
     monkeypatch.setattr(running, "barrier", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        Run(directory.config(), SETTINGS)._save(learner, [*history, {"epoch": 2, "seconds": 1.0}])
+        directory.run()._save(learner, [*history, {"epoch": 2, "seconds": 1.0}])
     monkeypatch.undo()
     assert (tmp_path / "first_state_2_rows_0_of_1.pt").exists()
     with directory.open(resume=True) as run:
@@ -157,7 +158,7 @@ def test_a_state_that_was_not_finished_is_not_taken(directory, tmp_path, monkeyp
 
 def test_an_epoch_whose_body_is_left_or_has_no_record_is_not_saved(directory):
     """A state is saved after the epoch is over: after `record` and everything else in the body."""
-    learner, run = First(), Run(directory.config(), SETTINGS)
+    learner, run = First(), directory.run()
     for epoch in run.epochs(learner):
         run.record(*learner.learn())
         if epoch == 2:
@@ -166,11 +167,11 @@ def test_an_epoch_whose_body_is_left_or_has_no_record_is_not_saved(directory):
     assert len(history) == 1
     assert int(again.epochs_done) == 1
     with pytest.raises(ValueError, match=r"first: epoch 1 has no record; call run.record"):
-        list(Run(directory.config(), SETTINGS).epochs(First()))
+        list(directory.run().epochs(First()))
 
 
 def test_what_stops_a_run_is_said_in_one_line(directory):
-    run = Run(directory.config(), SETTINGS)
+    run = directory.run()
     for stage, text in (
         (None, "stopped by SIGTERM before an epoch of its own was over; give the same command again"),
         ("after epoch 2 of 3, first", "stopped by SIGTERM after epoch 2 of 3, first; the same command with --resume"),
@@ -217,17 +218,17 @@ def test_a_run_that_was_killed_while_it_wrote_its_first_state_begins_again(direc
 
 def test_overwriting_removes_that_runs_files_alone(directory, tmp_path):
     directory.save(First(), 1)
-    for name in ("first_epoch_1.pt", "picture.png", "summary.json", "mine.png", "second_epoch_1.pt"):
+    for name in ("first_epoch_1.pt", "picture.png", "summary.json", "mine.png", "third_epoch_1.pt"):
         (tmp_path / name).write_text("{}")
     with directory.open(overwrite=True) as run:
         assert run.states == {}
-    assert sorted(os.listdir(tmp_path)) == ["mine.png", "second_epoch_1.pt"]
+    assert sorted(os.listdir(tmp_path)) == ["mine.png", "third_epoch_1.pt"]
 
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_finished_run_says_so(directory, tmp_path, capsys, resume):
     directory.finish(num_samples=5)
-    with open_run(directory.config(resume=resume), SETTINGS, owned=OWNED, scoring={"num_samples": 5}) as run:
+    with directory.open(resume=resume, scoring={"num_samples": 5}) as run:
         assert run.finished
     assert "this run is finished" in capsys.readouterr().out
     other_counts = r"--num-samples 5 there, 6 here\); --evaluate-only scores it with other"
@@ -266,10 +267,7 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
     with pytest.raises(InputError, match=r"first_state_1.pt: no such checkpoint"):
         directory.restored(First())
     known = load_json(state)
-    for contents in (
-        {"prefix": "first"},
-        *(known | change for change in ({"prefix": "second"}, {"ranks": 0}, {"epoch": 2})),
-    ):
+    for contents in ({"prefix": "first"}, known | {"prefix": "second"}, known | {"ranks": 0}, known | {"epoch": 2}):
         save_json(state, contents)
         directory.refuses(r"first_state.json: its contents do not fit this program", resume=True)
     state.write_text("no JSON")
@@ -295,15 +293,12 @@ def random_sum(seed):
 
 
 def test_the_number_of_worker_processes_changes_no_bit(tmp_path, monkeypatch):
-    functions, results, threads = (
-        {str(seed): partial(random_sum, seed) for seed in range(5)},
-        {},
-        torch.get_num_threads(),
-    )
+    functions, results = {str(seed): partial(random_sum, seed) for seed in range(5)}, {}
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     for workers in "12":
         monkeypatch.setenv("LOKY_MAX_CPU_COUNT", workers)
-        results[workers] = Tasks(tmp_path / workers, {}).map("work", functions)
+        results[workers] = Tasks(tmp_path / workers, {}, 0.0).map("work", functions)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
     alone, shared = results.values()
@@ -317,9 +312,9 @@ def test_the_number_of_worker_processes_changes_no_bit(tmp_path, monkeypatch):
 
 def test_a_worker_that_ends_is_said_and_leaves_no_other(tmp_path, monkeypatch):
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
-    functions = {"sleeps": partial(time.sleep, 100), "ends": partial(os._exit, 3)}
+    functions = {"sleeps": partial(time.sleep, 30), "ends": partial(os._exit, 3)}
     with pytest.raises(RunError, match="a worker process has ended"):
-        Tasks(tmp_path / "kept", {}).map("work", functions)
+        Tasks(tmp_path / "kept", {}, 0.0).map("work", functions)
     assert not multiprocessing.active_children()
 
 
@@ -334,14 +329,14 @@ def test_finished_tasks_are_not_repeated(tmp_path):
 
     functions = {name: lambda name=name: work(name) for name in "abcd"}
     with pytest.raises(KeyboardInterrupt):
-        Tasks(tmp_path / "kept", {"seed": 0}).map("work", functions)
+        Tasks(tmp_path / "kept", {"seed": 0}, 0.0).map("work", functions)
     functions["c"] = lambda: "c, at last"
-    results = Tasks(tmp_path / "kept", {"seed": 0}).map("work", functions)
+    results = Tasks(tmp_path / "kept", {"seed": 0}, 0.0).map("work", functions)
     assert done == ["a", "b", "c", "d"]
     assert list(results) == list("abcd")
     assert results["a"]["pair"] == (1.5, None)
     assert torch.equal(results["b"]["values"], torch.arange(3.0))
-    tasks = Tasks(tmp_path / "kept", {"seed": 1})  # of other settings
+    tasks = Tasks(tmp_path / "kept", {"seed": 1}, 0.0)  # of other settings
     tasks.map("work", {"a": functions["a"]})
     assert done == ["a", "b", "c", "d", "a"]
     tasks.remove()

@@ -37,7 +37,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPAT
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from data import load_dataset  # noqa: E402
+from data import load_dataset, rows_per_class  # noqa: E402
 from evaluation import style  # noqa: E402
 from runtime.checkpoint import PARTIAL  # noqa: E402
 from runtime.cli import run_script  # noqa: E402
@@ -57,16 +57,17 @@ processes.set_forkserver_preload([script.removesuffix(".py") for script in SCRIP
 
 
 def small_mnist(directory, *, train=600, test=150):
-    """Writes the first images of MNIST to `directory`/MNIST/raw, as torchvision unpacks them.
+    """Writes images of MNIST to `directory`/MNIST/raw, as torchvision unpacks them, equally many of each digit.
 
     Every second pixel of their middle: 12 x 12 pixels, so that a run takes half as long.
     """
     raw = Path(directory) / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for split, name, count in zip(load_dataset(data_dir=ROOT / "data"), ("train", "t10k"), (train, test), strict=True):
-        images = ((split.images[:count, :, 2:26:2, 2:26:2] + 1) * 127.5).round().byte().numpy().tobytes()
+        rows = rows_per_class(split, count // 10).T.flatten()
+        images = ((split.images[rows, :, 2:26:2, 2:26:2] + 1) * 127.5).round().byte().numpy().tobytes()
         (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 12, 12) + images)
-        labels = split.labels[:count].byte().numpy().tobytes()
+        labels = split.labels[rows].byte().numpy().tobytes()
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels)
 
 

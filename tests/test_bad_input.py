@@ -36,7 +36,7 @@ CASES = [
     (MAIN, "--log-weight-std 0", "--log-weight-std: '0'"),
     (MAIN, "--fit-steps 0", "--fit-steps: '0'"),
     (MAIN, "--fitted-images 19", "--fitted-images: '19'"),
-    (MAIN, "--train-size 600 --images-per-digit 14", "14 images of each class were asked for"),  # of the test images
+    (MAIN, "--train-size 600 --images-per-digit 16", "16 images of each class were asked for"),  # of the test images
     (MAIN, "--batch-size 0", "--batch-size: '0'"),
     (MAIN, "--latent-dim 0", "--latent-dim: '0'"),
     (MAIN, "--latent-dim 10001", "--latent-dim: '10001'"),

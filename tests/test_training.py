@@ -225,7 +225,7 @@ def test_checkpoints_of_one_training_come_back_as_methods(tmp_path):
     methods = [method_class(toy_config(), toy_data()) for method_class in METHODS]
     for method in methods:
         train(method, tmp_path)
-    found = find_checkpoints(METHODS, tmp_path)
+    found = find_checkpoints(tuple(METHODS), tmp_path)
     assert (found.epochs, found.config) == ([1, 2], toy_config())
     x, rows = toy_data().train.images[:4], torch.arange(4)
     for method, loaded in zip(methods, found.load(2, toy_data()), strict=True):

@@ -72,7 +72,9 @@ def test_the_tables_differ_in_what_they_are_said_to():
 def test_the_study_of_starts_makes_a_table_and_nothing_twice(tmp_path, monkeypatch):
     given = Namespace(directory=tmp_path, epochs=1, train_size=60, images=10, device="cpu")
     monkeypatch.setattr(sensitivity, "TrainConfig", partial(TrainConfig, latent_dim=6))
-    monkeypatch.setattr(sensitivity, "EvalConfig", partial(EvalConfig, num_samples=3, chains=2, temperatures=2))
+    monkeypatch.setattr(
+        sensitivity, "EvalConfig", partial(EvalConfig, num_samples=3, chains=2, temperatures=2, fit_steps=3)
+    )
     monkeypatch.setattr(sensitivity, "fit_posterior", partial(fit_posterior, fit_steps=3))
     names, found = (sensitivity.AMORTIZED, "zero, 4 steps", "start at the VAE's codes"), {}
     for name in names:

@@ -93,9 +93,9 @@ def test_a_schedule_is_close_where_the_log_weight_varies_most():
 @pytest.mark.parametrize("temperatures", [None, 20])
 def test_what_annealing_finds_for_an_image_depends_on_no_other(temperatures):
     model = linear_gaussian()
-    x, z, _ = draw(model)
-    q, index = model.poor(x), torch.arange(6) + 11
-    q = GaussianPosterior(q.mean + torch.arange(6).unsqueeze(1) * q.scale, q.scale)  # other temperatures for others
+    x, z, _ = draw(model, count=4)
+    q, index = model.poor(x), torch.arange(4) + 11
+    q = GaussianPosterior(q.mean + torch.arange(4).unsqueeze(1) * q.scale, q.scale)  # other temperatures for others
 
     def estimates(rows):
         own = Noise.of_images(3, "annealing", index=index[rows])
@@ -103,9 +103,9 @@ def test_what_annealing_finds_for_an_image_depends_on_no_other(temperatures):
         estimate = annealed_importance_sampling(model, x[rows], q[rows], **settings)
         return estimate, bidirectional_bounds(model, x[rows], z[rows], q[rows], **settings)
 
-    together, bounds = estimates(torch.arange(6))
+    together, bounds = estimates(torch.arange(4))
     assert (len(together.temperatures.unique()) > 1) == (temperatures is None)
-    for row in range(6):
+    for row in (0, 3):
         alone, bounds_alone = estimates(torch.tensor([row]))
         for value, value_alone in zip((*together, *bounds), (*alone, *bounds_alone), strict=True):
             torch.testing.assert_close(value[row : row + 1], value_alone)

@@ -231,12 +231,13 @@ class LinearEncoder(Method):
 def test_a_new_method_likelihood_and_metric_are_a_class_or_function_and_an_entry_each(folder_of_runs):
     """In a process of its own, since other modules read the list of metrics when they are imported."""
     code = """if True:
-        from evaluation import gaps
+        from evaluation import gaps, style
 
         def brightness(model, x, q):
             return model.mean(q.mean).flatten(1).mean(1)
 
         gaps.METRICS += (brightness,)
+        style.STYLE["figure.dpi"] = 40  # fewer pixels to draw
         import main_vae
         import training
         from test_main_vae import LinearEncoder

@@ -30,7 +30,9 @@ def wait_for(text, torchrun, folder):
 def folder_of_runs(folder_of_runs):
     """A folder with a run of one process, and one of two ranks, one of which was killed and restarted."""
     folder = folder_of_runs / "two"
-    torchrun = stress.start_ranks(MAIN, [*FLAGS, "--evaluation", "quick"], folder, ranks=2, restarts=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLBACKEND", "no_such_backend")  # that of a notebook, from which a script is started
+        torchrun = stress.start_ranks(MAIN, [*FLAGS, "--evaluation", "quick"], folder, ranks=2, restarts=1)
     wait_for("latent_optimization: epoch 1/3", torchrun, folder)
     os.kill(stress.workers_of(torchrun)[1], signal.SIGKILL)
     assert torchrun.wait() == 0, (folder / "err").read_text()

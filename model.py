@@ -39,8 +39,7 @@ class Likelihood(nn.Module):
     units = "log-densities, which do not compare with results on binarized images"  # what the numbers are
 
     @property
-    def label(self):
-        """It in words, in figures and tables."""
+    def label(self):  # in figures and tables
         return f"{self.name.capitalize()} p(x|z)"
 
     def split(self, output):
@@ -72,15 +71,11 @@ class Gaussian(Likelihood):
 
     def __init__(self, sigma=0.4):
         super().__init__()
-        self.sigma = sigma
+        self.sigma, self.noise_variance = sigma, sigma**2
 
     @property
     def label(self):
         return f"Gaussian p(x|z), sigma {self.sigma:g}, pixels in [-1, 1]"
-
-    @property
-    def noise_variance(self):
-        return self.sigma**2
 
     def log_prob(self, x, output):
         squared_error = flat_pixels(output - x, x).square().sum(-1)

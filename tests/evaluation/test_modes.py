@@ -180,7 +180,7 @@ def test_a_posterior_of_one_mode_is_not_split():
 def test_what_is_found_for_an_image_depends_on_no_other(monkeypatch, latent_dim):
     monkeypatch.setattr(modes, "STARTS", 8)
     model = EvenModel(torch.square, latent_dim, sigma=0.4)
-    x, rows = images_of(model, 3), torch.tensor([2, 0])
+    x, rows = images_of(model, 3), torch.tensor([2])
     together, alone = estimate(model, x), estimate(model, x[rows], index=rows)
     assert together["modes"].max() > 1 or latent_dim == 5
     for name, column in together.items():  # rounding grows along chains; another draw would differ by far more

@@ -177,7 +177,7 @@ def _draw_test_images(parts):
 
 
 def _read_archives(name, data_dir):
-    """What `read_folder` returns, of a torchvision data set, but for hashes: grey values. Unpacks nothing on disk."""
+    """What `read_folder` returns, of an archive: grey values in place of hashes. Unpacks nothing on disk."""
     dataset = DATASETS[name]
     raw = Path(data_dir) / dataset.__name__ / "raw"
     try:

@@ -17,9 +17,9 @@ from evaluation.report import RESULTS, draw_history, draw_report, evaluate
 from evaluation.settings import add_own_flags, prepare, prepare_again
 from evaluation.tables import print_tables
 from latent_optimization import LatentOptimization
-from runtime.checkpoint import RunError, save_json
+from runtime.checkpoint import save_json
 from runtime.cli import Parser, add_flags, out_of_memory_hint, run_script
-from runtime.config import ClassifierConfig, EvalConfig, RunConfig, TrainConfig, versions
+from runtime.config import ClassifierConfig, EvalConfig, RunConfig, RunError, TrainConfig, versions
 from runtime.distributed import rank
 from runtime.learners import Checkpoints, saved_epochs
 from runtime.plan import Owned

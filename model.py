@@ -23,7 +23,7 @@ class Likelihood(nn.Module):
     """p(x|z) of pixels that are independent given z; its parameters, if any, are trained with the decoder's.
 
     Shapes: x (B, C, H, W); the decoder's output (..., B, channels * C, H, W). Values: nats; no constant is dropped.
-    A subclass sets what follows, and defines
+    A subclass sets the class attributes below, and defines
 
         log_prob(x, output)         log p(x|z), (..., B)
         mean(output)                E[x|z], (..., B, C, H, W)
@@ -194,7 +194,7 @@ class ConvModel(LatentVariableModel):
     """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W).
 
     likelihood: by default a Gaussian; hidden: units of the hidden layer; seed: if given, the initial weights are a
-    function of it.
+    function of it; options: the precision, see LatentVariableModel.
     """
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):

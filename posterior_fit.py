@@ -16,7 +16,8 @@ unpack = GaussianPosterior.from_parameters
 class PosteriorFit:
     """The q of images during its optimization: gradient ascent on the bound, decoder frozen."""
 
-    def __init__(self, q):  # q: where to start, (B, D); diagonal, or with a factor, whose rank stays
+    def __init__(self, q):
+        """q: where to start, (B, D); diagonal, or with a factor, whose rank stays."""
         self.rank = 0 if q.factor is None else q.factor.shape[-1]
         self.parameters = q.parameters().detach().requires_grad_()
         self.optimizer = torch.optim.Adam([self.parameters])
@@ -108,7 +109,7 @@ def fit_diagonal(
     trace = [bounds(model, x, [unpack(best, fit.rank)], noise)[0]]
     rows = torch.arange(images, device=x.device)  # that have not converged
     gradients = torch.full_like(rows, fit_steps)
-    converged = gradients < 0
+    converged = torch.zeros_like(rows, dtype=torch.bool)
     cycle = max(2 * fit_steps // 3, latent_dim + 1)
     for number in range(max_cycles):
         # A cycle at a constant rate, averaged
@@ -155,7 +156,7 @@ def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_s
     third = max(1, fit_steps // 6)
     steps, rows = 3 * third, torch.arange(len(x), device=x.device)
     trace = [bounds(exact, x, [best], noise, SCORED_PAIRS_FULL)[0]]
-    gradients, converged = torch.zeros_like(rows), rows < 0
+    gradients, converged = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
     for _ in range(max_cycles):
         part, part_noise, mean, scale = x[rows], noise[rows], best.mean[rows], best.scale[rows]
         averages = [GaussianPosterior(torch.zeros_like(mean), torch.zeros_like(scale)) for _ in range(2)]

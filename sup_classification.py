@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from data import load_data
 from evaluation import figures, statistics
 from model import Classifier, autocast
-from runtime.checkpoint import InputError, invalid_contents, save_figure, save_json
+from runtime.checkpoint import invalid_contents, save_figure, save_json
 from runtime.cli import Parser, add_flags, make_config, prepare_run, run_script
-from runtime.config import ClassifierConfig, RunConfig, image_differences, versions
+from runtime.config import ClassifierConfig, InputError, RunConfig, image_differences, versions
 from runtime.distributed import broadcast, rank
 from runtime.learners import read_checkpoint
 from runtime.plan import Owned
@@ -83,16 +83,23 @@ class ClassifierTraining(Learner):
         return f"error {row['train_error']:.2%} train, {row['validation_error']:.2%} validation"
 
 
-RESULTS = "classification.json", "classification.png"
-OWNED = Owned((ClassifierTraining,), ("classification.*",), *RESULTS, extendable=False)
+SUMMARY, FIGURE = "classification.json", "classification.png"
+OWNED = Owned(
+    (ClassifierTraining,),
+    ("classification.*",),
+    summary=SUMMARY,
+    page=FIGURE,
+    checkpoints=("state*",),
+    extendable=False,
+)
 
 
 def augment(x, noise):
     """Every image (B, C, H, W) rotated, shifted and scaled by `noise` (4, B) times ROTATION, SHIFT and SCALE."""
     angle, right, down, scale = noise.unbind()
     angle, scale = angle * math.radians(ROTATION), 1 + SCALE * scale
-    cos, sin, shift = scale * angle.cos(), scale * angle.sin(), SHIFT * (2 / x.shape[-1])
-    # affine_grid's coordinates run from -1 to 1.
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    shift = SHIFT * (2 / x.shape[-1])  # affine_grid's coordinates run from -1 to 1
     rows = torch.stack((cos, -sin, shift * right), dim=-1), torch.stack((sin, cos, shift * down), dim=-1)
     grid = F.affine_grid(torch.stack(rows, dim=1), x.shape, align_corners=False)
     # grid_sample takes pixels outside the image as 0, but the background is -1.

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from model import make_likelihood
-from runtime.checkpoint import InputError, invalid_contents
-from runtime.config import TrainConfig, choose_precision
+from runtime.checkpoint import invalid_contents
+from runtime.config import InputError, TrainConfig, choose_precision
 from runtime.distributed import WHOLE
 from runtime.learners import read_checkpoint, saved_epochs
 from vae_utils import Bound, Noise, elbo, evaluate_bound, mean_and_error, random_generator
@@ -65,20 +65,24 @@ class Learner(nn.Module):
 class Method(Learner):
     """A way to find q(z), with the decoder that it trains: all that evaluation and figures know of a method.
 
-    A new method is one file and an entry in main_vae.METHODS. Its subclass sets what follows, and `name` and `prefix`,
+    A new method is one file and an entry in main_vae.METHODS. Its subclass sets
+
+        name, label, color      in files, in tables and figures, in figures; `prefix` begins the names of checkpoints
+        model_class             a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
+        shared_inference        whether one network infers q of all images: then each gradient of a training shapes
+                                every q, and the ELBO is also found of all test images
+        gradients_per_visit     gradients of the bound that a training step takes for the q of an image
+        noise_draws             standard normal draws that a training step takes for an image, see `draw_noise`
+        by_default              whether it is trained without --methods
+
     and defines `posterior` and `infer`; its file has a `load_model`, see `training.load_model`. The base class makes
     the model and an Adam of its weights, takes the steps, validates, saves and loads. Figures of reconstructions are
     called {reconstruction_prefix}_epoch_{N}.png; the prefix must end in "recon", by which report.py finds them.
     """
 
-    label = color = None  # in tables and figures, in figures
-    model_class = None  # a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
-    # Whether one network infers q of all images: then each gradient of a training shapes every q, and the ELBO is also
-    # found of all test images
-    shared_inference = True
-    gradients_per_visit = 1  # gradients of the bound that a training step takes for the q of an image
-    noise_draws = 1  # standard normal draws that a training step takes for an image, see `draw_noise`
-    by_default = True  # whether it is trained without --methods
+    label = color = model_class = None
+    shared_inference = by_default = True
+    gradients_per_visit = noise_draws = 1
     metrics = Bound._fields
     recordable = True
 

@@ -45,7 +45,8 @@ class GaussianPosterior:
 
     def tensors(self):
         """{"mean", "scale", and "factor" if there is one}: the arguments that make it."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        parts = {"mean": self.mean, "scale": self.scale}
+        return parts if self.factor is None else {**parts, "factor": self.factor}
 
     def __len__(self):
         return len(self.mean)
@@ -159,20 +160,26 @@ def random_generator(seed, *purpose, device="cpu"):
 class Noise:
     """The random numbers of images: from one generator, or from one for each, then independent of other images."""
 
-    def __init__(self, *seed_and_purpose, device="cpu", generators=None):
-        self._generators = random_generator(*seed_and_purpose, device=device) if generators is None else generators
+    def __init__(self, seed, *purpose, device="cpu"):
+        self._generators = random_generator(seed, *purpose, device=device)
+
+    @classmethod
+    def _from(cls, generators):
+        noise = object.__new__(cls)
+        noise._generators = generators
+        return noise
 
     @classmethod
     def of_images(cls, seed, *purpose, index, device="cpu"):
         """A generator for each image, seeded by (seed, purpose, its entry of `index`): rows (B,), or any list."""
         index = index.tolist() if isinstance(index, torch.Tensor) else index
-        return cls(generators=[random_generator(seed, *purpose, entry, device=device) for entry in index])
+        return cls._from([random_generator(seed, *purpose, entry, device=device) for entry in index])
 
     @classmethod
     def concatenate(cls, parts):
         """The Noise of the images of several, in their order. One generator for all images stays alone."""
         shared = parts[0].images is None
-        return parts[0] if shared else cls(generators=[one for noise in parts for one in noise._generators])
+        return parts[0] if shared else cls._from([one for noise in parts for one in noise._generators])
 
     @property
     def images(self):
@@ -181,17 +188,14 @@ class Noise:
 
     def __getitem__(self, rows):
         """The Noise of the images at `rows`, (M,) int64. The generators are the same, not copies."""
-        return self if self.images is None else Noise(generators=[self._generators[row] for row in rows.tolist()])
+        return self if self.images is None else Noise._from([self._generators[row] for row in rows.tolist()])
 
     def spawn(self, rows, *purpose):
         """New generators, for the images at `rows`, a list which may name a row several times."""
         if self.images is None:
             return self
-        children = []
-        for place, row in enumerate(rows):
-            parent, earlier = self._generators[row], rows[:place].count(row)
-            children.append(random_generator(parent.initial_seed(), *purpose, earlier, device=parent.device))
-        return Noise(generators=children)
+        seeds = [(self._generators[row], rows[:place].count(row)) for place, row in enumerate(rows)]
+        return Noise._from([random_generator(one.initial_seed(), *purpose, n, device=one.device) for one, n in seeds])
 
     def normal(self, shape, *, like):
         """Standard normal draws of shape (K, B, ...), of the type of `like` on its device."""
@@ -316,10 +320,9 @@ def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=
     batches = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):
         q, part_noise = posterior(images[rows], rows), noise[rows]
-        normals, total = [part_noise.normal((1, *q.mean.shape), like=q.mean) for _ in range(draws)], 0
-        for part in torch.cat(normals).split(max(1, batch_size // len(rows))):
-            total = total + len(part) * torch.stack(elbo(model, images[rows], q, part))
-        batches.append(total / draws)
+        normals = torch.cat([part_noise.normal((1, *q.mean.shape), like=q.mean) for _ in range(draws)])
+        parts = normals.split(max(1, batch_size // len(rows)))
+        batches.append(sum(len(part) * torch.stack(elbo(model, images[rows], q, part)) for part in parts) / draws)
     return Bound(*torch.cat(batches, dim=1))
 
 

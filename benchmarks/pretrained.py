@@ -18,8 +18,9 @@ import torch  # noqa: E402
 
 from amortized_vae import AmortizedVAE  # noqa: E402
 from latent_optimization import LatentOptimization  # noqa: E402
-from runtime.checkpoint import InputError, atomic_write, load_checkpoint, load_json, save_checkpoint  # noqa: E402
+from runtime.checkpoint import atomic_write, load_checkpoint, load_json, save_checkpoint  # noqa: E402
 from runtime.cli import run_script  # noqa: E402
+from runtime.config import InputError  # noqa: E402
 from runtime.learners import find_checkpoints  # noqa: E402
 
 METHODS = (AmortizedVAE, LatentOptimization)

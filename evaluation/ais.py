@@ -22,6 +22,7 @@ FEWEST, MOST = 16, 1024  # temperatures
 DEPENDENCE = 1.7  # by which successive temperatures raise the standard deviation: 1.5 to 1.9, measured
 PILOT_CHAINS, PILOT_TEMPERATURES = 4, 16
 TRUSTED_STD, TRUSTED_ACCEPTANCE = 1.5, 0.3  # beyond: log-weights hardly normal, chains that hardly move
+LOG_WEIGHT_STD = 0.8  # nats, of an image: what the number of temperatures aims at
 SIMULATED = 30_000  # log-weights, from which the errors of an estimate follow
 TARGET_ACCEPTANCE, ACCEPTABLE = 0.65, (0.4, 0.95)
 MOST_ADAPTATIONS = 12  # of the step size, at one temperature of the pilot run
@@ -131,9 +132,11 @@ def anneal(e, temperatures, betas, step_sizes, *, target, noise, backwards=False
     """Takes chains from e (K, B, D) along a Pilot's schedule. Returns their log-weights (K, B) and acceptances (K, B).
 
     Forwards they start at draws of q, and the mean of exp(w) is p(x) (Neal 2001). Backwards they start at draws of the
-    posterior, in the opposite order, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015). Images must be sorted,
-    those with most temperatures first.
+    posterior, in the opposite order, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015). Raises ValueError if the
+    images are not sorted, those with most temperatures first: an image that is through leaves the batch.
     """
+    if (temperatures.diff() > 0).any():
+        raise ValueError(f"the images are not sorted by their temperatures, most first: {temperatures.tolist()}")
     counts, state = temperatures.tolist(), target.at(e)
     total, accepted = torch.zeros_like(state.log_weight), torch.zeros_like(state.log_weight)
     columns = torch.arange(len(counts), device=betas.device)
@@ -171,7 +174,7 @@ def log_mean_errors(log_weight_std, chains):
     return torch.tensor(results).to(log_weight_std).T
 
 
-def _weighted_runs(target, noise, z=None, *, chains=8, temperatures=None, log_weight_std=0.8, chunk=500):
+def _weighted_runs(target, noise, z=None, *, chains, temperatures, log_weight_std, chunk):
     """(forward log-weights (K, B), backward ones from z (B, D), acceptance, temperatures, predicted_std) of all images.
 
     Without z, draws of the posterior, the backward log-weights have no values. The other three are an AISEstimate's.
@@ -198,18 +201,21 @@ def _weighted_runs(target, noise, z=None, *, chains=8, temperatures=None, log_we
     return forwards, backwards, acceptance.mean(0), counts, pilot.log_weight_std(counts)
 
 
-def annealed_importance_sampling(model, x, q, *, noise, mixture=None, **settings):
+def annealed_importance_sampling(
+    model, x, q, *, noise, chains=8, temperatures=None, log_weight_std=LOG_WEIGHT_STD, chunk=500, mixture=None
+):
     """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017).
 
-    x: (B, *image); q: GaussianPosterior (B, D). Settings: chains=8; temperatures, of every image, by default from
-    FEWEST to MOST, as many as the pilot run predicts for log-weights whose standard deviation over the chains is
-    log_weight_std=0.8, in nats; chunk=500, chains in memory at once. Returns an AISEstimate; p(x) is exactly the
-    expectation of the exponential of a log-weight. Raises ValueError for inputs that do not fit.
+    x: (B, *image); q: GaussianPosterior (B, D). temperatures: of every image; None: from FEWEST to MOST, as many as the
+    pilot run predicts for log-weights whose standard deviation over the chains is `log_weight_std`, in nats. chunk:
+    chains in memory at once. Returns an AISEstimate; p(x) is exactly the expectation of the exponential of a
+    log-weight. Raises ValueError for inputs that do not fit.
 
     mixture: a Mixture of which q is one Gaussian: then only q's share of p(x) is estimated, the integral of
     p(x, z) q(z) / sum_m q_m(z). The shares of all its Gaussians add up to p(x), wherever they lie.
     """
     target = AISTarget(model, x, q, mixture)
+    settings = {"chains": chains, "temperatures": temperatures, "log_weight_std": log_weight_std, "chunk": chunk}
     log_w, _, acceptance, temperatures, predicted_std = _weighted_runs(target, noise, **settings)
     # A weight of 0, or without a value, is a sign that the others cannot be relied on.
     std = log_w.std(0).masked_fill(~log_w.isfinite().all(0), math.inf)
@@ -218,7 +224,9 @@ def annealed_importance_sampling(model, x, q, *, noise, mixture=None, **settings
     return AISEstimate(log_prob, *errors, std, acceptance, temperatures, predicted_std)
 
 
-def bidirectional_bounds(model, x, z, q, *, noise, **settings):
+def bidirectional_bounds(
+    model, x, z, q, *, noise, chains=8, temperatures=None, log_weight_std=LOG_WEIGHT_STD, chunk=500
+):
     """Bounds on log p(x) of simulated images, by annealing forwards and backwards (Grosse et al. 2015).
 
     (x, z) must be draws of the model's own p(x, z), as model.sample gives them: then z (B, D) is a draw of the
@@ -227,6 +235,7 @@ def bidirectional_bounds(model, x, z, q, *, noise, **settings):
     """
     if z.shape != q.mean.shape:
         raise ValueError(f"z {tuple(z.shape)} and q {tuple(q.mean.shape)} are of different images")
+    settings = {"chains": chains, "temperatures": temperatures, "log_weight_std": log_weight_std, "chunk": chunk}
     forwards, backwards, *_ = _weighted_runs(AISTarget(model, x, q), noise, z, **settings)
     log_chains = math.log(len(forwards))
     return Bounds(lower=forwards.logsumexp(0) - log_chains, upper=log_chains - backwards.neg().logsumexp(0))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch.distributions import MultivariateNormal
 
-from vae_utils import GaussianPosterior
+from vae_utils import GaussianPosterior, log_weight
 
 LEAPFROG_STEPS = 5  # gradients of a transition
 JITTER = 0.2  # the share by which the length of a path varies: at a fixed length some directions would be periodic
@@ -50,9 +50,10 @@ class AISTarget:
         return AISTarget(self.model, self.x[rows], self.q[rows], self.mixture and self.mixture.of_rows(rows))
 
     def _log_weight(self, model, e):
+        if self.mixture is None:
+            return log_weight(model, self.x, self.q, e)
         z = self.q.rsample(e)
-        log_joint = model.log_joint(self.x, z)
-        return log_joint - (self.mixture.log_sum(z) if self.mixture else self.q.log_prob_of_noise(e))
+        return model.log_joint(self.x, z) - self.mixture.log_sum(z)
 
     def at(self, e, *, exact=True):
         """The ChainState at e (K, B, D); exact: l(e) in full precision. No gradient flows to the decoder's weights."""

@@ -35,8 +35,8 @@ def latent_usage(*, table, scores, methods):
         )
         form = {"color": method.color if split == "train" else style.INK, "line": line, "label": label}
         style.plot_band(axes, range(1, len(rows) + 1), *column_intervals(rows, "kl"), **form)
-    for _, axes in panels:
         axes.set(xlabel=f"rank of the dimension, of {len(rows)}")
+    for _, axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper right", labelspacing=1)
         axes.axhline(USED, color=style.INK, linestyle=":", linewidth=0.8)

@@ -51,8 +51,9 @@ class Sample(NamedTuple):
 def draw_sample(split, *, size, per_class, seed):
     """A Sample of `size` random images of a Split, in which every class has its share, but at least `per_class` images.
 
-    A larger sample holds the images of a smaller one.
+    A larger sample holds the images of a smaller one. Raises InputError if a class has fewer than `per_class` images.
     """
+    rows_per_class(split, per_class)
     labels = split.labels.cpu()
     order = torch.randperm(len(labels), generator=random_generator(seed, "scored images"))
     order = order[labels[order].argsort(stable=True)]  # class by class

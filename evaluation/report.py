@@ -22,12 +22,29 @@ PICTURED = {"training image": ("train", 0), "test image": ("test", 0), "compared
 MOST_PICTURED = 30  # how many classes at most have an image of their own in a figure
 # The files in the results directory, as patterns; those of earlier versions, too.
 RESULTS = (
-    "*recon_epoch_[0-9]*.png", "samples_epoch_[0-9]*.png", "comparison_epoch_[0-9]*.png", "training_curves.png",
-    "scores.csv", "log_probabilities.*", "gaps.csv", "where_the_nats_go.png", "gaps_over_epochs.png",
-    "gaps_per_digit.png", "quality_over_seconds.png", "latent_usage.png", "latent_usage.csv", "latent_probes.png",
-    "latent_map.png", "latent_manifold.png", "traversals.png", "interpolation.png", "sample_quality.png", "history.csv",
-    "summary.json", "report.html",
-)  # fmt: skip
+    "*recon_epoch_[0-9]*.png",
+    "samples_epoch_[0-9]*.png",
+    "comparison_epoch_[0-9]*.png",
+    "training_curves.png",
+    "scores.csv",
+    "log_probabilities.*",
+    "gaps.csv",
+    "where_the_nats_go.png",
+    "gaps_over_epochs.png",
+    "gaps_per_digit.png",
+    "quality_over_seconds.png",
+    "latent_usage.png",
+    "latent_usage.csv",
+    "latent_probes.png",
+    "latent_map.png",
+    "latent_manifold.png",
+    "traversals.png",
+    "interpolation.png",
+    "sample_quality.png",
+    "history.csv",
+    "summary.json",
+    "report.html",
+)
 
 
 class Results(NamedTuple):
@@ -88,7 +105,8 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
         pictures[epoch] = draw_pictures(methods_of[epoch], drawn, measured, config)
         rows += scores.tracked_scores(measured, drawn, epoch, measurements.tracked_per_class(config))
     likelihood, manifold = methods[0].model.likelihood.label, latents.manifold(methods)
-    scored = Results([], [], methods, data.test.classes, likelihood, pictures, manifold)
+    found = {"classes": data.test.classes, "likelihood": likelihood, "pictures": pictures, "manifold": manifold}
+    scored = Results(scores=[], images=[], methods=methods, **found)
     if config.evaluation == "none":
         return scored
 
@@ -188,7 +206,10 @@ def draw_report(results_dir, results, summary):
     save_csv(results_dir / "latent_usage.csv", results.latent_usage)
 
     # Figures of numbers.
-    shared, examples = {"scores": results.scores, "methods": methods}, drawn["test image"]  # of the last epoch
+    shared, examples = (
+        {"scores": results.scores, "methods": methods},
+        results.pictures[max(results.pictures)]["test image"],
+    )
     options = {"num_samples": summary["eval_config"]["num_samples"], "classes": classes, **shared}
     options["example_values"] = results.log_prob[:, SPLITS.index("test"), : len(examples), 0]
     save("log_probabilities", figures.log_probabilities, images=examples, **options)

@@ -11,9 +11,9 @@ import numpy as np
 from data import SPLITS
 from evaluation.statistics import find, half_width, intervals
 from evaluation.tables import DIFFERENCES, read_scores, title
-from runtime.checkpoint import InputError, RunError, directory_lock, load_json, save_csv
+from runtime.checkpoint import directory_lock, load_json, save_csv
 from runtime.cli import make_config
-from runtime.config import RunConfig
+from runtime.config import InputError, RunConfig, RunError
 from runtime.distributed import rank
 from runtime.progress import Interrupted
 

@@ -30,6 +30,7 @@ CLASS_COLORS = (
 FONT = "DejaVu Sans"  # comes with matplotlib
 PLACEHOLDERS = re.compile(r"\.|Last ?Resort|Adobe Blank")  # fonts that draw a box for every character
 STYLE = mpl.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
+STYLE |= {"axes.labelcolor": INK, "axes.edgecolor": INK}
 
 
 class Figure(mpl.figure.Figure):

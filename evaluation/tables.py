@@ -170,12 +170,15 @@ def cost_rows(scores, labels):
 def cost_table(scores, labels):
     """What training and inference took, as a table."""
     width = min(21, 50 // len(labels))
+
+    def line(label, texts):
+        return f"{label:50}" + "".join(f"{text:>{width}}" for text in texts)
+
     wrapped = [textwrap.wrap(label, width - 1) for label in labels.values()]
-    headings = list(zip_longest(["computation"], zip_longest(*wrapped, fillvalue=""), fillvalue=""))
-    rows = [*headings, *cost_rows(scores, labels)]
-    lines = [f"{label:50}" + "".join(f"{text:>{width}}" for text in texts) for label, texts in rows]
-    rule = "-" * len(lines[0])
-    return "\n".join([*lines[: len(headings)], rule, *lines[len(headings) :], rule])
+    first, *others = zip_longest(*wrapped, fillvalue="")
+    headings = [line("computation", first), *(line("", texts) for texts in others)]
+    rule = "-" * len(headings[0])
+    return "\n".join([*headings, rule, *(line(*row) for row in cost_rows(scores, labels)), rule])
 
 
 def headline_rows(scores, labels):

@@ -170,7 +170,8 @@ def directory_lock(*directories):
     Raises InputError if another run has locked one of them, or if one cannot be written to; then it makes nothing.
     """
     with contextlib.ExitStack() as stack:
-        for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in directories if rank() == 0):
+        here = directories if rank() == 0 else ()  # one rank locks for all
+        for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in here):
             try:
                 stack.enter_context(new_directory(directory))
                 stack.enter_context(exclusive_lock(directory))

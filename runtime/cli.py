@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.distributed import get_node_local_rank
 
 from runtime.config import InputError, RunError, choose_device, choose_precision, flag
-from runtime.distributed import connect, finish, first_to_stop, rank, size, start
+from runtime.distributed import connect, finish, first_to_stop, local_rank, rank, size, start
 from runtime.progress import Interrupted, install_signal_handlers
 
 # In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
@@ -115,7 +114,7 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
     Sets PyTorch so that on CUDA float32 is float32 and a resumed run ends like one that was not interrupted. Raises
     InputError if this machine does not have the device, or if a directory cannot be written to.
     """
-    device = choose_device(run_config.device, local_rank=get_node_local_rank() if size() > 1 else None)
+    device = choose_device(run_config.device, local_rank=local_rank())
     for name in written:
         writable_directory(getattr(run_config, name), name)
     if device.type == "cuda":

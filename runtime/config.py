@@ -41,7 +41,7 @@ def flag(name):
 
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-PRECISION = "number format; auto takes bfloat16 where the hardware is faster in it"
+PRECISION_HELP = "number format; auto takes bfloat16 where the hardware is faster in it"
 OF_MACHINE = ("device", "precision")  # settings with which a run may continue elsewhere: the same up to rounding
 MANY = 10**9  # no limit of ours; the data and the memory have theirs
 TRAIN_SIZE = (
@@ -52,7 +52,9 @@ DATASET = (
     "mnist, fashion-mnist, kmnist, or folder:PATH, a folder with a folder of images for each class, of which a fifth "
     "are test images, or with such folders in train, test and val"
 )
-START = "where the latent table begins: at the posteriors of probabilistic PCA, at mean 0, or at draws from the prior"
+START_HELP = (
+    "where the latent table begins: at the posteriors of probabilistic PCA, at mean 0, or at draws from the prior"
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Config:
 
 @dataclass(frozen=True)
 class LearnerConfig(Config):
-    """What every training has, with the defaults of the methods'."""
+    """The settings that methods and the classifier share; the defaults are those of methods."""
 
     epochs: int = setting(30, "passes over the training images", low=1, high=100_000)
     train_size: int = setting(20_000, TRAIN_SIZE, low=1, high=MANY)
@@ -80,7 +82,7 @@ class LearnerConfig(Config):
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed; bernoulli implies it")
     batch_size: int = setting(64, "images per step", low=1, high=MANY)
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
-    precision: str = setting("auto", PRECISION, choices=PRECISIONS)
+    precision: str = setting("auto", PRECISION_HELP, choices=PRECISIONS)
     learning_rate: float = setting(0.001, "Adam's, of encoder and decoder", low=0.0, high=1e3)
 
 
@@ -94,7 +96,7 @@ class TrainConfig(LearnerConfig):
     sigma_p: float = setting(0.4, "standard deviation of a gaussian p(x|z), pixels in [-1, 1]", low=1e-3, high=1e3)
     beta: float = setting(1.0, "weight of the KL in the training loss", low=0.0, high=1e6)
     latent_learning_rate: float = setting(0.01, "Adam's, of the latent table", low=0.0, high=1e3)
-    latent_start: str = setting("pca", START, choices=("pca", "zero", "normal"))
+    latent_start: str = setting("pca", START_HELP, choices=("pca", "zero", "normal"))
     latent_steps: int = setting(1, "steps of the latent table for each step of the decoder", low=1, high=1000)
     latent_rank: int = setting(0, "rank of the covariance beside a row's variances", low=0, high=1000)
     refinement_steps: int = setting(4, "steps from the encoder's q, semi-amortized", low=1, high=1000)

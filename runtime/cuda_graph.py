@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from runtime.checkpoint import RunError
+from runtime.config import RunError
 
 WARM_UP = 3  # calls before the recording, in which libraries and optimizers allocate their buffers
 

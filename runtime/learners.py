@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from runtime.checkpoint import InputError, invalid_contents, load_checkpoint, save_checkpoint
-from runtime.config import OF_MACHINE, TrainConfig, differences, image_differences
+from runtime.checkpoint import invalid_contents, load_checkpoint, save_checkpoint
+from runtime.config import OF_MACHINE, InputError, TrainConfig, differences, image_differences
 from runtime.distributed import rank
 
 SAVED_EPOCHS = (1, 5, 10, 20, 30)

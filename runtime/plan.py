@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.checkpoint import LOCK, InputError, exclusive_lock, invalid_contents, load_json
-from runtime.config import OF_MACHINE, differences, image_differences
+from runtime.checkpoint import LOCK, exclusive_lock, invalid_contents, load_json
+from runtime.config import OF_MACHINE, InputError, differences, image_differences
 from runtime.distributed import rank, restarted
 
 BEGIN_ANEW = "--overwrite removes its files and begins anew, other --checkpoint-dir and --results-dir keep them"
@@ -19,6 +19,7 @@ class Owned(NamedTuple):
     results: tuple  # patterns, in the results directory
     summary: str  # the file in the results directory that a run writes last, with its settings
     page: str = ""  # the file in the results directory to open first
+    checkpoints: tuple = ("state*", "epoch_*.pt")  # patterns, in the checkpoint directory, after a learner's prefix
     extendable: bool = True  # whether a run can be continued for more epochs: none of its schedules depends on them
 
     def trained(self, settings):
@@ -28,7 +29,7 @@ class Owned(NamedTuple):
 
     def files(self, run_config):
         """The files that are there, states first: without them there is nothing to continue."""
-        checkpoints = [f"{learner.prefix}_{kind}" for kind in ("state*", "epoch_*.pt") for learner in self.learners]
+        checkpoints = [f"{learner.prefix}_{kind}" for kind in self.checkpoints for learner in self.learners]
         patterns = (run_config.checkpoint_dir, checkpoints), (run_config.results_dir, self.results)
         paths = (path for folder, names in patterns for name in names for path in sorted(Path(folder).glob(name)))
         return [path for path in paths if path.is_file()]

@@ -8,7 +8,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.checkpoint import RunError, directory_lock, invalid_contents, load_checkpoint, save_checkpoint, save_json
+from runtime.checkpoint import directory_lock, invalid_contents, load_checkpoint, save_checkpoint, save_json
+from runtime.config import RunError
 from runtime.cuda_graph import record_step
 from runtime.distributed import barrier, broadcast, own_shard, rank, size
 from runtime.learners import lengthen, save_learner
@@ -159,7 +160,7 @@ class Run:
             print(f"{stage} ...", flush=True)
         check_interrupt()
         yield
-        self.stage_seconds[stage] = time.perf_counter() - started
+        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started
 
     def _path(self, prefix, epoch, part=""):
         return self.directory / f"{prefix}_state_{epoch}{part}.pt"
@@ -170,9 +171,10 @@ class Run:
         rows = {name: state.pop(name) for name in learner.sharded}
         if rows:
             save_checkpoint(self._path(learner.prefix, epoch, f"_rows_{rank()}_of_{size()}"), rows)
-        barrier()
         if rank() == 0:
             save_checkpoint(self._path(learner.prefix, epoch), state)
+        barrier()
+        if rank() == 0:
             known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "settings": self.settings}
             known |= {"history": history, "seconds": self.seconds()}
             save_json(self.directory / f"{learner.prefix}_state.json", known)
@@ -180,7 +182,10 @@ class Run:
                 path.unlink(missing_ok=True)
 
     def _restore(self, learner):
-        """Takes the saved state over, whatever the number of ranks that wrote it. Returns the history."""
+        """Takes the saved state over, whatever the number of ranks that wrote it, and writes its checkpoint again.
+
+        Returns the history.
+        """
         if (saved := self.states.get(learner.prefix)) is None:
             return []
         epoch, ranks = saved["epoch"], saved["ranks"]

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from joblib import cpu_count
 
-from runtime.checkpoint import InputError, RunError, load_checkpoint, load_json, save_checkpoint, save_json
+from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json
+from runtime.config import InputError, RunError
 from runtime.distributed import barrier, gather, rank, size
 from runtime.progress import ProgressBar
 

@@ -14,9 +14,8 @@ from processes import CLASSIFIER, MAIN, arguments, contents, run
 import main_vae
 import sup_classification
 from benchmarks import stress
-from runtime.checkpoint import InputError
 from runtime.cli import run_script
-from runtime.config import image_differences
+from runtime.config import InputError, image_differences
 from runtime.run import open_run
 from training import train_epoch, validate
 
@@ -54,6 +53,7 @@ CASES = [
     (MAIN, "--device meta", "--device meta: this machine or this PyTorch has 0 of this kind"),
     (MAIN, "--precision float16", "--precision: invalid choice: 'float16'"),
     (MAIN, "--checkpoint-dir=", "--checkpoint-dir: the name is empty"),
+    (MAIN, f"--checkpoint-dir {'long' * 100}", "cannot be written to (File name too long)"),
     (MAIN, "--checkpoint-dir file", "--checkpoint-dir file: cannot be written to (file is not a directory)"),
     (MAIN, "--checkpoint-dir new/one --results-dir /proc/none", "none: cannot be written to"),
     (MAIN, "--results-dir new/two --checkpoint-dir circle", "circle: cannot be written to"),

@@ -13,7 +13,7 @@ from torchvision.datasets import MNIST, FashionMNIST, ImageFolder
 
 from data import binarized, load_data, load_dataset, remaining, rows_per_class, stratified_subset
 from images import load_images
-from runtime.checkpoint import InputError
+from runtime.config import InputError
 
 
 def test_mnist_is_whole_and_scaled(mnist):

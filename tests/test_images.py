@@ -16,7 +16,7 @@ from torchvision.datasets import ImageFolder
 
 from data import load_data, load_dataset
 from images import dark_on_light, load_images, warn_unlike_mnist
-from runtime.checkpoint import InputError
+from runtime.config import InputError
 
 
 def test_own_images_are_scaled_as_mnist_is(mnist, tmp_path):

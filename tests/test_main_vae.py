@@ -26,7 +26,8 @@ from evaluation.statistics import TRACKED, find, select_scores
 from evaluation.tables import read_scores
 from latent_optimization import LatentOptimization
 from model import ConvModel
-from runtime.checkpoint import InputError, load_checkpoint
+from runtime.checkpoint import load_checkpoint
+from runtime.config import InputError
 from training import Method
 from vae_utils import Fit, GaussianPosterior
 
@@ -253,7 +254,7 @@ def test_a_new_method_likelihood_and_metric_are_a_class_or_function_and_an_entry
         ["linear", "latent_optimization", "semi_amortized"],
         ("linear", "latent_opt", "semi_amortized_vae"),
     )
-    flags = processes.arguments(processes.MAIN, "--epochs", "1", "--methods", *expected)
+    flags = processes.arguments(processes.MAIN, "--epochs", "1", "--latent-rank", "2", "--methods", *expected)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     done = subprocess.run(
         [sys.executable, "-c", code, *flags], cwd=folder, env=environment, capture_output=True, text=True

@@ -12,7 +12,7 @@ OPTIONS = ["--epochs", "1", "--latent-rank", "2", "--refinement-steps", "3", "--
 
 
 def test_methods_can_be_added_to_a_run_and_scored_alone(folder_of_runs):
-    """A run of one that is stopped, to which the others are added; every table and figure has all three."""
+    """A run of one that is stopped, to which the others are added; every table has all three."""
     folder = folder_of_runs / "added"
     after = {"after": "semi_amortized: epoch 1/1", "number": signal.SIGTERM}
     assert processes.stop(processes.MAIN, folder, *OPTIONS, "--methods", "semi_amortized", **after)[0] == 143
@@ -29,7 +29,10 @@ def test_methods_can_be_added_to_a_run_and_scored_alone(folder_of_runs):
     assert len(names) == 6  # three methods, and every two of them
     for name, visits in (("amortized", 1), ("latent_optimization", 1), ("semi_amortized", 3)):  # each says its own
         assert find(scores, "training_gradients", name, "train").mean == 100 * visits
-    assert (folder / "results/semi_amortized_vae_recon_epoch_1.png").exists()
+    for prefix in ("recon", "latent_opt_recon", "semi_amortized_vae_recon"):
+        assert (folder / f"results/{prefix}_epoch_1.png").exists()
+    for label in ("Amortized VAE", "Latent optimization", "Semi-amortized VAE"):
+        assert label in out
 
     # Scored alone, or not at all
     alone = [*OPTIONS, "--methods", "semi_amortized", "--evaluate-only", "--results-dir", "alone"]

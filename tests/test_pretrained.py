@@ -15,7 +15,8 @@ from evaluation.measurements import draws_of
 from evaluation.statistics import find
 from evaluation.tables import read_scores
 from posterior_fit import fit_posterior
-from runtime.checkpoint import InputError, save_json
+from runtime.checkpoint import save_json
+from runtime.config import InputError
 from runtime.learners import find_checkpoints
 from vae_utils import Noise, evaluate_bound, importance_sampling
 

@@ -18,7 +18,8 @@ from benchmarks import stress
 from evaluation import seeds
 from evaluation.statistics import find
 from evaluation.tables import DIFFERENCES, read_scores, title
-from runtime.checkpoint import RunError, exclusive_lock
+from runtime.checkpoint import exclusive_lock
+from runtime.config import RunError
 
 FLAGS = {"settings": stress.SCRIPTS[MAIN].replace("--seed 2 ", "") + " --evaluation quick"}
 SEEDS = ["--seeds", "2", "3", "--resume"]

@@ -7,8 +7,8 @@ import torch
 from conftest import toy_data, train
 
 from data import Data, stratified_subset
-from runtime.checkpoint import InputError, load_checkpoint, save_checkpoint
-from runtime.config import ClassifierConfig, RunConfig
+from runtime.checkpoint import load_checkpoint, save_checkpoint
+from runtime.config import ClassifierConfig, InputError, RunConfig
 from runtime.run import Run
 from sup_classification import (
     ClassifierTraining,

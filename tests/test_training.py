@@ -13,7 +13,8 @@ from amortized_vae import AmortizedVAE
 from latent_optimization import LatentOptimization
 from latent_table import LatentTable
 from model import ConvVAE
-from runtime.checkpoint import InputError, load_checkpoint, save_checkpoint
+from runtime.checkpoint import load_checkpoint, save_checkpoint
+from runtime.config import InputError
 from runtime.learners import find_checkpoints, saved_epochs
 from semi_amortized_vae import SemiAmortizedVAE
 from training import train_epoch

@@ -224,12 +224,15 @@ def test_usage_says_both_numbers_with_their_thresholds():
     row = {"images": 30, "kl_standard_error": 0.1, "variance_of_mean": 1.0}
     of_methods = product(METHODS, SPLITS, (0.4, 3.0, 0.01))
     table = [{"method": method.name, "split": split, "kl": value, **row} for method, split, value in of_methods]
+    table += [{"method": "three", "split": split, "kl": 0.2, **row} for split in SPLITS]  # one dimension more
     means = {"used_dimensions": 2, "used_dimensions_lower": 1, "used_dimensions_upper": 3, "share_of_kl": 0.9971}
     means |= {"active_units": 3, "active_units_lower": 2, "active_units_upper": 4}
     scores = with_means(made_up_scores(METHODS), means)
     shown = texts(latent_figures.latent_usage(table=table, scores=scores, methods=METHODS))
     expected = "2 dimensions above 0.1 nats (1 to 3): 99.7% of the KL\n3 active units (2 to 4)"
     assert sum(text.endswith(expected) for text in shown) == 6
+    ranks = [text for text in shown if text.startswith("rank of the dimension")]
+    assert ranks == [f"rank of the dimension, of {count}" for count in (3, 3, 4)]
     assert any("dotted: 0.1 nats" in text and "above 0.01" in text for text in shown)
 
 

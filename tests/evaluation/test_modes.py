@@ -183,5 +183,7 @@ def test_what_is_found_for_an_image_depends_on_no_other(monkeypatch, latent_dim)
     x, rows = images_of(model, 3), torch.tensor([2])
     together, alone = estimate(model, x), estimate(model, x[rows], index=rows)
     assert together["modes"].max() > 1 or latent_dim == 5
-    for name, column in together.items():  # rounding grows along chains; another draw would differ by far more
-        torch.testing.assert_close(column[rows], alone[name], atol=1e-3, rtol=0)
+    for name, column in together.items():
+        # Of 5 dimensions, rounding grew to 7e-5 along the chains; another draw would differ by far more.
+        counts = name in ("modes", "temperatures", "trusted")
+        torch.testing.assert_close(column[rows], alone[name], atol=0 if counts else 1e-3, rtol=0)

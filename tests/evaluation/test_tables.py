@@ -5,7 +5,7 @@ from made_up import LABELS, METHODS, changed, made_up_scores
 
 from evaluation import tables
 from evaluation.statistics import find
-from runtime.checkpoint import InputError
+from runtime.config import InputError
 
 BOTH = {name: LABELS[name] for name in ("one", "two")}
 SCORES = made_up_scores(METHODS[:2])

@@ -12,7 +12,8 @@ import torch
 from processes import Poison
 
 from runtime import checkpoint
-from runtime.checkpoint import InputError, RunError, atomic_write, directory_lock, load_checkpoint, save_checkpoint
+from runtime.checkpoint import atomic_write, directory_lock, load_checkpoint, save_checkpoint
+from runtime.config import InputError, RunError
 
 
 class DiskFull:

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from runtime import cli, progress
-from runtime.checkpoint import InputError, RunError
 from runtime.cli import Parser, add_flags, make_config, out_of_memory_hint, run_script
-from runtime.config import EvalConfig, RunConfig, TrainConfig, setting
+from runtime.config import EvalConfig, InputError, RunConfig, RunError, TrainConfig, setting
 from runtime.progress import Interrupted
 
 

@@ -6,7 +6,7 @@ from conftest import toy_config, toy_data, train
 
 from amortized_vae import AmortizedVAE
 from latent_optimization import LatentOptimization
-from runtime.checkpoint import RunError
+from runtime.config import RunError
 from runtime.cuda_graph import CUDAGraphStep
 from vae_utils import random_generator
 

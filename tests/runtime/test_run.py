@@ -12,8 +12,8 @@ from torch import nn
 
 from runtime import distributed
 from runtime import run as running
-from runtime.checkpoint import InputError, RunError, load_json, save_checkpoint, save_json
-from runtime.config import RunConfig, TrainConfig
+from runtime.checkpoint import load_json, save_checkpoint, save_json
+from runtime.config import InputError, RunConfig, RunError, TrainConfig
 from runtime.distributed import WHOLE, Shard
 from runtime.plan import Owned, plan_evaluation, plan_run
 from runtime.progress import Interrupted

@@ -17,7 +17,7 @@ from torchvision.datasets.utils import check_integrity, download_url
 
 from images import of_one_value, read_folder
 from runtime.checkpoint import exclusive_lock, new_directory
-from runtime.config import InputError, about
+from runtime.config import InputError, about, check_device
 from runtime.distributed import WHOLE, Shard, own_shard
 from vae_utils import random_generator
 
@@ -85,6 +85,7 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
     it has validation images of its own. Raises InputError if the images cannot be read, if there are too few, or if
     nearly all their pixels are alike.
     """
+    check_device(device)
     options = {"binarize": config.binarize, "resize": config.resize, "device": device}
     whole, test, *given = load_dataset(config.dataset, data_dir=data_dir, validation=True, **options)
     total, fewest = len(whole.labels), max(FEWEST_VALIDATION, whole.num_classes)
@@ -122,11 +123,11 @@ def _check(train, test):
     for split, kind in ((train, "training"), (test, "test")):
         if missing := [name for name, count in split.counts().items() if not count]:
             raise InputError(f"no {kind} image of class {', '.join(missing)}")
+        if text := of_one_value(split.images):
+            raise InputError(f"the {kind} images: {text[0]}")
     height, width = train.images.shape[2:]
     if height % 4 or width % 4:
         raise InputError(f"images of {height} x {width} pixels: the networks need multiples of four")
-    if text := of_one_value(train.images):
-        raise InputError(f"the training images: {text[0]}")
 
 
 def take_shard(data):
@@ -185,7 +186,8 @@ def _read_archives(name, data_dir):
             _download(dataset, raw)
         arrays, known = zip(*(_read_idx(raw / file, dataset) for file, _ in dataset.resources), strict=True)
         shapes = train, train_labels, test, test_labels = [array.shape for array in arrays]
-        if len(train) != 3 or train[1:] != test[1:] or (train[:1], test[:1]) != (train_labels, test_labels):
+        fitting = train[1:] == test[1:] and (train[:1], test[:1]) == (train_labels, test_labels)
+        if len(train) != 3 or not all(train) or not fitting:
             sizes = ", ".join(" x ".join(map(str, shape)) for shape in shapes)
             raise InputError(f"training images, their labels, test images, their labels do not fit: {sizes}")
         if (label := max(int(labels.max(initial=0)) for labels in arrays[1::2])) >= len(dataset.classes):
@@ -200,7 +202,10 @@ def _read_archives(name, data_dir):
         parts[split] = grey, torch.from_numpy(labels).long(), torch.arange(len(labels)), grey
     size = f"{train[0]:,} and {test[0]:,} images of {train[1]} x {train[2]} pixels"
     classes = tuple(title.split(" - ")[0] for title in dataset.classes)  # MNIST's are like "7 - seven"
-    return classes, parts, "" if all(known) else f"{raw}: not verified, without archives: {size}"
+    notes = [f"{raw}: not verified, without archives: {size}"] * (not all(known))
+    if (high := int(arrays[0].max())) < 64:
+        notes.append(f"the largest grey value is {high} of 255: scale the images, if they are not meant to be dark")
+    return classes, parts, "; ".join(notes)
 
 
 def _read_idx(archive, dataset):
@@ -208,9 +213,9 @@ def _read_idx(archive, dataset):
     file = archive.with_suffix("")
     packed = archive.exists()
     contents = gzip.decompress(archive.read_bytes()) if packed else file.read_bytes()
-    start = 4 + 4 * contents[3] if contents[:3] == b"\0\0\x08" else len(contents)
-    shape = np.frombuffer(contents[4:start], ">i4")
-    if len(shape) == 0 or len(contents) - start != shape.prod():
+    start = 4 + 4 * sum(contents[3:4]) if contents[:3] == b"\0\0\x08" else 4
+    shape = np.frombuffer(contents[4:start], ">i4") if len(contents) >= start else np.empty(0)
+    if len(shape) == 0 or (shape < 0).any() or len(contents) - start != shape.prod():
         raise InputError(f"{file.name} is damaged")
     known = packed or (dataset is MNIST and hashlib.md5(contents).hexdigest() == UNPACKED[file.name])
     # Other files of MNIST's format may take their place, but none that look like MNIST's.

@@ -4,16 +4,12 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import functional as transforms
 
+from image_files import border, read_images
 from runtime.config import InputError
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
@@ -25,7 +21,6 @@ NEEDED = "it needs a folder of images for each class, or such folders in train, 
 # What file managers, archive tools and disks make; hidden files and those of editors begin or end as `_entries` says.
 LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "lost+found"}
 LEFT_BEHIND |= {"@eadir", "@recycle", "@__thumb", "#recycle", "$recycle.bin", "system volume information"}
-WHITE = {"I": (255, 4095, 65_535), "F": (1, 255, 4095, 65_535)}  # of whole numbers and of floats
 
 
 def read_folder(path, *, resize=False):
@@ -45,7 +40,7 @@ def read_folder(path, *, resize=False):
         names = [(split, label) for split in layout for label in range(len(classes))]
         files = [(split, label, file) for split, label in names for file in layout[split][classes[label]]]
         split_of, label_of, paths = zip(*files, strict=True)
-        grey, hashes, notes = _read_images(paths, resize=resize)
+        grey, hashes, notes = read_images(paths, resize=resize)
         order = [(KEPT_FIRST.index(split), os.path.islink(file), row) for row, (split, _, file) in enumerate(files)]
         kept = {hashes[row]: row for _, _, row in sorted(order, reverse=True)}  # a file rather than a link to it
         left_out["copies of the same picture"] = len(files) - len(kept)
@@ -54,9 +49,10 @@ def read_folder(path, *, resize=False):
         for split in layout:
             rows = [row for row in sorted(kept.values()) if split_of[row] == split]
             columns = [(label_of[row], row - split_of.index(split), hashes[row]) for row in rows]
-            parts[split] = grey[rows], *torch.tensor(columns, dtype=torch.long).reshape(-1, 3).unbind(1)
+            parts[split] = grey[rows], *torch.tensor(columns, dtype=torch.long).reshape(-1, 3).T.contiguous()
             counts = parts[split][1].bincount(minlength=len(classes)).tolist()
-            needed, where = (FEWEST_SPLIT, f" in {split}") if "test" in layout else (FEWEST, "")
+            needed = FEWEST if split == "train" and "test" not in layout else FEWEST_SPLIT
+            where = f" in {split}" * (len(layout) > 1)
             if (fewest := min(counts)) < needed:
                 few = f"class {classes[counts.index(fewest)]} has {fewest} image{'s' * (fewest != 1)}{where}"
                 raise InputError(f"{few}; every class needs {needed} or more")
@@ -185,91 +181,13 @@ def load_images(images, *, resize=False, invert=False):
             raise InputError("; ".join([reason, *_listed(left_out)]))
     if not paths:
         raise InputError("no images: the list of paths is empty")
-    grey, _, notes = _read_images(paths, resize=resize)
+    grey, _, notes = read_images(paths, resize=resize)
     images = 1 - grey / 127.5 if invert else grey / 127.5 - 1
     if not invert and (count := int(dark_on_light(images).sum())):
         notes.append(f"{_unlike_mnist(count, len(images))}: invert=True turns all images")
     for note in [*_listed(left_out), *notes, *of_one_value(images)]:
         warnings.warn(note, stacklevel=2)
     return images
-
-
-def _read_images(paths, *, resize):
-    """Grey values (N, 1, 28, 28) from 0 to 255, 64-bit hashes of the pixels as they were before, and notes."""
-    largest = {}  # {"I" or "F": grey value}, of images whose mode does not say what is white
-    for path in paths:
-        with _opened(path) as image:
-            if (kind := image.mode[0]) in WHITE:
-                grey = np.asarray(image)
-                if not np.isfinite(grey).all() or grey.min() < 0 or grey.max() > WHITE[kind][-1]:
-                    values = f"grey values from {grey.min():g} to {grey.max():g}"
-                    raise InputError(f"{values}; scale them to 0 to 255, or floats to 0 to 1")
-                largest[kind] = max(largest.get(kind, 0), float(grey.max()))
-            elif any(end in str(tile[3]) for tile in image.tile for end in (";16B", ";16L", ";16N")):
-                # Of colours with 16 bits Pillow reads the upper 8: values up to 255 or 4,095 would be black.
-                high = max(high for _, high in image.convert("RGB").getextrema())
-                if high < 64:
-                    raise InputError(f"colours of 16 bits, the largest {high} of 255; scale them, and save 8 bits")
-    white = {kind: next(end for end in WHITE[kind] if high <= end) for kind, high in largest.items()}
-    dark = [(high, white[kind]) for kind, high in largest.items() if 2 * high < white[kind]]
-    notes = [f"grey values of 0 to {high:g} are taken as 0 to {end:,}" for high, end in dark]
-    images, hashes = [], []
-    for path in paths:
-        with _opened(path) as image:
-            grey = _grey(ImageOps.exif_transpose(image), white)
-            digest = blake2b(grey.numpy().tobytes(), key=str(tuple(grey.shape)).encode(), digest_size=8).digest()
-            hashes.append(int.from_bytes(digest, "little", signed=True))
-            if not resize and grey.shape != (1, 28, 28):
-                size = f"{grey.shape[2]} x {grey.shape[1]} pixels, not 28 x 28"
-                raise InputError(f"is {size}; resize=True, or the flag --resize, scales it")
-            images.append(_resized(grey) if resize else grey)
-    return torch.stack(images), hashes, notes
-
-
-@contextmanager
-def _opened(path):
-    """Yields the PIL image of a file. Raises InputError for whatever goes wrong with it, and for several pictures."""
-    try:
-        with Image.open(path) as image:
-            # Phones put a preview or a depth map beside a photograph: MPO.
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise InputError(f"holds {image.n_frames} pictures; save each that you want as a file of its own")
-            yield image
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image") from None
-    except (InputError, OSError) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    except Exception as error:  # no list says what a damaged file makes Pillow raise
-        raise InputError(f"{path}: cannot be read ({error})") from None
-
-
-def _grey(image, white):
-    """The grey values of a PIL image, from 0 to 255, (1, height, width) float32; white: of modes "I" and "F"."""
-    if (kind := image.mode[0]) in white:
-        grey = np.asarray(image).astype(np.float64) / (white[kind] / 255)
-        return torch.from_numpy(grey.astype(np.float32)).clamp(0, 255).unsqueeze(0)
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return transforms.pil_to_tensor(image.convert("L")).float()
-    image = image.convert("RGBA")
-    grey = transforms.pil_to_tensor(image.convert("L")).float()
-    opacity = transforms.pil_to_tensor(image.getchannel("A")).float() / 255
-    ground = 255 if (grey * opacity).sum() < 127.5 * opacity.sum() else 0  # what the strokes contrast with
-    return grey * opacity + ground * (1 - opacity)
-
-
-def _resized(grey):
-    """Grey values (1, height, width) padded to a square with the median of the border, and scaled to 28 x 28."""
-    height, width = grey.shape[1:]
-    rows, columns = (max(height, width) - length for length in (height, width))
-    padding = [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
-    square = transforms.pad(grey, padding, fill=float(_border(grey).median()))
-    return transforms.resize(square, [28, 28], antialias=True).clamp(0, 255)
-
-
-def _border(images):
-    """The outermost pixels of images (..., H, W), (..., pixels)."""
-    sides = images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1]
-    return torch.cat(sides, dim=-1)
 
 
 def of_one_value(images):
@@ -287,8 +205,8 @@ def dark_on_light(images):
 
     Most of their border is light, and it is lighter than the whole. Of MNIST and Fashion-MNIST, this is no image.
     """
-    border = _border(images).flatten(1)
-    return (border.median(1).values > 0) & (border.mean(1) > images.flatten(1).mean(1))
+    edge = border(images).flatten(1)
+    return (edge.median(1).values > 0) & (edge.mean(1) > images.flatten(1).mean(1))
 
 
 def _unlike_mnist(count, total):

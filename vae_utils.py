@@ -160,26 +160,20 @@ def random_generator(seed, *purpose, device="cpu"):
 class Noise:
     """The random numbers of images: from one generator, or from one for each, then independent of other images."""
 
-    def __init__(self, seed, *purpose, device="cpu"):
-        self._generators = random_generator(seed, *purpose, device=device)
-
-    @classmethod
-    def _from(cls, generators):
-        noise = object.__new__(cls)
-        noise._generators = generators
-        return noise
+    def __init__(self, seed, *purpose, device="cpu", generators=None):  # generators: in place of the seed's
+        self._generators = random_generator(seed, *purpose, device=device) if generators is None else generators
 
     @classmethod
     def of_images(cls, seed, *purpose, index, device="cpu"):
         """A generator for each image, seeded by (seed, purpose, its entry of `index`): rows (B,), or any list."""
         index = index.tolist() if isinstance(index, torch.Tensor) else index
-        return cls._from([random_generator(seed, *purpose, entry, device=device) for entry in index])
+        return cls(None, generators=[random_generator(seed, *purpose, entry, device=device) for entry in index])
 
     @classmethod
     def concatenate(cls, parts):
         """The Noise of the images of several, in their order. One generator for all images stays alone."""
         shared = parts[0].images is None
-        return parts[0] if shared else cls._from([one for noise in parts for one in noise._generators])
+        return parts[0] if shared else cls(None, generators=[one for noise in parts for one in noise._generators])
 
     @property
     def images(self):
@@ -188,14 +182,15 @@ class Noise:
 
     def __getitem__(self, rows):
         """The Noise of the images at `rows`, (M,) int64. The generators are the same, not copies."""
-        return self if self.images is None else Noise._from([self._generators[row] for row in rows.tolist()])
+        return self if self.images is None else Noise(None, generators=[self._generators[row] for row in rows.tolist()])
 
     def spawn(self, rows, *purpose):
         """New generators, for the images at `rows`, a list which may name a row several times."""
         if self.images is None:
             return self
-        seeds = [(self._generators[row], rows[:place].count(row)) for place, row in enumerate(rows)]
-        return Noise._from([random_generator(one.initial_seed(), *purpose, n, device=one.device) for one, n in seeds])
+        parents = [(self._generators[row], rows[:place].count(row)) for place, row in enumerate(rows)]
+        children = (random_generator(one.initial_seed(), *purpose, n, device=one.device) for one, n in parents)
+        return Noise(None, generators=list(children))
 
     def normal(self, shape, *, like):
         """Standard normal draws of shape (K, B, ...), of the type of `like` on its device."""
@@ -266,7 +261,7 @@ def elbo(model, x, q, noise=None):
     """
     if not isinstance(noise, torch.Tensor):
         raise ValueError("noise: elbo(model, x, q, torch.randn_like(q.mean)), or torch.randn(K, *q.mean.shape)")
-    if noise.shape[-2:] != q.mean.shape or len(x) != len(q.mean):
+    if noise.shape[-2:] != q.mean.shape or noise.dim() > 3 or not noise.numel() or len(x) != len(q.mean):
         shapes = f"x {tuple(x.shape)}, q {tuple(q.mean.shape)} and noise {tuple(noise.shape)}"
         raise ValueError(f"{shapes} are of different images")
     log_likelihood, kl = model.log_likelihood(x, q.rsample(noise)), q.kl()
@@ -289,6 +284,8 @@ def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500)
     Returns an ISEstimate; its elbo is the mean of the log-weights. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise, "importance_sampling")
+    if num_samples < 1 or not len(x):
+        raise ValueError(f"{num_samples} samples of {len(x)} images: importance_sampling needs one at least")
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
     # What a generator draws depends on the sizes of its calls: they are the same for any number of images.
     calls = [min(DRAWN_AT_ONCE, num_samples - start) for start in range(0, num_samples, DRAWN_AT_ONCE)]
@@ -317,6 +314,7 @@ def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=
     posterior(x, rows): q of the images x (B, *image) at `rows` (B,) of `images` (N, *image).
     """
     check_noise(noise, len(images), "evaluate_bound(model, images, posterior, noise=Noise(seed))")
+    model.likelihood.check(images)
     batches = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):
         q, part_noise = posterior(images[rows], rows), noise[rows]

@@ -124,7 +124,7 @@ def _batch(model, images):
     shape = tuple(model.mean(torch.zeros(1, model.latent_dim).to(like)).shape[1:])
     try:
         x = torch.as_tensor(images).to(like)
-    except TypeError:
+    except (TypeError, ValueError, RuntimeError):
         raise ValueError("images: give a tensor or an array; images.load_images reads files") from None
     shapes = (shape, shape[1:]) if len(shape) == 3 and shape[0] == 1 else (shape,)
     fitting = any(x.shape in (shape_of_one, (*x.shape[:1], *shape_of_one)) for shape_of_one in shapes)

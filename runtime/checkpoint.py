@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from runtime.config import InputError, RunError, about
+from runtime.config import InputError, RunError, about, check_device
 from runtime.distributed import barrier, rank
 
 PARTIAL = ".vae-partial"  # ends the name of a file that is being written; only this program uses it
@@ -60,10 +60,7 @@ def load_checkpoint(path, *, device="cpu"):
     It unpickles only tensors and plain values: it refuses a file that would run code. Raises InputError for a device
     that this machine does not have.
     """
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # an AssertionError: a PyTorch that was built without it
-        raise InputError(f"device {device}: not on this machine ({_first_line(error)})") from None
+    check_device(device)
     with about(path):
         try:
             file = open(path, "rb")  # noqa: SIM115, closed below

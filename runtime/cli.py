@@ -116,7 +116,11 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
     """
     device = choose_device(run_config.device, local_rank=local_rank())
     for name in written:
-        writable_directory(getattr(run_config, name), name)
+        path, dataset = getattr(run_config, name), getattr(config, "dataset", "")
+        writable_directory(path, name)
+        kind, _, folder = dataset.partition(":")
+        if kind == "folder" and folder and Path(path).resolve().is_relative_to(Path(folder).expanduser().resolve()):
+            raise InputError(f"{flag(name)} {path}: inside of --dataset {dataset}, whose folders are its classes")
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False

@@ -1,5 +1,6 @@
 """Settings: frozen dataclasses, whose fields become command-line flags and are saved with every result."""
 
+import os
 import platform
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -64,7 +65,9 @@ class Config:
     def __post_init__(self):
         """Raises InputError for the first field whose value is out of its range."""
         for entry in fields(self):
-            value, bounds = getattr(self, entry.name), entry.metadata
+            value, bounds, kind = getattr(self, entry.name), entry.metadata, type(entry.default)
+            if kind is not str and not isinstance(value, int | float if kind is float else kind):
+                raise InputError(f"{flag(entry.name)} {value!r}: not of the type {kind.__name__}")
             if bounds["choices"] and value not in bounds["choices"]:
                 raise InputError(f"{flag(entry.name)} {value!r}: not one of {', '.join(bounds['choices'])}")
             if bounds["low"] is not None and not bounds["low"] <= value <= bounds["high"]:  # NaN fails here, too
@@ -84,6 +87,12 @@ class LearnerConfig(Config):
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
     precision: str = setting("auto", PRECISION_HELP, choices=PRECISIONS)
     learning_rate: float = setting(0.001, "Adam's, of encoder and decoder", low=0.0, high=1e3)
+
+    def __post_init__(self):
+        super().__post_init__()
+        kind, _, path = self.dataset.partition(":")
+        if kind == "folder" and path:  # "d/" is "d"
+            object.__setattr__(self, "dataset", f"folder:{os.path.normpath(path)}")
 
 
 @dataclass(frozen=True)
@@ -206,10 +215,21 @@ def image_differences(there, here):
     before, now = (
         {(kind, *count) for kind in side for count in side[kind]["counts"].items()} for side in (there, here)
     )
+    if gone := [kind for kind in there if kind not in here]:
+        return f"no {gone[0]} images of their own now"
     if changed := [f"{count} {kind} images of class {name}" for kind, name, count in sorted(now - before)]:
         return f"now {', '.join(changed[:5])}"
     kinds = " and ".join(kind for kind in here if there.get(kind) != here[kind])
     return "fewer classes" if now != before else f"other {kinds} images, or in another order"
+
+
+def check_device(device):
+    """Raises InputError if this machine does not have the device."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # an AssertionError: a PyTorch that was built without it
+        reason = str(error).strip().splitlines()[0][:300]
+        raise InputError(f"device {device}: not on this machine ({reason})") from None
 
 
 def choose_device(name, *, local_rank=None):

@@ -1,6 +1,7 @@
 """Checkpoints of a Learner, which is a method or the classifier: written, read, and found in a directory."""
 
 import hashlib
+import os
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from runtime.checkpoint import invalid_contents, load_checkpoint, save_checkpoint
-from runtime.config import OF_MACHINE, InputError, TrainConfig, differences, image_differences
+from runtime.config import OF_MACHINE, InputError, TrainConfig, about, differences, image_differences
 from runtime.distributed import rank
 
 SAVED_EPOCHS = (1, 5, 10, 20, 30)
@@ -112,6 +113,9 @@ def find_checkpoints(methods, directory):
     """
     if Path(directory).is_file():
         raise InputError(f"{directory}: a file; --checkpoint-dir takes the folder of the checkpoints")
+    if Path(directory).exists():
+        with about(f"--checkpoint-dir {directory}"):
+            os.listdir(directory)  # without the right to read it, it would seem to be empty
     epochs_of = {}
     for method in methods:
         ends = (path.stem.rpartition("_")[2] for path in Path(directory).glob(f"{method.prefix}_epoch_*.pt"))

@@ -29,7 +29,8 @@ def open_run(run_config, settings, *, owned, scoring=None):
         run = Run(run_config, settings, plan)
         if plan.finished:
             done = f"{run.results / owned.summary}: this run is finished, there is nothing to do"
-            print(f"{done}; open {run.results / owned.page}")
+            page = run.results / owned.page  # which a quick evaluation does not write
+            print(f"{done}; open {page}" if page.exists() else done)
         elif rank() == 0:
             for path in plan.remove:
                 path.unlink(missing_ok=True)

@@ -65,11 +65,12 @@ CASES = [
     (MAIN, "--dataset folder:", "--dataset folder:: not one of"),
     (MAIN, "--dataset folder:none", "--dataset folder:none: No such file or directory"),
     (MAIN, "--dataset folder:file", "--dataset folder:file: Not a directory"),
-    (MAIN, "--dataset folder:results", "--dataset folder:results: Couldn't find any class folder"),
+    (MAIN, "--dataset folder:bare", "--dataset folder:bare: Couldn't find any class folder"),
     (MAIN, "--dataset folder:images/one", "--dataset folder:images/one: has one class, a; it needs"),
     (MAIN, "--dataset folder:images/few", "class b has 9 images; every class needs 10 or more"),
     (MAIN, "--dataset folder:images/empty", "Found no valid file for the classes b"),
     (MAIN, "--dataset folder:images/damaged", "images/damaged/b/000.png: not an image"),
+    (MAIN, "--dataset folder:images/large --resize --results-dir images/large/c", "inside of --dataset folder:images"),
     (MAIN, "--dataset folder:images/large --resize", "a stratified subset of 100 images is impossible: 2 to 16"),
     (MAIN, "--dataset folder:images/large --resize --train-size 16 --images-per-digit 3", "one class has only 2"),
     (MAIN, "--resize", "--resize: for the images of --dataset folder:PATH, not for mnist"),
@@ -91,7 +92,7 @@ def folder(tmp_path_factory):
     folder = above / "run"
     stress.small_mnist(folder / "damaged")
     os.truncate(folder / "damaged/MNIST/raw/train-labels-idx1-ubyte", 100)
-    for name in ("checkpoints", "results", "two\nlines"):
+    for name in ("checkpoints", "results", "two\nlines", "bare"):
         (folder / name).mkdir()
         (folder / name / "kept").write_text("of an earlier run")
     (folder / "file").write_text("a file")
@@ -154,7 +155,11 @@ def test_images_that_changed_since_the_training_are_refused(tmp_path, monkeypatc
     longer = Namespace(**{**vars(again), "epochs": 3, "resume": True})
     prepare(longer)
     assert prepare_again(again).checkpoints.images == experiment.data.digest
+    prepare_again(Namespace(**{**vars(again), "dataset": f"folder:{folder}"}))  # called otherwise, the same images
+    prepare(Namespace(**{**vars(longer), "dataset": "folder:d/"}))
     assert image_differences(None, experiment.data.digest) == ""  # of an older version
+    validated = {**experiment.data.digest, "validation": experiment.data.digest["test"]}
+    assert image_differences(validated, experiment.data.digest) == "no validation images of their own now"
 
     test = int(experiment.data.test.index[0])
     for old, new in {

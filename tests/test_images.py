@@ -16,7 +16,7 @@ from torchvision.datasets import ImageFolder
 
 from data import load_data, load_dataset
 from images import dark_on_light, load_images, warn_unlike_mnist
-from runtime.config import InputError
+from runtime.config import InputError, TrainConfig
 
 
 def test_own_images_are_scaled_as_mnist_is(mnist, tmp_path):
@@ -208,6 +208,75 @@ def test_grey_values_whose_range_says_too_little(tmp_path, dtype, low, high, sai
     else:
         with pytest.raises(InputError, match=r"x.tif: grey values from .*; scale them to 0 to 255"):
             load_images(tmp_path / "x.tif")
+
+
+def tiff(path, pixels, *, photometric=1, planes=1, kind=1):
+    """Writes a TIFF (H, W) or (H, W, 3) without compression, of forms that Pillow cannot write."""
+    height, width, channels = (*pixels.shape, 1)[:3]
+    strips = [pixels.tobytes()] if planes == 1 else [pixels[..., band].tobytes() for band in range(channels)]
+    bits, count = 8 * pixels.itemsize, len(strips)
+    fields = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: photometric,
+        277: channels,
+        278: height,
+        284: planes,
+        339: kind,
+    }
+    first = 8 + 2 + 12 * 11 + 4  # of what follows the directory: the offsets and sizes of the strips, and these
+    starts = [first + 8 * count + sum(map(len, strips[:number])) for number in range(count)]
+    lists = {273: (starts, first), 279: ([len(strip) for strip in strips], first + 4 * count)}
+    entries = [(tag, 4, 1, value) for tag, value in fields.items()]
+    entries += [(tag, 4, count, where if count > 1 else values[0]) for tag, (values, where) in lists.items()]
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    numbers = struct.pack(f"<{2 * count}I", *lists[273][0], *lists[279][0])
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, 11) + directory + bytes(4) + numbers + b"".join(strips))
+
+
+def test_forms_of_a_tiff_that_pillow_reads_wrongly(tmp_path):
+    light = strokes(65_535, 0, np.uint16)
+    tiff(tmp_path / "plain.tif", light)
+    tiff(tmp_path / "white_is_zero.tif", 65_535 - light, photometric=0)
+    tiff(tmp_path / "signed.tif", (light // 1000).astype(np.int8), kind=2)
+    tiff(tmp_path / "planes.tif", np.stack([light] * 3, axis=-1), photometric=2, planes=2)
+    plain, turned = (load_images(tmp_path / f"{name}.tif") for name in ("plain", "white_is_zero"))
+    assert torch.equal(plain, turned)
+    assert plain.mean() < 0
+    for name, reason in (
+        ("signed", "grey values of 8 bits with a sign"),
+        ("planes", "colours of 16 bits in a plane each"),
+    ):
+        with pytest.raises(InputError, match=f"{name}.tif: {reason}"):
+            load_images(tmp_path / f"{name}.tif")
+
+
+def test_a_validation_folder_needs_no_more_images_than_a_test_folder(tmp_path):
+    for split, count in (("train", 20), ("val", 5)):
+        image_folder(tmp_path / split, {"a": count, "b": count}, seed=count)
+    data = load_data(TrainConfig(dataset=f"folder:{tmp_path}", train_size=20), at_most=True)
+    assert len(data.validation.labels) == 10
+    (tmp_path / "val/a/000.png").unlink()
+    for number in range(1, 5):
+        (tmp_path / f"val/a/{number:03}.png").unlink()
+    with pytest.raises(InputError, match="Found no valid file for the classes a"):
+        load_data(TrainConfig(dataset=f"folder:{tmp_path}", train_size=20), at_most=True)
+
+
+def test_images_of_two_scales_and_scales_that_are_small_are_said(tmp_path):
+    for name, white in (("a", 65_535), ("b", 255)):
+        Image.fromarray(strokes(white, 0, np.uint16)).save(tmp_path / f"{name}.png")
+    with pytest.warns(UserWarning, match="1 of 2 images have grey values of 0 to 255, which are dark"):
+        load_images(tmp_path)
+    Image.fromarray(strokes(16, 0)).save(tmp_path / "digit.png")
+    with pytest.warns(UserWarning, match="the largest grey value is 16 of 255"):
+        load_images(tmp_path / "digit.png")
+    colours = np.stack([strokes(4095, 0, np.uint16)] * 3, axis=-1).astype(">u2")
+    (tmp_path / "x.ppm").write_bytes(b"P6\n28 28\n65535\n" + colours.tobytes())
+    with pytest.raises(InputError, match=r"x.ppm: colours of 16 bits, the largest 16 of 255"):
+        load_images(tmp_path / "x.ppm")
 
 
 def png_of_16_bits(path, pixels):

@@ -203,7 +203,7 @@ def test_obvious_mistakes_are_refused(estimate, shape, noise, likelihood, messag
 
 def test_bounds_of_different_images_are_refused():
     x, q = torch.zeros(5, 12).double(), gaussian(torch.zeros(5, 3).double(), 1.0)
-    for images, noise in ((1, (5, 3)), (5, (1, 3)), (5, (7, 5, 1)), (5, (3,))):
+    for images, noise in ((1, (5, 3)), (5, (1, 3)), (5, (7, 5, 1)), (5, (3,)), (5, (2, 4, 5, 3)), (5, (0, 5, 3))):
         with pytest.raises(ValueError, match=r"q \(5, 3\)"):
             elbo(linear_gaussian(), x[:images], q, torch.zeros(noise).double())
     with pytest.raises(ValueError, match=r"z \(1, 3\) and q \(5, 3\)"):

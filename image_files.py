@@ -1,0 +1,123 @@
+"""The pixels of image files: grey values of any kind, from 0 to 255."""
+
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.transforms import functional as transforms
+
+from runtime.config import InputError
+
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES, TIFF_FORMAT = 258, 262, 284, 339  # numbers of its fields
+WHITE = {"I": (255, 4095, 65_535), "F": (1, 255, 4095, 65_535)}  # of whole numbers and of floats
+
+
+def read_images(paths, *, resize):
+    """Grey values (N, 1, 28, 28) from 0 to 255, 64-bit hashes of the pixels as they were before, and notes."""
+    largest, deep = {"I": [], "F": []}, []  # grey values of images whose mode does not say what is white; deep colours
+    for path in paths:
+        with _opened(path) as image:
+            if (kind := image.mode[0]) in WHITE:
+                grey = np.asarray(image)
+                if not np.isfinite(grey).all() or grey.min() < 0 or grey.max() > WHITE[kind][-1]:
+                    values = f"grey values from {grey.min():g} to {grey.max():g}"
+                    raise InputError(f"{values}; scale them to 0 to 255, or floats to 0 to 1")
+                largest[kind].append(float(grey.max()))
+            elif _has_deep_colours(image):
+                # Pillow reads the upper 8 bits of each: of values up to 255 or 4,095 little or nothing.
+                bands = image.getextrema()
+                deep.append(max(high for _, high in (bands if isinstance(bands[0], tuple) else [bands])))
+                if deep[-1] <= 16:
+                    raise InputError(f"colours of 16 bits, the largest {deep[-1]} of 255; scale them, and save 8 bits")
+    if deep and max(deep) < 64:
+        raise InputError(f"{paths[0]}: colours of 16 bits, the largest {max(deep)} of 255; scale them, and save 8 bits")
+    white = {kind: next(end for end in WHITE[kind] if max(highs) <= end) for kind, highs in largest.items() if highs}
+    notes = []
+    for kind, end in white.items():
+        if 2 * (high := max(largest[kind])) < end:
+            notes.append(f"grey values of 0 to {high:g} are taken as 0 to {end:,}")
+        below = max((other for other in WHITE[kind] if other < end), default=-1)
+        if smaller := [high for high in largest[kind] if high <= below]:
+            text = f"{len(smaller):,} of {len(largest[kind]):,} images have grey values of 0 to {max(smaller):g}"
+            notes.append(f"{text}, which are dark beside the others' 0 to {end:,}: scale them, if they are not")
+    images, hashes = [], []
+    for path in paths:
+        with _opened(path) as image:
+            grey = _grey(ImageOps.exif_transpose(image), white)
+            if image.mode[0] in white and getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0:
+                grey = 255 - grey  # white is zero, which Pillow sees to with 8 bits alone
+            digest = blake2b(grey.numpy().tobytes(), key=str(tuple(grey.shape)).encode(), digest_size=8).digest()
+            hashes.append(int.from_bytes(digest, "little", signed=True))
+            if not resize and grey.shape != (1, 28, 28):
+                size = f"{grey.shape[2]} x {grey.shape[1]} pixels, not 28 x 28"
+                raise InputError(f"is {size}; resize=True, or the flag --resize, scales it")
+            images.append(_resized(grey) if resize else grey)
+    images = torch.stack(images)
+    if not white and (high := float(images.max())) < 64:
+        notes.append(f"the largest grey value is {high:.0f} of 255: scale the images, if they are not meant to be dark")
+    return images, hashes, notes
+
+
+def _has_deep_colours(image):
+    """Whether the colours of a PIL image have 16 bits. Raises InputError for TIFFs that Pillow reads wrongly."""
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        deep = max(tags.get(TIFF_BITS, (1,))) > 8
+        if deep and tags.get(TIFF_PLANES) == 2:
+            raise InputError("colours of 16 bits in a plane each; save 8 bits")
+        if not deep and 2 in np.atleast_1d(tags.get(TIFF_FORMAT, 1)):
+            raise InputError("grey values of 8 bits with a sign; save them without")
+        return deep
+    if image.format == "PPM":
+        return any(isinstance(tile[3], tuple) and tile[3][-1] > 255 for tile in image.tile)
+    return any(end in str(tile[3]) for tile in image.tile for end in (";16B", ";16L", ";16N"))
+
+
+@contextmanager
+def _opened(path):
+    """Yields the PIL image of a file. Raises InputError for whatever goes wrong with it, and for several pictures."""
+    try:
+        with Image.open(path) as image:
+            # Phones put a preview or a depth map beside a photograph: MPO.
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise InputError(f"holds {image.n_frames} pictures; save each that you want as a file of its own")
+            yield image
+    except UnidentifiedImageError:
+        kind = ", or of a kind that Pillow does not read; save 8 or 16 bits" * (Path(path).suffix.lower()[:4] == ".tif")
+        raise InputError(f"{path}: not an image{kind}") from None
+    except (InputError, OSError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    except Exception as error:  # no list says what a damaged file makes Pillow raise
+        raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def _grey(image, white):
+    """The grey values of a PIL image, from 0 to 255, (1, height, width) float32; white: of modes "I" and "F"."""
+    if (kind := image.mode[0]) in white:
+        grey = np.asarray(image).astype(np.float64) / (white[kind] / 255)
+        return torch.from_numpy(grey.astype(np.float32)).clamp(0, 255).unsqueeze(0)
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return transforms.pil_to_tensor(image.convert("L")).float()
+    image = image.convert("RGBA")
+    grey = transforms.pil_to_tensor(image.convert("L")).float()
+    opacity = transforms.pil_to_tensor(image.getchannel("A")).float() / 255
+    ground = 255 if (grey * opacity).sum() < 127.5 * opacity.sum() else 0  # what the strokes contrast with
+    return grey * opacity + ground * (1 - opacity)
+
+
+def _resized(grey):
+    """Grey values (1, height, width) padded to a square with the median of the border, and scaled to 28 x 28."""
+    height, width = grey.shape[1:]
+    rows, columns = (max(height, width) - length for length in (height, width))
+    padding = [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
+    square = transforms.pad(grey, padding, fill=float(border(grey).median()))
+    return transforms.resize(square, [28, 28], antialias=True).clamp(0, 255)
+
+
+def border(images):
+    """The outermost pixels of images (..., H, W), (..., pixels)."""
+    sides = images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1]
+    return torch.cat(sides, dim=-1)

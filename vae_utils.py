@@ -45,8 +45,7 @@ class GaussianPosterior:
 
     def tensors(self):
         """{"mean", "scale", and "factor" if there is one}: the arguments that make it."""
-        parts = {"mean": self.mean, "scale": self.scale}
-        return parts if self.factor is None else {**parts, "factor": self.factor}
+        return {"mean": self.mean, "scale": self.scale} | ({} if self.factor is None else {"factor": self.factor})
 
     def __len__(self):
         return len(self.mean)

@@ -107,7 +107,8 @@ def latent_map(*, points, labels, scores, methods, classes, latent_dims):
             x, y = points[method.name][labels == label].numpy().T
             y = label + 0.7 * y if dims.get(method.name) == 1 else y  # a row for each class
             form = {"marker": f"${name}$", "s": 42} if short else {"s": 14}
-            axes.scatter(x, y, color=color, linewidths=0.2, label=name, **form)
+            shown = f" {name}" if name.startswith("_") else name  # matplotlib hides labels that begin with "_"
+            axes.scatter(x, y, color=color, linewidths=0.2, label=shown, **form)
         axes.set_title(f"{method.label}\n{agreement(method.name)}")
         if method.name in dims:
             _draw_prior(axes, dims[method.name], reach, classes)

@@ -156,13 +156,15 @@ def test_log_probabilities_show_every_method_and_class(methods, classes):
     assert any("Mean of each class with its 95% t interval over images" in text and "1,234" in text for text in shown)
 
 
-@pytest.mark.parametrize("names", ["01234", ("T-shirt", "Dress", "Coat", "Shirt", "Bag"), [f"c{n}" for n in range(12)]])
+@pytest.mark.parametrize(
+    "names", ["01234", ("T-shirt", "_Dress", "Coat", "Shirt", "Bag"), [f"c{n}" for n in range(12)]]
+)
 def test_the_map_draws_short_names_and_explains_long_ones(names):
     labels, points = torch.arange(36) % len(names), {method.name: torch.randn(36, 2) for method in METHODS}
     scores = changed(made_up_scores(METHODS, names), "nearest_neighbor_accuracy", "pixels", mean=0.62)
     options = {"labels": labels, "methods": METHODS, "classes": names, "latent_dims": {}}
     figure = latent_figures.latent_map(points=points, scores=scores, **options)
-    legends = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    legends = {text.get_text().strip() for legend in figure.legends for text in legend.get_texts()}
     assert legends == (set() if max(map(len, names)) <= 2 else set(names))
     drawn = figure.axes[0].collections
     assert len({tuple(scatter.get_facecolor()[0]) for scatter in drawn}) == len(names)

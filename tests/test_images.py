@@ -320,7 +320,7 @@ def test_files_of_several_pictures_are_refused_but_those_of_phones(tmp_path, suf
     torch.testing.assert_close(load_images(tmp_path / "phone.jpg")[0, 0], LIGHT, atol=0.2, rtol=0)
 
 
-def test_a_training_set_of_one_grey_value_is_refused(tmp_path):
+def test_training_or_test_images_of_one_grey_value_are_refused(tmp_path):
     for number, name in enumerate("ab" * 12):
         (tmp_path / name).mkdir(exist_ok=True)
         pixels = np.zeros((28, 28), np.uint8)
@@ -328,6 +328,11 @@ def test_a_training_set_of_one_grey_value_is_refused(tmp_path):
         Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
     with pytest.raises(InputError, match="nearly all pixels have one grey value, about 0 of 255"):
         load_data(toy_config(dataset=f"folder:{tmp_path}", train_size=10))
+    image_folder(tmp_path / "split/train", {"a": 12, "b": 12})
+    for name in "ab":
+        shutil.copytree(tmp_path / name, tmp_path / "split/test" / name)
+    with pytest.raises(InputError, match="the test images: nearly all pixels have one grey value"):
+        load_data(toy_config(dataset=f"folder:{tmp_path}/split", train_size=10))
 
 
 def said_of(folder):

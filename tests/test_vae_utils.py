@@ -210,6 +210,12 @@ def test_bounds_of_different_images_are_refused():
         bidirectional_bounds(linear_gaussian(), x, q.mean[:1], q, noise=Noise(0))
 
 
+def binary(vae):
+    """The same model with a Bernoulli likelihood."""
+    vae.likelihood = Bernoulli()
+    return vae
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -225,6 +231,11 @@ def test_bounds_of_different_images_are_refused():
         (lambda vae, x, q: fit_posterior(vae, x[0], q[0], noise=Noise(0)), "do not fit"),
         (lambda vae, x, q: fit_posterior(vae, x, q, noise=Noise(0), covariance="low"), "'low': diagonal, low rank or"),
         (lambda vae, x, q: evaluate_bound(vae, x, None), "noise: evaluate_bound"),
+        (lambda vae, x, q: importance_sampling(vae, x, q, noise=Noise(0), num_samples=0), "0 samples of 3 images"),
+        (
+            lambda vae, x, q: evaluate_bound(binary(vae), x, lambda x, rows: q, noise=Noise(0)),
+            "pixels that are -1 or 1",
+        ),
         (lambda vae, x, q: vae.sample(3), r"generator: .*: sample\(3, torch.Generator\('cpu'\).manual_seed\(0\)\)"),
     ],
 )

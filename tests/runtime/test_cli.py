@@ -47,6 +47,10 @@ def test_a_config_is_made_of_the_flags_that_were_given_and_defaults():
     assert make_config(Config, given) == Config(steps=10, quiet=True, step_size=0.001)
     assert make_config(Other, parser.parse_args(["--name", "y"])) == Other(name="y")
     assert parser_of(TrainConfig, EvalConfig, RunConfig).parse_args(["--seed", "4"]).seed == 4
+    for wrong in ({"epochs": "3"}, {"latent_dim": 2.5}, {"sigma_p": "0.4"}, {"binarize": 1}):
+        (name,) = wrong
+        with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} .*: not of the type"):
+            TrainConfig(**wrong)
     with pytest.raises(InputError, match=r"^--step-size 0.5: too large for the steps$"):
         make_config(Config, parser.parse_args(["--steps", "9999"]))
 

@@ -18,6 +18,8 @@ from data import load_data, load_dataset
 from images import dark_on_light, load_images, warn_unlike_mnist
 from runtime.config import InputError, TrainConfig
 
+pytestmark = pytest.mark.filterwarnings("ignore:the largest grey value")
+
 
 def test_own_images_are_scaled_as_mnist_is(mnist, tmp_path):
     images = mnist[1].images[:2]

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from joblib import cpu_count
 
 from runtime.config import InputError, RunError, choose_device, choose_precision, flag
 from runtime.distributed import connect, finish, first_to_stop, local_rank, rank, size, start
@@ -116,6 +117,10 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
     InputError if this machine does not have the device, or if a directory cannot be written to.
     """
     device = choose_device(run_config.device, local_rank=local_rank())
+    try:
+        cpu_count()  # which the evaluation asks, after all training
+    except ValueError:
+        raise InputError(f"LOKY_MAX_CPU_COUNT {os.environ['LOKY_MAX_CPU_COUNT']!r}: not a whole number") from None
     for name in written:
         path, dataset = getattr(run_config, name), getattr(config, "dataset", "")
         writable_directory(path, name)

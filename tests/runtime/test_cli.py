@@ -118,6 +118,9 @@ def test_a_run_is_prepared(monkeypatch, tmp_path):
     assert not torch.backends.cudnn.deterministic
     with pytest.raises(InputError, match="--device gpu: not a device"):
         cli.prepare_run(RunConfig(device="gpu"), TrainConfig())
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "many")
+    with pytest.raises(InputError, match="LOKY_MAX_CPU_COUNT 'many': not a whole number"):
+        cli.prepare_run(config, TrainConfig())
     in_use = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

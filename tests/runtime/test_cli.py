@@ -121,6 +121,7 @@ def test_a_run_is_prepared(monkeypatch, tmp_path):
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "many")
     with pytest.raises(InputError, match="LOKY_MAX_CPU_COUNT 'many': not a whole number"):
         cli.prepare_run(config, TrainConfig())
+    monkeypatch.delenv("LOKY_MAX_CPU_COUNT")
     in_use = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

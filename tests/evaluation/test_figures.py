@@ -184,7 +184,7 @@ def test_the_map_of_few_dimensions_is_z_itself_beside_the_prior():
     assert np.asarray(plane.collections[1].get_offsets()) == pytest.approx(points["one"][labels == 1].numpy())
     assert [mark.get_xdata()[0] for mark in line.lines] == [-2, -1, 1, 2]
     rows = points["two"][labels == 2].numpy() * [1, 0.7] + [0, 2]
-    assert np.asarray(line.collections[2].get_offsets()) == pytest.approx(rows)
+    assert np.asarray(line.collections[2].get_offsets()) == pytest.approx(rows, abs=1e-5)
     assert (len(other.patches), len(other.lines), len(other.get_xticks())) == (0, 0, 0)
     figure = latent_figures.latent_map(points=points, latent_dims=dict.fromkeys(points, 2), **options)
     assert not any("t-SNE" in text for text in texts(figure))

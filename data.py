@@ -15,6 +15,7 @@ from sklearn.utils import resample
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 from torchvision.datasets.utils import check_integrity, download_url
 
+from image_files import of_small_values
 from images import of_one_value, read_folder
 from runtime.checkpoint import exclusive_lock, new_directory
 from runtime.config import InputError, about, check_device
@@ -203,9 +204,7 @@ def _read_archives(name, data_dir):
     size = f"{train[0]:,} and {test[0]:,} images of {train[1]} x {train[2]} pixels"
     classes = tuple(title.split(" - ")[0] for title in dataset.classes)  # MNIST's are like "7 - seven"
     notes = [f"{raw}: not verified, without archives: {size}"] * (not all(known))
-    if (high := int(arrays[0].max())) < 64:
-        notes.append(f"the largest grey value is {high} of 255: scale the images, if they are not meant to be dark")
-    return classes, parts, "; ".join(notes)
+    return classes, parts, "; ".join([*notes, *of_small_values(arrays[0])])
 
 
 def _read_idx(archive, dataset):

@@ -56,9 +56,14 @@ def read_images(paths, *, resize):
                 raise InputError(f"is {size}; resize=True, or the flag --resize, scales it")
             images.append(_resized(grey) if resize else grey)
     images = torch.stack(images)
-    if not white and (high := float(images.max())) < 64:
-        notes.append(f"the largest grey value is {high:.0f} of 255: scale the images, if they are not meant to be dark")
-    return images, hashes, notes
+    return images, hashes, notes + ([] if white else of_small_values(images))
+
+
+def of_small_values(grey):
+    """A list of one sentence if grey values, a tensor or array of 0 to 255, are all small, or an empty one."""
+    high = float(grey.max())
+    text = f"the largest grey value is {high:.0f} of 255: scale the images, if they are not meant to be dark"
+    return [text] if high < 64 else []
 
 
 def _has_deep_colours(image):

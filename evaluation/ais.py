@@ -174,7 +174,7 @@ def log_mean_errors(log_weight_std, chains):
     return torch.tensor(results).to(log_weight_std).T
 
 
-def _weighted_runs(target, noise, z=None, *, chains, temperatures, log_weight_std, chunk):
+def _weighted_runs(target, noise, z, chains, temperatures, log_weight_std, chunk):
     """(forward log-weights (K, B), backward ones from z (B, D), acceptance, temperatures, predicted_std) of all images.
 
     Without z, draws of the posterior, the backward log-weights have no values. The other three are an AISEstimate's.
@@ -215,8 +215,8 @@ def annealed_importance_sampling(
     p(x, z) q(z) / sum_m q_m(z). The shares of all its Gaussians add up to p(x), wherever they lie.
     """
     target = AISTarget(model, x, q, mixture)
-    settings = {"chains": chains, "temperatures": temperatures, "log_weight_std": log_weight_std, "chunk": chunk}
-    log_w, _, acceptance, temperatures, predicted_std = _weighted_runs(target, noise, **settings)
+    runs = _weighted_runs(target, noise, None, chains, temperatures, log_weight_std, chunk)
+    log_w, _, acceptance, temperatures, predicted_std = runs
     # A weight of 0, or without a value, is a sign that the others cannot be relied on.
     std = log_w.std(0).masked_fill(~log_w.isfinite().all(0), math.inf)
     log_prob = log_w.nan_to_num(-math.inf, neginf=-math.inf).logsumexp(0) - math.log(len(log_w))
@@ -235,7 +235,7 @@ def bidirectional_bounds(
     """
     if z.shape != q.mean.shape:
         raise ValueError(f"z {tuple(z.shape)} and q {tuple(q.mean.shape)} are of different images")
-    settings = {"chains": chains, "temperatures": temperatures, "log_weight_std": log_weight_std, "chunk": chunk}
-    forwards, backwards, *_ = _weighted_runs(AISTarget(model, x, q), noise, z, **settings)
+    runs = _weighted_runs(AISTarget(model, x, q), noise, z, chains, temperatures, log_weight_std, chunk)
+    forwards, backwards, *_ = runs
     log_chains = math.log(len(forwards))
     return Bounds(lower=forwards.logsumexp(0) - log_chains, upper=log_chains - backwards.neg().logsumexp(0))

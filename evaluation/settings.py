@@ -55,15 +55,15 @@ def prepare_again(given, *, owned):
     # --seed and --precision are the evaluation's own; of several seeds each has checkpoints of its own training.
     free = ("precision",) if "seeds" in given else ("seed", "precision")
     # A folder may have been moved: its images, of which the checkpoints hold a digest, say whether it is the same.
-    names = getattr(given, "dataset", config.dataset), config.dataset
-    moved = checkpoints.images and all(name.startswith("folder:") for name in names)
+    dataset = getattr(given, "dataset", config.dataset)
+    moved = checkpoints.images and all(name.startswith("folder:") for name in (dataset, config.dataset))
     free += ("dataset",) * bool(moved)
     fixed = {name: value for name, value in asdict(config).items() if name not in free}
     if others := differences(fixed, vars(given)):
         raise InputError(f"{run_config.checkpoint_dir}: the checkpoints are of another training: {others}")
     scored = EvalConfig.for_training(config, vars(given))
     device, eval_config = prepare_run(run_config, scored, written=("results_dir",))
-    read = replace(config, dataset=names[0])
+    read = replace(config, dataset=dataset)
     data = load_data(read, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
     if text := image_differences(checkpoints.images, data.digest):
         source = f"--dataset {read.dataset}, --data-dir {run_config.data_dir}"

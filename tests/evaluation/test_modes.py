@@ -177,13 +177,10 @@ def test_a_posterior_of_one_mode_is_not_split():
 
 
 @pytest.mark.parametrize("latent_dim", [5, 12])
-def test_what_is_found_for_an_image_depends_on_no_other(monkeypatch, latent_dim):
-    monkeypatch.setattr(modes, "STARTS", 8)
+def test_what_is_found_for_an_image_depends_on_no_other(latent_dim):
     model = EvenModel(torch.square, latent_dim, sigma=0.4)
-    x, rows = images_of(model, 3), torch.tensor([2])
+    x, rows = images_of(model, 5), torch.tensor([3, 1])
     together, alone = estimate(model, x), estimate(model, x[rows], index=rows)
     assert together["modes"].max() > 1 or latent_dim == 5
     for name, column in together.items():
-        # Of 5 dimensions, rounding grew to 7e-5 along the chains; another draw would differ by far more.
-        counts = name in ("modes", "temperatures", "trusted")
-        torch.testing.assert_close(column[rows], alone[name], atol=0 if counts else 1e-3, rtol=0)
+        torch.testing.assert_close(column[rows], alone[name])

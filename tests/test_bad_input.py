@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 from argparse import Namespace
 from functools import partial
 
@@ -136,32 +137,47 @@ def test_bad_input_is_refused_by_a_real_process(folder, script, flags, message):
     assert state_of(folder) == before
 
 
-@pytest.mark.parametrize("change", ["order", "count", "labels", "name", "test image"])
-def test_images_that_changed_since_the_training_are_refused(tmp_path, monkeypatch, change):
-    folder = image_folder(tmp_path / "d", {"a": 25, "b": 25, "c": 25})
-    monkeypatch.chdir(tmp_path)
-    given = Namespace(dataset="folder:d", epochs=2, latent_dim=3, batch_size=30, precision="float32", device="cpu")
-    supervised = f"{CLASSIFIER} --dataset folder:d --epochs 1 --checkpoint-dir supervised"
-    monkeypatch.setattr("sys.argv", supervised.split())
-    sup_classification.main()
-    prepare, prepare_again = (partial(f, owned=main_vae.owned()) for f in (main_vae.prepare, main_vae.prepare_again))
-    experiment = prepare(given)
-    with open_run(experiment.run_config, experiment.settings, owned=main_vae.owned()) as train:
-        for method_class in main_vae.METHODS:
-            method = method_class(experiment.config, experiment.data)
-            for epoch in train.epochs(method):
-                train.record(train_epoch(method, epoch), validate(method, epoch))
-    again = Namespace(**vars(given), images_per_digit=1)
-    longer = Namespace(**{**vars(again), "epochs": 3, "resume": True})
-    prepare(longer)
-    assert prepare_again(again).checkpoints.images == experiment.data.digest
-    prepare_again(Namespace(**{**vars(again), "dataset": f"folder:{folder}"}))  # called otherwise, the same images
-    prepare(Namespace(**{**vars(longer), "dataset": "folder:d/"}))
-    assert image_differences(None, experiment.data.digest) == ""  # of an older version
-    validated = {**experiment.data.digest, "validation": experiment.data.digest["test"]}
-    assert image_differences(validated, experiment.data.digest) == "no validation images of their own now"
+SUPERVISED = f"{CLASSIFIER} --dataset folder:d --epochs 1 --checkpoint-dir supervised"
+ON_FOLDER = Namespace(dataset="folder:d", epochs=2, latent_dim=3, batch_size=30, precision="float32", device="cpu")
+PREPARE, PREPARE_AGAIN = (partial(f, owned=main_vae.owned()) for f in (main_vae.prepare, main_vae.prepare_again))
 
-    test = int(experiment.data.test.index[0])
+
+@pytest.fixture(scope="module")
+def trained_on_folder(tmp_path_factory):
+    """Both scripts' checkpoints and states, and the folder of images "d" that they were trained on."""
+    above = tmp_path_factory.mktemp("trained")
+    image_folder(above / "d", {"a": 25, "b": 25, "c": 25})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(above)
+        patch.setattr("sys.argv", SUPERVISED.split())
+        sup_classification.main()
+        experiment = PREPARE(ON_FOLDER)
+        with open_run(experiment.run_config, experiment.settings, owned=main_vae.owned()) as train:
+            for method_class in main_vae.METHODS:
+                method = method_class(experiment.config, experiment.data)
+                for epoch in train.epochs(method):
+                    train.record(train_epoch(method, epoch), validate(method, epoch))
+    return above, experiment.data
+
+
+@pytest.mark.parametrize("change", ["order", "count", "labels", "name", "test image"])
+def test_images_that_changed_since_the_training_are_refused(trained_on_folder, tmp_path, monkeypatch, change):
+    above, data = trained_on_folder
+    shutil.copytree(above, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "d"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", SUPERVISED.split())
+    again = Namespace(**vars(ON_FOLDER), images_per_digit=1)
+    longer = Namespace(**{**vars(again), "epochs": 3, "resume": True})
+    PREPARE(longer)
+    assert PREPARE_AGAIN(again).checkpoints.images == data.digest
+    PREPARE_AGAIN(Namespace(**{**vars(again), "dataset": f"folder:{folder}"}))  # called otherwise, the same images
+    PREPARE(Namespace(**{**vars(longer), "dataset": "folder:d/"}))
+    assert image_differences(None, data.digest) == ""  # of an older version
+    validated = {**data.digest, "validation": data.digest["test"]}
+    assert image_differences(validated, data.digest) == "no validation images of their own now"
+
+    test = int(data.test.index[0])
     for old, new in {
         "order": [("a/000.png", "a/last.png")],
         "count": [("c/024.png", "elsewhere.png")],
@@ -174,7 +190,7 @@ def test_images_that_changed_since_the_training_are_refused(tmp_path, monkeypatc
         Image.fromarray(255 - np.asarray(Image.open(folder / "a/changed"))).save(folder / f"a/{test:03}.png")
         (folder / "a/changed").unlink()
     before = contents(tmp_path)
-    for refused in (partial(prepare, longer), partial(prepare_again, again), sup_classification.main):
+    for refused in (partial(PREPARE, longer), partial(PREPARE_AGAIN, again), sup_classification.main):
         with pytest.raises(InputError, match=r"folder:d, .*(not the images of|trained on others)") as error:
             refused()
         assert {"name": "class d", "test image": "other test images"}.get(change, "") in str(error.value)

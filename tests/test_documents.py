@@ -38,6 +38,8 @@ def test_the_notebook_runs_from_top_to_bottom():
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs for cell in code[1:]), "it is stored with its outputs"
     rough = ", ".join(f"{name}={value}" for name, value in ROUGH.items())
+    quicker = {"log_weight_std=1.0": rough, "num_samples=1000": "num_samples=20", "train_size=2_000": "train_size=100"}
     for cell in code:
-        cell.source = cell.source.replace("log_weight_std=1.0", rough)
+        for written, run in quicker.items():
+            cell.source = cell.source.replace(written, run)
     NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(ROOT)}}).execute()

@@ -59,11 +59,12 @@ def images_of(model, count):
     return model.sample(count, seeded(1))[0]
 
 
-def estimate(model, x, index=None):
+def estimate(model, x, index=None, *, fit_steps=100, chains=6, log_weight_std=0.7):
     noise = Noise.of_images(3, "modes", index=torch.arange(len(x)) if index is None else index)
-    q = fit_posterior(model, x, model.initial_posterior(x), noise=noise, fit_steps=100).q
-    full = fit_posterior(model, x, q, noise=noise, covariance="full", fit_steps=100).q
-    return estimate_log_prob(model, x, q, full, noise=noise, chains=6, log_weight_std=0.7)
+    options = {"noise": noise, "fit_steps": fit_steps}
+    q = fit_posterior(model, x, model.initial_posterior(x), **options).q
+    full = fit_posterior(model, x, q, covariance="full", **options).q
+    return estimate_log_prob(model, x, q, full, chains=chains, log_weight_std=log_weight_std, **options)
 
 
 @pytest.mark.parametrize("sigma", [SIGMA, 0.01])  # 0.01: modes far narrower than the first cells
@@ -179,8 +180,8 @@ def test_a_posterior_of_one_mode_is_not_split():
 @pytest.mark.parametrize("latent_dim", [5, 12])
 def test_what_is_found_for_an_image_depends_on_no_other(latent_dim):
     model = EvenModel(torch.square, latent_dim, sigma=0.4)
-    x, rows = images_of(model, 5), torch.tensor([3, 1])
-    together, alone = estimate(model, x), estimate(model, x[rows], index=rows)
+    x, rows, rough = images_of(model, 3), torch.tensor([2]), {"fit_steps": 20, "chains": 2, "log_weight_std": 2.0}
+    together, alone = estimate(model, x, **rough), estimate(model, x[rows], index=rows, **rough)
     assert together["modes"].max() > 1 or latent_dim == 5
     for name, column in together.items():
         torch.testing.assert_close(column[rows], alone[name])

@@ -101,7 +101,10 @@ def _classes(within, folders, images, left_out):
     classes = {}
     for name, folder in folders.items():
         _check_name(name)
-        inner, classes[name] = _entries(folder, left_out)
+        label = unicodedata.normalize("NFC", name)  # macOS writes accents as letters of their own
+        if label in classes:
+            raise InputError(f"two folders are called {within}{label}; rename one")
+        inner, classes[label] = _entries(folder, left_out)
         if nested := [below for below in inner if _holds_images(inner[below])]:
             raise InputError(f"the folder {within}{name} holds folders of images, {_few(nested)}; {NEEDED}")
         left_out["folders without images"] += len(inner)
@@ -112,8 +115,8 @@ def _classes(within, folders, images, left_out):
 
 def _check_name(name):
     """Raises InputError for the name of a folder that tables and JSON files cannot hold."""
-    if {unicodedata.category(character) for character in name} & {"Cc", "Cs"}:
-        raise InputError(f"the folder {name!a} has a name that is not UTF-8, or with a line break; rename it")
+    if {unicodedata.category(character) for character in name} & {"Cc", "Cs"} or not name.strip():
+        raise InputError(f"the folder {name!a} has a name that is empty, not UTF-8, or with a line break; rename it")
 
 
 def _few(names):
@@ -171,7 +174,7 @@ def load_images(images, *, resize=False, invert=False):
     light dark and the dark light; without it, images that look like dark strokes on a light ground give a warning.
     Raises InputError for a missing file, one that is no image, of several pictures or of another size, and without any.
     """
-    paths = [images] if isinstance(images, str | os.PathLike) else list(images)
+    paths = [os.path.expanduser(path) for path in ([images] if isinstance(images, str | os.PathLike) else images)]
     left_out = Counter()
     if len(paths) == 1 and os.path.isdir(paths[0]):
         folder, (folders, paths) = paths[0], _entries(paths[0], left_out)

@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import textwrap
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,6 +68,9 @@ def load_checkpoint(path, *, device="cpu"):
         except FileNotFoundError:
             raise InputError("no such checkpoint") from None
         with file:
+            if not zipfile.is_zipfile(file):  # such as a web page, or a pointer of Git LFS
+                raise InputError("not a checkpoint, or damaged")
+            file.seek(0)
             try:
                 checkpoint = torch.load(file, map_location=device, weights_only=True)
             except pickle.UnpicklingError:

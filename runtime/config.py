@@ -208,6 +208,11 @@ def differences(there, here, *, but=()):
     )
 
 
+def of_machine(there, here):
+    """The settings with which a run may continue, by the Data.digest there and here: of the same images another path."""
+    return (*OF_MACHINE, "dataset") if there and there == here else OF_MACHINE
+
+
 def image_differences(there, here):
     """In words, how the images of two data sets differ, from Data.digest; empty if they do not, or one is not known."""
     if not there or not here or there == here:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from runtime.checkpoint import invalid_contents, load_checkpoint, save_checkpoint
-from runtime.config import OF_MACHINE, InputError, TrainConfig, about, differences, image_differences
+from runtime.config import InputError, TrainConfig, about, differences, image_differences, of_machine
 from runtime.distributed import rank
 
 SAVED_EPOCHS = (1, 5, 10, 20, 30)
@@ -132,7 +132,8 @@ def find_checkpoints(methods, directory):
         if checkpoint["epoch"] != epoch:
             raise InputError(f"{path}: of epoch {checkpoint['epoch']}")
         first = first or checkpoint
-        others = differences(asdict(checkpoint["config"]), asdict(first["config"]), but=OF_MACHINE)
+        free = of_machine(checkpoint.get("images"), first.get("images"))
+        others = differences(asdict(checkpoint["config"]), asdict(first["config"]), but=free)
         others = others.replace(" here", f" in {first_name}")
         if not (others or torch.equal(checkpoint["train_index"], first["train_index"])):
             others = "its training images are others"

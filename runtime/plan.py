@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runtime.checkpoint import LOCK, exclusive_lock, invalid_contents, load_json
-from runtime.config import OF_MACHINE, InputError, differences, image_differences
+from runtime.config import OF_MACHINE, InputError, differences, image_differences, of_machine
 from runtime.distributed import rank, restarted
 
 BEGIN_ANEW = "--overwrite removes its files and begins anew, other --checkpoint-dir and --results-dir keep them"
@@ -98,7 +98,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     for prefix, epoch in epochs_of.items():
         of_epoch = set(directory.glob(f"{prefix}_state_{epoch}[._]*"))
         unfinished += set(directory.glob(f"{prefix}_state_*.pt")) - of_epoch
-    there = {name: value for name, value in [*states.values()][-1]["settings"].items() if name in OF_MACHINE}
+    there = [*states.values()][-1]["settings"]
+    there = {name: there[name] for name in of_machine(there.get("images"), settings.get("images")) if name in there}
     return Plan(states, unfinished, lengthened=shortest < settings["epochs"], moved=differences(there, settings))
 
 
@@ -116,7 +117,7 @@ def _check_settings(known, settings, owned, data_dir):
         if owned.extendable:  # for more epochs, and by further methods
             subset = {*owned.trained(others)} <= {*owned.trained(settings)}
             others = {**others, "epochs": settings["epochs"]} | ({"methods": settings.get("methods")} if subset else {})
-        if text := differences(others, settings, but=OF_MACHINE):
+        if text := differences(others, settings, but=of_machine(others.get("images"), images)):
             raise InputError(f"{path}: of another run ({text}); {BEGIN_ANEW}")
     epochs = [others["epochs"] for _, others in known]
     if max(epochs) > settings["epochs"]:

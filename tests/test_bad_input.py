@@ -172,7 +172,8 @@ def test_images_that_changed_since_the_training_are_refused(trained_on_folder, t
     PREPARE(longer)
     assert PREPARE_AGAIN(again).checkpoints.images == data.digest
     PREPARE_AGAIN(Namespace(**{**vars(again), "dataset": f"folder:{folder}"}))  # called otherwise, the same images
-    PREPARE(Namespace(**{**vars(longer), "dataset": "folder:d/"}))
+    for path in ("d/", folder):
+        PREPARE(Namespace(**{**vars(longer), "dataset": f"folder:{path}"}))
     assert image_differences(None, data.digest) == ""  # of an older version
     validated = {**data.digest, "validation": data.digest["test"]}
     assert image_differences(validated, data.digest) == "no validation images of their own now"

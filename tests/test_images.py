@@ -420,6 +420,7 @@ FOLDERS = {
     "no training images": (("test/a", "val/a"), "none called train"),
     "two of a kind": (("train/a", "Training/a"), "two are the train folder"),
     "other classes": (("train/a", "train/b", "test/a", "test/c"), "train and test have other classes: b, c"),
+    "one name, written in two ways": (("\u00e9", "e\u0301"), "two folders are called \u00e9; rename one"),
     "no classes in a split": (("train/a", "train/b", "test"), "test/ holds 12 images and no folders"),
     "splits without classes": (("train", "test"), "holds 12 images and no folders; put them into one folder for each"),
     "flat": ((".",), "it holds 12 images and no folders; put them into one folder for each class"),
@@ -434,9 +435,24 @@ def test_folders_of_another_form_are_refused_with_what_was_seen(tmp_path, folder
         load_dataset(f"folder:{tmp_path}")
 
 
-@pytest.mark.parametrize("name", [b"b\xff", b"two\nlines"])
+@pytest.mark.parametrize("name", [b"b\xff", b"two\nlines", b" "])
 def test_a_class_whose_name_no_table_can_hold_is_refused(tmp_path, name):
     image_folder(tmp_path, {"a": 12, "日本": 12, os.fsdecode(name): 12})
-    with pytest.raises(InputError, match="name that is not UTF-8, or with a line break; rename it") as error:
+    with pytest.raises(InputError, match="name that is empty, not UTF-8, or with a line break; rename it") as error:
         load_dataset(f"folder:{tmp_path}")
     str(error.value).encode()
+
+
+def test_the_same_name_in_both_unicode_forms_is_one_class(tmp_path):
+    """A folder packed on macOS beside one made elsewhere."""
+    for seed, folder in enumerate(("train/\u00e9", "train/b", "test/e\u0301", "test/b")):
+        image_folder(tmp_path / folder, {"": 12}, seed=seed)
+    train, test = load_dataset(f"folder:{tmp_path}")
+    assert train.classes == test.classes == ("b", "\u00e9")
+    assert train.counts() == test.counts() == {"b": 12, "\u00e9": 12}
+
+
+def test_a_path_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    image_folder(tmp_path / "mine", {"": 2})
+    assert load_images("~/mine").shape == load_images(["~/mine/000.png", "~/mine/001.png"]).shape == (2, 1, 28, 28)

@@ -51,6 +51,20 @@ def test_a_run_goes_on_on_another_machine_and_says_what_has_changed(directory, c
     directory.refuses(r"\(--seed 0 there, 1 here\)", resume=True, seed=1)
 
 
+def test_a_run_goes_on_where_its_folder_of_images_has_another_path(directory, capsys):
+    images = {"training": {"counts": {"a": 3, "b": 4}, "sha256": "of all"}}
+    directory.settings |= {"dataset": "folder:a", "images": images}
+    directory.save(First(), 2)
+    with directory.open(resume=True) as run:
+        assert list(run.states) == ["first"]
+    directory.settings |= {"dataset": "folder:b"}
+    with directory.open(resume=True) as run:
+        assert list(run.states) == ["first"]
+    assert "--dataset folder:a there, folder:b here: but for" in capsys.readouterr().out
+    for others in (None, {"training": {**images["training"], "sha256": "of others"}}):
+        directory.refuses("--dataset folder:a there, folder:b here", resume=True, images=others)
+
+
 def test_a_finished_run_is_finished_on_another_machine(directory, tmp_path):
     directory.settings |= THERE
     directory.finish(num_samples=5, precision="bfloat16")

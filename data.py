@@ -41,7 +41,7 @@ class Split:
     labels: torch.Tensor  # (N,), int64
     index: torch.Tensor  # (N,), int64: the row in the data set's own order
     classes: tuple  # their names
-    digest: str = ""  # SHA-256 of a data set's images as they were read, in order, and labels; of no part of it
+    digest: str = ""  # SHA-256 of a whole data set's images as they were read, in order, and labels; of a part empty
     note: str = ""  # what else there is to say of the data set
 
     @property
@@ -63,7 +63,7 @@ class Data(NamedTuple):
 
     train: Split  # the stratified training images
     validation: Split  # for training curves and choices: none of `train`; of the test images only where none are left
-    rest: Split  # the training images of the data set that are not in `train`
+    rest: Split  # the other training images of the data set: those that validate, too, unless the folder has such
     test: Split  # scored once, at the end
     shard: Shard = WHOLE  # the part of the training images that `train` holds
     said: tuple = ()  # lines to print before training: what was understood of a user's own data

@@ -91,7 +91,7 @@ def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEA
 
 
 class LatentModel(ConvModel):
-    """A decoder with the start of every fit, and the q of every training image unless the file leaves them out."""
+    """A decoder, the start of every fit, and q of every training image if its checkpoint has it (pretrained/: not)."""
 
     def __init__(self, latent_dim=200, likelihood=None, **options):
         super().__init__(latent_dim, likelihood, **options)

@@ -8,7 +8,7 @@ import torch
 from vae_utils import Fit, GaussianPosterior, check_inputs, elbo, random_generator
 
 SCORED_PAIRS, SCORED_PAIRS_FULL = 8, 32  # antithetic pairs of samples for which two q are compared
-SCORED_AT_ONCE = 500  # samples of z in memory meanwhile
+SCORED_AT_ONCE = 500  # samples of z that are decoded at once when q are compared
 
 unpack = GaussianPosterior.from_parameters
 

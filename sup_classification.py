@@ -137,8 +137,8 @@ def load_classifier(path, data):
 def find_classifier(data, config, run):
     """The Classifier of these training images and this ClassifierConfig: loaded if it is there, else trained.
 
-    A checkpoint of any other training is replaced, so the result does not depend on what the directory held, but for
-    the machine. An evaluation only reads the directory of the checkpoints: it writes to its own.
+    A checkpoint of another training is ignored and overwritten: the same settings give the same classifier, up to
+    rounding if another machine trained it. An evaluation only reads the directory of the checkpoints.
     """
     path, found = run.directory / "classifier.pt", None
     for there in (Path(run.config.checkpoint_dir) / path.name, path):

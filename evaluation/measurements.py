@@ -37,7 +37,7 @@ class Sample(NamedTuple):
     part: Split
     rows: torch.Tensor  # (N,), of these images in the split
     shares: torch.Tensor  # (classes,), float64: of the classes in the whole split
-    annealed: int | None  # how many are annealed; None: of all, only the columns that need no fit are measured
+    annealed: int | None  # the first so many are annealed; None: no image is fitted, only `own_columns` are measured
 
     @property
     def labels(self):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data import Data, load_data, rows_per_class
-from runtime.cli import add_list_flag, make_config, prepare_run
+from runtime.cli import make_config, prepare_run
 from runtime.config import EvalConfig, InputError, RunConfig, TrainConfig, about, differences, image_differences
 from runtime.learners import Checkpoints, find_checkpoints
 from runtime.plan import plan_evaluation, plan_run, refuse_used
@@ -86,7 +86,7 @@ def add_own_flags(parser, methods):
     parser.add_argument("--methods", nargs="+", choices=names, metavar="NAME", default=SUPPRESS, help=meaning)
     meaning = "do it all for each of these seeds, in subdirectories seed_N of both directories; then write seeds.csv"
     meaning += " and print means over seeds as Markdown. Finished seeds are skipped, --resume continues the others"
-    add_list_flag(parser, TrainConfig, "seed", meaning)
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", default=SUPPRESS, help=meaning)
 
 
 def choose_methods(given, methods, there=()):

@@ -76,20 +76,12 @@ def add_flags(parser, config_class, title, *, skip=()):
             keywords = {"action": "store_true"}
         elif entry.metadata["choices"]:
             keywords = {"choices": entry.metadata["choices"]}
-        elif entry.type is str:
-            keywords = {"type": _name, "metavar": "DIR" if entry.name.endswith("_dir") else "NAME"}
         else:
-            keywords = {"type": _number(entry), "metavar": "N" if entry.type is int else "X"}
+            metavar = {int: "N", float: "X", str: "DIR" if entry.name.endswith("_dir") else "NAME"}[entry.type]
+            keywords = {"type": entry.type, "metavar": metavar}
         text = entry.metadata["help"].replace("%", "%%") + " (*)" * (entry.metadata["least"] is not None)
         text += "" if entry.type is bool else f" (default: {entry.default})"
         group.add_argument(flag(entry.name), help=text, default=argparse.SUPPRESS, **keywords)
-
-
-def add_list_flag(parser, config_class, name, meaning):
-    """Adds the flag for several values of the field `name`, such as --seeds; the namespace holds it only if given."""
-    entry = next(entry for entry in fields(config_class) if entry.name == name)
-    options = {"nargs": "+", "type": _number(entry), "metavar": "N", "default": argparse.SUPPRESS}
-    parser.add_argument(f"{flag(name)}s", help=meaning, **options)
 
 
 def make_config(config_class, namespace):
@@ -197,28 +189,3 @@ def _exit(status):
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-def _number(entry):
-    """The argparse type of a field that holds an int or float in its range."""
-    kind, low, high = entry.type, entry.metadata["low"], entry.metadata["high"]
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:  # NaN fails here, too
-            name = "a whole number" if kind is int else "a number"
-            bounds = " to ".join(f"{bound:,}".removesuffix(".0") for bound in (low, high))
-            raise argparse.ArgumentTypeError(f"{text!r} is not {name} from {bounds}")
-        return value
-
-    return parse
-
-
-def _name(text):
-    """An argparse type: a name that is not empty."""
-    if not text:
-        raise argparse.ArgumentTypeError("the name is empty")
-    return text

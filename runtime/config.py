@@ -68,6 +68,8 @@ class Config:
             value, bounds, kind = getattr(self, entry.name), entry.metadata, type(entry.default)
             if kind is not str and not isinstance(value, int | float if kind is float else kind):
                 raise InputError(f"{flag(entry.name)} {value!r}: not of the type {kind.__name__}")
+            if value == "":
+                raise InputError(f"{flag(entry.name)}: the name is empty")
             if bounds["choices"] and value not in bounds["choices"]:
                 raise InputError(f"{flag(entry.name)} {value!r}: not one of {', '.join(bounds['choices'])}")
             if bounds["low"] is not None and not bounds["low"] <= value <= bounds["high"]:  # NaN fails here, too
@@ -141,7 +143,9 @@ class EvalConfig(Config):
     chains: int = setting(4, "annealed chains per image", low=2, high=MANY)
     log_weight_std: float = setting(0.8, "standard deviation of an image's log-weights to aim at", low=0.01, high=100.0)
     temperatures: int = setting(0, "temperatures of a chain; 0 takes what --log-weight-std needs", low=0, high=MANY)
-    gap_images_per_digit: int = setting(1, "the same at earlier epochs; 0: none", low=0, high=MANY, least=0)
+    gap_images_per_digit: int = setting(
+        1, "annealed test images of a class at earlier epochs; 0: none", low=0, high=MANY, least=0
+    )
     simulated_images: int = setting(10, "simulated images for the bidirectional bounds", low=2, high=MANY, least=4)
     fit_steps: int = setting(300, "steps of a fit at a falling rate, before its averaging cycles", low=1, high=MANY)
     fitted_images: int = setting(300, "test images on which the methods are compared", low=20, high=MANY, least=20)
@@ -209,7 +213,7 @@ def differences(there, here, *, but=()):
 
 
 def of_machine(there, here):
-    """The settings with which a run may continue, by the Data.digest there and here: of the same images another path."""
+    """The settings that may differ where a run continues; of the same images, by Data.digest, their path, too."""
     return (*OF_MACHINE, "dataset") if there and there == here else OF_MACHINE
 
 

@@ -80,7 +80,7 @@ class Run:
     """Epochs to go through, and results that are kept until the run is finished."""
 
     def __init__(self, run_config, settings, plan=None):
-        """settings: as of `plan_run`; those of the first state are continued."""
+        """settings, plan: see `plan_run`."""
         plan = plan or Plan({}, [])
         self.config, self.settings, self.states, self.finished = run_config, settings, plan.states, plan.finished
         self.directory, self.results = Path(run_config.checkpoint_dir), Path(run_config.results_dir)

@@ -191,7 +191,7 @@ def test_evaluate_only_scores_the_checkpoints_of_a_seed_with_that_seed(folder_of
     [
         ("0 1 --seed 0 --evaluate-only", "--seed: not together with --seeds"),
         ("0 5 0", "--seeds: 0 is repeated"),
-        ("0 -1", "--seeds: '-1' is not a whole number from 0 to 4,294,967,295"),
+        ("0 -1", "--seed -1: not from 0 to 4,294,967,295"),
         ("", "--seeds: expected at least one argument"),
         ("3 0 --evaluate-only", "seed_0: no checkpoints"),
         ("3 8 --evaluate-only", "seed_8: the checkpoints are of another training: --seed 2 there, 8 here"),

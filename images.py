@@ -218,15 +218,11 @@ def _unlike_mnist(count, total):
 
 
 def warn_unlike_mnist(images):
-    """Warns, in one line, of images (N, C, H, W) whose pixels are not in [-1, 1], or that are `dark_on_light`.
+    """Warns, in one line, of images (N, C, H, W) whose pixels are in [0, 1] alone, or that are `dark_on_light`.
 
     To be called by a function that a user calls: the warning names the line of that call.
     """
-    low, high = float(images.min()), float(images.max())
-    if low < -1 or high > 1:
-        scaling = "x / 127.5 - 1" if low >= 0 and high <= 255 else "scale them"
-        text = f"pixels from {low:g} to {high:g}, expected [-1, 1]: {scaling}"
-    elif low >= 0:
+    if float(images.min()) >= 0:
         text = "pixels in [0, 1]? expected [-1, 1]: 2 * x - 1"
     elif count := int(dark_on_light(images).sum()):
         text = f"{_unlike_mnist(count, len(images))}: -x turns all images"

@@ -132,7 +132,7 @@ def _batch(model, images):
         raise ValueError(f"images of shape {tuple(x.shape)}: the model needs {shape} or (N, {str(shape)[1:]}")
     low, high = float(x.min()), float(x.max())
     if not (low >= -1 and high <= 1):  # of NaN, neither is true
-        scaled = "pixels must be scaled to [-1, 1], as images.load_images does it"
+        scaled = "they must be scaled to [-1, 1], as images.load_images does it: grey values x by x / 127.5 - 1"
         raise ValueError(f"pixels from {low:g} to {high:g}: {scaled}")
     model.likelihood.check(x)
     return x.reshape(-1, *shape)

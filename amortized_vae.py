@@ -4,7 +4,8 @@ import torch
 
 import training
 from model import ConvVAE
-from vae_utils import Bound, Fit, Noise, evaluate_bound
+from posterior_fit import Fit
+from vae_utils import Bound, Noise, evaluate_bound
 
 VALIDATED_AT_ONCE = 1000  # images
 

@@ -12,8 +12,8 @@ import training
 from data import stratified_subset
 from latent_table import LatentTable
 from model import INITIAL_LOG_VAR, ConvModel
-from posterior_fit import PosteriorFit, fit_posterior
-from vae_utils import Fit, GaussianPosterior, Noise, check_noise, elbo
+from posterior_fit import Fit, PosteriorFit, fit_posterior
+from vae_utils import GaussianPosterior, Noise, check_noise, elbo
 
 VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
 VALIDATION_STEPS = 30

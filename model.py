@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vae_utils import GaussianPosterior
+from vae_utils import GaussianPosterior, check_pixels
 
 INITIAL_LOG_VAR = -2.0  # of a q of an image of which nothing is known
 
@@ -51,7 +51,8 @@ class Likelihood(nn.Module):
 
 
 def check_images(x, image_shape, call):
-    """Raises ValueError, which shows the call as it should be, if x is not (B, *image_shape)."""
+    """Raises ValueError, which shows the call as it should be, if x is not (B, *image_shape), of floats."""
+    check_pixels(x)
     if x.shape[1:] != torch.Size(image_shape):
         shape = ", ".join(map(str, image_shape))
         one = f"; of one image {call.replace('(x', f'(x.reshape(1, {shape})')}" * (x.numel() == math.prod(image_shape))
@@ -160,11 +161,10 @@ class LatentVariableModel(nn.Module):
     def log_likelihood(self, x, z):
         """log p(x|z), (..., B), for x (B, *image) and z (..., B, D). Raises ValueError if x does not fit."""
         output, channels = self.decode(z), self.likelihood.channels
-        given, needed = output.shape[z.dim() - 1 :], (channels * x.shape[1], *x.shape[2:]) if x.dim() > 1 else ()
-        if given != needed:
-            if x.dim() <= len(given):
-                check_images(x, (given[0] // channels, *given[1:]), "log_likelihood(x, z)")
-            raise ValueError(f"the decoder gives {tuple(given)} for an image: x {tuple(x.shape)} needs {needed}")
+        given = output.shape[z.dim() - 1 :]
+        if given[0] % channels:
+            raise ValueError(f"the decoder gives {tuple(given)} for an image: not {channels} channels for each of x")
+        check_images(x, (given[0] // channels, *given[1:]), "log_likelihood(x, z)")
         return self.likelihood.log_prob(x, output)
 
     def log_joint(self, x, z):

@@ -2,15 +2,31 @@
 
 import math
 import warnings
+from typing import NamedTuple
 
 import torch
 
-from vae_utils import Fit, GaussianPosterior, check_inputs, elbo, random_generator
+from vae_utils import GaussianPosterior, check_inputs, elbo, random_generator
 
 SCORED_PAIRS, SCORED_PAIRS_FULL = 8, 32  # antithetic pairs of samples for which two q are compared
 SCORED_AT_ONCE = 500  # samples of z that are decoded at once when q are compared
 
 unpack = GaussianPosterior.from_parameters
+
+
+class Fit(NamedTuple):
+    """A q of images, and the cost of finding it."""
+
+    q: GaussianPosterior
+    trace: torch.Tensor  # (cycles + 1, B): the bound of the best q after each cycle, biased upwards by the selection
+    converged: torch.Tensor  # (B,) bool
+    gradients: torch.Tensor  # (B,): evaluations of the gradient of an image's bound
+
+    @classmethod
+    def given(cls, q):
+        """The Fit of a q that took no optimization, such as an encoder's."""
+        none = torch.zeros(len(q), dtype=torch.int64, device=q.mean.device)
+        return cls(q, trace=torch.empty(0, len(q)), converged=none == 0, gradients=none)
 
 
 class PosteriorFit:

@@ -5,7 +5,8 @@ import torch
 import training
 from data import stratified_subset
 from model import ConvVAE
-from vae_utils import Fit, GaussianPosterior, Noise, check_noise
+from posterior_fit import Fit
+from vae_utils import GaussianPosterior, Noise, check_noise
 
 REFINED_AT_ONCE = 1000  # images
 VALIDATION_IMAGES = 1000  # each takes the steps of a training image

@@ -218,23 +218,7 @@ class ISEstimate(NamedTuple):
     """Estimates by importance sampling, (B,) each, in nats except the sample size."""
 
     log_prob: torch.Tensor
-    elbo: torch.Tensor
     effective_sample_size: torch.Tensor
-
-
-class Fit(NamedTuple):
-    """A q of images, and the cost of finding it."""
-
-    q: GaussianPosterior
-    trace: torch.Tensor  # (cycles + 1, B): the bound of the best q after each cycle, biased upwards by the selection
-    converged: torch.Tensor  # (B,) bool
-    gradients: torch.Tensor  # (B,): evaluations of the gradient of an image's bound
-
-    @classmethod
-    def given(cls, q):
-        """The Fit of a q that took no optimization, such as an encoder's."""
-        none = torch.zeros(len(q), dtype=torch.int64, device=q.mean.device)
-        return cls(q, trace=torch.empty(0, len(q)), converged=none == 0, gradients=none)
 
 
 def check_noise(noise, images, call):
@@ -243,8 +227,15 @@ def check_noise(noise, images, call):
         raise ValueError(f"noise: {call}, or Noise.of_images(seed, index=...) with an entry for each image")
 
 
+def check_pixels(x):
+    """Raises ValueError if x is no tensor of floats."""
+    if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
+        raise ValueError("x: a tensor of floats in [-1, 1], as images.load_images and load_data give it")
+
+
 def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
     """Raises ValueError for shapes that do not fit, a missing Noise, or pixels without a probability."""
+    check_pixels(x)
     check_noise(noise, len(x), f"{function}(model, x, q, noise=Noise(seed))")
     if q.mean.shape != (needed := (len(x), model.latent_dim)):
         shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)}"
@@ -280,7 +271,7 @@ def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500)
 
     A lower bound in expectation; too low by an unknown amount if the effective sample size (sum w)^2 / sum w^2 is below
     about ten. x: (B, *image); q: GaussianPosterior (B, D); at most max(chunk, DRAWN_AT_ONCE) samples are held at once.
-    Returns an ISEstimate; its elbo is the mean of the log-weights. Raises ValueError if x, q and the model do not fit.
+    Returns an ISEstimate. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise, "importance_sampling")
     if num_samples < 1 or not len(x):
@@ -292,7 +283,7 @@ def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500)
     for rows in torch.arange(len(x), device=x.device).split(max(1, chunk // DRAWN_AT_ONCE)):
         part, part_noise = q[rows], noise[rows]
         log_sum = torch.full((len(rows),), -math.inf, dtype=exact, device=x.device)
-        log_sum_squares, sum_of_logs = log_sum.clone(), torch.zeros_like(log_sum)
+        log_sum_squares = log_sum.clone()
         together = max(1, chunk // (DRAWN_AT_ONCE * len(rows)))
         for first in range(0, len(calls), together):
             shapes = ((count, *part.mean.shape) for count in calls[first : first + together])
@@ -300,9 +291,7 @@ def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500)
             log_w = log_weight(model, x[rows], part, draws).to(exact)  # (K, B)
             log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
             log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(0))
-            sum_of_logs += log_w.sum(0)
-        log_mean, effective_size = log_sum - math.log(num_samples), torch.exp(2 * log_sum - log_sum_squares)
-        estimates.append((log_mean, sum_of_logs / num_samples, effective_size))
+        estimates.append((log_sum - math.log(num_samples), torch.exp(2 * log_sum - log_sum_squares)))
     return ISEstimate(*(torch.cat(values).to(x.dtype) for values in zip(*estimates, strict=True)))
 
 

@@ -14,8 +14,8 @@ of the mode of q*; the other modes are in the non-Gaussian gap.
 import torch
 
 from evaluation.log_prob import fit_and_anneal
-from posterior_fit import fit_posterior
-from vae_utils import Fit, evaluate_bound, importance_sampling
+from posterior_fit import Fit, fit_posterior
+from vae_utils import evaluate_bound, importance_sampling
 
 BOUND_DRAWS = 100  # of z, for the bounds of an image
 

@@ -9,10 +9,10 @@ from evaluation.ais import bidirectional_bounds
 from evaluation.modes import estimate_log_prob
 from evaluation.quadrature import MOST_DIMENSIONS, integrate
 from images import warn_unlike_mnist
-from posterior_fit import fit_posterior
+from posterior_fit import Fit, fit_posterior
 from runtime.config import EvalConfig, choose_precision
 from runtime.progress import bar_width
-from vae_utils import Fit, GaussianPosterior, Noise, mean_and_error
+from vae_utils import GaussianPosterior, Noise, mean_and_error
 
 AT_ONCE = 20  # images: more would save little time, and the bar would stand still for long
 

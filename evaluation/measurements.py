@@ -16,7 +16,8 @@ import torch
 from data import Split, rows_per_class
 from evaluation.gaps import measure, own_columns
 from evaluation.log_prob import fit_and_anneal
-from vae_utils import Fit, GaussianPosterior, Noise, evaluate_bound, random_generator
+from posterior_fit import Fit
+from vae_utils import GaussianPosterior, Noise, evaluate_bound, random_generator
 
 MEASURED_AT_ONCE, SIMULATED_AT_ONCE = 100, 20  # images of a task
 PICTURED_PER_CLASS = 2  # test images: one in the reconstructions, one in the comparison

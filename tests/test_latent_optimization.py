@@ -12,9 +12,9 @@ import latent_optimization
 import posterior_fit
 from latent_optimization import LEAST_NATS, LatentOptimization, probabilistic_pca
 from latent_table import LOADING_RATE
-from posterior_fit import balanced_noise, fit_posterior
+from posterior_fit import Fit, balanced_noise, fit_posterior
 from training import train_epoch
-from vae_utils import Fit, GaussianPosterior, Noise
+from vae_utils import GaussianPosterior, Noise
 
 LONG = {"averaged_rate": 0.003, "tolerance": 0.01, "max_cycles": 9}
 

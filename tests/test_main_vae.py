@@ -26,10 +26,11 @@ from evaluation.statistics import TRACKED, find, select_scores
 from evaluation.tables import read_scores
 from latent_optimization import LatentOptimization
 from model import ConvModel
+from posterior_fit import Fit
 from runtime.checkpoint import load_checkpoint
 from runtime.config import InputError
 from training import Method
-from vae_utils import Fit, GaussianPosterior
+from vae_utils import GaussianPosterior
 
 DRAWN = ("recon_epoch", "latent_opt_recon_epoch", "samples_epoch", "comparison_epoch")
 WRITTEN = """where_the_nats_go.png

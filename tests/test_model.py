@@ -259,7 +259,7 @@ def test_a_decoder_may_have_no_parameters_and_end_in_a_view():
 @pytest.mark.parametrize(
     ("decoder", "message"),
     [
-        (nn.Linear(3, 12), r"gives \(12,\) for an image: x \(4, 2, 2, 3\) needs \(2, 2, 3\)"),
+        (nn.Linear(3, 12), r"x \(4, 2, 2, 3\): log_likelihood\(x, z\) takes x \(B, 12\)"),
         (nn.Flatten(0), "not a row for each z"),
     ],
 )

@@ -14,11 +14,11 @@ from evaluation.report import evaluate
 from evaluation.scores import cost_scores
 from latent_optimization import LatentOptimization
 from model import Classifier
+from posterior_fit import Fit
 from runtime.config import EvalConfig, RunConfig
 from runtime.run import Run
 from sup_classification import report
 from training import validate
-from vae_utils import Fit
 
 # These choose float32 where the device is MPS.
 CHOOSING = {"importance_sampling", "apply_deferred_steps", "current", "step"}

@@ -18,7 +18,7 @@ from posterior_fit import fit_posterior
 from runtime.checkpoint import save_json
 from runtime.config import InputError
 from runtime.learners import find_checkpoints
-from vae_utils import Noise, evaluate_bound, importance_sampling
+from vae_utils import Noise, elbo, evaluate_bound
 
 FOLDER = ROOT / "pretrained"
 LOAD_MODEL = {module.__name__: module.load_model for module in (amortized_vae, latent_optimization)}
@@ -46,8 +46,7 @@ def test_the_fitted_elbo_of_test_images_under_latent_optimization_is_that_of_the
     x = mnist[1].images[[int(row["index"]) for row in rows]].repeat(repeats, 1, 1, 1)
     start = model.initial_posterior(x)
     q = fit_posterior(model, x, start, noise=Noise(1), fit_steps=250).q
-    found = importance_sampling(model, x, q, noise=Noise(2), num_samples=1000).elbo  # as many as in the run
-    found = found.double().reshape(repeats, images)
+    found = elbo(model, x, q, Noise(2).normal((1000, *q.mean.shape), like=x)).elbo.double().reshape(repeats, images)
     variance = found.var(0).mean()  # of one fit of one image
     difference = (found.mean(0) - torch.tensor([float(row["elbo"]) for row in rows])).mean()
     error = ((1 + 1 / repeats) * variance / images).sqrt()

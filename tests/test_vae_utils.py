@@ -61,7 +61,6 @@ def test_importance_sampling_from_the_exact_posterior_has_no_variance(pixels, la
     estimate = importance_sampling(model, x, model.best_diagonal(x)[0], noise=Noise(1), num_samples=1)
     exact = model.log_prob(x)
     torch.testing.assert_close(estimate.log_prob, exact)
-    torch.testing.assert_close(estimate.elbo, exact)
     torch.testing.assert_close(estimate.effective_sample_size, torch.ones(6).double())
 
 
@@ -76,7 +75,6 @@ def test_importance_sampling_from_a_poor_q(nonlinear, chunk):
     # By the delta method, var(log_prob) = 1 / ESS - 1 / K.
     error = torch.sqrt(1 / estimate.effective_sample_size - 1 / count)
     assert ((estimate.log_prob - nonlinear.log_prob(x)).abs() < 4 * error).all()
-    torch.testing.assert_close(estimate.elbo, nonlinear.elbo(q, x), rtol=0.02, atol=0.05)
 
 
 def test_importance_sampling_decodes_no_more_than_a_chunk_and_depends_on_no_other_image():
@@ -231,6 +229,10 @@ def binary(vae):
         (lambda vae, x, q: fit_posterior(vae, x[0], q[0], noise=Noise(0)), "do not fit"),
         (lambda vae, x, q: fit_posterior(vae, x, q, noise=Noise(0), covariance="low"), "'low': diagonal, low rank or"),
         (lambda vae, x, q: evaluate_bound(vae, x, None), "noise: evaluate_bound"),
+        (lambda vae, x, q: vae.encode((255 * x).byte()), "x: a tensor of floats in"),
+        (lambda vae, x, q: elbo(vae, x.numpy(), q, q.mean), "x: a tensor of floats in"),
+        (lambda vae, x, q: importance_sampling(vae, x.long(), q, noise=Noise(0)), "x: a tensor of floats in"),
+        (lambda vae, x, q: fit_posterior(vae, x.byte(), q, noise=Noise(0), covariance="full"), "x: a tensor of floats"),
         (lambda vae, x, q: importance_sampling(vae, x, q, noise=Noise(0), num_samples=0), "0 samples of 3 images"),
         (
             lambda vae, x, q: evaluate_bound(binary(vae), x, lambda x, rows: q, noise=Noise(0)),

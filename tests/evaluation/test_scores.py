@@ -11,8 +11,8 @@ from evaluation import measurements, scores
 from evaluation.measurements import Measured, draw_sample, draw_samples, gap_columns, image_tasks
 from evaluation.statistics import find, select_scores
 from latent_optimization import LatentOptimization
+from posterior_fit import Fit
 from runtime.config import EvalConfig
-from vae_utils import Fit
 
 SAMPLE = draw_sample(toy_data().test, size=25, per_class=4, seed=2)
 SAMPLES = {"train": SAMPLE, "test": SAMPLE}

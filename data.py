@@ -18,7 +18,7 @@ from torchvision.datasets.utils import check_integrity, download_url
 from image_files import of_small_values
 from images import of_one_value, read_folder
 from runtime.checkpoint import exclusive_lock, new_directory
-from runtime.config import InputError, about, check_device
+from runtime.config import InputError, LearnerConfig, about, check_device
 from runtime.distributed import WHOLE, Shard, own_shard
 from vae_utils import random_generator
 
@@ -86,6 +86,8 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
     it has validation images of its own. Raises InputError if the images cannot be read, if there are too few, or if
     nearly all their pixels are alike.
     """
+    if not isinstance(config, LearnerConfig):
+        raise InputError("load_data takes settings: load_data(TrainConfig(dataset='mnist', train_size=500))")
     check_device(device)
     options = {"binarize": config.binarize, "resize": config.resize, "device": device}
     whole, test, *given = load_dataset(config.dataset, data_dir=data_dir, validation=True, **options)
@@ -93,9 +95,10 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
     with about(f"--dataset {config.dataset}, --data-dir {data_dir}"):
         _check(whole, test)
         if train_index is not None:
-            train = whole.at(torch.searchsorted(whole.index, train_index.to(device)).clamp(max=total - 1))
-            if not torch.equal(train.index, train_index.to(device)):
-                raise InputError(f"has only {total:,} training images, the checkpoints were trained on others")
+            train_index = torch.as_tensor(train_index, device=device)
+            train = whole.at(torch.searchsorted(whole.index, train_index).clamp(max=total - 1))
+            if not torch.equal(train.index, train_index):
+                raise InputError(f"has {total:,} training images; the checkpoints were trained on others")
     if train_index is None:
         left = 0 if given or total // 8 < fewest else total // 8  # to validate
         size = min(config.train_size, total - left) if at_most else config.train_size

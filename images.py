@@ -46,6 +46,8 @@ def read_folder(path, *, resize=False):
         left_out["copies of the same picture"] = len(files) - len(kept)
         moved = sum(label_of[row] != label_of[kept[value]] for row, value in enumerate(hashes))
         left_out["of which in another class"] = moved
+        kept_files = [files[row] for row in sorted(kept.values())]
+        notes += _unlike_others(grey[sorted(kept.values())], kept_files, classes, several=len(layout) > 1)
         for split in layout:
             rows = [row for row in sorted(kept.values()) if split_of[row] == split]
             columns = [(label_of[row], row - split_of.index(split), hashes[row]) for row in rows]
@@ -60,6 +62,29 @@ def read_folder(path, *, resize=False):
         reason = getattr(error, "strerror", None) or error
         raise InputError("; ".join([f"--dataset folder:{path}: {reason}", *_listed(left_out)])) from None
     return classes, parts, "; ".join([*_listed(left_out), *notes])
+
+
+def _unlike_others(grey, files, classes, *, several):
+    """Sentences on kept images (N, 1, 28, 28) that are perhaps not as meant; files: (split, label, path) of each."""
+    notes, groups = [], {}
+    for row, (split, label, _) in enumerate(files):
+        groups.setdefault(f"{split}/{classes[label]}" if several else classes[label], []).append(row)
+    if dark := [name for name, rows in groups.items() if 4 * grey[rows].max() < grey.max()]:
+        notes.append(f"all images of {_few(dark)} are dark beside the others: scale them, if they are not meant to be")
+    is_dark_on_light = dark_on_light(grey / 127.5 - 1).float()
+    inverted = [name for name, rows in groups.items() if is_dark_on_light[rows].mean() > 0.5]
+    if 0 < len(inverted) < len(groups):
+        notes.append(f"most images of {_few(inverted)} are dark strokes on a light ground, most others are not")
+    pixels = grey.flatten(1)
+    other = (pixels - pixels.median(1, keepdim=True).values).abs() > 8
+    if blank := int((other.float().mean(1) < 0.001).sum()):
+        notes.append(f"{blank:,} images have nearly one grey value")
+    names = {(split, label, os.path.splitext(path)[0]) for split, label, path in files}
+    if doubled := len(files) - len(names):
+        notes.append(f"{doubled:,} files are called like another one, but for the extension: are they copies?")
+    if named := [name for name in classes if not several and name.lower() in SPLIT_NAMES]:
+        notes.append(f"{_few(named)} is taken as a class, not as a split")
+    return notes
 
 
 def _layout(path, left_out):
@@ -109,7 +134,7 @@ def _classes(within, folders, images, left_out):
             raise InputError(f"the folder {within}{name} holds folders of images, {_few(nested)}; {NEEDED}")
         left_out["folders without images"] += len(inner)
     if empty := [name for name, files in classes.items() if not files]:
-        raise InputError(f"Found no valid file for the classes {_few(empty)}")
+        raise InputError(f"Found no valid file for the classes {_few(within + name for name in empty)}")
     return classes
 
 

@@ -68,6 +68,9 @@ def prepare_again(given, *, owned):
     if text := image_differences(checkpoints.images, data.digest):
         source = f"--dataset {read.dataset}, --data-dir {run_config.data_dir}"
         raise InputError(f"{source}: not the images of the checkpoints in {run_config.checkpoint_dir} ({text})")
+    if not checkpoints.images:
+        unknown = "checkpoints of an older version: that they were trained on these images could not be checked"
+        data = data._replace(said=(*data.said, f"{run_config.checkpoint_dir}: {unknown}"))
     eval_config = choose_counts(config, given, data, precision=eval_config.precision)
     for epoch in checkpoints.epochs:
         checkpoints.load(epoch, data)

@@ -66,7 +66,11 @@ class Config:
         """Raises InputError for the first field whose value is out of its range."""
         for entry in fields(self):
             value, bounds, kind = getattr(self, entry.name), entry.metadata, type(entry.default)
-            if kind is not str and not isinstance(value, int | float if kind is float else kind):
+            if isinstance(value, os.PathLike):
+                value = os.fspath(value)
+                object.__setattr__(self, entry.name, value)
+            allowed = int | float if kind is float else kind
+            if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
                 raise InputError(f"{flag(entry.name)} {value!r}: not of the type {kind.__name__}")
             if value == "":
                 raise InputError(f"{flag(entry.name)}: the name is empty")
@@ -201,6 +205,11 @@ class RunConfig(Config):
     resume: bool = setting(False, "continue the run in these directories: it was interrupted, or is to be longer")
     overwrite: bool = setting(False, "remove the files of another run from these directories first")
     eager: bool = setting(False, "on CUDA, launch kernel by kernel, in place of a recorded training step (a graph)")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("data_dir", "checkpoint_dir", "results_dir"):  # no shell expands ~ in --results-dir=~/results
+            object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
 
 
 def differences(there, here, *, but=()):

@@ -51,8 +51,11 @@ def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
         raise InputError(f"{path}: not a checkpoint of {name}, but of {checkpoint.get('method')}")
     with invalid_contents(path):
         config = config_class(**checkpoint["config"])
-        if checkpoint["train_index"].shape != (config.train_size,) or len(checkpoint["image_shape"]) != 3:
+        sizes = checkpoint["train_index"].shape == (config.train_size,) and len(checkpoint["image_shape"]) == 3
+        if not sizes or not isinstance(checkpoint["epoch"], int):
             raise ValueError
+        if not all(tensor.isfinite().all() for tensor in checkpoint["weights"].values()):
+            raise ValueError("weights that are not finite: the training has diverged")
     return {**checkpoint, "config": config, "train_index": checkpoint["train_index"].long()}
 
 

@@ -96,6 +96,10 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         raise InputError(f"{known[0][0]}: of {kind}; {BEGIN_ANEW}")
     unfinished = []
     for prefix, epoch in epochs_of.items():
+        ranks = states[prefix]["ranks"] if any(one.sharded for one in owned.learners if one.prefix == prefix) else 0
+        for part in ("", *(f"_rows_{number}_of_{ranks}" for number in range(ranks))):
+            if not (path := directory / f"{prefix}_state_{epoch}{part}.pt").exists():
+                raise InputError(f"{path}: no such checkpoint, so that the run cannot be continued; {BEGIN_ANEW}")
         of_epoch = set(directory.glob(f"{prefix}_state_{epoch}[._]*"))
         unfinished += set(directory.glob(f"{prefix}_state_*.pt")) - of_epoch
     there = [*states.values()][-1]["settings"]

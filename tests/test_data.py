@@ -76,8 +76,10 @@ def test_the_data_of_an_experiment_do_not_overlap(mnist, monkeypatch):
     assert torch.equal(load_data(toy_config(), train_index=data.train.index).train.images, data.train.images)
     assert not torch.equal(load_data(toy_config(train_size=30_000, seed=3)).train.index, data.train.index)
     assert load_data(toy_config(train_size=60_000)).validation is mnist[1]  # where no others are left
-    with pytest.raises(InputError, match="only 60,000"):
-        load_data(toy_config(), train_index=torch.tensor([3, 60_000]))
+    with pytest.raises(InputError, match="has 60,000 training images; the checkpoints were trained on others"):
+        load_data(toy_config(), train_index=[3, 60_000])
+    with pytest.raises(InputError, match=r"load_data takes settings: load_data\(TrainConfig\("):
+        load_data("mnist")
 
 
 def test_binarized_pixels_are_ones_as_often_as_they_are_bright():

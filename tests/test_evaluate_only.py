@@ -7,6 +7,7 @@ from functools import partial
 
 import processes
 import pytest
+import torch
 from processes import EVALUATE_ONLY, MAIN, TRAINING, contents
 
 from benchmarks import stress
@@ -89,6 +90,8 @@ def test_what_agrees_with_the_checkpoints_is_not_refused(copy):
         ),
         ("latent_opt", lambda old: {"train_index": old["train_index"].flip(0)}, "training images are others"),
         ("latent_opt", lambda old: {"weights": {}}, "do not fit this program"),
+        ("latent_opt", lambda old: {"weights": {"mean": torch.tensor([0, torch.nan])}}, "that are not finite"),
+        ("vae", lambda old: {"epoch": None}, "do not fit this program"),
         ("vae", None, "damaged"),
     ],
 )
@@ -117,10 +120,21 @@ def test_the_last_epoch_of_both_is_scored(copy):
     refused(folder, "vae_epoch_3.pt: of another training than vae_epoch_5.pt: --epochs 4 there, 3 in vae_epoch_5.pt")
 
 
+def test_checkpoints_that_do_not_say_their_images_are_said(copy):
+    folder = copy()
+    for path in (folder / "checkpoints").glob("*_epoch_*.pt"):
+        save_checkpoint(path, {**load_checkpoint(path), "images": None})
+    stop(folder, after="evaluation with seed 2", number=signal.SIGINT)
+    assert (
+        "checkpoints of an older version: that they were trained on these images could not"
+        in (folder / "out").read_text()
+    )
+
+
 def test_other_data_are_refused(folder_of_runs):
     stress.small_mnist(folder_of_runs / "few/data", train=120)
     folder = shutil.copytree(folder_of_runs / "whole", folder_of_runs / "few/run")
-    refused(folder, "has only 120 training images, the checkpoints were trained on others")
+    refused(folder, "has 120 training images; the checkpoints were trained on others")
 
 
 def test_results_of_another_training_are_not_replaced_by_mistake(copy):

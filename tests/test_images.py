@@ -261,7 +261,7 @@ def test_a_validation_folder_needs_no_more_images_than_a_test_folder(tmp_path):
     (tmp_path / "val/a/000.png").unlink()
     for number in range(1, 5):
         (tmp_path / f"val/a/{number:03}.png").unlink()
-    with pytest.raises(InputError, match="Found no valid file for the classes a"):
+    with pytest.raises(InputError, match="Found no valid file for the classes val/a"):
         load_data(TrainConfig(dataset=f"folder:{tmp_path}", train_size=20), at_most=True)
 
 
@@ -454,3 +454,31 @@ def test_a_path_in_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     image_folder(tmp_path / "mine", {"": 2})
     assert load_images("~/mine").shape == load_images(["~/mine/000.png", "~/mine/001.png"]).shape == (2, 1, 28, 28)
+
+
+def test_images_that_are_perhaps_not_as_meant_are_said(tmp_path):
+    """A class on another scale, an inverted split, empty images, a picture in two formats, a split's name as a class."""
+    folder = image_folder(tmp_path / "plain", {"a": 12, "train": 12}, seed=1)
+    assert "left out" not in said_of(folder)
+    assert "train is taken as a class, not as a split" in said_of(folder)
+
+    def digits(path, count, *, white=255, inverted=False, seed=0):
+        path.mkdir(parents=True)
+        for number, shift in enumerate(np.random.default_rng(seed).integers(0, 9, (count, 2))):
+            pixels = np.zeros((28, 28), np.uint8)
+            pixels[5 + shift[0] : 15 + shift[0], 5 + shift[1] : 12 + shift[1]] = white - number
+            Image.fromarray(255 - pixels if inverted else pixels).save(path / f"{number}.png")
+
+    for place, (split, name) in enumerate([("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")]):
+        digits(tmp_path / "split" / split / name, 12, inverted=split == "test", seed=place)
+    assert "most images of test/a, test/b are dark strokes on a light ground, most others are not" in said_of(
+        tmp_path / "split"
+    )
+    digits(tmp_path / "scales/a", 20)
+    digits(tmp_path / "scales/b", 20, white=40, seed=1)
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "scales/a/blank.png")
+    Image.open(tmp_path / "scales/a/3.png").save(tmp_path / "scales/a/3.jpg")
+    said = said_of(tmp_path / "scales")
+    assert "all images of b are dark beside the others" in said
+    assert "1 images have nearly one grey value" in said
+    assert "1 files are called like another one, but for the extension" in said

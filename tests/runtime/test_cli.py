@@ -3,6 +3,7 @@
 import signal
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,7 +49,9 @@ def test_a_config_is_made_of_the_flags_that_were_given_and_defaults():
     assert make_config(Config, given) == Config(steps=10, quiet=True, step_size=0.001)
     assert make_config(Other, parser.parse_args(["--name", "y"])) == Other(name="y")
     assert parser_of(TrainConfig, EvalConfig, RunConfig).parse_args(["--seed", "4"]).seed == 4
-    for wrong in ({"epochs": "3"}, {"latent_dim": 2.5}, {"sigma_p": "0.4"}, {"binarize": 1}):
+    for wrong in (
+        {"epochs": "3"}, {"epochs": True}, {"latent_dim": 2.5}, {"sigma_p": "0.4"}, {"binarize": 1}, {"dataset": None}
+    ):  # fmt: skip
         (name,) = wrong
         with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} .*: not of the type"):
             TrainConfig(**wrong)
@@ -63,6 +66,12 @@ def test_a_config_is_made_of_the_flags_that_were_given_and_defaults():
             make_config(Config, parser.parse_args(flags))
     with pytest.raises(InputError, match=r"^--step-size 0.5: too large for the steps$"):
         make_config(Config, parser.parse_args(["--steps", "9999"]))
+
+
+def test_directories_may_be_paths_and_begin_with_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = RunConfig(data_dir=Path("data"), results_dir="~/results")
+    assert (config.data_dir, config.results_dir, config.checkpoint_dir) == ("data", "/home/me/results", "checkpoints")
 
 
 def test_help_shows_meaning_default_and_what_is_scaled():

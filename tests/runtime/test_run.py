@@ -264,8 +264,8 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
     with pytest.raises(InputError, match=r"first_state_1.pt: its contents do not fit this program"):
         directory.restored(First())
     path.unlink()
-    with pytest.raises(InputError, match=r"first_state_1.pt: no such checkpoint"):
-        directory.restored(First())
+    with pytest.raises(InputError, match=r"first_state_1.pt: no such checkpoint, so that the run cannot be continued"):
+        directory.plan(resume=True)
     known = load_json(state)
     for contents in ({"prefix": "first"}, known | {"prefix": "second"}, known | {"ranks": 0}, known | {"epoch": 2}):
         save_json(state, contents)

@@ -457,7 +457,7 @@ def test_a_path_in_the_home_directory(tmp_path, monkeypatch):
 
 
 def test_images_that_are_perhaps_not_as_meant_are_said(tmp_path):
-    """A class on another scale, an inverted split, empty images, a picture in two formats, a split's name as a class."""
+    """A class on another scale, an inverted split, an empty image, a picture in two formats, a split's name."""
     folder = image_folder(tmp_path / "plain", {"a": 12, "train": 12}, seed=1)
     assert "left out" not in said_of(folder)
     assert "train is taken as a class, not as a split" in said_of(folder)

@@ -74,14 +74,14 @@ def _unlike_others(grey, files, classes, *, several):
     is_dark_on_light = dark_on_light(grey / 127.5 - 1).float()
     inverted = [name for name, rows in groups.items() if is_dark_on_light[rows].mean() > 0.5]
     if 0 < len(inverted) < len(groups):
-        notes.append(f"most images of {_few(inverted)} are dark strokes on a light ground, most others are not")
+        notes.append(f"most images of {_few(inverted)} are dark on a light ground, most others are not")
     pixels = grey.flatten(1)
     other = (pixels - pixels.median(1, keepdim=True).values).abs() > 8
     if blank := int((other.float().mean(1) < 0.001).sum()):
-        notes.append(f"{blank:,} images have nearly one grey value")
+        notes.append(f"images of nearly one grey value: {blank:,}")
     names = {(split, label, os.path.splitext(path)[0]) for split, label, path in files}
     if doubled := len(files) - len(names):
-        notes.append(f"{doubled:,} files are called like another one, but for the extension: are they copies?")
+        notes.append(f"files called like another one, but for the extension (copies?): {doubled:,}")
     if named := [name for name in classes if not several and name.lower() in SPLIT_NAMES]:
         notes.append(f"{_few(named)} is taken as a class, not as a split")
     return notes

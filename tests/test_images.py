@@ -471,7 +471,7 @@ def test_images_that_are_perhaps_not_as_meant_are_said(tmp_path):
 
     for place, (split, name) in enumerate([("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")]):
         digits(tmp_path / "split" / split / name, 12, inverted=split == "test", seed=place)
-    assert "most images of test/a, test/b are dark strokes on a light ground, most others are not" in said_of(
+    assert "most images of test/a, test/b are dark on a light ground, most others are not" in said_of(
         tmp_path / "split"
     )
     digits(tmp_path / "scales/a", 20)
@@ -480,5 +480,5 @@ def test_images_that_are_perhaps_not_as_meant_are_said(tmp_path):
     Image.open(tmp_path / "scales/a/3.png").save(tmp_path / "scales/a/3.jpg")
     said = said_of(tmp_path / "scales")
     assert "all images of b are dark beside the others" in said
-    assert "1 images have nearly one grey value" in said
-    assert "1 files are called like another one, but for the extension" in said
+    assert "images of nearly one grey value: 1" in said
+    assert "files called like another one, but for the extension (copies?): 1" in said

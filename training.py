@@ -10,7 +10,7 @@ from torch import nn
 
 from model import make_likelihood
 from runtime.checkpoint import invalid_contents
-from runtime.config import InputError, TrainConfig, choose_precision
+from runtime.config import InputError, LearnerConfig, TrainConfig, choose_precision
 from runtime.distributed import WHOLE
 from runtime.learners import read_checkpoint, saved_epochs
 from vae_utils import Bound, Noise, elbo, evaluate_bound, mean_and_error, random_generator
@@ -34,6 +34,8 @@ class Learner(nn.Module):
     def __init__(self, config, data):
         """config: a TrainConfig or ClassifierConfig; data: a Data, on whose device everything lies."""
         super().__init__()
+        if not isinstance(config, LearnerConfig):
+            raise ValueError(f"{type(self).__name__}(config, data): settings come first, as TrainConfig(epochs=3)")
         config = replace(config, precision=choose_precision(config.precision, data.device))
         self.config, self.shard, self.train_index, self.digest = config, data.shard, data.train.index, data.digest
         self.register_buffer("images", data.train.images, persistent=False)

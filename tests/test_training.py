@@ -233,6 +233,11 @@ def test_checkpoints_of_one_training_come_back_as_methods(tmp_path):
         assert torch.equal(loaded.posterior(x, rows).mean, method.posterior(x, rows).mean)
 
 
+def test_settings_come_before_data():
+    with pytest.raises(ValueError, match=r"AmortizedVAE\(config, data\): settings come first"):
+        AmortizedVAE(toy_data(), toy_config())
+
+
 def test_a_step_of_the_table_reads_no_value():
     """On the device "meta" there are none, so that whoever asks for one gets an error: nothing waits for the device."""
     method = LatentOptimization(toy_config(), toy_data())

@@ -70,11 +70,11 @@ def _unlike_others(grey, files, classes, *, several):
     for row, (split, label, _) in enumerate(files):
         groups.setdefault(f"{split}/{classes[label]}" if several else classes[label], []).append(row)
     if dark := [name for name, rows in groups.items() if 4 * grey[rows].max() < grey.max()]:
-        notes.append(f"all images of {_few(dark)} are dark beside the others: scale them, if they are not meant to be")
+        notes.append(f"all images of {_few(dark)} are dark beside the others: brighten the files, if not meant so")
     is_dark_on_light = dark_on_light(grey / 127.5 - 1).float()
     inverted = [name for name, rows in groups.items() if is_dark_on_light[rows].mean() > 0.5]
     if 0 < len(inverted) < len(groups):
-        notes.append(f"most images of {_few(inverted)} are dark on a light ground, most others are not")
+        notes.append(f"most images of {_few(inverted)} are dark on a light ground, most others not: is that meant?")
     pixels = grey.flatten(1)
     other = (pixels - pixels.median(1, keepdim=True).values).abs() > 8
     if blank := int((other.float().mean(1) < 0.001).sum()):
@@ -212,7 +212,7 @@ def load_images(images, *, resize=False, invert=False):
     grey, _, notes = read_images(paths, resize=resize)
     images = 1 - grey / 127.5 if invert else grey / 127.5 - 1
     if not invert and (count := int(dark_on_light(images).sum())):
-        notes.append(f"{_unlike_mnist(count, len(images))}: invert=True turns all images")
+        notes.append(f"{_unlike_mnist(count, len(images))}: for a model of such, invert=True turns all images")
     for note in [*_listed(left_out), *notes, *of_one_value(images)]:
         warnings.warn(note, stacklevel=2)
     return images

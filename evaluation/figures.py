@@ -71,20 +71,22 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     each_class = "each class" if len(images) == len(classes) else f"each of the first {len(images)} classes"
     upper.suptitle(f"One test image of {each_class}: log p(x), nats, annealed")
     # Means of the classes.
-    panels = style.method_row(lower, methods, sharey=True)
+    panels, halves = style.method_row(lower, methods, sharey=True), []
     for method, axes in panels:
         for split, shift, inside in zip(SPLITS, (-0.2, 0.12), (method.color, "white"), strict=True):
             for number, (quantity, (label, marker, color)) in enumerate(ESTIMATES.items()):
                 x = np.arange(len(classes)) + shift + 0.1 * number
                 form = {"color": color or method.color, "mfc": "white" if color else inside, "fmt": marker}
                 entries = [find(scores, quantity, method.name, split, name) for name in classes]
-                axes.errorbar(x, *intervals(entries), label=f"{SPLIT_NAMES[split]}, {label}", **form)
+                mean, half = intervals(entries)
+                axes.errorbar(x, mean, half, label=f"{SPLIT_NAMES[split]}, {label}", **form)
+                halves.append(half)
         style.class_axis(axes, classes)
         axes.legend(fontsize=8, ncols=2, loc="lower center")
     low, high = axes.get_ylim()
     panels[0][1].set_ylim(low - 0.3 * (high - low), high)  # leaves room for the legends; above, there may be no values
     panels[0][1].set_ylabel("log p(x), nats per image")
-    alone = entries[0].images == 1
+    alone = np.isnan(halves).all()
     mean = "One random image of each class" if alone else "Mean of each class with its 95% t interval over images"
     lower.suptitle(
         f"{mean}; annealed, and by importance sampling\nwith {num_samples:,} samples from q, "
@@ -107,7 +109,7 @@ def where_the_nats_go(*, scores, methods):
         axes.errorbar(base + mean, y - 0.1 + 0.1 * number, xerr=half, **style.WHISKER)
         axes.barh(y[:1], 0, color=to_rgba(style.INK, strength), label=label)
         for parts, width, error in zip(texts, mean, half, strict=True):
-            parts += [f"{width:.1f} ± {error:.1f}"] if width else []
+            parts += [f"{width:.1f}" + f" ± {error:.1f}" * bool(error >= 0)] if width else []
         base = base + mean
     for place, parts in zip(y, texts, strict=True):  # one text a bar: its parts may be narrower than their numbers
         form = {"textcoords": "offset points", "va": "bottom", "fontsize": 8}
@@ -180,6 +182,7 @@ def quality_over_seconds(*, scores, methods):
 def gaps_per_class(*, scores, methods, classes):
     """The three gaps of every class, stacked."""
     figure, panels = style.method_grid(methods)
+    halves = []
     for method, split, axes in panels:
         base, x = 0, np.arange(len(classes))
         for quantity, (label, strength, shift, *_) in GAPS.items():
@@ -188,11 +191,12 @@ def gaps_per_class(*, scores, methods, classes):
             axes.bar(x, mean, bottom=base, color=method.color, alpha=strength, width=0.7, label=label)
             base = base + mean
             axes.errorbar(x + shift, base, half, **style.WHISKER)
+            halves.append(half)
         axes.set(title=f"{method.label}, {SPLIT_NAMES[split]}", axisbelow=True)
         style.class_axis(axes, classes, label="class" if method is methods[-1] else "")
         axes.grid(axis="x", visible=False)
     figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
-    whiskers = "; whiskers: 95% intervals of their means" * (entries[0].images > 1)
+    whiskers = "; whiskers: 95% intervals of their means" * (not np.isnan(halves).all())
     figure.suptitle(f"log p(x) - ELBO(q) at the last epoch, in its three parts{whiskers}")
     return figure
 

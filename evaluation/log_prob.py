@@ -102,7 +102,8 @@ def log_prob(
     settings = {"chains": chains, "log_weight_std": log_weight_std, "fit_steps": fit_steps}
     config = EvalConfig(seed=seed, precision="float32", **settings)
     x, batches = _batch(model, images), []
-    if x.dim() == 4:
+    trained_on = getattr(getattr(model, "config", None), "dataset", "mnist")  # as far as is known
+    if x.dim() == 4 and not trained_on.startswith("folder:"):
         warn_unlike_mnist(x)
     with tqdm(total=len(x), desc="log p(x)", unit="img", **bar_width()) as bar:
         for part in x.split(AT_ONCE):

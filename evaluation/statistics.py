@@ -123,9 +123,10 @@ def half_width(standard_error, freedom):
 
 
 def intervals(scores):
-    """Means of Scores and half widths of their 95% t intervals, (n,) each."""
+    """Means of Scores and half widths of their 95% t intervals, (n,) each; NaN without a standard error."""
     halves = [half_width(entry.standard_error, entry.freedom) for entry in scores]
-    return np.array([entry.mean for entry in scores]), np.array(halves)
+    halves = np.where([entry.standard_error is None for entry in scores], np.nan, halves)
+    return np.array([entry.mean for entry in scores]), halves
 
 
 def column_intervals(rows, name, images="images"):

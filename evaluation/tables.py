@@ -126,7 +126,7 @@ def _method_rows(scores, name):
         yield detail("Monte Carlo error of their mean", "monte_carlo_error", "± {:.2f}")
         yield detail("bias of their mean, an estimate", "bias", "{:.2f}", biased)
         yield detail("acceptance of transitions", "acceptance", "{:.2f}")
-        yield detail("images that may be wrong by more", "images_not_trusted", "{:.0f}")
+        yield detail("images whose log p(x) may be off by more", "images_not_trusted", "{:.0f}")
         yield detail("images with several modes", "images_with_several_modes", "{:.0f}")
         gap = find(scores, "bidirectional_gap", name, "simulated")
         text = f"bidirectional bounds of {gap.images} simulated images are {number(gap)} nats apart"

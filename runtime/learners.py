@@ -59,12 +59,13 @@ def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
     return {**checkpoint, "config": config, "train_index": checkpoint["train_index"].long()}
 
 
-def lengthen(learners, run_config, epochs):
+def lengthen(owned, run_config, epochs):
     """Rewrites the checkpoints of a shorter run as if it had been started with `epochs` epochs. May be done twice.
 
-    Checkpoints and figures of epochs that the longer run does not keep are deleted, and so is the page.
+    Checkpoints and figures of epochs that the longer run does not keep are deleted, and so are tables, figures and page
+    of the end of the shorter one.
     """
-    for learner in learners:
+    for learner in owned.learners:
         for path in Path(run_config.checkpoint_dir).glob(f"{learner.prefix}_epoch_*.pt"):
             checkpoint = load_checkpoint(path)
             if checkpoint["epoch"] in saved_epochs(epochs):
@@ -73,7 +74,9 @@ def lengthen(learners, run_config, epochs):
             path.unlink()
             for figure in Path(run_config.results_dir).glob(f"*_epoch_{checkpoint['epoch']}.png"):
                 figure.unlink()
-    (Path(run_config.results_dir) / "report.html").unlink(missing_ok=True)
+    for path in (path for name in owned.results for path in Path(run_config.results_dir).glob(name)):
+        if "_epoch_" not in path.name and path.name != owned.summary:
+            path.unlink()
 
 
 class Checkpoints(NamedTuple):

@@ -85,7 +85,9 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     same = ("epochs", "methods")
     if finished is not None and trained and all(finished["settings"].get(n) == settings.get(n) for n in same):
         if text := differences(finished.get("eval_config", {}), scoring or {}, but=OF_MACHINE):
-            raise InputError(f"{summary}: this run is finished ({text}); --evaluate-only scores it with other counts")
+            raise InputError(
+                f"{summary}: this run is finished ({text}); these flags with --evaluate-only score it again"
+            )
         return Plan(states, [], finished=True)
     if not (run_config.resume or (restarted() and shortest == settings["epochs"])):
         kind = "an interrupted run of the same settings, which --resume continues"

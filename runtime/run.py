@@ -40,7 +40,7 @@ def open_run(run_config, settings, *, owned, scoring=None):
                 same = "but for rounding and a device's random numbers, the run goes on as it would have there"
                 print(f"{plan.moved}: {same}", flush=True)
             if plan.lengthened:
-                lengthen(owned.learners, run_config, settings["epochs"])
+                lengthen(owned, run_config, settings["epochs"])
         with stop_hint(run):
             yield run
 

@@ -321,6 +321,10 @@ def test_no_interval_is_claimed_of_one_image_and_no_axis_passes_the_best_density
         found = texts(draw_log_probabilities(kept, methods, "ab"))
         found += texts(figures.gaps_per_class(scores=kept, methods=methods, classes="ab"))
         assert sum("95%" in text for text in found) == 2 * claimed
+    unsure = [entry._replace(**alone) for entry in scores]
+    found = "".join(texts(figures.where_the_nats_go(scores=unsure, methods=methods)))
+    assert "nan" not in found
+    assert found.count("±") == 1  # of the title
 
 
 def test_no_tick_is_minus_zero():

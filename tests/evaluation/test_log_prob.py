@@ -1,6 +1,7 @@
 """log_prob, on models whose log p(x) is known: its errors are honest, and an image's result is its own."""
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from conftest import NONLINEAR, SIGMA, gaussian, linear_gaussian, seeded
 from evaluation import log_prob as module
 from evaluation.log_prob import LogProb, log_prob
 from model import ConvModel, Gaussian
+from runtime.config import TrainConfig
 
 SETTINGS = {"seed": 5, "chains": 24, "log_weight_std": 0.2, "fit_steps": 60}
 
@@ -131,3 +133,7 @@ def test_pixels_in_the_wrong_range_give_a_warning_that_names_the_call():
     with pytest.warns(UserWarning, match=r"pixels in \[0, 1\]\?") as caught:
         log_prob(model, torch.rand(1, 4, 4, generator=seeded(2)), **{**SETTINGS, "fit_steps": 1})
     assert caught[0].filename == __file__
+    model.config = TrainConfig(dataset="folder:mine")  # whose images may be so
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log_prob(model, torch.rand(1, 4, 4, generator=seeded(2)), **{**SETTINGS, "fit_steps": 1})

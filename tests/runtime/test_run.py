@@ -231,7 +231,7 @@ def test_a_finished_run_says_so(directory, tmp_path, capsys, resume):
     with directory.open(resume=resume, scoring={"num_samples": 5}) as run:
         assert run.finished
     assert "this run is finished" in capsys.readouterr().out
-    other_counts = r"--num-samples 5 there, 6 here\); --evaluate-only scores it with other"
+    other_counts = r"--num-samples 5 there, 6 here\); these flags with --evaluate-only score it"
     directory.refuses(other_counts, resume=resume, scoring={"num_samples": 6})
     directory.refuses("--seed 0 there, 1 here", resume=resume, seed=1)
     for path in tmp_path.glob("*_state*"):

@@ -26,24 +26,30 @@ def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, z=None, pro
     already. z (B, D): for simulated images, the z they were drawn from; then `lower` and `upper`, the bidirectional
     bounds, stand in place of the estimate. progress: called with the name of each step.
     """
-    precision, steps = choose_precision(config.precision, x.device), {"fit_steps": config.fit_steps}
+    precision, fit_steps = choose_precision(config.precision, x.device), config.fit_steps
     fast = model.in_precision(precision)
     # Fit q* and q*full
     progress("fit of q")
     q = model.initial_posterior(x, noise) if q is None else q
-    fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, **steps)
-    full = fit_posterior(fast, x, fit.q, covariance="full", noise=noise, **steps)
+    fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, fit_steps=fit_steps)
+    full = fit_posterior(fast, x, fit.q, covariance="full", noise=noise, fit_steps=fit_steps)
     columns = {"fit_converged": fit.converged & full.converged}
     # Anneal
     progress("annealing")
-    settings = {"noise": noise} | {name: getattr(config, name) for name in ("chains", "temperatures", "log_weight_std")}
+    chains, temperatures, std = config.chains, config.temperatures, config.log_weight_std
     if z is None:
-        columns |= estimate_log_prob(model, x, fit.q, full.q, precision=precision, **steps, **settings)
+        columns |= estimate_log_prob(
+            model, x, fit.q, full.q, noise=noise, precision=precision, fit_steps=fit_steps,
+            chains=chains, temperatures=temperatures, log_weight_std=std,
+        )  # fmt: skip
     elif model.latent_dim <= MOST_DIMENSIONS:  # log p(x) is integrated, and so are its bounds
         value, error = integrate(model, x)
         columns |= {"lower": value - error, "upper": value + error}
     else:
-        columns |= bidirectional_bounds(fast, x, z, full.q, **settings)._asdict()
+        bounds = bidirectional_bounds(
+            fast, x, z, full.q, noise=noise, chains=chains, temperatures=temperatures, log_weight_std=std
+        )
+        columns |= bounds._asdict()
     return columns, fit.q, full.q
 
 
@@ -99,8 +105,9 @@ def log_prob(
     not depend on the other images. Warns of images that cannot be like MNIST's. Raises ValueError for images that the
     model cannot have been made for, and for settings out of range.
     """
-    settings = {"chains": chains, "log_weight_std": log_weight_std, "fit_steps": fit_steps}
-    config = EvalConfig(seed=seed, precision="float32", **settings)
+    config = EvalConfig(
+        seed=seed, precision="float32", chains=chains, log_weight_std=log_weight_std, fit_steps=fit_steps
+    )
     x, batches = _batch(model, images), []
     trained_on = getattr(getattr(model, "config", None), "dataset", "mnist")  # as far as is known
     if x.dim() == 4 and not trained_on.startswith("folder:"):

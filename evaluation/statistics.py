@@ -118,15 +118,14 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
 
 
 def half_width(standard_error, freedom):
-    """Half the width of the 95% t interval; 0 where there is no standard error."""
-    return 0.0 if standard_error is None else float(t.ppf(0.975, freedom) * standard_error)
+    """Half the width of the 95% t interval; NaN where there is no standard error."""
+    return math.nan if standard_error is None else float(t.ppf(0.975, freedom) * standard_error)
 
 
 def intervals(scores):
-    """Means of Scores and half widths of their 95% t intervals, (n,) each; NaN without a standard error."""
+    """Means of Scores and half widths of their 95% t intervals, (n,) each."""
     halves = [half_width(entry.standard_error, entry.freedom) for entry in scores]
-    halves = np.where([entry.standard_error is None for entry in scores], np.nan, halves)
-    return np.array([entry.mean for entry in scores]), halves
+    return np.array([entry.mean for entry in scores]), np.array(halves)
 
 
 def column_intervals(rows, name, images="images"):

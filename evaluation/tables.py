@@ -230,10 +230,10 @@ def conclusions(scores, labels):
     for one, other in combinations(labels, 2):
         entry = find(scores, "log_prob", f"{one} - {other}") or find(scores, "fitted_elbo", f"{one} - {other}")
         better, worse = (one, other) if entry.mean >= 0 else (other, one)
-        half = half_width(entry.standard_error, entry.freedom) or math.inf
-        size = f"{abs(entry.mean):.1f}" + (f" ± {half:.1f}" if half < math.inf else "")
+        half = half_width(entry.standard_error, entry.freedom)
+        size = f"{abs(entry.mean):.1f}" + (f" ± {half:.1f}" if half > 0 else "")
         what = "a log p(x)" if entry.quantity == "log_prob" else "an ELBO(q*)"
-        doubt = "" if abs(entry.mean) > half else ", which may be chance,"
+        doubt = "" if abs(entry.mean) > half > 0 else ", which may be chance,"
         images = f"on the same test images (± half a 95% t interval over images, {entry.freedom} degrees of freedom)."
         sentences.append(f"{labels[better]} has {what} {size} nats higher{doubt} than {_lower(labels[worse])} {images}")
     return sentences

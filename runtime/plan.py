@@ -96,9 +96,9 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         elif fewer := [others["methods"] for _, others in known if others.get("methods") != settings.get("methods")]:
             kind = f"a run of --methods {fewer[0]}, to which --resume adds the others"
         raise InputError(f"{known[0][0]}: of {kind}; {BEGIN_ANEW}")
-    unfinished = []
+    unfinished, sharded = [], {learner.prefix for learner in owned.learners if learner.sharded}
     for prefix, epoch in epochs_of.items():
-        ranks = states[prefix]["ranks"] if any(one.sharded for one in owned.learners if one.prefix == prefix) else 0
+        ranks = states[prefix]["ranks"] if prefix in sharded else 0
         for part in ("", *(f"_rows_{number}_of_{ranks}" for number in range(ranks))):
             if not (path := directory / f"{prefix}_state_{epoch}{part}.pt").exists():
                 raise InputError(f"{path}: no such checkpoint, so that the run cannot be continued; {BEGIN_ANEW}")

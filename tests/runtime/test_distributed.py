@@ -12,6 +12,8 @@ import torch
 from processes import EVALUATE_ONLY, MAIN, arguments, stop
 
 from benchmarks import stress
+from evaluation.statistics import find
+from evaluation.tables import read_scores
 from runtime.checkpoint import load_checkpoint, load_json
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds the ranks in /proc")
@@ -30,7 +32,7 @@ def folder_of_runs(folder_of_runs):
     folder = folder_of_runs / "two"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLBACKEND", "no_such_backend")  # that of a notebook, from which a script is started
-        torchrun = stress.start_ranks(MAIN, [*FLAGS, "--evaluation", "none"], folder, ranks=2, restarts=1)
+        torchrun = stress.start_ranks(MAIN, [*FLAGS, "--evaluation", "quick"], folder, ranks=2, restarts=1)
     wait_for("latent_optimization: epoch 1/3", torchrun, folder)
     os.kill(stress.workers_of(torchrun)[1], signal.SIGKILL)
     assert torchrun.wait() == 0, (folder / "err").read_text()
@@ -64,6 +66,8 @@ def test_two_ranks_end_like_one_process(folder_of_runs):
         assert torch.equal(one["train_index"], two["train_index"])
         if "mean" in one["weights"]:
             torch.testing.assert_close(one["weights"]["mean"], two["weights"]["mean"], rtol=0, atol=0.01)
+    elbos = [find(read_scores(folder / "results/scores.csv"), "elbo", "amortized").mean for folder in folders]
+    assert elbos[0] == pytest.approx(elbos[1], abs=0.1)
 
 
 def test_an_evaluation_by_two_ranks_has_the_bits_of_the_run_of_one_process(folder_of_runs):

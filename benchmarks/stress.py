@@ -22,7 +22,6 @@ import resource
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPAT
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: E402
 
 from data import load_dataset, rows_per_class  # noqa: E402
 from evaluation import style  # noqa: E402
@@ -71,23 +71,25 @@ def small_mnist(directory, *, train=600, test=150):
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels)
 
 
-def start(script, arguments, folder, *, file_size=None, spare_memory=None):
+def start(script, arguments, folder, *, ranks=1, restarts=0, **limits):
     """Starts a script with its arguments in `folder`, output in the files `out` and `err` there. Returns the process.
 
-    file_size: of the largest file that it may write; spare_memory: what it may use beyond its imports (Linux); bytes.
+    ranks: more than 1 are started by what torchrun calls, which is then the process; restarts: of all of them, if one
+    fails. limits: `file_size`, of the largest file that it may write; `spare_memory`, what it may use beyond its
+    imports (Linux); in bytes.
     """
     folder.mkdir(exist_ok=True)
     for name in ("out", "err"):
         (folder / name).unlink(missing_ok=True)
-    process = processes.Process(target=_run, args=(script, arguments, str(folder), file_size, spare_memory))
+    process = processes.Process(target=_run, args=(script, arguments, str(folder), ranks, restarts), kwargs=limits)
     process.start()
     return process
 
 
-def _run(script, arguments, folder, file_size, spare_memory):
+def _run(script, arguments, folder, ranks, restarts, file_size=None, spare_memory=None):
     os.chdir(folder)
     for name, descriptor in (("out", 1), ("err", 2)):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), descriptor)
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), descriptor)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     sys.argv = [script, *arguments]
     if file_size:
@@ -98,37 +100,23 @@ def _run(script, arguments, folder, file_size, spare_memory):
     style.STYLE["figure.dpi"] = 40
     # As in a process of its own: a killed run then leaves no semaphore.
     multiprocessing.set_start_method("fork", force=True)
-    run_script(importlib.import_module(script.removesuffix(".py")).main)
+    main = importlib.import_module(script.removesuffix(".py")).main
+    if ranks == 1:
+        run_script(main)
+    options = {"start_method": "fork", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": folder}
+    config = LaunchConfig(1, 1, nproc_per_node=ranks, max_restarts=restarts, **options)  # as torchrun --standalone
+    elastic_launch(config, run_script)(main)
 
 
-def start_ranks(script, arguments, folder, *, ranks, restarts=0):
-    """Starts a script by torchrun on this machine, its output in the files `out` and `err`. Returns torchrun."""
-    folder.mkdir(exist_ok=True)
-    options = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
-    command = [sys.executable, "-m", "torch.distributed.run", *options, str(ROOT / script), *arguments]
-    with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
-        return subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, start_new_session=True)
-
-
-def begin(script, arguments, folder, ranks):
-    """Starts a script, by torchrun if it has several ranks. Returns (process, function that waits for its status)."""
-    if ranks > 1:
-        torchrun = start_ranks(script, arguments, folder, ranks=ranks)
-        return torchrun, torchrun.wait
-    process = start(script, arguments, folder)
-    return process, lambda: process.join() or process.exitcode
-
-
-def workers_of(torchrun):
-    """{rank: process id} of the running processes of a torchrun (Linux)."""
-    found = {}
+def workers_of(launcher):
+    """The process ids of the running ranks, in their order, of a process that `start` has started (Linux)."""
+    found, command = [], Path(f"/proc/{launcher.pid}/cmdline").read_bytes()
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == torchrun.pid:
-                environment = (path / "environ").read_bytes().decode(errors="replace").split("\0")
-                found |= {int(text[5:]): int(path.name) for text in environment if text.startswith("RANK=")}
-    return found
+            if parent == launcher.pid and (path / "cmdline").read_bytes() == command:  # forked, as the ranks alone are
+                found.append(int(path.name))
+    return sorted(found)
 
 
 def killed_run(script, arguments, folder, *, seconds, seed, ranks=1, resume=False):
@@ -142,12 +130,13 @@ def killed_run(script, arguments, folder, *, seconds, seed, ranks=1, resume=Fals
         going_on = resume or kills
         if not going_on:
             shutil.rmtree(folder, ignore_errors=True)
-        process, wait = begin(script, [*arguments, *(["--resume"] if going_on else [])], folder, ranks)
+        process = start(script, [*arguments, *(["--resume"] if going_on else [])], folder, ranks=ranks)
         killed = kill(process, folder, seconds, chance) if len(kills) < 3 else None
+        process.join()
         if killed:
             kills.append(killed)
-        elif (status := wait()) or going_on:
-            return status, kills
+        elif process.exitcode or going_on:
+            return process.exitcode, kills
 
 
 def kill_process(process, folder, seconds, chance):
@@ -166,18 +155,16 @@ def kill_process(process, folder, seconds, chance):
     return writing[0] if writing else f"after {lines[-1].split(',')[0] if lines else 'start'}"
 
 
-def kill_rank(torchrun, folder, seconds, chance):
+def kill_rank(launcher, folder, seconds, chance):
     """Kills a random rank; all must then end, in half a minute. Returns which one, or None if they had ended."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        torchrun.wait(seconds * chance.random())
-    workers = workers_of(torchrun)
-    if torchrun.poll() is not None or not workers:
+    launcher.join(seconds * chance.random())
+    if not launcher.is_alive() or not (workers := workers_of(launcher)):
         return None
-    rank = chance.choice(sorted(workers))
+    rank = chance.randrange(len(workers))
     with contextlib.suppress(ProcessLookupError):
         os.kill(workers[rank], signal.SIGKILL)
-    torchrun.wait(30)
-    if left := [pid for pid in workers.values() if Path(f"/proc/{pid}").exists()]:
+    launcher.join(30)
+    if left := [pid for pid in (launcher.pid, *workers) if Path(f"/proc/{pid}").exists()]:
         raise RuntimeError(f"processes {left} are still there after rank {rank} was killed")
     return f"rank {rank}"
 
@@ -229,11 +216,11 @@ def stress(*, script, runs, folder, seed=0, jobs=2, ranks=1):
     arguments, whole = [*SCRIPTS[script].split(), "--data-dir", "../data"], folder / f"{script} left alone"
     start(script, ["--help"], whole).join()  # the process that forks is then awake
     started = time.perf_counter()
-    _, wait = begin(script, arguments, whole, ranks)
-    status = wait()
+    process = start(script, arguments, whole, ranks=ranks)
+    process.join()
     seconds = time.perf_counter() - started
-    if status:
-        raise RuntimeError(f"{script}, left alone, ended with {status}: {(whole / 'err').read_text()}")
+    if process.exitcode:
+        raise RuntimeError(f"{script}, left alone, ended with {process.exitcode}: {(whole / 'err').read_text()}")
 
     def one(number):
         killed = folder / f"{script} killed {number}"

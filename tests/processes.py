@@ -25,9 +25,9 @@ def arguments(script, *flags, settings=None):
     return [*(settings or stress.SCRIPTS[script]).split(), "--data-dir", "../data", *flags]
 
 
-def run(script, folder, *flags, settings=None, **limits):
-    """Runs a script to its end. Returns (exit status, stdout, lines of stderr). limits: of stress.start."""
-    process = stress.start(script, arguments(script, *flags, settings=settings), folder, **limits)
+def run(script, folder, *flags, settings=None, **options):
+    """Runs a script to its end. Returns (exit status, stdout, lines of stderr). options: of stress.start."""
+    process = stress.start(script, arguments(script, *flags, settings=settings), folder, **options)
     process.join()
     return process.exitcode, (folder / "out").read_text(), (folder / "err").read_text().splitlines()
 

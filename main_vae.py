@@ -4,10 +4,12 @@ import os
 import time
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads soon leave the processor
 if __name__ == "__main__":
     os.environ.pop("MPLBACKEND", None)  # of a notebook that starts this script; it may not be there
+    os.environ["MATPLOTLIBRC"] = str(Path(__file__).with_name("evaluation") / "figures.mplstyle")  # not the user's
 
 from amortized_vae import AmortizedVAE
 from data import take_shard

@@ -146,12 +146,13 @@ class LatentVariableModel(nn.Module):
 
     def decode(self, z):
         """The parameters of p(x|z), (..., channels * C, H, W), for z (..., D)."""
+        if z.shape[-1] != self.latent_dim:
+            raise ValueError(f"z {tuple(z.shape)}: this model takes z (..., {self.latent_dim})")
         rows = z.reshape(-1, z.shape[-1])
         with autocast(self.precision, z.device):
             output = self.decoder(rows)
         if len(output) != len(rows):
-            shapes = f"z {tuple(rows.shape)} into {tuple(output.shape)}"
-            raise ValueError(f"the decoder turns {shapes}: not a row for each z")
+            raise ValueError(f"decoder: z {tuple(rows.shape)} into {tuple(output.shape)}: not a row for each z")
         return output.reshape(*z.shape[:-1], *output.shape[1:]).to(z.dtype)
 
     def mean(self, z):
@@ -184,8 +185,7 @@ class LatentVariableModel(nn.Module):
         """(x, z) from p(x, z): x (count, *image) with the noise of p(x|z), and z (count, D)."""
         like = self.like
         if not isinstance(generator, torch.Generator):
-            call = f"sample({count}, torch.Generator({like.device.type!r}).manual_seed(0))"
-            raise ValueError(f"generator: what is drawn depends on it alone: {call}")
+            raise ValueError(f"generator: sample({count}, torch.Generator({like.device.type!r}).manual_seed(0))")
         z = torch.randn(count, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device)
         return self.likelihood.sample(self.decode(z), generator), z
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads soon leave the processor
 if __name__ == "__main__":
     os.environ.pop("MPLBACKEND", None)  # of a notebook that starts this script; it may not be there
+    os.environ["MATPLOTLIBRC"] = str(Path(__file__).with_name("evaluation") / "figures.mplstyle")  # not the user's
 
 import torch
 import torch.nn.functional as F

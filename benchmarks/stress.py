@@ -101,11 +101,11 @@ def _run(script, arguments, folder, ranks, restarts, file_size=None, spare_memor
     # As in a process of its own: a killed run then leaves no semaphore.
     multiprocessing.set_start_method("fork", force=True)
     main = importlib.import_module(script.removesuffix(".py")).main
-    if ranks == 1:
+    if ranks > 1:  # as torchrun --standalone
+        options = {"start_method": "fork", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": folder}
+        elastic_launch(LaunchConfig(1, 1, nproc_per_node=ranks, max_restarts=restarts, **options), run_script)(main)
+    else:
         run_script(main)
-    options = {"start_method": "fork", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": folder}
-    config = LaunchConfig(1, 1, nproc_per_node=ranks, max_restarts=restarts, **options)  # as torchrun --standalone
-    elastic_launch(config, run_script)(main)
 
 
 def workers_of(launcher):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, toy_data
 
+from benchmarks.stress import SCRIPTS
 from model import Classifier
 from runtime.cli import run_script
 from runtime.config import RunConfig
@@ -27,10 +28,11 @@ def test_a_console_that_lacks_characters_replaces_them(monkeypatch, encoding):
     assert out.buffer.getvalue().split() == [b"?:", b"3", b"nats"]
 
 
-def test_a_script_starts_whatever_backend_a_notebook_has():
-    """That main_vae.py does so, too, is seen in test_distributed.py."""
-    environment = {**os.environ, "MPLBACKEND": "no_such_backend"}
-    command = [sys.executable, str(ROOT / "sup_classification.py"), "--help"]
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_starts_whatever_backend_and_matplotlibrc_there_are(tmp_path, script):
+    (tmp_path / "matplotlibrc").write_bytes(b"font.family: caf\xe9\n")
+    environment = {**os.environ, "MPLBACKEND": "no_such_backend", "MATPLOTLIBRC": str(tmp_path)}
+    command = [sys.executable, str(ROOT / script), "--help"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
 

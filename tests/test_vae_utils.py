@@ -238,7 +238,9 @@ def binary(vae):
             lambda vae, x, q: evaluate_bound(binary(vae), x, lambda x, rows: q, noise=Noise(0)),
             "pixels that are -1 or 1",
         ),
-        (lambda vae, x, q: vae.sample(3), r"generator: .*: sample\(3, torch.Generator\('cpu'\).manual_seed\(0\)\)"),
+        (lambda vae, x, q: vae.mean(q.mean[:, :3]), r"z \(3, 3\): this model takes z \(..., 4\)"),
+        (torch.inference_mode()(lambda vae, x, q: fit_posterior(vae, x, q, noise=Noise(0))), "torch.no_grad"),
+        (lambda vae, x, q: vae.sample(3), r"generator: sample\(3, torch.Generator\('cpu'\).manual_seed\(0\)\)"),
     ],
 )
 def test_a_wrong_call_is_answered_with_the_right_one(call, message):

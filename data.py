@@ -257,7 +257,7 @@ def _advice(dataset, here):
     if place := _elsewhere(dataset, [place for place in (*here.parents[:2], ours) if place != here]):
         return f"--data-dir {place} has it"
     files = ", ".join(file for file, _ in dataset.resources)
-    return f"remove damaged files; without a network, this directory needs {files}"
+    return f"without a network, this directory needs {files}; remove damaged ones"
 
 
 def binarized(grey, purpose):

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from data import SPLITS
 from evaluation import style
-from evaluation.statistics import TRACKED, column_intervals, find, intervals, select_scores
+from evaluation.statistics import TRACKED, column_intervals, find, how_found, intervals, select_scores
 from evaluation.style import SPLIT_NAMES, Figure
 
 PARTS = {
@@ -19,7 +19,7 @@ PARTS = {
     "log_likelihood": (-1, "Distortion: $-\\mathrm{E}_q \\log p(x|z)$"),
     "kl": (1, "Rate: KL$(q(z)\\,||\\,p(z))$"),
 }
-ESTIMATES = {"log_prob": ("annealed", "o", None), "importance_sampling": ("importance sampling", "v", style.BASELINE)}
+ESTIMATES = {"log_prob": ("o", None), "importance_sampling": ("v", style.BASELINE)}  # marker, color
 GAPS = {  # of the scores: label, strength of the color, shift of the whisker, line, marker
     "amortization_gap": ("ELBO(q*) - ELBO(q):\namortization, or rows\nnot converged", 0.25, 0.16, ":", "s"),
     "mean_field_gap": ("mean-field gap:\nELBO(q*full) - ELBO(q*)", 0.6, 0.0, "--", "^"),
@@ -33,7 +33,8 @@ def plot_history(axes, history, name, *, scale, label, color):
         mean, half = column_intervals(history, f"{split}_{name}", f"{split}_images")
         text = f"{label}{history[0][f'{split}_images']:,} {SPLIT_NAMES[split]}"
         epochs = [row["epoch"] for row in history]
-        style.plot_band(axes, epochs, scale * mean, abs(scale) * half, color=color, line=line, label=text, mfc="white")
+        form = {"color": color, "mfc": color if split == "train" else "white", "line": line, "label": text}
+        style.plot_band(axes, epochs, scale * mean, abs(scale) * half, **form)
     axes.set_xlabel("epoch")
 
 
@@ -59,7 +60,7 @@ def training_curves(*, history, methods, saved_epochs):
 def log_probabilities(*, scores, images, example_values, num_samples, methods, classes):
     """One image of each class with its log p(x), over the mean of each class, training images next to test images.
 
-    images: (M, C, H, W), test images of the first M classes; example_values (methods, M): annealed log p(x), nats.
+    images: (M, C, H, W), test images of the first M classes; example_values (methods, M): their log p(x), nats.
     """
     captions = [] if style.are_short(classes) else [("", style.shown(classes)[: len(images)], style.INK)]
     for method, values in zip(methods, example_values, strict=True):
@@ -69,16 +70,18 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     upper, lower = figure.subfigures(2, 1, height_ratios=(0.8 + 0.15 * len(captions), 2.3))
     style.show_images(upper.subplots(), images, captions=captions, size=9)
     each_class = "each class" if len(images) == len(classes) else f"each of the first {len(images)} classes"
-    upper.suptitle(f"One test image of {each_class}: log p(x), nats, annealed")
+    how = how_found(scores, methods[0].name)
+    upper.suptitle(f"One test image of {each_class}: log p(x), nats, {how}")
     # Means of the classes.
     panels, halves = style.method_row(lower, methods, sharey=True), []
     for method, axes in panels:
         for split, shift, inside in zip(SPLITS, (-0.2, 0.12), (method.color, "white"), strict=True):
-            for number, (quantity, (label, marker, color)) in enumerate(ESTIMATES.items()):
+            for number, (quantity, (marker, color)) in enumerate(ESTIMATES.items()):
                 x = np.arange(len(classes)) + shift + 0.1 * number
                 form = {"color": color or method.color, "mfc": "white" if color else inside, "fmt": marker}
                 entries = [find(scores, quantity, method.name, split, name) for name in classes]
                 mean, half = intervals(entries)
+                label = how if quantity == "log_prob" else "importance sampling"
                 axes.errorbar(x, mean, half, label=f"{SPLIT_NAMES[split]}, {label}", **form)
                 halves.append(half)
         style.class_axis(axes, classes)
@@ -87,9 +90,9 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     panels[0][1].set_ylim(low - 0.3 * (high - low), high)  # leaves room for the legends; above, there may be no values
     panels[0][1].set_ylabel("log p(x), nats per image")
     alone = np.isnan(halves).all()
-    mean = "One random image of each class" if alone else "Mean of each class with its 95% t interval over images"
+    of_each = f", of which one image is {how}" if alone else " with its 95% t interval over images"
     lower.suptitle(
-        f"{mean}; annealed, and by importance sampling\nwith {num_samples:,} samples from q, "
+        f"Mean of each class{of_each}; log p(x), and by importance sampling\nwith {num_samples:,} samples from q, "
         "which is low where few of them are effective"
     )
     return figure
@@ -109,7 +112,7 @@ def where_the_nats_go(*, scores, methods):
         axes.errorbar(base + mean, y - 0.1 + 0.1 * number, xerr=half, **style.WHISKER)
         axes.barh(y[:1], 0, color=to_rgba(style.INK, strength), label=label)
         for parts, width, error in zip(texts, mean, half, strict=True):
-            parts += [f"{width:.1f}" + f" ± {error:.1f}" * bool(error >= 0)] if width else []
+            parts += [f"{round(width, 1) + 0:.1f}" + f" ± {error:.1f}" * bool(error >= 0)] if width else []
         base = base + mean
     for place, parts in zip(y, texts, strict=True):  # one text a bar: its parts may be narrower than their numbers
         form = {"textcoords": "offset points", "va": "bottom", "fontsize": 8}
@@ -154,7 +157,7 @@ def quality_over_seconds(*, scores, methods):
     """ELBO(q) and log p(x) of the same test images over the seconds of training, which grow evenly with the epochs."""
     figure = Figure(figsize=(11, 4.2))
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, (quantity, title) in zip(panels, (("elbo", "ELBO(q)"), ("log_prob", "log p(x), annealed")), strict=True):
+    for axes, (quantity, title) in zip(panels, (("elbo", "ELBO(q)"), ("log_prob", "log p(x)")), strict=True):
         for number, method in enumerate(methods):
             tracked = select_scores(scores, quantity=quantity, method=method.name, split="test", group=TRACKED)
             seconds = find(scores, "training_seconds", method.name, "train")
@@ -167,8 +170,8 @@ def quality_over_seconds(*, scores, methods):
         axes.set(title=title, xlabel="seconds of training")
         axes.legend(loc="lower right")
     axes.invert_yaxis()  # what is drawn is the negative, which can have a logarithmic axis
-    style.log_axis(axes, sign=-1)
     panels[0].set_ylabel("nats per image")
+    style.log_axis(axes, sign=-1)
     gradients = {find(scores, "training_gradients", method.name, "train").mean for method in methods}
     same = ", at which all methods have taken equally many gradients" * (len(methods) > 1 and len(gradients) == 1)
     figure.suptitle(
@@ -182,7 +185,7 @@ def quality_over_seconds(*, scores, methods):
 def gaps_per_class(*, scores, methods, classes):
     """The three gaps of every class, stacked."""
     figure, panels = style.method_grid(methods)
-    halves = []
+    halves, tops = [], []
     for method, split, axes in panels:
         base, x = 0, np.arange(len(classes))
         for quantity, (label, strength, shift, *_) in GAPS.items():
@@ -192,10 +195,14 @@ def gaps_per_class(*, scores, methods, classes):
             base = base + mean
             axes.errorbar(x + shift, base, half, **style.WHISKER)
             halves.append(half)
+            tops.append(base)
         axes.set(title=f"{method.label}, {SPLIT_NAMES[split]}", axisbelow=True)
         style.class_axis(axes, classes, label="class" if method is methods[-1] else "")
         axes.grid(axis="x", visible=False)
     figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
+    low, high = min(0, np.min(tops)), np.max(tops)
+    limits, room = axes.get_ylim(), high - low  # the whiskers of two images of a class would dwarf all bars
+    axes.set_ylim(max(limits[0], low - room), min(limits[1], high + room))
     whiskers = "; whiskers: 95% intervals of their means" * (not np.isnan(halves).all())
     figure.suptitle(f"log p(x) - ELBO(q) at the last epoch, in its three parts{whiskers}")
     return figure

@@ -29,16 +29,17 @@ def latent_usage(*, table, scores, methods):
             for quantity, end in product(("used_dimensions", "active_units"), ("", "_lower", "_upper"))
         )
         label = (
-            f"{rows[0]['images']:,} {SPLIT_NAMES[split]}\n{used} dimensions above {USED:g} nats "
+            f"{rows[0]['images']:,} {SPLIT_NAMES[split]}\n{used} dimension{'s' * (used != 1)} above {USED:g} nats "
             f"({fewest_used} to {most_used}): {find(scores, 'share_of_kl', method.name, split).mean:.1%} of the KL\n"
             f"{active} active units ({fewest} to {most})"
         )
         form = {"color": method.color if split == "train" else style.INK, "line": line, "label": label}
         style.plot_band(axes, range(1, len(rows) + 1), *column_intervals(rows, "kl"), **form)
-        axes.set(xlabel=f"rank of the dimension, of {len(rows)}")
+        axes.set(xlabel=f"rank of the dimension, of {len(rows)}", xlim=(1 - 0.05 * len(rows), 1.05 * len(rows)))
     for _, axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(loc="upper right", labelspacing=1)
+        below = {} if len(rows) > PLANE else {"bbox_to_anchor": (1, -0.15)}
+        axes.legend(loc="upper right", labelspacing=1, **below)
         axes.axhline(USED, color=style.INK, linestyle=":", linewidth=0.8)
     panels[0][1].set_ylabel("KL(q(z) || p(z)), nats per image")
     panels[0][1].set_ylim(bottom=0)  # at the end, since it stops the scaling of all panels
@@ -53,7 +54,7 @@ def latent_usage(*, table, scores, methods):
 @style.styled
 def probes(*, scores, methods):
     """Accuracy of linear probes over the number of labels, beside the supervised classifier's own."""
-    figure = Figure(figsize=(9.5, 5.6))
+    figure = Figure(figsize=(9.5, 6.4))
     axes, look = figure.subplots(), style.looks(methods)
     names, fitted = {method.name for method in methods}, {m.name for m in methods if not m.shared_inference}
     accuracies = select_scores(scores, quantity="probe_accuracy")
@@ -76,7 +77,7 @@ def probes(*, scores, methods):
     draws = {int(entry.group): int(entry.mean) for entry in select_scores(scores, quantity="probe_draws", method=name)}
     axes.set_xticks(list(draws), [f"{size:,}\n({count} draw{'s' * (count > 1)})" for size, count in draws.items()])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.suptitle(
         f"What a logistic regression reads from the latents: accuracy on {entries[0].images:,} test images,\n"
         "mean over draws of the labels, with its 95% interval (Wilson) over the images alone\n"
@@ -122,7 +123,7 @@ def latent_map(*, points, labels, scores, methods, classes, latent_dims):
     kinds += ["t-SNE, whose axes have no units"] * (len(dims) < len(methods))
     figure.suptitle(
         f"Means of q of {len(labels):,} test images, each drawn {'as' if short else 'in the colour of'} its class: "
-        f"{', or '.join(kinds)}\nNearest neighbors are those in all dimensions of z; with their 95% interval\n"
+        f"{', or '.join(kinds)}\nNearest neighbors are those in z; with their 95% interval\n"
         f"In raw pixels {agreement('pixels')}"
     )
     return figure

@@ -191,12 +191,19 @@ def principal_directions(mean, count):
 
 
 def strongest_directions(q, dimensions, directions):
-    """Unit vectors (K, D) and their names: the dimensions of q with most KL, then principal directions of its means."""
-    nats, strongest = q.kl_per_dimension().mean(0).topk(min(dimensions, q.mean.shape[1]))
-    principal, variances = principal_directions(q.mean, directions)
+    """Unit vectors (K, D) and their names: the dimensions of q with most KL, then principal directions of its means.
+
+    Of at most PLANE dimensions there are no further directions.
+    """
+    latent_dim = q.mean.shape[1]
+    nats, strongest = q.kl_per_dimension().mean(0).topk(min(dimensions, latent_dim))
+    vectors = torch.eye(latent_dim).to(q.mean)[strongest]
     names = [f"z[{d}], {kl:.2f} nats" for d, kl in zip(strongest.tolist(), nats.tolist(), strict=True)]
-    names += [f"direction {n}, variance {variance:.1f}" for n, variance in enumerate(variances.tolist(), 1)]
-    return torch.cat((torch.eye(q.mean.shape[1]).to(q.mean)[strongest], principal)), names
+    if latent_dim > PLANE:
+        principal, variances = principal_directions(q.mean, directions)
+        names += [f"direction {n}, variance {variance:.1f}" for n, variance in enumerate(variances.tolist(), 1)]
+        vectors = torch.cat((vectors, principal))
+    return vectors, names
 
 
 def line(start, end, steps=9):

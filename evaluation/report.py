@@ -189,6 +189,8 @@ def draw_report(results_dir, results, summary):
         check_interrupt()
         save_figure(results_dir / f"{name}.png", draw(likelihood=results.likelihood, **values))
 
+    if results.log_prob is None and (results_dir / "report.html").exists():
+        print(f"{results_dir}: report.html, and what else a full evaluation writes, are of an earlier one", flush=True)
     # Figures of every saved epoch.
     for epoch, drawn in results.pictures.items():
         _save_epoch(save, epoch, drawn, methods, classes)
@@ -259,8 +261,8 @@ def _save_traversals(save, results):
     captions = {rows[-1][0]: axis for rows in columns.values()}  # below the last row of each column
     title = (
         "z set to the value at the bottom, in standard deviations of p(z), along the dimensions with most KL (at "
-        "the left its mean over training images)\nand along the directions in which the means of q vary most; across "
-        "these, z stays at the mean of q of the test image"
+        "the left its mean over training images)\nand, of many, along the directions in which the means of q vary "
+        "most; across these, z stays at the mean of q of the test image"
     )
     rows = {results.labels[name]: rows for name, rows in columns.items()}
     save("traversals", style.image_rows, rows=rows, captions=captions, title=title)

@@ -65,7 +65,9 @@ def compare(flags, results_dir):
     save_csv(path, records(headlines))
     print(f"{path}: from the scores.csv of each seed\n")
     print(table(headlines, summary["labels"], summary["likelihood"]))
-    print(f"\n{results_dir / 'seed_N' / 'report.html'}, the page of each seed: open it in a browser; table: {path}")
+    pages = results_dir / "seed_N" / "report.html"
+    there = all((folder / pages.name).exists() for folder in folders.values())  # a quick evaluation writes none
+    print(f"\n{pages}, the page of each seed: open it in a browser; table: {path}" if there else f"\ntable: {path}")
 
 
 def headline_scores(scores):

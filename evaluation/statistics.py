@@ -9,6 +9,7 @@ from scipy.stats import binomtest, bootstrap, t
 from torch.nn.functional import one_hot
 
 FEWEST_REGRESSED = 10  # images to spare: the errors of a regression on fewer are not to be trusted
+FEWEST_OF_CLASS = 4  # images, and degrees of freedom, of which a variance is estimated
 TRACKED = "tracked images"  # the group of the few images of each class that are scored at every saved epoch
 
 
@@ -48,12 +49,18 @@ def find(scores, quantity, method, split="test", group="", **values):
     return max(matches, key=lambda entry: entry.epoch, default=None)
 
 
+def how_found(scores, method):
+    """In words, how log p(x) of a method's annealed images was found."""
+    return "annealed" if find(scores, "temperatures", method).mean else "integrated on a grid"
+
+
 def stratified_mean(values, labels, shares):
     """{"mean", "standard_error", "images", "freedom"} of one value per image, (N,), of images drawn class by class.
 
     labels: (N,); shares: (classes,), of the classes in the population. Every class counts by its share. The error is
-    over images, that of a stratified sample (Cochran 1977, Eq. 5.7); a class of one image has the variance of all
-    images. Its `freedom` is Satterthwaite's (ibid., Eq. 5.16).
+    over images, that of a stratified sample (Cochran 1977, Eq. 5.7); its `freedom` is Satterthwaite's (ibid., 5.16).
+    Where a class has fewer than FEWEST_OF_CLASS images, all classes have one variance: that within the classes, or, if
+    that has too few degrees of freedom, that of all images.
     """
     y, labels, shares = values.cpu().double(), labels.cpu(), shares.cpu().double()
     present, labels, counts = labels.unique(return_inverse=True, return_counts=True)
@@ -61,11 +68,12 @@ def stratified_mean(values, labels, shares):
     zeros = torch.zeros(len(present), dtype=y.dtype)
     means = zeros.index_add(0, labels, y) / counts
     result = {"mean": float(shares @ means), "standard_error": None, "images": len(y), "freedom": len(y) - 1}
-    if len(y) > 1:
-        squares, alone = zeros.index_add(0, labels, (y - means[labels]).square()), counts == 1
-        variances = torch.where(alone, y.var(), squares / (counts - 1).clamp(min=1))
-        parts = shares.square() * variances / counts
-        result |= _combined([*parts[~alone], parts[alone].sum()], [*(counts - 1)[~alone], len(y) - 1])
+    squares, free = zeros.index_add(0, labels, (y - means[labels]).square()), len(y) - len(present)
+    if counts.min() >= FEWEST_OF_CLASS:
+        result |= _combined(shares.square() * squares / (counts - 1) / counts, counts - 1)
+    elif len(y) > 1:
+        variance, freedom = (squares.sum() / free, free) if free >= FEWEST_OF_CLASS else (y.var(), len(y) - 1)
+        result |= _combined([variance * (shares.square() / counts).sum()], [freedom])
     return result
 
 

@@ -219,7 +219,9 @@ def method_grid(methods):
 
 def plot_band(axes, x, mean, half, *, color, line="-", marker=None, **style):
     """A line through `mean` (N,) with a band of `half` (N,) to either side."""
-    marker = marker or ("o" if len(mean) == 1 else None)  # a line of one point does not show
+    if len(mean) == 1:  # neither a line nor a band shows
+        axes.errorbar(x, mean, half, fmt=marker or "o", color=color, **style)
+        return
     axes.plot(x, mean, line, marker=marker, color=color, **style)
     axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
 
@@ -244,10 +246,12 @@ def class_axis(axes, classes, *, which="x", label="class"):
 
 
 def log_axis(axes, *, sign=1):
-    """A logarithmic y-axis, if all its values are positive; all its numbers are written out, times `sign`."""
+    """A logarithmic y-axis, said at its label, if all values are positive; numbers are written out, times `sign`."""
     linked = axes.get_shared_y_axes().get_siblings(axes)
     if min(each.dataLim.y0 for each in linked) > 0:
         axes.set_yscale("log")
+        for each in linked:
+            each.set_ylabel(each.get_ylabel() + ", logarithmic" * bool(each.get_ylabel()))
         axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5, 7)))
     for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         set_formatter(lambda value, _: f"{round(sign * value, 12) + 0:g}")  # no -0

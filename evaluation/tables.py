@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from data import SPLITS
 from evaluation.scores import PAIRED
-from evaluation.statistics import Score, find, half_width
+from evaluation.statistics import Score, find, half_width, how_found
 from runtime.checkpoint import invalid_contents, save_csv
 
 FEW = 10  # effective samples: below, importance sampling is too low by an amount that the weights cannot tell
@@ -67,7 +67,7 @@ def read_scores(path):
 def number(entry, digits=2):
     """The mean of a Score with its standard error, as text."""
     error = entry.standard_error
-    return f"{entry.mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    return f"{round(entry.mean, digits) + 0:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def title(quantity):
@@ -116,21 +116,22 @@ def _method_rows(scores, name):
         yield row("+ mean-field gap", "mean_field_gap")
         yield row("+ non-Gaussian gap", "non_gaussian_gap")
         yield row("= log p(x)", "log_prob")
-        how = "annealed" if values("temperatures")[1] else "integrated on a grid"
+        how = how_found(scores, name)
         yield detail(f"of these images, {how}", "annealed_images", "{:.0f}")
-        errors, gap_errors = (
-            [find(scores, quantity, name, split).standard_error or math.inf for split in SPLITS]
-            for quantity in ("log_prob", "non_gaussian_gap")
-        )
-        biased = [_beyond(-bias, error) for bias, error in zip(values("bias"), gap_errors, strict=True)]
-        yield detail("Monte Carlo error of their mean", "monte_carlo_error", "± {:.2f}")
-        yield detail("bias of their mean, an estimate", "bias", "{:.2f}", biased)
-        yield detail("acceptance of transitions", "acceptance", "{:.2f}")
         yield detail("images whose log p(x) may be off by more", "images_not_trusted", "{:.0f}")
-        yield detail("images with several modes", "images_with_several_modes", "{:.0f}")
-        gap = find(scores, "bidirectional_gap", name, "simulated")
-        text = f"bidirectional bounds of {gap.images} simulated images are {number(gap)} nats apart"
-        yield Row(f"{text} {_beyond(gap.mean, min(errors))}".rstrip(), depth=2)
+        if how == "annealed":
+            errors, gap_errors = (
+                [find(scores, quantity, name, split).standard_error or math.inf for split in SPLITS]
+                for quantity in ("log_prob", "non_gaussian_gap")
+            )
+            biased = [_beyond(-bias, error) for bias, error in zip(values("bias"), gap_errors, strict=True)]
+            yield detail("Monte Carlo error of their mean", "monte_carlo_error", "± {:.2f}")
+            yield detail("bias of their mean, an estimate", "bias", "{:.2f}", biased)
+            yield detail("acceptance of transitions", "acceptance", "{:.2f}")
+            yield detail("images with several modes", "images_with_several_modes", "{:.0f}")
+            gap = find(scores, "bidirectional_gap", name, "simulated")
+            text = f"bidirectional bounds of {gap.images} simulated images are {number(gap)} nats apart"
+            yield Row(f"{text} {_beyond(gap.mean, min(errors))}".rstrip(), depth=2)
         for q, prefix in (("q", ""), ("q*full", "full_")):
             yield row(f"log p(x), importance sampling from {q}", f"{prefix}importance_sampling")
             size = f"{prefix}effective_sample_size"
@@ -205,10 +206,10 @@ def basis(scores, labels):
     name = next(iter(labels))
     text = f"{find(scores, 'elbo', name).images:,} test images, the same in every column; ± standard error over images"
     if annealed := find(scores, "annealed_images", name):
-        how = "annealed" if find(scores, "temperatures", name).mean else "integrated on a grid"
         carried = find(scores, "mean_field_gap", name).images > annealed.mean
         by = "a regression on ELBO(q*) extends it" if carried else "their mean gap to ELBO(q*) stands for that"
-        text += f"; log p(x) of {annealed.mean:.0f} of them is {how}; {by} {'to' if carried else 'of'} all"
+        by += " to all" if carried else " of all"
+        text += f"; log p(x) of {annealed.mean:.0f} of them is {how_found(scores, name)}; {by}"
     return text
 
 

@@ -9,7 +9,7 @@ from runtime.checkpoint import LOCK, exclusive_lock, invalid_contents, load_json
 from runtime.config import OF_MACHINE, InputError, differences, image_differences, of_machine
 from runtime.distributed import rank, restarted
 
-BEGIN_ANEW = "--overwrite removes its files and begins anew, other --checkpoint-dir and --results-dir keep them"
+BEGIN_ANEW = "other --checkpoint-dir and --results-dir keep its files, --overwrite removes them and begins anew"
 
 
 class Owned(NamedTuple):
@@ -124,7 +124,7 @@ def _check_settings(known, settings, owned, data_dir):
             subset = {*owned.trained(others)} <= {*owned.trained(settings)}
             others = {**others, "epochs": settings["epochs"]} | ({"methods": settings.get("methods")} if subset else {})
         if text := differences(others, settings, but=of_machine(others.get("images"), images)):
-            raise InputError(f"{path}: of another run ({text}); {BEGIN_ANEW}")
+            raise InputError(f"{path}: of another run ({text}); its flags and --resume continue it; {BEGIN_ANEW}")
     epochs = [others["epochs"] for _, others in known]
     if max(epochs) > settings["epochs"]:
         raise InputError(f"{known[0][0]}: of a longer run, of {max(epochs)} epochs; {BEGIN_ANEW}")

@@ -40,6 +40,7 @@ def open_run(run_config, settings, *, owned, scoring=None):
                 same = "but for rounding and a device's random numbers, the run goes on as it would have there"
                 print(f"{plan.moved}: {same}", flush=True)
             if plan.lengthened:
+                print("the run is lengthened: tables, figures and page of its shorter end are removed", flush=True)
                 lengthen(owned, run_config, settings["epochs"])
         with stop_hint(run):
             yield run

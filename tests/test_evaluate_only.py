@@ -141,7 +141,7 @@ def test_results_of_another_training_are_not_replaced_by_mistake(copy):
     there = load_json(path)
     save_json(path, {**there, "train_config": {**there["train_config"], "beta": 0.25}})
     (folder / "results/mine.png").write_text("not of this program")
-    message = "summary.json: of another run (--beta 0.25 there, 1.0 here); --overwrite removes its files"
+    message = "summary.json: of another run (--beta 0.25 there, 1.0 here); other --checkpoint-dir"
     refused(folder, message, "--seed", "2")
     before = contents(folder)
     stop(folder, "--overwrite", after="evaluation with seed 0", number=signal.SIGKILL)

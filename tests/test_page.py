@@ -130,7 +130,7 @@ def test_the_page_begins_with_an_image_and_its_numbers(page, methods, posteriors
         with torch.no_grad():
             error = float((method.model.mean(q.mean[0]) - images.images[0]).square().sum())
         assert float(page.find_element("id", f"error-{number}").text) == pytest.approx(error, abs=0.2)
-    for position, expected in ((0, "-90.0 ± 0.1"), (ANNEALED, "not annealed"), (1, "-91.0 ± 0.2")):
+    for position, expected in ((0, "-90.0 ± 0.1"), (ANNEALED, "not measured"), (1, "-91.0 ± 0.2")):
         set_value(page, "image", position, "change")
         assert [page.find_element("id", f"log-prob-{number}").text for number in (0, 1)] == [expected] * 2
     assert page.find_element("id", "original-title").text.startswith(f"{images.labels[1]}, test image ")
@@ -177,7 +177,6 @@ def test_z_walks_to_another_image_and_is_drawn_from_the_prior(page, methods, pos
     page.find_element("id", "back").click()
     page.find_element("id", "prior").click()
     assert (pictures(page) != before).any((1, 2)).all()
-    assert page.find_element("id", "error-0").text == "–"
     page.find_element("id", "back").click()
     assert (pictures(page) == before).all()
 

@@ -196,7 +196,7 @@ def test_evaluate_only_scores_the_checkpoints_of_a_seed_with_that_seed(folder_of
         ("3 0 --evaluate-only", "seed_0: no checkpoints"),
         ("3 8 --evaluate-only", "seed_8: the checkpoints are of another training: --seed 2 there, 8 here"),
         ("0 1 --resume --evaluate-only", "--resume: not together with --evaluate-only"),
-        ("0 2 --resume --beta 0.5", "seed_2/vae_state.json: of another run (--beta 1.0 there, 0.5 here); --overwrite"),
+        ("0 2 --resume --beta 0.5", "seed_2/vae_state.json: of another run (--beta 1.0 there, 0.5 here); its flags"),
         ("0 6", "--results-dir results/seed_6: cannot be written to"),
         ("0 1 --images-per-digit 20", "20 images of each class were asked for"),
         ("0 2 --results-dir used", "used/seed_2: in use by another run"),

@@ -173,13 +173,13 @@ function explore(data) {
       const error = picture.reduce((sum, value, i) => sum + (value - image(state.image)[i]) ** 2, 0);
       const known = method.log_prob[state.image];
       byId(`elbo-${m}`).textContent = method.elbo[state.image].toFixed(1);
-      byId(`log-prob-${m}`).textContent = known ? `${known[0].toFixed(1)} ± ${known[1].toFixed(1)}` : "not annealed";
-      byId(`error-${m}`).textContent = state.free ? "–" : error.toFixed(1);
+      byId(`log-prob-${m}`).textContent = known ? `${known[0].toFixed(1)} ± ${known[1].toFixed(1)}` : "not measured";
+      byId(`error-${m}`).textContent = error.toFixed(1);
     });
     sliders.forEach((slider) => (slider.nextElementSibling.textContent = (+slider.value).toFixed(1)));
     byId("walk-value").textContent = `${Math.round(100 * state.walk)}%`;
     const base = state.free
-      ? `z is ${state.origin}, the same for all methods of as many dimensions`
+      ? `z is ${state.origin} under every method with as many dimensions`
       : state.walk > 0
         ? `z is on the line to: ${title(state.target)}`
         : "z is the mean of q(z) of the image";

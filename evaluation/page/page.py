@@ -15,7 +15,7 @@ from evaluation import style
 from evaluation.gaps import METRICS
 from evaluation.latents import PLANE, USED
 from evaluation.page.explorer import ELBO_DRAWS
-from evaluation.statistics import find, select_scores
+from evaluation.statistics import find, how_found, select_scores
 from evaluation.tables import basis, conclusions, cost_rows, final_rows, headline_rows, number, pairs, title
 from runtime.checkpoint import atomic_write
 
@@ -60,6 +60,7 @@ def write_page(results_dir, results, summary):
         "pictures": partial(pictures, results_dir),
         "webp": webp,
         "find": partial(find, scores),
+        "how": how_found(scores, results.methods[0].name),
         "values": partial(of_methods, scores, labels),
         "differences": partial(differences, scores, labels),
         "most_labels": max(probes, key=lambda entry: int(entry.group)),

@@ -29,21 +29,45 @@ def test_a_score_is_found_by_its_fields_in_the_last_epoch():
 
 
 def test_a_stratified_mean_has_the_error_within_classes():
+    classes, shares = [[1.0, 3, 7, 4], [10.0, 14, 18, 30, 12]], torch.tensor([0.7, 0.3])
+    values, labels = torch.tensor([*classes[0], *classes[1]]), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1])
+    order = torch.tensor([4, 0, 2, 8, 1, 5, 3, 7, 6])
+    found = stats.stratified_mean(values[order], labels[order], shares)
+    parts = np.square(shares.numpy()) * [np.var(part, ddof=1) / len(part) for part in classes]
+    freedom = int(parts.sum() ** 2 / (parts**2 / [3, 4]).sum())  # Satterthwaite's
+    mean = 0.7 * np.mean(classes[0]) + 0.3 * np.mean(classes[1])
+    expected = {"mean": mean, "standard_error": parts.sum() ** 0.5, "images": 9, "freedom": freedom}
+    assert found == pytest.approx(expected)
+
+
+def test_classes_of_few_images_have_one_variance():
     values, labels = torch.tensor([1.0, 3, 10, 14, 18, -5, 7]), torch.tensor([0, 0, 1, 1, 1, 2, 0])
     shares = torch.tensor([0.5, 0.3, 0.2])
-    found = stats.stratified_mean(values, labels, shares)
-    variances = [np.var([1, 3, 7], ddof=1) / 3, np.var([10, 14, 18], ddof=1) / 3, np.var(values.numpy(), ddof=1)]
-    error = np.sqrt(np.square(shares.numpy()) @ variances)
+    variance = (2 * np.var([1, 3, 7], ddof=1) + 2 * np.var([10, 14, 18], ddof=1)) / 4
+    error = np.sqrt(variance * (0.25 / 3 + 0.09 / 3 + 0.04))
     mean = 0.5 * 11 / 3 + 0.3 * 14 - 0.2 * 5
-    parts = np.square(shares.numpy()) * variances  # Satterthwaite: 2, 2 and, of the variance of all, 6 degrees
-    freedom = int(parts.sum() ** 2 / (parts**2 / [2, 2, 6]).sum())
-    assert found == pytest.approx({"mean": mean, "standard_error": error, "images": 7, "freedom": freedom})
+    found = stats.stratified_mean(values, labels, shares)
+    assert found == pytest.approx({"mean": mean, "standard_error": error, "images": 7, "freedom": 4})
+    few = stats.stratified_mean(values[:6], labels[:6], shares)  # three degrees of freedom: the variance of all
+    error = np.sqrt(np.var(values[:6].numpy(), ddof=1) * (0.25 / 2 + 0.09 / 3 + 0.04))
+    assert (few["standard_error"], few["freedom"]) == (pytest.approx(error), 5)
     alone = stats.stratified_mean(values[:5:2], torch.arange(3), torch.ones(3) / 3)  # one image of each class
     plain = mean_and_error(values[:5:2])
     assert alone == {**plain, "standard_error": pytest.approx(plain["standard_error"]), "freedom": 2}
     one = stats.stratified_mean(values[2:5], labels[2:5], shares)  # one class
     assert one == {**mean_and_error(values[2:5]), "standard_error": pytest.approx(4 / 3**0.5), "freedom": 2}
     assert stats.stratified_mean(values[:1], labels[:1], shares)["standard_error"] is None
+
+
+@pytest.mark.parametrize("spread", [(3, 3, 3, 3), (9, 9, 1, 1), (2, 2, 4, 4)])
+@pytest.mark.parametrize("counts", [(4, 4, 2, 2), (3, 3, 2, 2), (2, 2, 1, 1)])
+def test_the_interval_of_few_images_of_each_class_holds_their_mean(counts, spread):
+    labels = torch.arange(4).repeat_interleave(torch.tensor(counts))
+    noise = torch.randn(4000, len(labels), generator=random_generator(1)) * torch.tensor(spread)[labels]
+    found = [stats.score("elbo", stats.stratified_mean(values, labels, SHARES)) for values in noise]
+    mean, half = stats.intervals(found)
+    assert 0.92 < np.mean(np.abs(mean) < half) < 0.985
+    assert half.mean() < 3.2 * mean.std()
 
 
 SHARES = torch.tensor([2, 2, 1, 1]) / 6  # of the classes

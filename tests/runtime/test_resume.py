@@ -91,7 +91,7 @@ def test_a_run_with_other_flags_changes_nothing(copy, state, resumed):
         before = contents(folder)
         status, _, errors = run(script, folder, *flags, *resumed)
         assert (status, len(errors)) == (2, 1)
-        assert all(text in errors[0] for text in (*named, "--overwrite removes its files"))
+        assert all(text in errors[0] for text in (*named, "--overwrite removes them"))
         assert errors[0].count(" there, ") == len(named)
         assert contents(folder) == before
 

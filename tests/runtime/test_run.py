@@ -189,7 +189,7 @@ def test_a_run_among_the_files_of_another_stops(directory, tmp_path, resume):
     directory.save(First(), 1)
     different = r"first_state.json: of another run \(--seed 0 there, 5 here; --batch-size 64"
     directory.refuses(different, resume=resume, seed=5, batch_size=8)
-    directory.refuses("without the settings beta; --overwrite removes", resume=resume, beta=1.0)
+    directory.refuses("without the settings beta; .*--overwrite removes", resume=resume, beta=1.0)
     directory.refuses("of a longer run, of 3 epochs", resume=resume, epochs=2)
     (tmp_path / "first_state.json").rename(tmp_path / "first_epoch_1.pt")
     directory.refuses("of another run, which cannot be continued", resume=resume)

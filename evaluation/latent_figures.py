@@ -38,7 +38,7 @@ def latent_usage(*, table, scores, methods):
         axes.set(xlabel=f"rank of the dimension, of {len(rows)}", xlim=(1 - 0.05 * len(rows), 1.05 * len(rows)))
     for _, axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        below = {} if len(rows) > PLANE else {"bbox_to_anchor": (1, -0.15)}
+        below = {} if len(rows) > PLANE else {"bbox_to_anchor": (1, -0.2)}
         axes.legend(loc="upper right", labelspacing=1, **below)
         axes.axhline(USED, color=style.INK, linestyle=":", linewidth=0.8)
     panels[0][1].set_ylabel("KL(q(z) || p(z)), nats per image")

@@ -31,11 +31,12 @@ def latent_usage(*, table, scores, methods):
         label = (
             f"{rows[0]['images']:,} {SPLIT_NAMES[split]}\n{used} dimension{'s' * (used != 1)} above {USED:g} nats "
             f"({fewest_used} to {most_used}): {find(scores, 'share_of_kl', method.name, split).mean:.1%} of the KL\n"
-            f"{active} active units ({fewest} to {most})"
+            f"{active} active unit{'s' * (active != 1)} ({fewest} to {most})"
         )
         form = {"color": method.color if split == "train" else style.INK, "line": line, "label": label}
         style.plot_band(axes, range(1, len(rows) + 1), *column_intervals(rows, "kl"), **form)
-        axes.set(xlabel=f"rank of the dimension, of {len(rows)}", xlim=(1 - 0.05 * len(rows), 1.05 * len(rows)))
+        margin = max(0.5, 0.05 * len(rows))
+        axes.set(xlabel=f"rank of the dimension, of {len(rows)}", xlim=(1 - margin, len(rows) + margin))
     for _, axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         below = {} if len(rows) > PLANE else {"bbox_to_anchor": (1, -0.2)}
@@ -120,6 +121,7 @@ def latent_map(*, points, labels, scores, methods, classes, latent_dims):
         columns = math.ceil(len(classes) / 30)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", markerscale=2, ncols=columns)
     kinds = ["z itself; dashed: 1 and 2 standard deviations of the prior"] * bool(dims)
+    kinds = [text + "; heights within a row mean nothing" * (1 in dims.values()) for text in kinds]
     kinds += ["t-SNE, whose axes have no units"] * (len(dims) < len(methods))
     figure.suptitle(
         f"Means of q of {len(labels):,} test images, each drawn {'as' if short else 'in the colour of'} its class: "

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from gaussian_posterior import GaussianPosterior, split_parameters
 from model import INITIAL_LOG_VAR
-from vae_utils import GaussianPosterior, split_parameters
 
 EPS = 1e-8  # Adam's
 LOADING_RATE = 1 / 3  # Adam's rate of loadings, by that of means: at 1 the noise of 30 visits costs 2 nats with rank 8

@@ -39,7 +39,7 @@ class Likelihood(nn.Module):
     units = "log-densities, which do not compare with results on binarized images"  # what the numbers are
 
     @property
-    def label(self):  # in figures and tables
+    def label(self):  # in figures and tables, of all methods: without values that are learned
         return f"{self.name.capitalize()} p(x|z)"
 
     def split(self, output):
@@ -166,6 +166,8 @@ class LatentVariableModel(nn.Module):
         if given[0] % channels:
             raise ValueError(f"the decoder gives {tuple(given)} for an image: not {channels} channels for each of x")
         check_images(x, (given[0] // channels, *given[1:]), "log_likelihood(x, z)")
+        if x.device.type == "cpu":  # elsewhere this would wait for the device
+            self.likelihood.check(x)
         return self.likelihood.log_prob(x, output)
 
     def log_joint(self, x, z):
@@ -207,10 +209,7 @@ class ConvModel(LatentVariableModel):
 
 
 class ConvVAE(ConvModel):
-    """A ConvModel with an encoder (Kingma & Welling 2014): `encode` gives q(z|x).
-
-    Its decoder begins with the same weights as that of a ConvModel with the same arguments.
-    """
+    """A ConvModel with an encoder, `encode` (Kingma & Welling 2014); its decoder begins with a ConvModel's weights."""
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):
         with seeded_weights(seed):

@@ -101,6 +101,8 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
     check_inputs(model, x, q, noise, "fit_posterior")
     if torch.is_inference_mode_enabled():
         raise ValueError("fit_posterior needs gradients: torch.no_grad() in place of torch.inference_mode()")
+    if wrong := [f"{name} {value}" for name, value in options.items() if not value > 0]:
+        raise ValueError(f"{wrong[0]}: not above 0")
     if covariance not in ("diagonal", "low rank", "full"):
         raise ValueError(f"covariance {covariance!r}: diagonal, low rank or full")
     q = q if covariance == "low rank" or (q.is_full and covariance == "full") else q.diagonal()

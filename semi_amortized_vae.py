@@ -21,7 +21,7 @@ class SemiAmortizedVAE(training.Method):
     the steps -268.8 after 2 epochs and 109 s and -169.1 after 8 and 464 s (amortized VAE: -214.1 after 8).
     """
 
-    name, label, color, prefix = "semi_amortized", "Semi-amortized VAE", "#009E73", "semi_amortized_vae"
+    name, label, color, prefix = "semi_amortized", "Semi-amortized VAE", "#E69F00", "semi_amortized_vae"
     model_class = ConvVAE
     by_default = False
 

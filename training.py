@@ -69,7 +69,8 @@ class Method(Learner):
 
     A new method is one file and an entry in main_vae.METHODS. Its subclass sets
 
-        name, label, color      in files, in tables and figures, in figures; `prefix` begins the names of checkpoints
+        name, label, color      in files, in tables and figures, in figures: not one that evaluation/style.py names
+        prefix                  which begins the names of checkpoints
         model_class             a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
         shared_inference        whether one network infers q of all images: then each gradient of a training shapes
                                 every q, and the ELBO is also found of all test images
@@ -116,7 +117,8 @@ class Method(Learner):
     def training_posterior(self, x, rows, noise):
         """The q of a training step, through which gradients flow, and the noise of its bound, (B, D).
 
-        A method overrides it that needs noise or further gradients to find q; see `draw_noise`.
+        A method overrides it that needs noise or further gradients to find q: it gets all of `draw_noise`. One whose
+        training bound is not the ELBO overrides `backward`.
         """
         return self.posterior(x, rows), noise
 
@@ -200,7 +202,10 @@ def train_epoch(learner, epoch, *, progress=None):
 def validate(learner, epoch):
     """{"validation_images", "validation_..." and its standard error for each metric}: means over validation images."""
     row = {}
-    for name, values in learner.validate(epoch)._asdict().items():
+    learner.eval()
+    validated = learner.validate(epoch)
+    learner.train()
+    for name, values in validated._asdict().items():
         score = mean_and_error(values)
         row |= {"validation_images": score["images"], f"validation_{name}": score["mean"]}
         row[f"validation_{name}_standard_error"] = score["standard_error"]

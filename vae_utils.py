@@ -1,153 +1,19 @@
-"""Gaussian posteriors q(z), random numbers, the evidence lower bound (ELBO) and importance sampling, for any model.
+"""Random numbers of images, the evidence lower bound (ELBO) and importance sampling, for any model.
 
 Values are in nats per image; no constant is dropped. Shapes: B images, K samples, D latent dimensions, (K, B, D).
 """
 
 import hashlib
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from gaussian_posterior import GaussianPosterior
 
 DRAWN_AT_ONCE = 16  # samples of an image, by one call of its generator
-LOADING = 0.3  # the unit of loadings, by factor / scale: a step of Adam moves a factor less than mean and scale
-
-
-@dataclass(eq=False)
-class GaussianPosterior:
-    """q(z) = N(mean, diag(scale)^2 + factor factor'), or N(mean, scale scale') where scale is lower triangular.
-
-    mean: (B, D); scale: (B, D) or (B, D, D); factor: of low rank, (B, D, r), beside a scale (B, D), or None. With
-    W = factor / scale and the Cholesky factor L of I + W'W, z / scale has a covariance with root I + W (I + L)^-1 W',
-    whose determinant is that of L (matrix determinant lemma), its inverse I - W (I + L')^-1 L^-1 W' (Woodbury).
-    """
-
-    mean: torch.Tensor
-    scale: torch.Tensor
-    factor: torch.Tensor | None = None
-
-    @classmethod
-    def from_log_var(cls, mean, log_var, loadings=None):
-        """The q of mean and log-variance, (B, D) each; loadings: factor / (LOADING * scale), (B, D, r), or None."""
-        scale = torch.exp(0.5 * log_var)
-        return cls(mean, scale, None if loadings is None else LOADING * scale.unsqueeze(-1) * loadings)
-
-    @classmethod
-    def from_parameters(cls, parameters, rank=0):
-        """The q whose `parameters()` these are, (B, (2 + rank) D)."""
-        return cls.from_log_var(*split_parameters(parameters, rank))
-
-    @classmethod
-    def concatenate(cls, posteriors):
-        """One q of the images of several, all of one form."""
-        return cls(*map(torch.cat, zip(*(q.tensors().values() for q in posteriors), strict=True)))
-
-    def tensors(self):
-        """{"mean", "scale", and "factor" if there is one}: the arguments that make it."""
-        return {"mean": self.mean, "scale": self.scale} | ({} if self.factor is None else {"factor": self.factor})
-
-    def __len__(self):
-        return len(self.mean)
-
-    def __getitem__(self, rows):
-        return GaussianPosterior(*(value[rows] for value in self.tensors().values()))
-
-    def to(self, *target):
-        return GaussianPosterior(*(value.to(*target) for value in self.tensors().values()))
-
-    def parameters(self):
-        """Mean, log-variance and loadings of a q that is not full, side by side, (B, (2 + r) D)."""
-        loadings = () if self.factor is None else (self.factor / (LOADING * self.scale.unsqueeze(-1)),)
-        return torch.cat((self.mean, 2 * self.scale.log(), *(part.flatten(-2) for part in loadings)), dim=-1)
-
-    @property
-    def is_full(self):
-        return self.scale.dim() > self.mean.dim()
-
-    @property
-    def is_diagonal(self):
-        return not self.is_full and self.factor is None
-
-    def diagonal(self):
-        """The diagonal q with the mean and the variances of this one."""
-        if self.is_diagonal:
-            return self
-        parts = (self.scale,) if self.is_full else (self.scale.unsqueeze(-1), self.factor)
-        return GaussianPosterior(self.mean, torch.cat(parts, dim=-1).norm(dim=-1))
-
-    def _roots(self):
-        """W, (B, D, r), and L, (B, r, r)."""
-        w = self.factor / self.scale.unsqueeze(-1)
-        return w, torch.linalg.cholesky_ex(_plus_identity(w.mT @ w)).L  # as a CUDA graph needs it: without a check
-
-    def rsample(self, noise):
-        """z = mean + root noise, of the noise's shape, (B, D) or (K, B, D) (Kingma & Welling 2014, Eq. 4)."""
-        if self.is_full:
-            return self.mean + torch.einsum("bij,...bj->...bi", self.scale, noise)
-        if self.factor is not None:
-            w, lower = self._roots()
-            left = torch.linalg.solve_triangular(_plus_identity(lower), w, upper=False, left=False)  # W (I + L)^-1
-            noise = noise + _product(left, w, noise)
-        return self.mean + self.scale * noise
-
-    def whiten(self, z):
-        """The noise from which `rsample` makes z, (B, D) or (K, B, D)."""
-        if self.is_full:
-            columns = (z - self.mean).reshape(-1, *self.mean.shape).movedim(0, -1)  # (B, D, K)
-            noise = torch.linalg.solve_triangular(self.scale, columns, upper=False)
-            return noise.movedim(-1, 0).reshape(z.shape)
-        noise = (z - self.mean) / self.scale
-        if self.factor is None:
-            return noise
-        w, lower = self._roots()
-        left = torch.linalg.solve_triangular(_plus_identity(lower.mT), w, upper=True, left=False)
-        left = torch.linalg.solve_triangular(lower, left, upper=False, left=False)  # W (I + L')^-1 L^-1
-        return noise - _product(left, w, noise)
-
-    def log_prob(self, z):
-        """log q(z), (B,) or (K, B), for z (B, D) or (K, B, D)."""
-        return self.log_prob_of_noise(self.whiten(z))
-
-    def log_prob_of_noise(self, noise):
-        """log q(z) at z = rsample(noise)."""
-        return -0.5 * noise.square().sum(-1) - self._log_det() - 0.5 * noise.shape[-1] * math.log(2 * math.pi)
-
-    def kl(self):
-        """KL(q || N(0, I)) in closed form, (B,); with correlations more than the sum of `kl_per_dimension`."""
-        if self.is_diagonal:
-            return self.kl_per_dimension().sum(-1)
-        squares = sum(value.square().flatten(1).sum(-1) for value in self.tensors().values())
-        return 0.5 * (squares - self.mean.shape[-1]) - self._log_det()
-
-    def kl_per_dimension(self):
-        """KL(q || N(0, I)) of each dimension alone, (B, D) (ibid., Appendix B). Raises ValueError for a full q."""
-        if self.is_full:
-            raise ValueError("a q of full covariance has no KL per dimension: kl() gives the whole")
-        variance = self.diagonal().scale.square()
-        return 0.5 * (variance + self.mean.square() - 1 - variance.log())
-
-    def _log_det(self):
-        """log of the determinant of the root of the covariance, (B,)."""
-        scale = self.scale.diagonal(dim1=-2, dim2=-1) if self.is_full else self.scale
-        log_det = scale.log().sum(-1)
-        return log_det if self.factor is None else log_det + self._roots()[1].diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-
-def split_parameters(parameters, rank=0):
-    """[mean (B, D), log-variance (B, D)], and if there is a rank the loadings (B, D, rank), of `parameters()`."""
-    latent_dim = parameters.shape[-1] // (2 + rank)
-    mean, log_var, *loadings = parameters.split([latent_dim] * 2 + [rank * latent_dim] * (rank > 0), dim=-1)
-    return [mean, log_var, *(part.unflatten(-1, (latent_dim, rank)) for part in loadings)]
-
-
-def _plus_identity(matrix):
-    return matrix + torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-
-
-def _product(left, right, values):
-    """left right' values, (..., B, D), for factors (B, D, r)."""
-    return torch.einsum("bdr,...br->...bd", left, torch.einsum("bdr,...bd->...br", right, values))
 
 
 def random_generator(seed, *purpose, device="cpu"):
@@ -160,6 +26,8 @@ class Noise:
     """The random numbers of images: from one generator, or from one for each, then independent of other images."""
 
     def __init__(self, seed, *purpose, device="cpu", generators=None):  # generators: in place of the seed's
+        if generators is None and not isinstance(seed, int):
+            raise ValueError(f"Noise({seed!r}): takes a seed, a whole number")
         self._generators = random_generator(seed, *purpose, device=device) if generators is None else generators
 
     @classmethod
@@ -228,18 +96,33 @@ def check_noise(noise, images, call):
 
 
 def check_pixels(x):
-    """Raises ValueError if x is no tensor of floats."""
-    if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
-        raise ValueError("x: a tensor of floats in [-1, 1], as images.load_images and load_data give it")
+    """Raises ValueError if x is no tensor of floats; half precision is too coarse for sums over pixels."""
+    if not (isinstance(x, torch.Tensor) and x.dtype in (torch.float32, torch.float64)):
+        raise ValueError(
+            "x: a tensor of floats (32 or 64 bits) in [-1, 1], as images.load_images and load_data give it"
+        )
+
+
+def check_posterior(q):
+    """Raises ValueError if q is no GaussianPosterior."""
+    if not isinstance(q, GaussianPosterior):
+        raise ValueError("q: a GaussianPosterior, as model.encode(x) or GaussianPosterior(mean, scale) gives it")
 
 
 def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
-    """Raises ValueError for shapes that do not fit, a missing Noise, or pixels without a probability."""
+    """Raises ValueError for shapes that do not fit, a missing Noise, and what has no probability or no meaning."""
     check_pixels(x)
+    check_posterior(q)
     check_noise(noise, len(x), f"{function}(model, x, q, noise=Noise(seed))")
     if q.mean.shape != (needed := (len(x), model.latent_dim)):
         shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)}"
         raise ValueError(f"{shapes} do not fit: q needs {needed}, images by latent dimensions")
+    if not (q.scale.diagonal(dim1=-2, dim2=-1) if q.is_full else q.scale).gt(0).all():
+        raise ValueError("q: a scale that is not above 0")
+    if q.is_full and q.scale.triu(1).any():
+        raise ValueError("q: a scale that is not lower triangular, as torch.linalg.cholesky makes it of a covariance")
+    if any(isinstance(layer, _BatchNorm | _DropoutNd) and layer.training for layer in model.modules()):
+        raise ValueError("the model is in training mode, where its layers are random or mix images: model.eval()")
     model.likelihood.check(x)
 
 
@@ -249,6 +132,7 @@ def elbo(model, x, q, noise=None):
     x: (B, *image); q: GaussianPosterior (B, D); noise: a standard normal tensor, (B, D) or (K, B, D). Returns a Bound
     of (B,) each, averaged over K. Gradients flow to q and to the model. Raises ValueError for shapes that do not fit.
     """
+    check_posterior(q)
     if not isinstance(noise, torch.Tensor):
         raise ValueError("noise: elbo(model, x, q, torch.randn_like(q.mean)), or torch.randn(K, *q.mean.shape)")
     if noise.shape[-2:] != q.mean.shape or noise.dim() > 3 or not noise.numel() or len(x) != len(q.mean):
@@ -302,6 +186,8 @@ def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=
     posterior(x, rows): q of the images x (B, *image) at `rows` (B,) of `images` (N, *image).
     """
     check_noise(noise, len(images), "evaluate_bound(model, images, posterior, noise=Noise(seed))")
+    if draws < 1:
+        raise ValueError(f"draws {draws}: one at least")
     model.likelihood.check(images)
     batches = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):

@@ -181,6 +181,8 @@ def _weighted_runs(target, noise, z, chains, temperatures, log_weight_std, chunk
     """
     x, q = target.x, target.q
     check_inputs(target.model, x, q, noise)
+    if chains < 1 or (temperatures or 0) < 0 or not log_weight_std > 0:
+        raise ValueError(f"chains {chains}, temperatures {temperatures}, log_weight_std {log_weight_std}: out of range")
     rows = torch.arange(len(x), device=x.device)
     # Pilot runs
     parts = rows.split(max(1, chunk // PILOT_CHAINS))

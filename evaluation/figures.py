@@ -41,7 +41,7 @@ def plot_history(axes, history, name, *, scale, label, color):
 @style.styled
 def training_curves(*, history, methods, saved_epochs):
     """Negative ELBO and its two parts over epochs, training and validation images; history: rows of Run.history."""
-    figure = Figure(figsize=(14, 4.2))
+    figure = Figure(figsize=(14, max(4.2, 1 + 0.95 * len(methods))))
     for axes, (part, (sign, title)) in zip(figure.subplots(1, len(PARTS)), PARTS.items(), strict=True):
         for method in methods:
             rows = [row for row in history if row["method"] == method.name]

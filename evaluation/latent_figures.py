@@ -116,7 +116,7 @@ def latent_map(*, points, labels, scores, methods, classes, latent_dims):
             _draw_prior(axes, dims[method.name], reach, classes)
         else:
             axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
+            axes.spines[:].set_visible(True)
     if not short:
         columns = math.ceil(len(classes) / 30)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", markerscale=2, ncols=columns)

@@ -110,7 +110,7 @@ def log_prob(
     )
     x, batches = _batch(model, images), []
     trained_on = getattr(getattr(model, "config", None), "dataset", "mnist")  # as far as is known
-    if x.dim() == 4 and not trained_on.startswith("folder:"):
+    if hasattr(model, "image_shape") and not trained_on.startswith("folder:"):  # a decoder of model.py
         warn_unlike_mnist(x)
     with tqdm(total=len(x), desc="log p(x)", unit="img", **bar_width()) as bar:
         for part in x.split(AT_ONCE):
@@ -133,13 +133,17 @@ def _batch(model, images):
     try:
         x = torch.as_tensor(images).to(like)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError("images: give a tensor or an array; images.load_images reads files") from None
+        raise ValueError(
+            "images: give one tensor or array, such as torch.stack(images); images.load_images reads files"
+        ) from None
     shapes = (shape, shape[1:]) if len(shape) == 3 and shape[0] == 1 else (shape,)
     fitting = any(x.shape in (shape_of_one, (*x.shape[:1], *shape_of_one)) for shape_of_one in shapes)
     if not fitting or not len(x):
         raise ValueError(f"images of shape {tuple(x.shape)}: the model needs {shape} or (N, {str(shape)[1:]}")
+    if not x.isfinite().all():
+        raise ValueError("images: pixels that are no finite numbers")
     low, high = float(x.min()), float(x.max())
-    if not (low >= -1 and high <= 1):  # of NaN, neither is true
+    if hasattr(model, "image_shape") and not (low >= -1 and high <= 1):
         scaled = "they must be scaled to [-1, 1], as images.load_images does it: grey values x by x / 127.5 - 1"
         raise ValueError(f"pixels from {low:g} to {high:g}: {scaled}")
     model.likelihood.check(x)

@@ -19,7 +19,7 @@ from data import SPLITS
 from evaluation.statistics import wilson_interval
 
 SPLIT_NAMES = {"train": "training images", "validation": "validation images", "test": "test images"}
-# Okabe and Ito's palette, which colour-blind readers can tell apart; the methods' colours are taken from it, too.
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the methods take theirs from its others.
 BASELINE, TRIVIAL, INK = "#009E73", "#CC79A7", "#333333"
 WHISKER = {"fmt": "none", "color": INK, "capsize": 2, "linewidth": 1}
 # Tol's "muted" palette, likewise, and black.

@@ -8,6 +8,7 @@ from itertools import combinations, zip_longest
 from typing import NamedTuple
 
 from data import SPLITS
+from evaluation.gaps import METRICS
 from evaluation.scores import PAIRED
 from evaluation.statistics import Score, find, half_width, how_found
 from runtime.checkpoint import invalid_contents, save_csv
@@ -24,6 +25,7 @@ NAMES = {  # of quantities, where not their own
     "inference_gap": "log p(x) - ELBO(q)",
     "squared_error": "squared error of q's mean (not nats)",
 }
+METRIC_NAMES = {metric.__name__ for metric in METRICS}  # numbers in units of their own
 COSTS = {
     "decoder_updates": ("train", "updates of the decoder", ",.0f"),
     "training_gradients": ("train", "training, all images: gradients of q", ",.0f"),
@@ -72,7 +74,7 @@ def number(entry, digits=2):
 
 def title(quantity):
     """What a quantity is called in a table."""
-    return NAMES.get(quantity, quantity.replace("_", " "))
+    return NAMES.get(quantity, quantity.replace("_", " ") + " (not nats)" * (quantity in METRIC_NAMES))
 
 
 def pairs(labels):
@@ -81,7 +83,7 @@ def pairs(labels):
 
 
 def _lower(label):
-    return label[0].lower() + label[1:]
+    return label[0].lower() + label[1:] if label[1:2].islower() else label  # not an acronym
 
 
 def final_rows(scores, labels):
@@ -140,6 +142,8 @@ def _method_rows(scores, name):
     yield row("ELBO(q) of all images", "elbo_all")
     yield row("E_q log p(x|z)", "log_likelihood")
     yield row("KL(q || p)", "kl")
+    for metric in METRICS:
+        yield row(title(metric.__name__), metric.__name__)
 
 
 def _beyond(error, standard_error):
@@ -170,7 +174,7 @@ def cost_rows(scores, labels):
 
 def cost_table(scores, labels):
     """What training and inference took, as a table."""
-    width = min(21, 50 // len(labels))
+    width = max(14, min(21, 50 // len(labels)))
 
     def line(label, texts):
         return f"{label:50}" + "".join(f"{text:>{width}}" for text in texts)

@@ -99,7 +99,7 @@ class Checkpoints(NamedTuple):
         return Path(self.directory) / f"{method.prefix}_epoch_{epoch}.pt"
 
     def load(self, epoch, data):
-        """Every method as it was after the epoch, its networks in float32. Raises InputError for a bad file."""
+        """Every method after the epoch, in evaluation mode and float32. Raises InputError for a bad file."""
         loaded = []
         for method_class in self.methods:
             path = self.path(method_class, epoch)
@@ -108,7 +108,7 @@ class Checkpoints(NamedTuple):
                 method = method_class(checkpoint["config"], data)
                 method.load_weights(checkpoint["weights"])
             method.model.precision = "float32"
-            loaded.append(method)
+            loaded.append(method.eval())
         return loaded
 
 

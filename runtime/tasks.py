@@ -18,7 +18,7 @@ from joblib import cpu_count
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json
 from runtime.config import InputError, RunError
 from runtime.distributed import barrier, gather, rank, size
-from runtime.progress import ProgressBar
+from runtime.progress import ProgressBar, check_interrupt
 
 MOST_WORKERS = 4  # processes of about 0.5 GB
 
@@ -108,6 +108,7 @@ def _in_workers(functions, workers, advance):
                     yield names.pop(future), future.result()
                 advance(0)
         except BrokenProcessPool:
+            check_interrupt()  # a signal to the whole group of processes ends the workers, too
             raise RunError("a worker process has ended; if memory was short, close other programs") from None
         finally:
             for worker in multiprocessing.active_children() if names else ():

@@ -214,6 +214,20 @@ def binary(vae):
     return vae
 
 
+def dropping(vae):
+    """The same model with dropout, in training mode."""
+    vae.decoder = torch.nn.Sequential(vae.decoder, torch.nn.Dropout())
+    return vae
+
+
+def sampled(vae, x, q):
+    return importance_sampling(vae, x, q, noise=Noise(0))
+
+
+def annealed(vae, x, q, **options):
+    return annealed_importance_sampling(vae, x, q, noise=Noise(0), **options)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -229,15 +243,31 @@ def binary(vae):
         (lambda vae, x, q: fit_posterior(vae, x[0], q[0], noise=Noise(0)), "do not fit"),
         (lambda vae, x, q: fit_posterior(vae, x, q, noise=Noise(0), covariance="low"), "'low': diagonal, low rank or"),
         (lambda vae, x, q: evaluate_bound(vae, x, None), "noise: evaluate_bound"),
-        (lambda vae, x, q: vae.encode((255 * x).byte()), "x: a tensor of floats in"),
-        (lambda vae, x, q: elbo(vae, x.numpy(), q, q.mean), "x: a tensor of floats in"),
-        (lambda vae, x, q: importance_sampling(vae, x.long(), q, noise=Noise(0)), "x: a tensor of floats in"),
+        (lambda vae, x, q: vae.encode((255 * x).byte()), "x: a tensor of floats"),
+        (lambda vae, x, q: elbo(vae, x.numpy(), q, q.mean), "x: a tensor of floats"),
+        (lambda vae, x, q: importance_sampling(vae, x.long(), q, noise=Noise(0)), "x: a tensor of floats"),
         (lambda vae, x, q: fit_posterior(vae, x.byte(), q, noise=Noise(0), covariance="full"), "x: a tensor of floats"),
         (lambda vae, x, q: importance_sampling(vae, x, q, noise=Noise(0), num_samples=0), "0 samples of 3 images"),
         (
             lambda vae, x, q: evaluate_bound(binary(vae), x, lambda x, rows: q, noise=Noise(0)),
             "pixels that are -1 or 1",
         ),
+        (lambda vae, x, q: vae.encode(x.half()), "x: a tensor of floats"),
+        (lambda vae, x, q: elbo(vae, x, Normal(q.mean, q.scale), q.mean), "q: a GaussianPosterior"),
+        (lambda vae, x, q: importance_sampling(vae, x, Normal(q.mean, q.scale), noise=Noise(0)), "q: a GaussianPost"),
+        (lambda vae, x, q: GaussianPosterior(q.mean, q.scale[:, :1]), r"\[\(3, 4\), \(3, 1\)\]: a q has mean \(B, D\)"),
+        (lambda vae, x, q: GaussianPosterior(q.mean, q.scale[0, 0]), r"\[\(3, 4\), \(\)\]: a q has"),
+        (lambda vae, x, q: GaussianPosterior(q.mean, q.scale, q.scale[:2, :, None]), r"\(2, 4, 1\)\]: a q has"),
+        (lambda vae, x, q: sampled(vae, x, GaussianPosterior(q.mean, -q.scale)), "a scale that is not above 0"),
+        (lambda vae, x, q: sampled(vae, x, GaussianPosterior(q.mean, torch.ones(3, 4, 4))), "not lower triangular"),
+        (lambda vae, x, q: sampled(dropping(vae), x, q), r"model.eval\(\)"),
+        (lambda vae, x, q: elbo(binary(vae), x, q, q.mean), "pixels that are -1 or 1"),
+        (lambda vae, x, q: Noise(torch.Generator()), r"Noise\(.*\): takes a seed"),
+        (lambda vae, x, q: evaluate_bound(vae, x, lambda x, rows: q, noise=Noise(0), draws=0), "draws 0: one at least"),
+        (lambda vae, x, q: fit_posterior(vae, x, q, noise=Noise(0), max_cycles=0), "max_cycles 0: not above 0"),
+        (lambda vae, x, q: annealed(vae, x, q, temperatures=-3), "temperatures -3.*out of range"),
+        (lambda vae, x, q: annealed(vae, x, q, log_weight_std=-1.0), "out of range"),
+        (lambda vae, x, q: annealed(vae, x, q, chains=0), "chains 0"),
         (lambda vae, x, q: vae.mean(q.mean[:, :3]), r"z \(3, 3\): this model takes z \(..., 4\)"),
         (torch.inference_mode()(lambda vae, x, q: fit_posterior(vae, x, q, noise=Noise(0))), "torch.no_grad"),
         (lambda vae, x, q: vae.sample(3), r"generator: sample\(3, torch.Generator\('cpu'\).manual_seed\(0\)\)"),

@@ -66,6 +66,7 @@ def write_page(results_dir, results, summary):
         "most_labels": max(probes, key=lambda entry: int(entry.group)),
         "class_intervals": any(entry.images > 1 and entry.group in set(classes) for entry in gaps),
         "used": USED,
+        "metrics": [metric.__name__ for metric in METRICS],
     }
     options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     template = Environment(loader=FileSystemLoader(FOLDER), **options).get_template("page.html")

@@ -105,8 +105,8 @@ BAD = {
     "two batches": (torch.zeros(1, 2, 1, 8, 12), {}, r"\(1, 2, 1, 8, 12\): the model needs"),
     "none": (torch.zeros(0, 1, 8, 12), {}, r"\(0, 1, 8, 12\): the model needs"),
     "bytes": (torch.arange(96, dtype=torch.uint8).reshape(8, 12), {}, r"pixels from 0 to 95: .* to \[-1, 1\]"),
-    "no number": (torch.full((8, 12), torch.nan), {}, "pixels from nan to nan"),
-    "a path": ("digit.png", {}, "give a tensor or an array; images.load_images reads files"),
+    "no number": (torch.full((8, 12), torch.nan), {}, "pixels that are no finite numbers"),
+    "a path": ("digit.png", {}, "give one tensor or array, .*; images.load_images reads files"),
     "one chain": (torch.zeros(8, 12), {"chains": 1}, "chains 1: not from 2"),
     "an impossible aim": (torch.zeros(8, 12), {"log_weight_std": 0}, "log-weight-std 0: not from 0.01"),
 }

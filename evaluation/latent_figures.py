@@ -125,7 +125,8 @@ def latent_map(*, points, labels, scores, methods, classes, latent_dims):
     kinds += ["t-SNE, whose axes have no units"] * (len(dims) < len(methods))
     figure.suptitle(
         f"Means of q of {len(labels):,} test images, each drawn {'as' if short else 'in the colour of'} its class: "
-        f"{', or '.join(kinds)}\nNearest neighbors are those in z; with their 95% interval\n"
+        f"{', or '.join(kinds)}\nNearest neighbors are those in {'all dimensions of ' * (len(dims) < len(methods))}z; "
+        "with their 95% interval\n"
         f"In raw pixels {agreement('pixels')}"
     )
     return figure

@@ -216,14 +216,14 @@ class LinearModel(ConvModel):
 
 
 class LinearEncoder(Method):
-    """A toy method: q from one linear layer."""
+    """A toy method: q of full covariance from one linear layer."""
 
     name, label, color, prefix = "linear", "Linear encoder", "#CC79A7", "linear"
     model_class = LinearModel
 
     def posterior(self, x, rows):
         mean = self.model.encoder(x.flatten(1))
-        return GaussianPosterior.from_log_var(mean, torch.full_like(mean, -2.0))
+        return GaussianPosterior(mean, torch.diag_embed(torch.full_like(mean, 0.4)))
 
     @torch.no_grad()
     def infer(self, x, *, noise, fit_steps=300):
@@ -262,7 +262,7 @@ def test_a_new_method_likelihood_and_metric_are_a_class_or_function_and_an_entry
     )
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 100
-    assert done.stdout.count("  brightness") == 3  # of every two methods
+    assert done.stdout.count("  brightness (not nats)") == 6  # of each method, and of every two
     results = folder / "results"
     assert np.load(results / "log_probabilities.npy", allow_pickle=False).shape == (3, 2, 10, 1)
     for name in ("log_probabilities.csv", "latent_usage.csv", "history.csv"):

@@ -17,7 +17,7 @@ from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.config import InputError
 from runtime.learners import find_checkpoints, saved_epochs
 from semi_amortized_vae import SemiAmortizedVAE
-from training import train_epoch
+from training import train_epoch, validate
 from vae_utils import elbo, random_generator
 
 METHODS = {AmortizedVAE: amortized_vae, LatentOptimization: latent_optimization}  # with their modules
@@ -265,3 +265,16 @@ def test_a_step_that_was_interrupted_leaves_no_trace():
         method.train_step(rows, NOISE)
         results.append([*method.model.parameters(), *method.table.current()])
     assert all(map(torch.equal, *results))
+
+
+def test_validation_is_in_evaluation_mode(monkeypatch):
+    modes = []
+
+    class Noted(AmortizedVAE):
+        def validate(self, epoch):
+            modes.append(self.model.training)
+            return super().validate(epoch)
+
+    method = Noted(toy_config(), toy_data())
+    validate(method, 1)
+    assert (modes, method.model.training) == ([False], True)

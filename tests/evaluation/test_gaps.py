@@ -82,3 +82,14 @@ def test_of_images_that_are_not_annealed_the_bounds_at_q_and_at_q_star_are_left(
         assert values[same:].isnan().all()
         if name in few:
             torch.testing.assert_close(few[name], every[name], **options)
+
+
+@pytest.mark.parametrize(("latent_dim", "draws"), [(2, 1000), (3, 100)])
+def test_bounds_beside_an_exact_log_prob_have_more_draws(monkeypatch, latent_dim, draws):
+    asked, bound = [], gaps.evaluate_bound
+    monkeypatch.setattr(gaps, "evaluate_bound", lambda *args, **o: asked.append(o["draws"]) or bound(*args, **o))
+    model = linear_gaussian(latent_dim=latent_dim)
+    x, _ = model.sample(2, seeded(1))
+    q, _ = model.best_diagonal(x)
+    gaps.bound_at(model, x, q, noise=Noise(0))
+    assert asked == [draws]

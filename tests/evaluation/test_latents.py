@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
-from conftest import toy_data
+from conftest import gaussian, seeded, toy_data
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -291,3 +291,10 @@ def test_any_number_of_methods_and_classes_can_be_analysed(monkeypatch):
     distances = torch.cdist(images[[0, -1]].flatten(1), sample.images.flatten(1))
     assert distances.min(1).values.tolist() == pytest.approx([0, 0], abs=1e-2)  # both ends are test images
     assert len(set(distances.argmin(1).tolist())) == 2
+
+
+@pytest.mark.parametrize(("latent_dim", "directions"), [(1, 1), (2, 2), (3, 3 + 2)])
+def test_of_a_plane_no_direction_is_drawn_twice(latent_dim, directions):
+    q = gaussian(torch.randn(20, latent_dim, generator=seeded(1)), 0.5)
+    vectors, names = latents.strongest_directions(q, 4, 2)
+    assert (vectors.shape, len(names)) == ((directions, latent_dim), directions)

@@ -144,3 +144,8 @@ def test_the_interval_of_a_count_is_that_of_resampled_images():
     expected = scipy_stats.binom.ppf([0.025, 0.975], 40, 0.25)
     assert (low, high) == pytest.approx(expected, abs=1)
     assert type(low) is int
+
+
+@pytest.mark.parametrize(("temperatures", "words"), [(0, "integrated on a grid"), (34, "annealed")])
+def test_how_log_prob_was_found_is_said(temperatures, words):
+    assert stats.how_found([stats.plain_score("temperatures", temperatures, 5, method="a")], "a") == words

@@ -231,6 +231,7 @@ def test_checkpoints_of_one_training_come_back_as_methods(tmp_path):
     x, rows = toy_data().train.images[:4], torch.arange(4)
     for method, loaded in zip(methods, found.load(2, toy_data()), strict=True):
         assert torch.equal(loaded.posterior(x, rows).mean, method.posterior(x, rows).mean)
+        assert (loaded.model.training, loaded.model.precision) == (False, "float32")
 
 
 def test_settings_come_before_data():

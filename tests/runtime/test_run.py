@@ -318,6 +318,18 @@ def test_a_worker_that_ends_is_said_and_leaves_no_other(tmp_path, monkeypatch):
     assert not multiprocessing.active_children()
 
 
+def end_all():
+    """What a signal to all processes of a run does: the main one notes it, a worker ends."""
+    os.kill(os.getppid(), signal.SIGTERM)
+    os._exit(3)
+
+
+def test_a_signal_to_all_processes_is_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch, handlers):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
+    with pytest.raises(Interrupted):
+        Tasks(tmp_path / "kept", {}, 0.0).map("work", {"ends": end_all, "sleeps": partial(time.sleep, 30)})
+
+
 def test_finished_tasks_are_not_repeated(tmp_path):
     done = []
 

@@ -39,7 +39,7 @@ class Likelihood(nn.Module):
     units = "log-densities, which do not compare with results on binarized images"  # what the numbers are
 
     @property
-    def label(self):  # in figures and tables, of all methods: without values that are learned
+    def label(self):  # in figures and tables of all methods: it names no learned value
         return f"{self.name.capitalize()} p(x|z)"
 
     def split(self, output):
@@ -209,7 +209,7 @@ class ConvModel(LatentVariableModel):
 
 
 class ConvVAE(ConvModel):
-    """A ConvModel with an encoder, `encode` (Kingma & Welling 2014); its decoder begins with a ConvModel's weights."""
+    """A ConvModel with an encoder (Kingma & Welling 2014); its decoder's initial weights are those of a ConvModel."""
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):
         with seeded_weights(seed):

@@ -69,8 +69,8 @@ class Method(Learner):
 
     A new method is one file and an entry in main_vae.METHODS. Its subclass sets
 
-        name, label, color      in files, in tables and figures, in figures: not one that evaluation/style.py names
-        prefix                  which begins the names of checkpoints
+        name, label, prefix     in files; in tables and figures; at the beginning of the names of checkpoints
+        color                   in figures; those of evaluation/style.py are taken
         model_class             a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
         shared_inference        whether one network infers q of all images: then each gradient of a training shapes
                                 every q, and the ELBO is also found of all test images
@@ -117,8 +117,8 @@ class Method(Learner):
     def training_posterior(self, x, rows, noise):
         """The q of a training step, through which gradients flow, and the noise of its bound, (B, D).
 
-        A method overrides it that needs noise or further gradients to find q: it gets all of `draw_noise`. One whose
-        training bound is not the ELBO overrides `backward`.
+        A method overrides it that needs noise or further gradients to find q: `noise` is then all that `draw_noise`
+        gives. One whose training bound is not the ELBO overrides `backward`.
         """
         return self.posterior(x, rows), noise
 

@@ -110,7 +110,7 @@ def check_posterior(q):
 
 
 def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
-    """Raises ValueError for shapes that do not fit, a missing Noise, and what has no probability or no meaning."""
+    """Raises ValueError for shapes that do not fit, a missing Noise, and inputs that would give wrong numbers."""
     check_pixels(x)
     check_posterior(q)
     check_noise(noise, len(x), f"{function}(model, x, q, noise=Noise(seed))")
@@ -118,9 +118,9 @@ def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
         shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)}"
         raise ValueError(f"{shapes} do not fit: q needs {needed}, images by latent dimensions")
     if not (q.scale.diagonal(dim1=-2, dim2=-1) if q.is_full else q.scale).gt(0).all():
-        raise ValueError("q: a scale that is not above 0")
+        raise ValueError("q: its scale must be above 0")
     if q.is_full and q.scale.triu(1).any():
-        raise ValueError("q: a scale that is not lower triangular, as torch.linalg.cholesky makes it of a covariance")
+        raise ValueError("q: its scale must be lower triangular: of a covariance take torch.linalg.cholesky")
     if any(isinstance(layer, _BatchNorm | _DropoutNd) and layer.training for layer in model.modules()):
         raise ValueError("the model is in training mode, where its layers are random or mix images: model.eval()")
     model.likelihood.check(x)

@@ -193,7 +193,7 @@ def principal_directions(mean, count):
 def strongest_directions(q, dimensions, directions):
     """Unit vectors (K, D) and their names: the dimensions of q with most KL, then principal directions of its means.
 
-    Of at most PLANE dimensions there are no further directions.
+    With at most PLANE dimensions there are no principal directions: they would show the same again.
     """
     latent_dim = q.mean.shape[1]
     nats, strongest = q.kl_per_dimension().mean(0).topk(min(dimensions, latent_dim))

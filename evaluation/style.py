@@ -19,7 +19,7 @@ from data import SPLITS
 from evaluation.statistics import wilson_interval
 
 SPLIT_NAMES = {"train": "training images", "validation": "validation images", "test": "test images"}
-# Okabe and Ito's palette, which colour-blind readers can tell apart; the methods take theirs from its others.
+# Okabe and Ito's palette, which colour-blind readers can tell apart; methods take theirs from the rest.
 BASELINE, TRIVIAL, INK = "#009E73", "#CC79A7", "#333333"
 WHISKER = {"fmt": "none", "color": INK, "capsize": 2, "linewidth": 1}
 # Tol's "muted" palette, likewise, and black.
@@ -246,7 +246,7 @@ def class_axis(axes, classes, *, which="x", label="class"):
 
 
 def log_axis(axes, *, sign=1):
-    """A logarithmic y-axis, said at its label, if all values are positive; numbers are written out, times `sign`."""
+    """Makes the y-axis logarithmic, if all values are positive; its label says so, its numbers are times `sign`."""
     linked = axes.get_shared_y_axes().get_siblings(axes)
     if min(each.dataLim.y0 for each in linked) > 0:
         axes.set_yscale("log")

@@ -84,7 +84,8 @@ def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEA
     start = LinearPosterior(latent_dim, pixels)
     start.center.copy_(torch.from_numpy(pca.mean_))
     scale = np.sqrt(values - noise_variance) / values
-    start.projection = torch.from_numpy(scale[:, None] * pca.components_[:kept]).float()
+    projection = torch.from_numpy(scale[:, None] * pca.components_[:kept]).float()
+    start.projection = projection.contiguous()  # as it comes back from a file, to the same bits
     start.stddev.fill_(1)
     start.stddev[:kept] = torch.from_numpy(np.sqrt(noise_variance / values)).float()
     return start

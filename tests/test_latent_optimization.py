@@ -161,6 +161,7 @@ def test_the_start_is_the_exact_posterior_of_a_linear_model():
     torch.testing.assert_close(q.scale[:, :3].square(), variance, rtol=1e-4, atol=0)
     assert (q.mean[:, 3:] == 0).all()
     assert (q.scale[:, 3:] == 1).all()
+    assert start.projection.is_contiguous()  # a file gives it back so; another layout gives other bits
 
 
 def test_a_dimension_is_used_where_it_carries_enough():

@@ -13,19 +13,18 @@ if __name__ == "__main__":
 
 from amortized_vae import AmortizedVAE
 from data import take_shard
-from evaluation import seeds
-from evaluation.page.page import write_page
+from evaluation.page.page import fill_page
 from evaluation.report import RESULTS, draw_history, draw_report, evaluate
+from evaluation.seeds import compare_seeds
 from evaluation.settings import add_own_flags, prepare, prepare_again
 from evaluation.tables import print_tables
 from latent_optimization import LatentOptimization
-from runtime.checkpoint import save_json
 from runtime.cli import Parser, add_flags, out_of_memory_hint, run_script
 from runtime.config import ClassifierConfig, EvalConfig, RunConfig, RunError, TrainConfig, versions
-from runtime.distributed import rank
 from runtime.learners import Checkpoints, saved_epochs
 from runtime.plan import Owned
 from runtime.run import open_evaluation, open_run
+from runtime.seeds import run_seeds
 from semi_amortized_vae import SemiAmortizedVAE
 from sup_classification import find_classifier
 from training import train_epoch, validate
@@ -53,8 +52,7 @@ def train_and_score(experiment):
                 for epoch in run.epochs(method):
                     run.record(train_epoch(method, epoch, progress=run.progress), validate(method, epoch))
         epochs = saved_epochs(config.epochs)
-        if rank() == 0:
-            draw_history(run.results, run.history, methods, epochs, method.model.likelihood.label)
+        run.write(draw_history(run.history, methods, epochs, method.model.likelihood.label))
         score(run, experiment, Checkpoints(methods, run.directory, config, epochs, data.train.index))
 
 
@@ -80,20 +78,22 @@ def score(run, experiment, checkpoints):
         configs = {"train_config": asdict(config), "eval_config": asdict(eval_config), "versions": versions()}
         summary, files = {"settings": {**asdict(eval_config), **experiment.settings}, **configs}, checkpoints.digests()
         started = run.keep_results({**summary, "files": files}, started)
-        load, options = partial(checkpoints.load, data=data), {"training_seconds": training_seconds, "run": run}
-        results = evaluate(load, checkpoints.epochs, data, classifier, eval_config, **options)
-    if rank():
+        load = partial(checkpoints.load, data=data)
+        results = evaluate(load, checkpoints.epochs, data, classifier, eval_config, run=run)
+    if results is None:  # on other ranks than 0
         return
     if checkpoints.digests() != files:
         raise RunError(f"{checkpoints.directory}: another run has changed the checkpoints while they were scored")
     summary |= {"scored_epoch": checkpoints.epochs[-1], "likelihood": results.likelihood, "labels": results.labels}
     with run.timed("figures and tables"):
-        draw_report(run.results, results, summary)
+        run.write(draw_report(results, summary))
     seconds = {"training": training_seconds, "evaluation": time.perf_counter() - started, "total": run.seconds()}
     summary["seconds"] = seconds | {"stages": run.stage_seconds}
     if full:
-        write_page(run.results, results, summary)
-    save_json(run.results / owned().summary, summary)
+        run.write([(owned().page, fill_page(run.results, results, summary))])
+    elif (run.results / owned().page).exists():
+        print(f"{run.results}: {owned().page}, and what else a full evaluation writes, are of an earlier one")
+    run.write([(owned().summary, summary)])
     run.tasks.remove()
     first = owned().page if full else f"comparison_epoch_{checkpoints.epochs[-1]}.png"
     print_tables(results.scores, summary)
@@ -111,7 +111,7 @@ def main():
     check, work = (prepare_again, score_again) if given.evaluate_only else (prepare, train_and_score)
     check = partial(check, owned=owned())
     if "seeds" in given:
-        seeds.run_seeds(given, check, work)
+        run_seeds(given, check, work, compare_seeds)
     else:
         work(check(given))
 

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from data import load_data
 from evaluation import figures, statistics
 from model import Classifier, autocast
-from runtime.checkpoint import invalid_contents, save_figure, save_json
+from runtime.checkpoint import invalid_contents
 from runtime.cli import Parser, add_flags, make_config, prepare_run, run_script
 from runtime.config import ClassifierConfig, InputError, RunConfig, image_differences, versions
-from runtime.distributed import broadcast, rank
+from runtime.distributed import broadcast
 from runtime.learners import read_checkpoint
 from runtime.plan import Owned
 from runtime.run import open_run
@@ -174,12 +174,11 @@ def main():
         learner = ClassifierTraining(config, data)
         for epoch in run.epochs(learner):
             run.record(train_epoch(learner, epoch, progress=run.progress), validate(learner, epoch))
-        if rank() == 0:
-            report(learner.model, data.test, run, settings)
+        run.write(report(learner.model, data.test, run, settings))
 
 
 def report(model, test, run, settings):
-    """Writes the figure and the numbers, the numbers last; prints the table."""
+    """Yields the figure and the numbers, the numbers last, see `write_files`; then prints the table."""
     count, names = test.num_classes, test.classes
     log_prob = predict(model, test.images)
     predicted = log_prob.argmax(-1)
@@ -189,10 +188,10 @@ def report(model, test, run, settings):
     confusion = torch.bincount(test.labels * count + predicted, minlength=count**2).reshape(count, count)
     shown = {"confusion": confusion.cpu().numpy(), "wrong": most_confidently_wrong(log_prob, test, count=10)}
     figure = figures.classification(history=run.history, per_class=per_class, classes=names, **shown)
-    save_figure(run.results / OWNED.page, figure)
+    yield OWNED.page, figure
     numbers = {"test": overall, "classes": dict(zip(names, per_class, strict=True)), "confusion": confusion.tolist()}
     numbers |= {"history": run.history, "seconds": run.seconds()}
-    save_json(run.results / OWNED.summary, {"settings": settings, "versions": versions(), **numbers})
+    yield OWNED.summary, {"settings": settings, "versions": versions(), **numbers}
     width = max(8, 1 + max(map(len, names)))
     print(f"{'class':>{width}}{'accuracy':>10}{'95% interval':>18}{'images':>8}")
     for name, score in (*zip(names, per_class, strict=True), ("all", overall)):

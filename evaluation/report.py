@@ -1,4 +1,4 @@
-"""The evaluation of trained methods: `evaluate` finds every number, `draw_report` writes and draws."""
+"""The evaluation of trained methods: `evaluate` finds every number, `draw_report` makes tables and figures of them."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -10,8 +10,6 @@ from data import SPLITS
 from evaluation import figures, latent_figures, latents, measurements, samples, scores, style
 from evaluation.page.explorer import explorer
 from evaluation.statistics import find
-from evaluation.tables import write_scores
-from runtime.checkpoint import save_array, save_csv, save_figure
 from runtime.distributed import rank
 from runtime.progress import check_interrupt
 from vae_utils import random_generator
@@ -73,12 +71,12 @@ class Results(NamedTuple):
         return {method.name: method.label for method in self.methods}
 
 
-def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
+def evaluate(load, epochs, data, classifier, config, *, run):
     """The Results; on other ranks than 0 None.
 
     load: a function of an epoch, returning the methods as they were after it; epochs: rising, the last one is scored in
-    full; data: a Data; classifier: the supervised baseline; config: an EvalConfig; training_seconds: {method's name:
-    seconds}, where known; run: a Run. The work on images is dealt to the ranks; rank 0 does the rest.
+    full; data: a Data; classifier: the supervised baseline; config: an EvalConfig; run: a Run. The work on images is
+    dealt to the ranks; rank 0 does the rest.
     """
     full, last = config.evaluation == "full", epochs[-1]
     # The work. At earlier epochs images are few: half the chains are enough.
@@ -115,7 +113,7 @@ def evaluate(load, epochs, data, classifier, config, *, training_seconds, run):
         train_q = {method.name: measurements.posterior_of_train(method, data) for method in methods}
         rows += scores.bound_scores(measurements.whole_bounds(methods, data, train_q, config), last)
     rows += scores.image_scores(measured, drawn, last)
-    rows += scores.cost_scores(methods, last, measured, training_seconds)
+    rows += scores.cost_scores(methods, last, measured, run.training_seconds())
     scored = scored._replace(scores=rows, images=measurements.image_table(measured, drawn))
     if not full:
         return scored
@@ -174,38 +172,39 @@ def draw_pictures(methods, drawn, measured, config):
     return pictures
 
 
-def draw_history(results_dir, history, methods, epochs, likelihood):
-    """Writes history.csv and the training curves; history: of a Run; epochs: the saved ones, which the axes name."""
-    save_csv(results_dir / "history.csv", history)
+def draw_history(history, methods, epochs, likelihood):
+    """Yields history.csv and the training curves; history: of a Run; epochs: the saved ones, which the axes name."""
+    yield "history.csv", history
     figure = figures.training_curves(history=history, methods=methods, saved_epochs=epochs, likelihood=likelihood)
-    save_figure(results_dir / "training_curves.png", figure)
+    yield "training_curves.png", figure
 
 
-def draw_report(results_dir, results, summary):
-    """Writes tables, and the figures but the training curves, into a Path; summary: what summary.json will hold."""
+def draw_report(results, summary):
+    """Yields (name, contents) of every table and figure but the training curves, see `write_files`.
+
+    results: a Results; summary: what summary.json will hold.
+    """
     methods, classes = results.methods, results.classes
 
-    def save(name, draw, **values):
+    def figure(name, draw, **values):
         check_interrupt()
-        save_figure(results_dir / f"{name}.png", draw(likelihood=results.likelihood, **values))
+        return f"{name}.png", draw(likelihood=results.likelihood, **values)
 
-    if results.log_prob is None and (results_dir / "report.html").exists():
-        print(f"{results_dir}: report.html, and what else a full evaluation writes, are of an earlier one", flush=True)
     # Figures of every saved epoch.
     for epoch, drawn in results.pictures.items():
-        _save_epoch(save, epoch, drawn, methods, classes)
+        yield from _of_epoch(figure, epoch, drawn, methods, classes)
     if results.manifold:
-        save("latent_manifold", latent_figures.latent_manifold, images=results.manifold, methods=methods)
+        yield figure("latent_manifold", latent_figures.latent_manifold, images=results.manifold, methods=methods)
 
     # Tables.
     if not results.scores:
         return
-    write_scores(results_dir / "scores.csv", results.scores)
-    save_csv(results_dir / "log_probabilities.csv", results.images)
+    yield "scores.csv", [entry._asdict() for entry in results.scores]
+    yield "log_probabilities.csv", results.images
     if results.log_prob is None:
         return
-    save_array(results_dir / "log_probabilities.npy", results.log_prob)
-    save_csv(results_dir / "latent_usage.csv", results.latent_usage)
+    yield "log_probabilities.npy", results.log_prob
+    yield "latent_usage.csv", results.latent_usage
 
     # Figures of numbers.
     shared, examples = (
@@ -214,24 +213,24 @@ def draw_report(results_dir, results, summary):
     )
     options = {"num_samples": summary["eval_config"]["num_samples"], "classes": classes, **shared}
     options["example_values"] = results.log_prob[:, SPLITS.index("test"), : len(examples), 0]
-    save("log_probabilities", figures.log_probabilities, images=examples, **options)
-    save("where_the_nats_go", figures.where_the_nats_go, **shared)
-    save("gaps_over_epochs", figures.gaps_over_epochs, **shared)
+    yield figure("log_probabilities", figures.log_probabilities, images=examples, **options)
+    yield figure("where_the_nats_go", figures.where_the_nats_go, **shared)
+    yield figure("gaps_over_epochs", figures.gaps_over_epochs, **shared)
     if all(find(results.scores, "training_seconds", method.name, "train") for method in methods):
-        save("quality_over_seconds", figures.quality_over_seconds, **shared)
-    save("gaps_per_digit", figures.gaps_per_class, classes=classes, **shared)
-    save("latent_usage", latent_figures.latent_usage, table=results.latent_usage, **shared)
-    save("latent_probes", latent_figures.probes, **shared)
+        yield figure("quality_over_seconds", figures.quality_over_seconds, **shared)
+    yield figure("gaps_per_digit", figures.gaps_per_class, classes=classes, **shared)
+    yield figure("latent_usage", latent_figures.latent_usage, table=results.latent_usage, **shared)
+    yield figure("latent_probes", latent_figures.probes, **shared)
     maps = {"points": results.points, "labels": results.sample_labels}
     maps["latent_dims"] = {method.name: method.model.latent_dim for method in methods}
-    save("latent_map", latent_figures.latent_map, classes=classes, **maps, **shared)
-    _save_traversals(save, results)
-    _save_interpolations(save, results)
-    save("sample_quality", latent_figures.sample_quality, examples=results.samples, classes=classes, **shared)
+    yield figure("latent_map", latent_figures.latent_map, classes=classes, **maps, **shared)
+    yield _traversals(figure, results)
+    yield _interpolations(figure, results)
+    yield figure("sample_quality", latent_figures.sample_quality, examples=results.samples, classes=classes, **shared)
 
 
-def _save_epoch(save, epoch, drawn, methods, classes):
-    """Saves the reconstructions of each method, the prior samples and the comparison after one epoch."""
+def _of_epoch(figure, epoch, drawn, methods, classes):
+    """Yields the reconstructions of each method, the prior samples and the comparison after one epoch."""
     kinds, compared = ("training image", "test image"), drawn["compared image"]
     names = [] if style.are_short(classes) else style.shown(classes)[: len(compared)]
     captions = dict.fromkeys(kinds, names) if names else {}
@@ -239,10 +238,10 @@ def _save_epoch(save, epoch, drawn, methods, classes):
         images, title = drawn[method.name], f"{method.label}, epoch {epoch}: reconstructions at the mean of q(z)"
         rows = [pair for kind in kinds for pair in ((kind, drawn[kind]), ("reconstruction", images[kind]))]
         name = f"{method.reconstruction_prefix}_epoch_{epoch}"
-        save(name, style.image_rows, rows=rows, captions=captions, title=title)
+        yield figure(name, style.image_rows, rows=rows, captions=captions, title=title)
     sheets = {method.label: drawn[method.name]["samples"] for method in methods}
     title = f"Prior samples, epoch {epoch}: the mean of p(x|z) at the same {PRIOR_SAMPLES} draws of z"
-    save(f"samples_epoch_{epoch}", style.sample_sheets, sheets=sheets, title=title)
+    yield figure(f"samples_epoch_{epoch}", style.sample_sheets, sheets=sheets, title=title)
     rows, captions = {"test image": compared}, {"test image": names} if names else {}
     for method in methods:
         rows[method.label] = images = drawn[method.name]["compared image"]
@@ -252,10 +251,10 @@ def _save_epoch(save, epoch, drawn, methods, classes):
         f"Unseen test images, epoch {epoch}; below each reconstruction its squared error "
         r"$\|x-\hat x\|^2$ (pixels in [-1, 1])"
     )
-    save(f"comparison_epoch_{epoch}", style.image_rows, rows=list(rows.items()), captions=captions, title=title)
+    yield figure(f"comparison_epoch_{epoch}", style.image_rows, rows=list(rows.items()), captions=captions, title=title)
 
 
-def _save_traversals(save, results):
+def _traversals(figure, results):
     values, columns = results.traversals
     axis = [f"{value:+g}" if value else "0" for value in values]
     captions = {rows[-1][0]: axis for rows in columns.values()}  # below the last row of each column
@@ -265,10 +264,10 @@ def _save_traversals(save, results):
         "most; across these, z stays at the mean of q of the test image"
     )
     rows = {results.labels[name]: rows for name, rows in columns.items()}
-    save("traversals", style.image_rows, rows=rows, captions=captions, title=title)
+    return figure("traversals", style.image_rows, rows=rows, captions=captions, title=title)
 
 
-def _save_interpolations(save, results):
+def _interpolations(figure, results):
     labels, between = {"pixels": "mixed pixels", **results.labels}, ": " if style.are_short(results.classes) else "\n"
     rows, captions, shown = [], {}, style.shown(results.classes)
     for name, (images, classified) in results.interpolations.items():
@@ -279,4 +278,4 @@ def _save_interpolations(save, results):
         "On the straight line between two test images (the ends of the upper row),\nor between their means of q; "
         "below each, the class that the supervised baseline finds most probable"
     )
-    save("interpolation", style.image_rows, rows=rows, captions=captions, title=title)
+    return figure("interpolation", style.image_rows, rows=rows, captions=captions, title=title)

@@ -1,68 +1,25 @@
-"""--seeds: the flags of each seed's run, and at the end seeds.csv and a table of means over seeds."""
+"""Several seeds: seeds.csv, and a table of means over them."""
 
 import math
-from argparse import Namespace
 from collections import defaultdict
 from itertools import combinations, product
-from pathlib import Path
 
 import numpy as np
 
 from data import SPLITS
 from evaluation.statistics import find, half_width, intervals
 from evaluation.tables import DIFFERENCES, read_scores, title
-from runtime.checkpoint import directory_lock, load_json, save_csv
-from runtime.cli import make_config
-from runtime.config import InputError, RunConfig, RunError
-from runtime.distributed import rank
-from runtime.progress import Interrupted
+from runtime.checkpoint import load_json
+from runtime.config import RunError
 
 QUANTITIES = ("elbo", "log_prob", "amortization_gap", "mean_field_gap", "non_gaussian_gap")
 
 
-def flags_of_seeds(given):
-    """{seed: the flags of its run}, in directories of its own. Raises InputError for seeds that do not fit."""
-    if "seed" in given:
-        raise InputError("--seed: not together with --seeds")
-    if repeated := [seed for seed in given.seeds if given.seeds.count(seed) > 1]:
-        raise InputError(f"--seeds: {repeated[0]} is repeated")
-    run_config, flags = make_config(RunConfig, given), {}
-    for seed in given.seeds:
-        names = ("checkpoint_dir", "results_dir")
-        directories = {name: str(Path(getattr(run_config, name)) / f"seed_{seed}") for name in names}
-        flags[seed] = Namespace(**{**vars(given), **directories, "seed": seed})
-    return flags
-
-
-def run_seeds(given, prepare, execute):
-    """Prepares every seed, which refuses bad input before any work; executes one after the other; compares them.
-
-    prepare: of flags, what `execute` takes.
-    """
-    flags, run_config = flags_of_seeds(given), make_config(RunConfig, given)
-    for flags_of_seed in flags.values():
-        prepare(flags_of_seed)
-    with directory_lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
-        for number, (seed, flags_of_seed) in enumerate(flags.items()):
-            print(f"seed {seed}: {flags_of_seed.checkpoint_dir}, {flags_of_seed.results_dir}", flush=True)
-            try:
-                execute(prepare(flags_of_seed))
-            except Interrupted as stop:
-                if stop.where is None and number:
-                    stop.where, stop.advice = "before its first epoch", "the same command with --resume continues"
-                if stop.where is not None:
-                    stop.where = f"in seed {seed}, {stop.where}"
-                raise
-        if rank() == 0:
-            compare(flags, Path(run_config.results_dir))
-
-
-def compare(flags, results_dir):
-    """Writes seeds.csv and prints the table; flags: of `flags_of_seeds`, whose runs are finished."""
-    folders = {seed: Path(given.results_dir) for seed, given in flags.items()}
+def compare_seeds(folders, results_dir):
+    """Yields seeds.csv and prints the table; folders: {seed: results directory of its finished run}."""
     headlines = {seed: headline_scores(read_scores(folder / "scores.csv")) for seed, folder in folders.items()}
     summary, path = load_json(next(iter(folders.values())) / "summary.json"), results_dir / "seeds.csv"
-    save_csv(path, records(headlines))
+    yield path.name, records(headlines)
     print(f"{path}: from the scores.csv of each seed\n")
     print(table(headlines, summary["labels"], summary["likelihood"]))
     pages = results_dir / "seed_N" / "report.html"

@@ -11,7 +11,7 @@ from data import SPLITS
 from evaluation.gaps import METRICS
 from evaluation.scores import PAIRED
 from evaluation.statistics import Score, find, half_width, how_found
-from runtime.checkpoint import invalid_contents, save_csv
+from runtime.checkpoint import invalid_contents
 
 FEW = 10  # effective samples: below, importance sampling is too low by an amount that the weights cannot tell
 NAMES = {  # of quantities, where not their own
@@ -44,11 +44,6 @@ class Row(NamedTuple):
     label: str
     cells: tuple = ()  # (value, images or remark) of training images, and the same of test images
     depth: int = 1  # 0: a heading; 2: a detail of the row above
-
-
-def write_scores(path, scores):
-    """Writes Scores as scores.csv."""
-    save_csv(path, [entry._asdict() for entry in scores])
 
 
 def read_scores(path):

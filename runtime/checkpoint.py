@@ -102,10 +102,15 @@ def load_json(path):
     return value
 
 
+def save_text(path, text):
+    """Writes a text. Raises RunError if it cannot be written."""
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_text(text, encoding="utf-8")
+
+
 def save_json(path, value):
     """Writes indented JSON in the order given. Raises RunError if it cannot be written."""
-    with atomic_write(path) as tmp_path:
-        tmp_path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    save_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def save_csv(path, rows):
@@ -120,6 +125,18 @@ def save_figure(path, figure):
     """Writes a matplotlib Figure as PNG. Raises RunError if it cannot be written."""
     with atomic_write(path) as tmp_path:
         figure.savefig(tmp_path, format="png")
+
+
+def write_files(directory, files):
+    """Writes the pairs (name, contents) that an iterable yields into a directory; rank 0 alone goes through it.
+
+    contents: for .csv a list of dicts, .html a text, .json a dict, .npy an array, .png a Figure. Raises RunError if one
+    cannot be written.
+    """
+    save = {".csv": save_csv, ".html": save_text, ".json": save_json, ".npy": save_array, ".png": save_figure}
+    for name, contents in files if rank() == 0 else ():
+        path = Path(directory) / name
+        save[path.suffix](path, contents)
 
 
 @contextmanager

@@ -8,7 +8,14 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.checkpoint import directory_lock, invalid_contents, load_checkpoint, save_checkpoint, save_json
+from runtime.checkpoint import (
+    directory_lock,
+    invalid_contents,
+    load_checkpoint,
+    save_checkpoint,
+    save_json,
+    write_files,
+)
 from runtime.config import RunError
 from runtime.cuda_graph import record_step
 from runtime.distributed import barrier, broadcast, own_shard, rank, size
@@ -104,7 +111,7 @@ class Run:
         """{name of a learner: seconds of its epochs}."""
         names = dict.fromkeys(row["method"] for row in self.history)
         seconds = {name: sum(row["seconds"] for row in self.history if row["method"] == name) for name in names}
-        return seconds or self.earlier_training
+        return self.earlier_training | seconds
 
     def epochs(self, learner, *, resumable=True):
         """Yields the epochs that the learner has left; after the body of each, saves its state and its checkpoint.
@@ -163,6 +170,10 @@ class Run:
         check_interrupt()
         yield
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started
+
+    def write(self, files):
+        """Writes the pairs (name, contents) that a generator yields into the results, see `write_files`."""
+        write_files(self.results, files)
 
     def _path(self, prefix, epoch, part=""):
         return self.directory / f"{prefix}_state_{epoch}{part}.pt"

@@ -82,8 +82,8 @@ def test_an_evaluation_makes_float64_on_the_cpu_alone(data, tmp_path, monkeypatc
     run = Run(RunConfig(checkpoint_dir=str(tmp_path), results_dir=str(tmp_path)), {})
     run.keep_results({}, 0.0)
     classifier = Classifier(5, image_shape=data.image_shape, seed=1).eval()
-    seconds = dict.fromkeys(("amortized", "latent_optimization"), 1.0)
-    results = evaluate(lambda epoch: methods, [2], data, classifier, config, training_seconds=seconds, run=run)
+    run.earlier_training = dict.fromkeys(("amortized", "latent_optimization"), 1.0)
+    results = evaluate(lambda epoch: methods, [2], data, classifier, config, run=run)
     assert any(entry.quantity == "used_dimensions" for entry in results.scores)
 
 
@@ -100,4 +100,4 @@ def test_what_is_printed_makes_none(data, tmp_path):
         {"train_images": 9, "train_error": 0.2, "validation_images": 9, "validation_error": 0.1}
         | {"epoch": 1, "validation_error_standard_error": 0.01}
     ]
-    report(Classifier(5, image_shape=data.image_shape, seed=1), data.test, run, {})
+    list(report(Classifier(5, image_shape=data.image_shape, seed=1), data.test, run, {}))

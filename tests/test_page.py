@@ -21,7 +21,7 @@ from data import stratified_subset
 from evaluation import style
 from evaluation.latents import map_2d
 from evaluation.page.explorer import explorer
-from evaluation.page.page import NUMBERS, write_page
+from evaluation.page.page import NUMBERS, fill_page
 from evaluation.report import RESULTS
 from evaluation.tables import read_scores
 from model import ConvModel
@@ -73,7 +73,7 @@ def write(folder, methods, posteriors, images, points):
     rows = [{**row, "index": index, "log_prob": number} for index, number in numbers]
     shared = {"methods": methods, "classes": images.classes, "labels": SUMMARY["labels"]}
     results = SimpleNamespace(scores=SCORES, images=rows, explorer=moved, **shared)
-    write_page(folder, results, SUMMARY)
+    (folder / "report.html").write_text(fill_page(folder, results, SUMMARY), encoding="utf-8")
     return results
 
 
@@ -89,7 +89,8 @@ def folder(methods, posteriors, images, tmp_path_factory):
     results.classes = ("猫", *images.classes[1:])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "are_numbered", lambda classes: True)
-        write_page(folder / "numbered", results, SUMMARY)
+        numbered = fill_page(folder / "numbered", results, SUMMARY)
+        (folder / "numbered/report.html").write_text(numbered, encoding="utf-8")
     return folder
 
 
@@ -284,8 +285,7 @@ def test_a_page_of_any_number_of_methods_has_every_figure_and_escapes_labels(cou
     scores = [entry._replace(images=count) if entry.group in ("a", "b") else entry for entry in made_up_scores(made_up)]
     moved = {"methods": {name: {"layers": None, "latent_dim": 5} for name in labels}}
     results = {"scores": scores, "labels": labels, "methods": made_up, "images": [], "explorer": moved, "classes": "ab"}
-    write_page(tmp_path, SimpleNamespace(**results), SUMMARY)
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    text = fill_page(tmp_path, SimpleNamespace(**results), SUMMARY)
     assert sorted(re.findall(r'<img alt=".*?: (\w+\.png)"', text)) == sorted(names)
     assert ("at the last epoch, with 95% intervals" in text) == (count > 1)
     assert "does not know a layer" in text

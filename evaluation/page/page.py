@@ -17,7 +17,6 @@ from evaluation.latents import PLANE, USED
 from evaluation.page.explorer import ELBO_DRAWS
 from evaluation.statistics import find, how_found, select_scores
 from evaluation.tables import basis, conclusions, cost_rows, final_rows, headline_rows, number, pairs, title
-from runtime.checkpoint import atomic_write
 
 FOLDER = Path(__file__).parent
 # Columns of log_probabilities.csv with numbers that are shown, and their titles where the tables have another one.
@@ -26,11 +25,8 @@ NUMBERS += ("importance_sampling", "temperatures", *(metric.__name__ for metric 
 TITLES = {"log_prob_standard_error": "its standard error", "log_prob_bias": "its bias"}
 
 
-def write_page(results_dir, results, summary):
-    """Writes report.html into the directory, from its figures and a Results; summary: what summary.json will hold.
-
-    Raises RunError if it cannot be written.
-    """
+def fill_page(results_dir, results, summary):
+    """The text of report.html, from the figures in a directory and a Results; summary: what summary.json will hold."""
     scores, labels, explorer, classes = results.scores, results.labels, results.explorer, results.classes
     colors = [to_hex(color) for color in style.class_colors(len(classes))]
     probes = select_scores(scores, quantity="probe_accuracy", method="pixels")
@@ -70,8 +66,7 @@ def write_page(results_dir, results, summary):
     }
     options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     template = Environment(loader=FileSystemLoader(FOLDER), **options).get_template("page.html")
-    with atomic_write(Path(results_dir) / "report.html") as tmp_path:
-        tmp_path.write_text(template.render(values), encoding="utf-8")
+    return template.render(values)
 
 
 def of_methods(scores, labels, quantity, form=".1f", **where):

@@ -5,6 +5,7 @@ from made_up import LABELS, METHODS, changed, made_up_scores
 
 from evaluation import tables
 from evaluation.statistics import find
+from runtime.checkpoint import write_files
 from runtime.config import InputError
 
 BOTH = {name: LABELS[name] for name in ("one", "two")}
@@ -13,7 +14,7 @@ SCORES = made_up_scores(METHODS[:2])
 
 def test_scores_are_read_as_they_were_written(tmp_path):
     path, scores = tmp_path / "scores.csv", [SCORES[0]._replace(standard_error=None, freedom=None), *SCORES]
-    tables.write_scores(path, scores)
+    write_files(tmp_path, [(path.name, [entry._asdict() for entry in scores])])
     assert tables.read_scores(path) == scores
     path.write_text("quantity,mean\nelbo,x\n")
     with pytest.raises(InputError):

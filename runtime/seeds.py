@@ -1,0 +1,47 @@
+"""--seeds: several runs of the same flags, one after the other, each in directories of its own."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from runtime.checkpoint import directory_lock, write_files
+from runtime.cli import make_config
+from runtime.config import InputError, RunConfig
+from runtime.progress import Interrupted
+
+
+def flags_of_seeds(given):
+    """{seed: the flags of its run}, in directories of its own. Raises InputError for seeds that do not fit."""
+    if "seed" in given:
+        raise InputError("--seed: not together with --seeds")
+    if repeated := [seed for seed in given.seeds if given.seeds.count(seed) > 1]:
+        raise InputError(f"--seeds: {repeated[0]} is repeated")
+    run_config, flags = make_config(RunConfig, given), {}
+    for seed in given.seeds:
+        names = ("checkpoint_dir", "results_dir")
+        directories = {name: str(Path(getattr(run_config, name)) / f"seed_{seed}") for name in names}
+        flags[seed] = Namespace(**{**vars(given), **directories, "seed": seed})
+    return flags
+
+
+def run_seeds(given, prepare, execute, compare):
+    """Prepares every seed, which refuses bad input before any work; executes one after the other; compares them.
+
+    prepare: of flags, what `execute` takes; compare: of {seed: results directory} and their directory, the files that
+    go there, see `write_files`.
+    """
+    flags, run_config = flags_of_seeds(given), make_config(RunConfig, given)
+    for flags_of_seed in flags.values():
+        prepare(flags_of_seed)
+    with directory_lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
+        for number, (seed, flags_of_seed) in enumerate(flags.items()):
+            print(f"seed {seed}: {flags_of_seed.checkpoint_dir}, {flags_of_seed.results_dir}", flush=True)
+            try:
+                execute(prepare(flags_of_seed))
+            except Interrupted as stop:
+                if stop.where is None and number:
+                    stop.where, stop.advice = "before its first epoch", "the same command with --resume continues"
+                if stop.where is not None:
+                    stop.where = f"in seed {seed}, {stop.where}"
+                raise
+        folders = {seed: Path(flags_of_seed.results_dir) for seed, flags_of_seed in flags.items()}
+        write_files(run_config.results_dir, compare(folders, Path(run_config.results_dir)))

@@ -53,7 +53,7 @@ def annealed(model, data, per_class):
     with torch.no_grad():
         q = model.encode(sample.part.images)
     own = Noise.of_images(0, "literature", index=sample.part.index)
-    found, _ = gaps.measure(model, sample.part.images, q, config, noise=own)
+    found = gaps.measure(model, sample.part.images, q, config, noise=own, annealed=len(q))
     bound = evaluate_bound(model, data.test.images, lambda x, rows: model.encode(x), noise=Noise(0, "literature"))
     few = found["log_prob"], sample.part.labels, found["elbo"][:, None]
     known = {"known_labels": data.test.labels, "shares": sample.shares}

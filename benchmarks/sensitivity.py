@@ -138,7 +138,8 @@ def score(method, data, sample, config):
     own = Noise.of_images(seed, "sensitivity", index=sample.index, device=data.device)
     start = model.initial_posterior(sample.images, own)
     fitted = fit_posterior(model, sample.images, start, noise=own).q
-    found, _ = gaps.measure(model, sample.images, fitted, config, noise=own, fitted=True)
+    options = {"noise": own, "annealed": len(fitted), "fitted": True}
+    found = gaps.measure(model, sample.images, fitted, config, **options)
     return {
         "objective": float(objective.elbo.mean()),
         "used_dimensions": int((fitted.kl_per_dimension().mean(0) > 0.1).sum()),

@@ -39,27 +39,24 @@ def bound_at(model, x, q, *, noise):
 
 
 @torch.no_grad()
-def own_columns(model, x, q, *, noise):
-    """The columns of `measure` that need no fit: the bound at q, and METRICS."""
-    return {"elbo": bound_at(model, x, q, noise=noise), **{metric.__name__: metric(model, x, q) for metric in METRICS}}
+def measure(model, x, q, config, *, noise, annealed, fitted=False):
+    """The columns of images x (B, *image) under a model, {name: (B,)} of the type of x.
 
-
-@torch.no_grad()
-def measure(model, x, q, config, *, noise, fitted=False, annealed=None):
-    """The columns of images x (B, *image) under a model, {name: (B,)} of the type of x, and q*, (B, D).
-
-    q: of a method, (B, D); config: an EvalConfig; fitted: q is q* already, as of unseen images under latent
-    optimization. annealed: of how many images, the first ones, q*full and log p(x) are found, by default of all; the
-    others have NaN there. The three bounds of an image are at the same noise.
+    q: of a method, (B, D); config: an EvalConfig; annealed: of how many images, the first ones, q*full and log p(x) are
+    found; the others have NaN there. None: no image is fitted; the columns are the bound at q, and METRICS. fitted: q
+    is q* already, as of unseen images under latent optimization. The bounds of an image are at the same noise.
     """
-    first = torch.arange(len(x) if annealed is None else annealed, device=x.device)
     # Of all images
-    columns = own_columns(model, x, q, noise=noise)
+    columns = {"elbo": bound_at(model, x, q, noise=noise)}
+    columns |= {metric.__name__: metric(model, x, q) for metric in METRICS}
+    if annealed is None:
+        return columns
     fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, fit_steps=config.fit_steps)
     columns["fitted_elbo"] = columns["elbo"] if fitted else bound_at(model, x, fit.q, noise=noise)
     columns["fit_converged"] = fit.converged
     # Of the annealed ones
-    if len(first):
+    if annealed:
+        first = torch.arange(annealed, device=x.device)
         part, part_noise = x[first], noise[first]
         more, _, full = fit_and_anneal(model, part, fit.q[first], config=config, noise=part_noise, fitted=True)
         more["fit_converged"] &= fit.converged[first]
@@ -70,5 +67,5 @@ def measure(model, x, q, config, *, noise, fitted=False, annealed=None):
         more["full_elbo"] = bound_at(model, part, full, noise=noise)
         for name, values in more.items():
             column = columns.get(name, torch.full((len(x),), torch.nan)).to(x)
-            columns[name] = torch.cat((values.to(x), column[len(first) :]))
-    return {name: values.to(x) for name, values in columns.items()}, fit.q
+            columns[name] = torch.cat((values.to(x), column[annealed:]))
+    return {name: values.to(x) for name, values in columns.items()}

@@ -36,20 +36,16 @@ def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, z=None, pro
     columns = {"fit_converged": fit.converged & full.converged}
     # Anneal
     progress("annealing")
-    chains, temperatures, std = config.chains, config.temperatures, config.log_weight_std
+    annealing = {"noise": noise, "chains": config.chains, "temperatures": config.temperatures}
+    annealing["log_weight_std"] = config.log_weight_std
     if z is None:
-        columns |= estimate_log_prob(
-            model, x, fit.q, full.q, noise=noise, precision=precision, fit_steps=fit_steps,
-            chains=chains, temperatures=temperatures, log_weight_std=std,
-        )  # fmt: skip
+        options = {"precision": precision, "fit_steps": fit_steps, **annealing}
+        columns |= estimate_log_prob(model, x, fit.q, full.q, **options)
     elif model.latent_dim <= MOST_DIMENSIONS:  # log p(x) is integrated, and so are its bounds
         value, error = integrate(model, x)
         columns |= {"lower": value - error, "upper": value + error}
     else:
-        bounds = bidirectional_bounds(
-            fast, x, z, full.q, noise=noise, chains=chains, temperatures=temperatures, log_weight_std=std
-        )
-        columns |= bounds._asdict()
+        columns |= bidirectional_bounds(fast, x, z, full.q, **annealing)._asdict()
     return columns, fit.q, full.q
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from data import Split, rows_per_class
-from evaluation.gaps import measure, own_columns
+from evaluation.gaps import measure
 from evaluation.log_prob import fit_and_anneal
 from posterior_fit import Fit
 from vae_utils import GaussianPosterior, Noise, evaluate_bound, random_generator
@@ -38,7 +38,7 @@ class Sample(NamedTuple):
     part: Split
     rows: torch.Tensor  # (N,), of these images in the split
     shares: torch.Tensor  # (classes,), float64: of the classes in the whole split
-    annealed: int | None  # the first so many are annealed; None: no image is fitted, only `own_columns` are measured
+    annealed: int | None  # the first so many are annealed; None: no image is fitted, see `measure`
 
     @property
     def labels(self):
@@ -123,14 +123,10 @@ def measure_images(method, images, index, q, config, annealed, split, epoch):
     else:
         fit = Fit.given(q)
     seconds, noise = time.perf_counter() - started, noise_of("measured", method.name, split, epoch)
-    if annealed is None:
-        columns = own_columns(method.model, images, fit.q, noise=noise)
-    else:
-        is_best = q is None and not method.shared_inference and fit.q.is_diagonal
-        options = {"noise": noise, "fitted": is_best, "annealed": annealed}
-        columns, _ = measure(method.model, images, fit.q, config, **options)
-        if is_best:
-            columns["fit_converged"] *= fit.converged.to(images.dtype)
+    is_best = q is None and not method.shared_inference and fit.q.is_diagonal
+    columns = measure(method.model, images, fit.q, config, noise=noise, annealed=annealed, fitted=is_best)
+    if is_best and "fit_converged" in columns:
+        columns["fit_converged"] *= fit.converged.to(images.dtype)
     costs = {"converged": fit.converged, "gradients": fit.gradients}
     tensors = {"q": fit.q.tensors(), "columns": columns, "costs": costs}
     on_cpu = {key: {name: value.cpu() for name, value in values.items()} for key, values in tensors.items()}

@@ -54,12 +54,7 @@ def records(headlines):
         if different := headlines[seed].keys() ^ headlines[first].keys():
             name = ", ".join(min(different))
             raise RunError(f"seeds {first} and {seed}: {name} is in one scores.csv only; --evaluate-only renews them")
-    rows = []
-    for seed, entries in headlines.items():
-        for (method, split, quantity), entry in entries.items():
-            row = {"seed": seed, "method": method, "split": split, "quantity": quantity, "value": entry.mean}
-            rows.append({**row, "standard_error": entry.standard_error, "images": entry.images})
-    return rows
+    return [{"seed": seed, **entry._asdict()} for seed, rows in headlines.items() for entry in rows.values()]
 
 
 def table(headlines, labels, likelihood):

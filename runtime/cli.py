@@ -10,6 +10,7 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -34,32 +35,15 @@ class Parser(argparse.ArgumentParser):
         """Parses like its base class; its error for unknown flags names the most similar ones."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            near = dict.fromkeys(_similar(unknown, self._option_string_actions))
+            names = [text.split("=")[0].lower() for text in unknown if text.startswith("-")]
+            near = [difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.7) for name in names]
+            near = dict.fromkeys(chain.from_iterable(near))
             hint = f" (did you mean {', '.join(near)}?)" if near else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed
 
     def error(self, message):
         self.exit(2, None if rank() else f"{self.prog}: error: {one_line(message)}\n")
-
-
-def _similar(unknown, flags):
-    """Yields, for each unknown flag of a command line, the most similar of the flags, if any is similar.
-
-    Hyphens do not count, so that words may be joined, or split: --trainsize, --train_size, --train size.
-    """
-    known = {_joined(name): name for name in flags}
-    for text, following in zip(unknown, [*unknown[1:], ""], strict=True):
-        if text.startswith("-"):
-            name = _joined(text.split("=")[0])
-            matches = difflib.get_close_matches(name, known, n=1)
-            if not following.startswith("-") and (both := name + _joined(following)) in known:
-                matches = [both]
-            yield from (known[match] for match in matches)
-
-
-def _joined(text):
-    return text.lower().replace("-", "").replace("_", "")
 
 
 def add_flags(parser, config_class, title, *, skip=()):

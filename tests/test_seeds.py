@@ -16,8 +16,8 @@ from scipy import stats
 
 from benchmarks import stress
 from evaluation import seeds
-from evaluation.statistics import find
-from evaluation.tables import DIFFERENCES, read_scores, title
+from evaluation.statistics import Score, find
+from evaluation.tables import DIFFERENCES, read_scores
 from runtime.checkpoint import exclusive_lock
 from runtime.config import RunError
 
@@ -89,15 +89,15 @@ def test_finished_seeds_are_compared_without_work(copy):
 def test_the_csv_holds_the_numbers_of_the_scores(folder_of_runs):
     folder = folder_of_runs / "seeds"
     rows = rows_of(folder)
-    assert list(rows[0]) == ["seed", "method", "split", "quantity", "value", "standard_error", "images"]
+    assert list(rows[0]) == ["seed", *Score._fields]
     cells = {(row["seed"], row["method"], row["split"], row["quantity"]): row for row in rows}
     assert len(cells) == len(rows)
     one, other, asked, compared = "amortized", "latent_optimization", seeds.QUANTITIES, set()
     asked = [*product((one, other), asked), *product((f"{one} - {other}",), DIFFERENCES)]
     for seed, split, (method, quantity) in product((3, 2), ("train", "test"), asked):
         if score := find(read_scores(folder / f"results/seed_{seed}/scores.csv"), quantity, method, split):
-            row = cells.pop((str(seed), method, split, title(quantity)))
-            values = [float(row[column]) for column in ("value", "standard_error", "images")]
+            row = cells.pop((str(seed), method, split, quantity))
+            values = [float(row[column]) for column in ("mean", "standard_error", "images")]
             assert values == [score.mean, score.standard_error, score.images]
             compared.add(quantity)
     assert {"elbo", "fitted_elbo", "amortization_gap"} <= compared  # of a quick evaluation

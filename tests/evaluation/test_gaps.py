@@ -20,7 +20,8 @@ def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted, monkeypatch):
     x, _ = model.sample(6, seeded(1))
     best, bound = model.best_diagonal(x)
     q = best if fitted else model.poor(x)
-    found, _ = gaps.measure(model, x, q, CONFIG, noise=Noise.of_images(2, index=range(6)), fitted=fitted)
+    noise = Noise.of_images(2, index=range(6))
+    found = gaps.measure(model, x, q, CONFIG, noise=noise, annealed=6, fitted=fitted)
     exact, own = model.log_prob(x), model.elbo(q, x)
     torch.testing.assert_close(found["elbo"], own, atol=1, rtol=0)  # of 100 draws
     torch.testing.assert_close(found["fitted_elbo"], bound, atol=1, rtol=0)
@@ -39,7 +40,7 @@ def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted, monkeypatch):
 
 def test_every_estimate_of_log_prob_is_the_quadratures(nonlinear):
     x, _ = nonlinear.sample(6, seeded(1))
-    found, _ = gaps.measure(nonlinear, x, nonlinear.poor(x), CONFIG, noise=Noise(2))
+    found = gaps.measure(nonlinear, x, nonlinear.poor(x), CONFIG, noise=Noise(2), annealed=6)
     for name in ("importance_sampling", "full_importance_sampling", "log_prob"):
         torch.testing.assert_close(found[name], nonlinear.log_prob(x), atol=0.2, rtol=0)
     assert found["elbo"].mean() < found["fitted_elbo"].mean() < found["full_elbo"].mean() + 0.1
@@ -57,9 +58,9 @@ def test_a_new_metric_is_one_function_and_one_entry(monkeypatch):
     model = linear_gaussian()
     x, _ = model.sample(3, seeded(1))
     arguments = model, x, model.poor(x), CONFIG
-    before, _ = gaps.measure(*arguments, noise=Noise(2))
+    before = gaps.measure(*arguments, noise=Noise(2), annealed=3)
     monkeypatch.setattr(gaps, "METRICS", (*gaps.METRICS, brightness))
-    after, _ = gaps.measure(*arguments, noise=Noise(2))
+    after = gaps.measure(*arguments, noise=Noise(2), annealed=3)
     torch.testing.assert_close(after.pop("brightness"), x.sum(-1))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert before.keys() == after.keys()
@@ -68,12 +69,13 @@ def test_a_new_metric_is_one_function_and_one_entry(monkeypatch):
 def test_of_images_that_are_not_annealed_the_bounds_at_q_and_at_q_star_are_left():
     model = linear_gaussian()
     x, _ = model.sample(3, seeded(1))
-    (every, _), (some, _), (few, q) = (
+    every, some, few, unfitted = (
         gaps.measure(model, x, model.poor(x), CONFIG, noise=Noise.of_images(2, index=range(3)), annealed=count)
-        for count in (None, 1, 0)
+        for count in (3, 1, 0, None)
     )
     assert set(few) == {"elbo", "fitted_elbo", "fit_converged", "squared_error"}
-    assert len(q) == 3
+    assert set(unfitted) == {"elbo", "squared_error"}
+    assert all(torch.equal(values, few[name]) for name, values in unfitted.items())
     assert some.keys() == every.keys()
     options = {"atol": 1e-4, "rtol": 0}  # other batches round otherwise
     for name, values in some.items():  # what an image is worth does not depend on it

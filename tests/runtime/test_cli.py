@@ -92,7 +92,7 @@ def test_help_shows_meaning_default_and_what_is_scaled():
         ("--step 3", "unrecognized arguments: --step 3 (did you mean --steps?)"),
         ("--step-sise=3 --kint", "(did you mean --step-size, --kind?)"),
         ("--step 3 --stepsize 2 --step 4", "(did you mean --steps, --step-size?)"),
-        ("--step size 3 --DATA_DIR=x", "(did you mean --step-size, --data-dir?)"),
+        ("--step size 3 --DATA_DIR=x", "(did you mean --steps, --data-dir?)"),
         ("--data dir -kind", "(did you mean --data-dir, --kind?)"),
         ("--lines", "unrecognized arguments: --lines\n"),
         ("--lines a\nb", "unrecognized arguments: --lines a b\n"),

@@ -1,6 +1,6 @@
 """What log p(x) costs at a given accuracy, and whether the stated errors are true.
 
-    python benchmarks/accuracy.py --checkpoint-dir checkpoints
+    python -m benchmarks.accuracy --checkpoint-dir checkpoints
 
 Tables for either method's decoder. Seconds are processor time of one thread: other processes do not change it.
 
@@ -15,32 +15,20 @@ errors  Test images annealed with 4 times the chains and 4 times the temperature
 """
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from scipy.stats import t as student_t
 
-import torch  # noqa: E402
-from scipy.stats import t as student_t  # noqa: E402
-
-from amortized_vae import AmortizedVAE  # noqa: E402
-from benchmarks.harness import plus_minus, print_table  # noqa: E402
-from data import load_data, stratified_subset  # noqa: E402
-from evaluation.ais import annealed_importance_sampling, bidirectional_bounds  # noqa: E402
-from latent_optimization import LatentOptimization  # noqa: E402
-from posterior_fit import PosteriorFit, cosine, fit_posterior, gauss_newton_posterior, unpack  # noqa: E402
-from runtime.config import EvalConfig, choose_precision  # noqa: E402
-from runtime.learners import find_checkpoints  # noqa: E402
-from vae_utils import (  # noqa: E402
-    GaussianPosterior,
-    Noise,
-    evaluate_bound,
-    importance_sampling,
-    mean_and_error,
-    random_generator,
-)
+from amortized_vae import AmortizedVAE
+from benchmarks.harness import plus_minus, print_table
+from data import load_data, stratified_subset
+from evaluation.ais import annealed_importance_sampling, bidirectional_bounds
+from latent_optimization import LatentOptimization
+from posterior_fit import PosteriorFit, cosine, fit_posterior, gauss_newton_posterior, unpack
+from runtime.config import EvalConfig, choose_precision
+from runtime.learners import find_checkpoints
+from vae_utils import GaussianPosterior, Noise, evaluate_bound, importance_sampling, mean_and_error, random_generator
 
 METHODS, TABLES = (AmortizedVAE, LatentOptimization), ("cost", "fits", "errors")
 CHAINS = EvalConfig.chains  # of the program's annealing
@@ -139,7 +127,7 @@ def main():
     torch.set_num_threads(1)
     checkpoints = find_checkpoints(METHODS, given.checkpoint_dir)
     precision = choose_precision("auto", torch.device("cpu"))
-    data = load_data(checkpoints.config, data_dir=ROOT / "data", train_index=checkpoints.train_index)
+    data = load_data(checkpoints.config, train_index=checkpoints.train_index)
     sample = stratified_subset(data.test, size=given.test_images, seed=1)
     for epoch in checkpoints.epochs:
         for method in checkpoints.load(epoch, data):

@@ -1,6 +1,6 @@
 """On a GPU, in at most six minutes: what only a GPU can show, a whole default run, its numbers beside a CPU's.
 
-    python benchmarks/gpu.py --output-dir gpu
+    python -m benchmarks.gpu --output-dir gpu
 
 Needs the packages of requirements.txt alone. Writes gpu/ and prints three tables: checks (a recorded training step
 against the same steps launched kernel by kernel; bounds and log p(x) of the pretrained models on the GPU and on the
@@ -12,22 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from amortized_vae import AmortizedVAE  # noqa: E402
-from benchmarks.harness import print_table  # noqa: E402
-from data import load_data  # noqa: E402
-from evaluation.log_prob import log_prob  # noqa: E402
-from evaluation.statistics import find  # noqa: E402
-from evaluation.tables import read_scores  # noqa: E402
-from latent_optimization import LatentOptimization  # noqa: E402
-from runtime.checkpoint import load_json  # noqa: E402
-from runtime.config import TrainConfig  # noqa: E402
-from runtime.cuda_graph import record_step  # noqa: E402
-from training import load_model, train_epoch  # noqa: E402
+from amortized_vae import AmortizedVAE
+from benchmarks.harness import print_table
+from data import load_data
+from evaluation.log_prob import log_prob
+from evaluation.statistics import find
+from evaluation.tables import read_scores
+from latent_optimization import LatentOptimization
+from runtime.checkpoint import load_json
+from runtime.config import TrainConfig
+from runtime.cuda_graph import record_step
+from training import load_model, train_epoch
 
 METHODS = AmortizedVAE, LatentOptimization
 QUANTITIES = ("elbo", "fitted_elbo", "full_elbo", "log_prob")
@@ -40,35 +37,33 @@ def recorded_rows(device):
     for method_class in METHODS:
         weights = []
         for recorded in (True, False):
-            method = method_class(config, load_data(config, data_dir=ROOT / "data", device=device))
+            method = method_class(config, load_data(config, device=device))
             if recorded:
                 record_step(method)
             train_epoch(method, 1)
             weights.append(torch.cat([value.flatten() for value in method.model.parameters()]))
-        largest = (weights[0] - weights[1]).abs().max()
-        rows.append([method_class.label, "weights, recorded less eager", f"{largest:.1e}"])
+        rows.append([method_class.label, "weight, recorded less eager", f"{(weights[0] - weights[1]).abs().max():.1e}"])
     return rows
 
 
 def estimate_rows(device):
     """[method, quantity, GPU less CPU]: the pretrained models on the same test images."""
-    rows, data = [], load_data(TrainConfig(), data_dir=ROOT / "data")
+    rows, data = [], load_data(TrainConfig())
     x = data.test.images[:IMAGES]
     for method in METHODS:
-        path = ROOT / f"pretrained/{method.prefix}.pt"
+        path = f"pretrained/{method.prefix}.pt"
         models = [load_model(path, method, device=place) for place in ("cpu", device)]
         found = [log_prob(model, x.to(model.like.device)) for model in models]
         difference = (found[1].log_prob.cpu() - found[0].log_prob).mean()
         error = sum(value.standard_error.cpu().square().sum() for value in found).sqrt() / IMAGES
-        rows.append(
-            [method.label, f"mean log p(x) of {IMAGES} images", f"{difference:.2f} ± {error:.2f} (Monte Carlo)"]
-        )
+        shown = f"{difference:.2f} ± {error:.2f} (Monte Carlo)"
+        rows.append([method.label, f"mean log p(x) of {IMAGES} images", shown])
     return rows
 
 
 def score_rows(directory):
     """[method, split, quantity, GPU, CPU]."""
-    scores = [read_scores(path / "scores.csv") for path in (directory, ROOT / "pretrained")]
+    scores = [read_scores(path / "scores.csv") for path in (directory, Path("pretrained"))]
     return [
         [method.label, split, quantity, *(f"{entry.mean:.2f} ± {entry.standard_error:.2f}" for entry in entries)]
         for method in METHODS
@@ -89,8 +84,8 @@ def main():
     recorded = recorded_rows(device) if device.type == "cuda" else []
     print_table(["method", "check", "difference"], [*recorded, *estimate_rows(device)])
     directories = ["--checkpoint-dir", str(given.output_dir / "checkpoints"), "--results-dir", str(given.output_dir)]
-    flags = [*directories, "--device", given.device, "--data-dir", str(ROOT / "data"), "--overwrite"]
-    subprocess.run([sys.executable, str(ROOT / "main_vae.py"), *flags], check=True)
+    flags = [*directories, "--device", given.device, "--overwrite"]
+    subprocess.run([sys.executable, "main_vae.py", *flags], check=True)
     print()
     print_table(["method", "split", "quantity", name, "a CPU (pretrained/)"], score_rows(given.output_dir))
     seconds = load_json(given.output_dir / "summary.json")["seconds"]

@@ -1,6 +1,6 @@
 """What a table of latents costs as it grows, and what it learns: LatentTable, dense Adam, torch.optim.SparseAdam.
 
-    python benchmarks/latents.py
+    python -m benchmarks.latents
 
 A step is that of training.py at batch 64, decoder included, in float32; only the table and its optimizer differ. Memory
 is the largest that the process has held, and what it held before there was a table: Python and PyTorch. The loss is the
@@ -10,26 +10,21 @@ size, a row per image. Everything runs on the CPU; dense Adam on 2,000,000 rows 
 
 import argparse
 import itertools
-import sys
 import time
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import nn, optim
 
-import torch  # noqa: E402
-from torch import nn, optim  # noqa: E402
-
-from benchmarks.harness import REPEATS, median_and_range, peak_memory, print_table, ratios, take_turns  # noqa: E402
-from data import load_data  # noqa: E402
-from latent_table import INITIAL_LOG_VAR, LatentTable  # noqa: E402
-from model import ConvModel  # noqa: E402
-from runtime.config import TrainConfig  # noqa: E402
-from runtime.distributed import WHOLE  # noqa: E402
-from training import Method, train_epoch  # noqa: E402
-from vae_utils import GaussianPosterior, Noise, evaluate_bound, random_generator  # noqa: E402
+from benchmarks.harness import REPEATS, median_and_range, peak_memory, print_table, ratios, take_turns
+from data import load_data
+from latent_table import INITIAL_LOG_VAR, LatentTable
+from model import ConvModel
+from runtime.config import TrainConfig
+from runtime.distributed import WHOLE
+from training import Method, train_epoch
+from vae_utils import GaussianPosterior, Noise, evaluate_bound, random_generator
 
 CONFIG = TrainConfig()
 LATENT_DIM, RATE = CONFIG.latent_dim, CONFIG.latent_learning_rate
@@ -111,7 +106,7 @@ def stepping(name, *, size, steps):
 
 def learning(name, *, size):
     """A turn is an epoch on `size` images; it returns their mean negative ELBO after it, in nats."""
-    method = TableMethod(load_data(TrainConfig(train_size=size), data_dir=ROOT / "data").train.images, name)
+    method = TableMethod(load_data(TrainConfig(train_size=size)).train.images, name)
     numbers = itertools.count(1)
 
     def turn():

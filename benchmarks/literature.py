@@ -2,30 +2,25 @@
 
     python main_vae.py --likelihood bernoulli --train-size 55000 --latent-dim 50 --epochs 100 \\
         --checkpoint-dir checkpoints/bernoulli --results-dir results/bernoulli
-    python benchmarks/literature.py --checkpoint checkpoints/bernoulli/vae_epoch_100.pt
+    python -m benchmarks.literature --checkpoint checkpoints/bernoulli/vae_epoch_100.pt
 
 -log p(x) of the amortized VAE by importance sampling from q with few samples, on all test images, and with many, as
 papers report it; and annealed. The 5,000 training images left over say whether the epochs were enough.
 """
 
 import argparse
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from amortized_vae import AmortizedVAE  # noqa: E402
-from benchmarks.harness import plus_minus, print_table  # noqa: E402
-from data import load_data, stratified_subset  # noqa: E402
-from evaluation import gaps  # noqa: E402
-from evaluation.measurements import draw_sample  # noqa: E402
-from evaluation.statistics import regression_estimate  # noqa: E402
-from runtime.config import EvalConfig, choose_precision  # noqa: E402
-from runtime.learners import read_checkpoint  # noqa: E402
-from vae_utils import Noise, evaluate_bound, importance_sampling, mean_and_error  # noqa: E402
+from amortized_vae import AmortizedVAE
+from benchmarks.harness import plus_minus, print_table
+from data import load_data, stratified_subset
+from evaluation import gaps
+from evaluation.measurements import draw_sample
+from evaluation.statistics import regression_estimate
+from runtime.config import EvalConfig, choose_precision
+from runtime.learners import read_checkpoint
+from vae_utils import Noise, evaluate_bound, importance_sampling, mean_and_error
 
 PUBLISHED = [
     ["VAE, pythae's reproduction of Rezende & Mohamed 2015", "200 samples", "89.78"],
@@ -69,7 +64,7 @@ def main():
     parser.add_argument("--annealed-per-digit", type=int, default=10, metavar="N", help="test images annealed (10)")
     given = parser.parse_args()
     checkpoint = read_checkpoint(given.checkpoint, AmortizedVAE.name)
-    data = load_data(checkpoint["config"], data_dir=ROOT / "data", train_index=checkpoint["train_index"])
+    data = load_data(checkpoint["config"], train_index=checkpoint["train_index"])
     method = AmortizedVAE(checkpoint["config"], data)
     method.load_weights(checkpoint["weights"])
     model = method.model.in_precision("float32")

@@ -1,10 +1,8 @@
-"""What several ranks cost and give, on this machine: training, the table's memory and steps.
+"""What several ranks cost and give, on this machine: the memory of a rank's table, and a step of latent optimization.
 
-    python benchmarks/ranks.py --parts training table
+    python -m benchmarks.ranks
 
-Ranks are processes of torchrun with one thread each. training: both methods for three epochs, on one rank, on two, on
-two again and on three; their weights should be alike but for rounding, and those of the same ranks to the bit. table:
-the memory of a rank's share of the latent table, and a step of latent optimization.
+Ranks are processes of torchrun with one thread each.
 """
 
 import argparse
@@ -19,47 +17,26 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
+from benchmarks.harness import median_and_range, print_table, ratios
+from data import Data, load_data
+from latent_optimization import LatentOptimization
+from runtime import distributed
+from runtime.config import TrainConfig
 
-from amortized_vae import AmortizedVAE  # noqa: E402
-from benchmarks.harness import median_and_range, print_table, ratios  # noqa: E402
-from data import Data, load_data, take_shard  # noqa: E402
-from latent_optimization import LatentOptimization  # noqa: E402
-from runtime import distributed  # noqa: E402
-from runtime.checkpoint import load_checkpoint  # noqa: E402
-from runtime.config import RunConfig, TrainConfig  # noqa: E402
-from runtime.run import Run  # noqa: E402
-from training import train_epoch, validate  # noqa: E402
-
-METHODS = (AmortizedVAE, LatentOptimization)
-STEPS, WARM_UP, EPOCHS = 60, 10, 3
+STEPS, WARM_UP = 60, 10
 
 
-def train_both(folder, size, precision):
-    """Trains both methods; rank 0 writes the last rows of the histories to `folder`."""
-    config = TrainConfig(epochs=EPOCHS, precision=precision, train_size=size)
-    data = take_shard(load_data(config, data_dir=ROOT / "data"))
-    run = Run(RunConfig(checkpoint_dir=str(folder), results_dir=str(folder)), {})
-    for method_class in METHODS:
-        method = method_class(config, data)
-        for epoch in run.epochs(method, resumable=False):
-            run.record(train_epoch(method, epoch, progress=run.progress), validate(method, epoch))
-    if distributed.rank() == 0:
-        (folder / "found.json").write_text(json.dumps(run.history[EPOCHS - 1 :: EPOCHS]))
-
-
-def time_steps(folder, size, precision):
+def time_steps(folder, size):
     """Steps of latent optimization on a table of `size` rows; rank 0 writes what they took."""
-    config = TrainConfig(train_size=size, precision=precision, epochs=1, latent_start="zero")
-    some = load_data(TrainConfig(train_size=2000), data_dir=ROOT / "data")
+    config = TrainConfig(train_size=size, precision="float32", epochs=1, latent_start="zero")
+    some = load_data(TrainConfig(train_size=2000))
     few = some.train.at(distributed.own_shard().rows(size) % 2000)
     # The same memory for every row's image: only the table grows.
     few = replace(few, images=few.images[:1].expand(len(few.labels), *few.images.shape[1:]))
     before = resident()
-    method = METHODS[1](config, Data(few, some.validation, some.rest, some.test, shard=distributed.own_shard()))
+    method = LatentOptimization(config, Data(few, some.validation, some.rest, some.test, shard=distributed.own_shard()))
     method.table.rows.add_(0)  # touches every page
     table, seconds, generator = resident() - before, [], torch.Generator().manual_seed(0)
     for _ in range(WARM_UP + STEPS):
@@ -78,35 +55,13 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def launch(ranks, folder, part, size, precision="float32"):
+def launch(ranks, folder, size):
     """Runs this file as a worker on so many ranks. Returns what rank 0 wrote."""
-    worker = ["--worker", str(folder), "--parts", part, "--sizes", str(size), "--precisions", precision]
     folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", __file__]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *worker], check=True, env=environment, capture_output=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    worker = ["-m", "benchmarks.ranks", "--worker", str(folder), "--sizes", str(size)]
+    subprocess.run([*command, *worker], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
     return json.loads((folder / "found.json").read_text())
-
-
-def compare_training(folder, size, precision):
-    """Prints ELBOs by number of ranks, and how far the weights are from those of another run."""
-    rows, weights = [], {}
-    for name, ranks, other in (("1", 1, "1"), ("2", 2, "1"), ("2 again", 2, "2"), ("3", 3, "1")):
-        found = launch(ranks, folder / name, "training", size, precision)
-        for method, row in zip(METHODS, found, strict=True):
-            path = folder / name / f"{method.prefix}_epoch_{EPOCHS}.pt"
-            own = weights[method, name] = flat(load_checkpoint(path)["weights"])
-            difference = (own - weights[method, other]).norm() / own.norm()
-            elbos = [f"{row[f'{split}_elbo']:.4f}" for split in ("train", "validation")]
-            far = f"{difference:.1e} from {other}" if name != other else ""
-            rows.append([name, precision, method.label, *elbos, far])
-    print_table(["ranks", "precision", "method", "ELBO, training", "validation", "weights, relative difference"], rows)
-
-
-def flat(weights):
-    """All tensors of nested dicts as one."""
-    parts = (flat(part) if isinstance(part, dict) else part for part in weights.values())
-    return torch.cat([part.flatten().double() for part in parts if isinstance(part, torch.Tensor)])
 
 
 def compare_tables(folder, sizes, rounds):
@@ -114,7 +69,7 @@ def compare_tables(folder, sizes, rounds):
     found = {(size, ranks): [] for size in sizes for ranks in (1, 2)}
     for number in range(rounds):
         for size, ranks in found:
-            found[size, ranks].append(launch(ranks, folder / f"{size} {ranks} {number}", "table", size))
+            found[size, ranks].append(launch(ranks, folder / f"{size} {ranks} {number}", size))
     rows = []
     for (size, ranks), values in found.items():
         tables, steps = zip(*values, strict=True)
@@ -126,23 +81,16 @@ def compare_tables(folder, sizes, rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=["training", "table"], choices=("training", "table"))
-    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], help="of the training")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 2_000_000], help="training: the first")
-    parser.add_argument("--rounds", type=int, default=3, help="of the table's measurements (3)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 2_000_000], help="rows of the table")
+    parser.add_argument("--rounds", type=int, default=3, help="of the measurements (3)")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
         distributed.start(torch.device("cpu"))
-        work = {"training": train_both, "table": time_steps}[given.parts[0]]
-        work(given.worker, given.sizes[0], given.precisions[0])
+        time_steps(given.worker, given.sizes[0])
         return
     with tempfile.TemporaryDirectory() as folder:
-        if "training" in given.parts:
-            for precision in given.precisions:
-                compare_training(Path(folder) / precision, given.sizes[0], precision)
-        if "table" in given.parts:
-            compare_tables(Path(folder) / "table", given.sizes, given.rounds)
+        compare_tables(Path(folder), given.sizes, given.rounds)
 
 
 if __name__ == "__main__":

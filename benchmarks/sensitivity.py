@@ -1,6 +1,6 @@
 """Start and budget of latent optimization: the study's main table, one thing changed at a time.
 
-    python benchmarks/sensitivity.py --directory /tmp/sensitivity [--seeds 0 1 2] [--rows "zero start" ...]
+    python -m benchmarks.sensitivity --directory /tmp/sensitivity [--seeds 0 1 2] [--rows "zero start" ...]
 
 Every training is scored on the same stratified validation images: used dimensions, ELBO(q*), log p(x), and the paired
 differences from the amortized VAE of the same seed. Beside them stand the objective that the training reached, which is
@@ -19,25 +19,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes of --jobs
 
-import torch  # noqa: E402
+import torch
 
-import latent_optimization  # noqa: E402
-from amortized_vae import AmortizedVAE  # noqa: E402
-from benchmarks.harness import plus_minus, print_table  # noqa: E402
-from data import load_data, stratified_subset  # noqa: E402
-from evaluation import gaps  # noqa: E402
-from evaluation.measurements import posterior_of_train  # noqa: E402
-from latent_optimization import LatentOptimization  # noqa: E402
-from posterior_fit import fit_posterior  # noqa: E402
-from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json  # noqa: E402
-from runtime.config import EvalConfig, TrainConfig, choose_device, choose_precision  # noqa: E402
-from runtime.cuda_graph import record_step  # noqa: E402
-from training import train_epoch  # noqa: E402
-from vae_utils import Noise, evaluate_bound, mean_and_error  # noqa: E402
+import latent_optimization
+from amortized_vae import AmortizedVAE
+from benchmarks.harness import plus_minus, print_table
+from data import load_data, stratified_subset
+from evaluation import gaps
+from evaluation.measurements import posterior_of_train
+from latent_optimization import LatentOptimization
+from posterior_fit import fit_posterior
+from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json
+from runtime.config import EvalConfig, TrainConfig, choose_device, choose_precision
+from runtime.cuda_graph import record_step
+from training import train_epoch
+from vae_utils import Noise, evaluate_bound, mean_and_error
 
 AMORTIZED, LONG_AMORTIZED = "amortized VAE", "amortized VAE, 90 epochs"
 
@@ -107,7 +105,7 @@ def work(name, seed, given):
     precision = choose_precision("auto", device)
     config = TrainConfig(epochs=given.epochs, train_size=given.train_size, seed=seed, precision=precision)
     config = replace(config, **variant.changes, epochs=max(1, round(variant.times * given.epochs)))
-    data = load_data(config, data_dir=ROOT / "data", device=device)
+    data = load_data(config, device=device)
     started = time.perf_counter()
     method, path = variant.method(config, data), directory / "weights.pt"
     if path.exists():

@@ -1,7 +1,7 @@
 """Runs that are killed at random moments and resumed until they finish must end like one that was left alone.
 
-    python benchmarks/stress.py --runs 50
-    python benchmarks/stress.py --runs 30 --ranks 2
+    python -m benchmarks.stress --runs 50
+    python -m benchmarks.stress --runs 30 --ranks 2
 
 SIGKILL arrives after a random time, and with one process half of the times only when, after that, a file is being
 written. Contents of all files of both scripts' results are compared, without times. The scripts run unchanged, with
@@ -29,7 +29,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))  # for the process that forks
 

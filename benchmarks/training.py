@@ -1,6 +1,6 @@
 """Seconds of one training epoch: this project's against the textbook's loop.
 
-    python benchmarks/training.py
+    python -m benchmarks.training
 
 Amortized: an epoch over 20,000 images in batches of 64, then the bound of the validation images, the same network for
 both. Latent optimization: the epoch alone. The textbook's loop is what tutorials write: float32, the default memory
@@ -9,30 +9,25 @@ layout, a DataLoader that transforms every image anew, optim.Adam on everything,
 
 import argparse
 import itertools
-import sys
 from functools import partial
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+import torch.nn.functional as F
+from torch import optim
+from torch.utils.data import DataLoader, StackDataset, Subset
+from torchvision import transforms
+from torchvision.datasets import MNIST
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import optim  # noqa: E402
-from torch.utils.data import DataLoader, StackDataset, Subset  # noqa: E402
-from torchvision import transforms  # noqa: E402
-from torchvision.datasets import MNIST  # noqa: E402
+from amortized_vae import AmortizedVAE
+from benchmarks.harness import REPEATS, median_and_range, print_table, ratios, take_turns
+from benchmarks.latents import Latents
+from data import load_data
+from latent_optimization import LatentOptimization
+from model import ConvModel, ConvVAE
+from runtime.config import TrainConfig, choose_precision
+from training import train_epoch
 
-from amortized_vae import AmortizedVAE  # noqa: E402
-from benchmarks.harness import REPEATS, median_and_range, print_table, ratios, take_turns  # noqa: E402
-from benchmarks.latents import Latents  # noqa: E402
-from data import load_data  # noqa: E402
-from latent_optimization import LatentOptimization  # noqa: E402
-from model import ConvModel, ConvVAE  # noqa: E402
-from runtime.config import TrainConfig, choose_precision  # noqa: E402
-from training import train_epoch  # noqa: E402
-
-DATA, AMORTIZED = ROOT / "data", "amortized"
+AMORTIZED = "amortized"
 METHODS = {AMORTIZED: AmortizedVAE, "latent optimization": LatentOptimization}
 # The default one and float32: the same where the processor does not compute in bfloat16.
 PRECISIONS = tuple(dict.fromkeys([choose_precision("auto", torch.device("cpu")), "float32"]))
@@ -40,7 +35,7 @@ PRECISIONS = tuple(dict.fromkeys([choose_precision("auto", torch.device("cpu")),
 
 def our_epochs(name, config):
     """A turn is an epoch as main_vae.py trains it; it returns the mean -ELBO of its batches, nats per image."""
-    method = METHODS[name](config, load_data(config, data_dir=DATA))
+    method = METHODS[name](config, load_data(config))
     numbers = itertools.count(1)
 
     def turn():
@@ -64,13 +59,13 @@ def textbook_loader(rows, *, batch_size, shuffle=True):
     """A DataLoader over the rows (N,) of MNIST's training part: (images in [-1, 1], labels), positions in `rows`."""
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
     # "download" unpacks the archives, which are there.
-    images = Subset(MNIST(DATA, train=True, transform=transform, download=True), rows.tolist())
+    images = Subset(MNIST("data", train=True, transform=transform, download=True), rows.tolist())
     return DataLoader(StackDataset(images, range(len(images))), batch_size=batch_size, shuffle=shuffle)
 
 
 def textbook_epochs(name, config):
     """A turn is an epoch of the same network in the textbook's loop; it returns the mean of the batches' losses."""
-    data, amortized = load_data(config, data_dir=DATA), name == AMORTIZED
+    data, amortized = load_data(config), name == AMORTIZED
     train = textbook_loader(data.train.index, batch_size=config.batch_size)
     validation = textbook_loader(data.validation.index, batch_size=1000, shuffle=False)
     model = (ConvVAE if amortized else ConvModel)(seed=0).to(memory_format=torch.contiguous_format)

@@ -42,7 +42,7 @@ from runtime.checkpoint import PARTIAL  # noqa: E402
 from runtime.cli import run_script  # noqa: E402
 
 SCRIPTS = {
-    "main_vae.py": "--epochs 3 --train-size 100 --latent-dim 11 --seed 2 --sigma-p 0.3 --batch-size 33 "
+    "main_vae.py": "--epochs 3 --train-size 100 --latent-dim 11 --seed 2 --sigma-p 0.3 --batch-size 33 --hidden 128 "
     "--precision float32 --num-samples 5 --images-per-digit 1 "
     "--chains 2 --temperatures 3 --fit-steps 2 --fitted-images 20 --simulated-images 2 "
     "--classified-samples 200 --gap-images-per-digit 1",
@@ -70,22 +70,23 @@ def small_mnist(directory, *, train=600, test=150):
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels)
 
 
-def start(script, arguments, folder, *, ranks=1, restarts=0, **limits):
+def start(script, arguments, folder, *, ranks=1, restarts=0, before=dict, **limits):
     """Starts a script with its arguments in `folder`, output in the files `out` and `err` there. Returns the process.
 
     ranks: more than 1 are started by what torchrun calls, which is then the process; restarts: of all of them, if one
-    fails. limits: `file_size`, of the largest file that it may write; `spare_memory`, what it may use beyond its
-    imports (Linux); in bytes.
+    fails. before: called in the process before the script. limits: `file_size`, of the largest file that it may write;
+    `spare_memory`, what it may use beyond its imports (Linux); in bytes.
     """
     folder.mkdir(exist_ok=True)
     for name in ("out", "err"):
         (folder / name).unlink(missing_ok=True)
-    process = processes.Process(target=_run, args=(script, arguments, str(folder), ranks, restarts), kwargs=limits)
+    run = script, arguments, str(folder), ranks, restarts, before
+    process = processes.Process(target=_run, args=run, kwargs=limits)
     process.start()
     return process
 
 
-def _run(script, arguments, folder, ranks, restarts, file_size=None, spare_memory=None):
+def _run(script, arguments, folder, ranks, restarts, before, file_size=None, spare_memory=None):
     os.chdir(folder)
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), descriptor)
@@ -97,6 +98,7 @@ def _run(script, arguments, folder, ranks, restarts, file_size=None, spare_memor
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + spare_memory
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
     style.STYLE["figure.dpi"] = 40
+    before()
     # As in a process of its own: a killed run then leaves no semaphore.
     multiprocessing.set_start_method("fork", force=True)
     main = importlib.import_module(script.removesuffix(".py")).main
@@ -118,18 +120,18 @@ def workers_of(launcher):
     return sorted(found)
 
 
-def killed_run(script, arguments, folder, *, seconds, seed, ranks=1, resume=False):
+def killed_run(script, arguments, folder, *, seconds, seed, ranks=1, resume=False, **options):
     """A run that is killed up to three times, within the `seconds` that it takes alone, and resumed until its end.
 
-    resume: it goes on with what is in the folder. Returns (exit status, [what it was doing when it was killed, or which
-    of its ranks was]), of one kill at least, unless it resumes.
+    resume: it goes on with what is in the folder; options: of `start`. Returns (exit status, [what it was doing when it
+    was killed, or which of its ranks was]), of one kill at least, unless it resumes.
     """
     chance, kills, kill = random.Random(seed), [], kill_process if ranks == 1 else kill_rank
     while True:
         going_on = resume or kills
         if not going_on:
             shutil.rmtree(folder, ignore_errors=True)
-        process = start(script, [*arguments, *(["--resume"] if going_on else [])], folder, ranks=ranks)
+        process = start(script, [*arguments, *(["--resume"] if going_on else [])], folder, ranks=ranks, **options)
         killed = kill(process, folder, seconds, chance) if len(kills) < 3 else None
         process.join()
         if killed:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
+from rough import ROUGH
 from torch import distributions, nn
 from torch.distributions import MultivariateNormal, Normal
 
@@ -190,6 +191,14 @@ def handlers():
     progress._received = None
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def rough(monkeypatch):
+    """Evaluations in this process are rough, and quick, for the time of a test."""
+    for settings, values in ROUGH:
+        for name, value in values.items():
+            monkeypatch.setitem(settings, name, value)
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,14 @@
 
 import os
 import time
+from functools import partial
+
+from rough import make_rough
 
 from benchmarks import stress
 
 MAIN, CLASSIFIER = stress.SCRIPTS
+start = partial(stress.start, before=make_rough)
 TRAINING, COUNTS = stress.SCRIPTS[MAIN].split("--num-samples ")
 EVALUATE_ONLY = f"--evaluate-only --precision float32 --num-samples {COUNTS}"
 
@@ -27,7 +31,7 @@ def arguments(script, *flags, settings=None):
 
 def run(script, folder, *flags, settings=None, **options):
     """Runs a script to its end. Returns (exit status, stdout, lines of stderr). options: of stress.start."""
-    process = stress.start(script, arguments(script, *flags, settings=settings), folder, **options)
+    process = start(script, arguments(script, *flags, settings=settings), folder, **options)
     process.join()
     return process.exitcode, (folder / "out").read_text(), (folder / "err").read_text().splitlines()
 
@@ -43,7 +47,7 @@ def wait_for(event, process, folder):
 
 def stop(script, folder, *flags, after, number, settings=None):
     """Runs a script and sends the signal `number` once `after` has happened. Returns (exit status, stderr)."""
-    process = stress.start(script, arguments(script, *flags, settings=settings), folder)
+    process = start(script, arguments(script, *flags, settings=settings), folder)
     wait_for(after, process, folder)
     os.kill(process.pid, number)
     process.join()

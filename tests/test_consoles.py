@@ -45,7 +45,7 @@ def test_the_last_lines_say_which_file_to_open(whole_run, tmp_path, capsys):
     row = {"train_images": 9, "train_error": 0.2, "validation_images": 9, "validation_error": 0.1}
     run.history = [row | {"epoch": 1, "validation_error_standard_error": 0.01}]
     with torch.no_grad():
-        report(Classifier(5, image_shape=(2, 12, 16), seed=1), toy_data().test, run, {})
+        run.write(report(Classifier(5, image_shape=(2, 12, 16), seed=1), toy_data().test, run, {}))
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith(f"{tmp_path / 'classification.png'}: open it")
     assert said.endswith(str(tmp_path / "there/classifier.pt"))

@@ -24,7 +24,6 @@ from evaluation.scores import GAPS
 from evaluation.settings import prepare_again
 from evaluation.statistics import TRACKED, find, select_scores
 from evaluation.tables import read_scores
-from latent_optimization import LatentOptimization
 from model import ConvModel
 from posterior_fit import Fit
 from runtime.checkpoint import load_checkpoint
@@ -38,6 +37,9 @@ training_curves.png log_probabilities.npy log_probabilities.csv log_probabilitie
 gaps_over_epochs.png quality_over_seconds.png gaps_per_digit.png latent_usage.csv latent_usage.png latent_probes.png
 latent_map.png traversals.png interpolation.png sample_quality.png history.csv summary.json report.html"""
 NAMES = "amortized", "latent_optimization"
+CLASSES = ("a$", "b", "c", "a name that is far too long")
+MINE = "--dataset folder:../mine --resize --epochs 1"
+QUICK = "--num-samples 20 --chains 2 --temperatures 2 --fit-steps 2 --simulated-images 2 --classified-samples 200"
 
 
 def files(*epochs):
@@ -61,12 +63,14 @@ def tour(whole_run):
 
 
 @pytest.fixture(scope="module")
-def bernoulli_tour(folder_of_runs):
-    """(folder, stdout) of a run with a Bernoulli likelihood."""
-    folder, flags = folder_of_runs / "bernoulli", ["--epochs", "1", "--likelihood", "bernoulli"]
-    status, out, errors = processes.run(processes.MAIN, folder, *flags, "--images-per-digit", "2")
+def folder_tour(folder_of_runs):
+    """(folder, stdout) of a run with a Bernoulli likelihood, of four classes of 14 to 17 images, without counts."""
+    counts = {name: 14 + number for number, name in enumerate(CLASSES)}
+    image_folder(folder_of_runs / "mine", counts, size=(20, 30))
+    settings = f"{MINE} --likelihood bernoulli --methods latent_optimization --latent-dim 5 --seed 1 {QUICK}"
+    status, out, errors = processes.run(processes.MAIN, folder_of_runs / "bernoulli", settings=settings)
     assert (status, errors) == (0, [])
-    return folder, out
+    return folder_of_runs / "bernoulli", out
 
 
 def test_the_run_writes_every_file_that_is_promised(tour):
@@ -176,35 +180,57 @@ def test_costs_count_gradients_and_updates(tour):
     assert 0 < amortized["unseen_image_seconds"] < latent["unseen_image_seconds"]
 
 
-def test_bernoulli_writes_every_file_and_no_number_above_zero(bernoulli_tour):
-    folder, out = bernoulli_tour
-    assert names_in(folder / "results") == files(1)
+def test_a_folder_of_images_under_a_bernoulli_likelihood(folder_tour, monkeypatch, capsys):
+    """Training, evaluation and baseline, of images of another size; no number is above zero."""
+    folder, out = folder_tour
+    results = folder / "results"
+    assert names_in(results) == files(1) - {"recon_epoch_1.png"}
     assert "Bernoulli p(x|z), binarized pixels" in out
-    rows = read_csv(folder / "results/log_probabilities.csv")
+    rows, scores = read_csv(results / "log_probabilities.csv"), read_scores(results / "scores.csv")
     values = [float(row[name]) for row in rows for name in ("importance_sampling", "elbo", "log_prob") if row[name]]
-    assert len(values) == len(rows) + 2 * 4 * 20  # two of each class are annealed
+    assert len(values) == len(rows) + 2 * 2 * 4  # one of each class is annealed
     assert max(values) < 0
-    summary = json.loads((folder / "results/summary.json").read_text())
-    assert summary["train_config"]["binarize"] is True
-    assert "log-probabilities, never above 0" in (folder / "results/report.html").read_text()
+    assert [row["class"] for row in rows[:4]] == sorted(CLASSES)
+    assert {score.method for score in scores if score.quantity == "elbo"} == {"latent_optimization"}
+    assert np.load(results / "log_probabilities.npy", allow_pickle=False).shape == (1, 2, 4, 1)
+    assert "log-probabilities, never above 0" in (results / "report.html").read_text()
+    summary = json.loads((results / "summary.json").read_text())
+    config = {name: summary["train_config"][name] for name in ("dataset", "resize", "train_size", "binarize")}
+    assert config == {"dataset": "folder:../mine", "resize": True, "train_size": 51, "binarize": True}
+    assert summary["eval_config"]["images_per_digit"] == 1
+
+    # Scored again
+    monkeypatch.chdir(folder)
+    experiment = prepare_again(Namespace(device="cpu"), owned=main_vae.owned())
+    for split in (experiment.data.train, experiment.data.test):
+        assert (split.images.abs() == 1).all()
+    monkeypatch.setattr("sys.argv", ["main_vae.py", "--evaluate-only", "--dataset", "mnist"])
+    with pytest.raises(InputError, match=r"--dataset folder:\.\./mine there, mnist here"):
+        main_vae.main()
+    summary["train_config"].pop("dataset")  # as of an older version, whose data set was MNIST
+    (results / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(InputError, match=r"of another run \(--dataset mnist there, folder:\.\./mine here\)"):
+        prepare_again(Namespace(), owned=main_vae.owned())  # the checkpoints say which one to read
+
+    # The baseline
+    capsys.readouterr()
+    directories = "--checkpoint-dir baseline --results-dir baseline"
+    monkeypatch.setattr("sys.argv", f"sup_classification.py {MINE} {directories}".split())
+    sup_classification.main()
+    table = capsys.readouterr().out.splitlines()[-8:-2]
+    assert {line.index("%") for line in table[1:]} == {line.index("%") for line in table[1:2]}
+    result = json.loads((folder / "baseline/classification.json").read_text())
+    assert list(result["classes"]) == sorted(CLASSES)
+    assert result["test"]["images"] == 2 + 3 + 3 + 3
 
 
-def test_the_pages_of_both_likelihoods_draw_and_show_every_figure(tour, bernoulli_tour):
-    for folder, epochs in ((tour, (1, 3)), (bernoulli_tour[0], (1,))):
+def test_the_pages_of_both_likelihoods_draw_and_show_every_figure(tour, folder_tour):
+    for folder in (tour, folder_tour[0]):
         with open_page(folder / "results/report.html") as page:
             assert float(re.search(r"at most ([\d.]+)/255", page.page_source)[1]) < 0.5
             images = page.find_elements("css selector", "figure img")
             shown = {image.get_attribute("alt").rpartition(": ")[2] for image in images}
-            assert shown == {name for name in files(*epochs) if name.endswith(".png")}
-
-
-def test_bernoulli_checkpoints_are_scored_again_on_binary_pixels(bernoulli_tour):
-    folder, _ = bernoulli_tour
-    directories = {"checkpoint_dir": folder / "checkpoints", "results_dir": folder / "results"}
-    given = Namespace(**directories, data_dir=folder.parent / "data", device="cpu")
-    experiment = prepare_again(given, owned=main_vae.owned())
-    for split in (experiment.data.train, experiment.data.test):
-        assert (split.images.abs() == 1).all()
+            assert shown == {path.name for path in (folder / "results").glob("*.png")}
 
 
 class LinearModel(ConvModel):
@@ -233,13 +259,14 @@ class LinearEncoder(Method):
 def test_a_new_method_likelihood_and_metric_are_a_class_or_function_and_an_entry_each(folder_of_runs):
     """In a process of its own, since other modules read the list of metrics when they are imported."""
     code = """if True:
-        from evaluation import gaps, style
+        from evaluation import gaps
+        from rough import make_rough
 
         def brightness(model, x, q):
             return model.mean(q.mean).flatten(1).mean(1)
 
         gaps.METRICS += (brightness,)
-        style.STYLE["figure.dpi"] = 40  # fewer pixels to draw
+        make_rough()
         import main_vae
         import training
         from test_main_vae import LinearEncoder
@@ -255,7 +282,9 @@ def test_a_new_method_likelihood_and_metric_are_a_class_or_function_and_an_entry
         ["linear", "latent_optimization", "semi_amortized"],
         ("linear", "latent_opt", "semi_amortized_vae"),
     )
-    flags = processes.arguments(processes.MAIN, "--epochs", "1", "--latent-rank", "2", "--methods", *expected)
+    flags = processes.arguments(
+        processes.MAIN, "--epochs", "1", "--latent-rank", "2", "--hidden", "512", "--methods", *expected
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     done = subprocess.run(
         [sys.executable, "-c", code, *flags], cwd=folder, env=environment, capture_output=True, text=True
@@ -284,44 +313,6 @@ def test_a_new_method_likelihood_and_metric_are_a_class_or_function_and_an_entry
         assert method in page
     for text in ("brightness", "Laplace p(x|z)", "log-densities, which do not compare"):
         assert text in page
-
-
-def test_a_folder_of_images_without_further_counts(tmp_path, monkeypatch, capsys):
-    """Training, evaluation and baseline, four classes of 14 to 17 images of another size, one name long."""
-    names = ("a$", "b", "c", "a name that is far too long")
-    image_folder(tmp_path / "mine", {name: 14 + number for number, name in enumerate(names)}, size=(20, 30))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main_vae, "METHODS", (LatentOptimization,))
-    data, training = "--dataset folder:mine --resize --epochs 1", "--latent-dim 5 --seed 1"
-    quick = "--num-samples 20 --chains 2 --temperatures 2 --fit-steps 2 --simulated-images 2 --classified-samples 200"
-    monkeypatch.setattr("sys.argv", f"main_vae.py {data} {training} {quick}".split())
-    main_vae.main()
-    summary = json.loads((tmp_path / "results/summary.json").read_text())
-    config = {name: summary["train_config"][name] for name in ("dataset", "resize", "train_size")}
-    assert config == {"dataset": "folder:mine", "resize": True, "train_size": 51}
-    assert summary["eval_config"]["images_per_digit"] == 1
-    scores = read_scores(tmp_path / "results/scores.csv")
-    assert {score.method for score in scores if score.quantity == "elbo"} == {"latent_optimization"}
-    assert np.load(tmp_path / "results/log_probabilities.npy", allow_pickle=False).shape == (1, 2, 4, 1)
-    rows = read_csv(tmp_path / "results/log_probabilities.csv")
-    assert [row["class"] for row in rows[:4]] == sorted(names)
-    assert names_in(tmp_path / "results") == files(1) - {"recon_epoch_1.png"}
-    monkeypatch.setattr("sys.argv", ["main_vae.py", "--evaluate-only", "--dataset", "mnist"])
-    with pytest.raises(InputError, match="--dataset folder:mine there, mnist here"):
-        main_vae.main()
-    summary["train_config"].pop("dataset")  # as of an older version, whose data set was MNIST
-    (tmp_path / "results/summary.json").write_text(json.dumps(summary))
-    with pytest.raises(InputError, match="of another run \\(--dataset mnist there, folder:mine here\\)"):
-        prepare_again(Namespace(), owned=main_vae.owned())  # the checkpoints say which one to read
-    capsys.readouterr()
-    directories = "--checkpoint-dir baseline --results-dir baseline"
-    monkeypatch.setattr("sys.argv", f"sup_classification.py {data} {directories}".split())
-    sup_classification.main()
-    table = capsys.readouterr().out.splitlines()[-8:-2]
-    assert {line.index("%") for line in table[1:]} == {line.index("%") for line in table[1:2]}
-    result = json.loads((tmp_path / "baseline/classification.json").read_text())
-    assert list(result["classes"]) == sorted(names)
-    assert result["test"]["images"] == 2 + 3 + 3 + 3
 
 
 def test_the_supervised_baseline(folder_of_runs):

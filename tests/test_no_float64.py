@@ -72,7 +72,7 @@ def test_the_stand_in_refuses_float64_and_numpy():
     assert values.cpu().double().numpy().sum() == 6
 
 
-def test_an_evaluation_makes_float64_on_the_cpu_alone(data, tmp_path, monkeypatch):
+def test_an_evaluation_makes_float64_on_the_cpu_alone(data, tmp_path, monkeypatch, rough):
     monkeypatch.setattr("runtime.tasks.cpu_count", lambda only_physical_cores: 1)  # in this process, as on a GPU
     methods = [method(toy_config(latent_dim=3), data) for method in (AmortizedVAE, LatentOptimization)]
     for method in methods:

@@ -48,7 +48,7 @@ def test_the_textbooks_loader_gives_our_images(mnist):
 @pytest.mark.parametrize("name", training_benchmark.METHODS)
 @pytest.mark.parametrize("side", [training_benchmark.our_epochs, training_benchmark.textbook_epochs])
 def test_epochs_of_either_side_learn(monkeypatch, side, name):
-    monkeypatch.setattr(training_benchmark, "load_data", lambda config, data_dir: mnist_like(70))
+    monkeypatch.setattr(training_benchmark, "load_data", lambda config: mnist_like(70))
     turn = side(name, TrainConfig(train_size=70, epochs=3, precision="float32"))
     first, second = turn(), turn()
     assert second < first
@@ -69,7 +69,7 @@ def test_the_tables_differ_in_what_they_are_said_to():
     assert (sparse - dense).abs().max() > 1e-2
 
 
-def test_the_study_of_starts_makes_a_table_and_nothing_twice(tmp_path, monkeypatch):
+def test_the_study_of_starts_makes_a_table_and_nothing_twice(tmp_path, monkeypatch, rough):
     given = Namespace(directory=tmp_path, epochs=1, train_size=60, images=10, device="cpu")
     monkeypatch.setattr(sensitivity, "TrainConfig", partial(TrainConfig, latent_dim=6))
     monkeypatch.setattr(
@@ -78,7 +78,7 @@ def test_the_study_of_starts_makes_a_table_and_nothing_twice(tmp_path, monkeypat
     monkeypatch.setattr(sensitivity, "fit_posterior", partial(fit_posterior, fit_steps=3))
     names, found = (sensitivity.AMORTIZED, "zero, 4 steps", "start at the VAE's codes"), {}
     for name in names:
-        monkeypatch.setattr(sensitivity, "load_data", lambda config, data_dir, device: mnist_like())
+        monkeypatch.setattr(sensitivity, "load_data", lambda config, device: mnist_like())
         found[name, 4] = sensitivity.work(name, 4, given)
         monkeypatch.setattr(sensitivity, "load_data", None)  # its numbers are there
         assert sensitivity.work(name, 4, given) == found[name, 4]

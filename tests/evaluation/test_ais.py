@@ -25,7 +25,7 @@ def draw(model, *, count=6, seed=1):
 def test_annealing_from_a_poor_q_gives_log_prob(model):
     """Every image within four standard errors; all together, within three of theirs."""
     x, _, noise = draw(model)
-    estimate = annealed_importance_sampling(model, x, model.poor(x), noise=noise, chains=32, temperatures=300)
+    estimate = annealed_importance_sampling(model, x, model.poor(x), noise=noise, chains=32, temperatures=150)
     error = estimate.log_prob - model.log_prob(x)
     assert (error.abs() < 4 * estimate.standard_error + 1e-9).all()
     # The logarithm of a mean of K chains lies a little below the mean's: half the variance of that mean.
@@ -37,7 +37,7 @@ def test_annealing_from_a_poor_q_gives_log_prob(model):
 def test_the_bounds_enclose_log_prob(model):
     """Each bounds in expectation only, so that the mean over the images may be past it by three standard errors."""
     x, z, noise = draw(model, count=12, seed=2)
-    bounds = bidirectional_bounds(model, x, z, model.poor(x), noise=noise, chains=16, temperatures=200)
+    bounds = bidirectional_bounds(model, x, z, model.poor(x), noise=noise, chains=16, temperatures=100)
     exact = model.log_prob(x)
     for side in (exact - bounds.lower, bounds.upper - exact):
         assert side.mean() > -3 * side.std() / math.sqrt(len(x))
@@ -61,14 +61,14 @@ def test_temperatures_are_as_many_as_the_accuracy_asked_for_needs():
     exact, far = WIDE.posterior(x), torch.tensor([0, 0, 1, 1, 2, 2, 4, 4]).double().unsqueeze(1) / 10
     q = GaussianPosterior(exact.mean + far * WIDE.best_diagonal(x)[0].scale, exact.scale)
     counts = {}
-    for aim in (1.0, 0.4):
-        found = annealed_importance_sampling(WIDE, x, q, noise=noise, chains=24, log_weight_std=aim)
+    for aim in (1.0, 0.5):
+        found = annealed_importance_sampling(WIDE, x, q, noise=noise, chains=16, log_weight_std=aim)
         counts[aim] = found.temperatures
         assert counts[aim][:2].tolist() == [16, 16]
         assert (counts[aim][2::2].diff() > 0).all()
         assert 0.5 * aim < found.log_weight_std[2:].square().mean().sqrt() < 1.5 * aim
-    ratio = counts[0.4][4:].double() / counts[1.0][4:]
-    assert ((ratio > 3) & (ratio < 13)).all()  # (1 / 0.4)^2 = 6.25, up to a factor for the rounding
+    ratio = counts[0.5][4:].double() / counts[1.0][4:]
+    assert ((ratio > 2) & (ratio < 8)).all()  # 4, up to a factor for the rounding
 
 
 def test_the_temperatures_of_a_pilot_by_hand():

@@ -137,7 +137,7 @@ def small_work(method, data, *, fitted=20, **counts):
 
 
 @pytest.mark.parametrize("converged", [True, False])
-def test_whether_the_methods_own_fits_converged_is_said(converged, monkeypatch):
+def test_whether_the_methods_own_fits_converged_is_said(converged, monkeypatch, rough):
     """Of images whose q is q* already, as the method fitted it; what was not annealed is missing."""
     data = toy_data()
     method, infer = LatentOptimization(toy_config(), data), LatentOptimization.infer
@@ -163,7 +163,7 @@ def test_whether_the_methods_own_fits_converged_is_said(converged, monkeypatch):
         assert row["elbo"] == columns["elbo"][place]
 
 
-def test_more_images_do_not_change_what_is_found_for_the_first_ones():
+def test_more_images_do_not_change_what_is_found_for_the_first_ones(rough):
     data = toy_data()
     method = LatentOptimization(toy_config(), data)
     _, few = small_work(method, data, images_per_digit=1)

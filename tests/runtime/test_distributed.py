@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import torch
-from processes import EVALUATE_ONLY, MAIN, arguments, run, stop, wait_for
+from processes import EVALUATE_ONLY, MAIN, arguments, run, start, stop, wait_for
 
 from benchmarks import stress
 from evaluation.statistics import find
@@ -23,7 +23,7 @@ FLAGS = arguments(MAIN)  # an odd batch size: the ranks have unequal shares
 def folder_of_runs(folder_of_runs):
     """A folder with a run of one process, and one of two ranks, one of which was killed and restarted."""
     folder = folder_of_runs / "two"
-    launcher = stress.start(MAIN, [*FLAGS, "--evaluation", "quick"], folder, ranks=2, restarts=1)
+    launcher = start(MAIN, [*FLAGS, "--evaluation", "quick"], folder, ranks=2, restarts=1)
     wait_for("latent_optimization: epoch 1/3", launcher, folder)
     os.kill(stress.workers_of(launcher)[1], signal.SIGKILL)
     launcher.join()
@@ -86,7 +86,7 @@ def test_an_evaluation_by_two_ranks_has_the_bits_of_the_run_of_one_process(folde
 def test_a_stopped_torchrun_leaves_a_run_for_another_number_of_ranks(folder_of_runs):
     """Two ranks that were not killed have the same bits, in checkpoints and in the state that one process takes up."""
     folder, last = folder_of_runs / "stopped", "latent_opt_epoch_3.pt"
-    launcher = stress.start(MAIN, FLAGS, folder, ranks=2)
+    launcher = start(MAIN, FLAGS, folder, ranks=2)
     wait_for("latent_optimization: epoch 3/3", launcher, folder)
     workers = stress.workers_of(launcher)
     launcher.terminate()

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 import torch
-from processes import MAIN, Poison, arguments, contents, run, stop, wait_for
+from processes import MAIN, Poison, arguments, contents, run, start, stop, wait_for
 
 from benchmarks import stress
 from runtime.checkpoint import exclusive_lock, load_checkpoint, load_json
@@ -106,7 +106,7 @@ def test_a_read_only_directory(folder_of_runs):
 
 @pytest.mark.parametrize("part", ["checkpoints", "results"])
 def test_a_directory_that_vanishes(stopped, part):
-    process = stress.start(MAIN, arguments(MAIN, "--resume"), stopped)
+    process = start(MAIN, arguments(MAIN, "--resume"), stopped)
     wait_for("vae: resumed", process, stopped)
     shutil.rmtree(stopped / part)
     process.join()

@@ -6,7 +6,8 @@ import re
 import signal
 
 import pytest
-from processes import CLASSIFIER, MAIN, arguments, contents, run, stop, wait_for
+from processes import CLASSIFIER, MAIN, arguments, contents, run, start, stop, wait_for
+from rough import make_rough
 
 from benchmarks import stress
 from runtime.checkpoint import load_checkpoint, load_json
@@ -57,7 +58,7 @@ def test_a_stopped_and_killed_run_is_continued_to_the_same_bits(folder_of_runs, 
         (folder / "checkpoints/latent_opt_epoch_1.pt").unlink()
     summary = load_json(whole / "results" / {MAIN: "summary.json", CLASSIFIER: "classification.json"}[script])
     seconds = summary["seconds"]["total"] if script == MAIN else summary["seconds"]
-    options = {"seconds": seconds, "seed": os.getpid(), "resume": True}
+    options = {"seconds": seconds, "seed": os.getpid(), "resume": True, "before": make_rough}
     status, kills = stress.killed_run(script, arguments(script), folder, **options)
     assert status == 0, (kills, (folder / "err").read_text())
     assert re.search("resumed after epoch|this run is finished", (folder / "out").read_text())
@@ -146,7 +147,7 @@ def test_one_directory_may_hold_both_checkpoints_and_results(folder_of_runs):
 @pytest.mark.skipif(os.name != "posix", reason="the lock is POSIX's")
 def test_two_runs_cannot_have_the_same_directory(folder_of_runs):
     first, second = folder_of_runs / "first", folder_of_runs / "second"
-    holder = stress.start(CLASSIFIER, arguments(CLASSIFIER), first)
+    holder = start(CLASSIFIER, arguments(CLASSIFIER), first)
     wait_for("training images", holder, first)
     os.kill(holder.pid, signal.SIGSTOP)  # or it might end too soon
     try:

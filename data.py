@@ -130,8 +130,8 @@ def _check(train, test):
         if text := of_one_value(split.images):
             raise InputError(f"the {kind} images: {text[0]}")
     height, width = train.images.shape[2:]
-    if height % 4 or width % 4:
-        raise InputError(f"images of {height} x {width} pixels: the networks need multiples of four")
+    if height % 4 or width % 4 or height * width == 16:  # of 4 x 4, batch normalization would have one value an image
+        raise InputError(f"images of {height} x {width} pixels: the networks need multiples of four, beyond 4 x 4")
 
 
 def take_shard(data):
@@ -214,6 +214,8 @@ def _read_idx(archive, dataset):
     """The array (N, ...) uint8 in an archive of MNIST's format, or in the file beside it; whether it was verified."""
     file = archive.with_suffix("")
     packed = archive.exists()
+    if file.is_dir():
+        raise InputError(f"{file.name} is a directory")
     contents = gzip.decompress(archive.read_bytes()) if packed else file.read_bytes()
     start = 4 + 4 * sum(contents[3:4]) if contents[:3] == b"\0\0\x08" else 4
     shape = np.frombuffer(contents[4:start], ">i4") if len(contents) >= start else np.empty(0)

@@ -10,7 +10,7 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from image_files import border, read_images
-from runtime.config import InputError
+from runtime.config import InputError, about
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 SPLIT_NAMES = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
@@ -28,9 +28,9 @@ def read_folder(path, *, resize=False):
 
     Returns the names of the classes, {"train", and "test", "validation" if they are there: grey values (N, 1, 28, 28),
     labels, index, hashes of the pixels (N,)}, and a note on what was left out or is not sure, perhaps empty. index: the
-    row among the split's image files, as in torchvision's ImageFolder. Of pictures that are there twice one is kept,
-    rather for testing than for training. Raises InputError if the folder has another form or too few images, or if an
-    image cannot be read.
+    number among the split's images, copies not counted. Of pictures that are there twice one is kept, rather for
+    testing than for training. Raises InputError if the folder has another form or too few images, or if an image cannot
+    be read.
     """
     path, left_out, parts = os.path.expanduser(path), Counter(), {}
     try:
@@ -50,7 +50,7 @@ def read_folder(path, *, resize=False):
         notes += _unlike_others(grey[sorted(kept.values())], kept_files, classes, several=len(layout) > 1)
         for split in layout:
             rows = [row for row in sorted(kept.values()) if split_of[row] == split]
-            columns = [(label_of[row], row - split_of.index(split), hashes[row]) for row in rows]
+            columns = [(label_of[row], number, hashes[row]) for number, row in enumerate(rows)]
             parts[split] = grey[rows], *torch.tensor(columns, dtype=torch.long).reshape(-1, 3).T.contiguous()
             counts = parts[split][1].bincount(minlength=len(classes)).tolist()
             needed = FEWEST if split == "train" and "test" not in layout else FEWEST_SPLIT
@@ -60,6 +60,8 @@ def read_folder(path, *, resize=False):
                 raise InputError(f"{few}; every class needs {needed} or more")
     except (InputError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
+        if getattr(error, "filename", None) not in (None, path):  # a class
+            reason = f"{error.filename}: {reason}"
         raise InputError("; ".join([f"--dataset folder:{path}: {reason}", *_listed(left_out)])) from None
     return classes, parts, "; ".join([*_listed(left_out), *notes])
 
@@ -158,11 +160,11 @@ def _holds_images(folder):
 
 def _entries(folder, left_out):
     """{name: path} of the folders in a folder, and the paths of its images, by name; counts all else in `left_out`."""
-    folders, images, here = {}, [], Path(folder).resolve()
+    folders, images, here = {}, [], Path(os.path.realpath(folder))
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         suffix = os.path.splitext(name)[1].lower()
-        edited = name.startswith((".", "~$")) or name.endswith("~") or name[0] == name[-1] == "#"
+        edited = name.startswith((".", "~$")) or (len(name) > 1 and (name[-1] == "~" or name[0] == name[-1] == "#"))
         if edited or name.lower() in LEFT_BEHIND:
             left_out["hidden or temporary files"] += 1
         elif os.path.isdir(path):
@@ -202,7 +204,9 @@ def load_images(images, *, resize=False, invert=False):
     paths = [os.path.expanduser(path) for path in ([images] if isinstance(images, str | os.PathLike) else images)]
     left_out = Counter()
     if len(paths) == 1 and os.path.isdir(paths[0]):
-        folder, (folders, paths) = paths[0], _entries(paths[0], left_out)
+        folder = paths[0]
+        with about(folder):
+            folders, paths = _entries(folder, left_out)
         if not paths:
             hint = f", only folders; with one folder per class, use --dataset folder:{folder}" if folders else ""
             reason = f"{folder}: no image files ({', '.join(EXTENSIONS)}){hint}"

@@ -78,8 +78,7 @@ def score(run, experiment, checkpoints):
         configs = {"train_config": asdict(config), "eval_config": asdict(eval_config), "versions": versions()}
         summary, files = {"settings": {**asdict(eval_config), **experiment.settings}, **configs}, checkpoints.digests()
         started = run.keep_results({**summary, "files": files}, started)
-        load = partial(checkpoints.load, data=data)
-        results = evaluate(load, checkpoints.epochs, data, classifier, eval_config, run=run)
+        results = evaluate(partial(checkpoints.load, data=data), checkpoints.epochs, data, classifier, eval_config, run)
     if results is None:  # on other ranks than 0
         return
     if checkpoints.digests() != files:
@@ -91,8 +90,8 @@ def score(run, experiment, checkpoints):
     summary["seconds"] = seconds | {"stages": run.stage_seconds}
     if full:
         run.write([(owned().page, fill_page(run.results, results, summary))])
-    elif (run.results / owned().page).exists():
-        print(f"{run.results}: {owned().page}, and what else a full evaluation writes, are of an earlier one")
+    elif (old := run.results / {"none": "scores.csv", "quick": owned().page}[eval_config.evaluation]).exists():
+        print(f"{old}: of an earlier evaluation, as all that this one does not write")
     run.write([(owned().summary, summary)])
     run.tasks.remove()
     first = owned().page if full else f"comparison_epoch_{checkpoints.epochs[-1]}.png"

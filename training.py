@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import operator
 import time
 from dataclasses import replace
 
@@ -179,10 +180,13 @@ class Method(Learner):
 def train_epoch(learner, epoch, *, progress=None):
     """One pass over the training images in an order that depends on (seed, epoch) alone.
 
-    progress: called with the number of images after each step. Returns {"train_images", a "train_..." for each metric,
-    "training_seconds"}, means over images. Raises FloatingPointError if the loss is not finite.
+    epoch: from 1 to config.epochs; progress: called with the number of images after each step. Returns {"train_images",
+    a "train_..." for each metric, "training_seconds"}, means over images. Raises ValueError for an epoch beyond those,
+    FloatingPointError if the loss is not finite.
     """
     started, device, seed = time.perf_counter(), learner.images.device, learner.config.seed
+    if (epoch := int(operator.index(epoch))) not in range(1, learner.config.epochs + 1):
+        raise ValueError(f"epoch {epoch}, of {learner.config.epochs} in the settings: TrainConfig(epochs={epoch})")
     order = torch.randperm(learner.count, generator=random_generator(seed, epoch, "order")).to(device)
     generator = random_generator(seed, epoch, "noise", device=device)
     sums = []

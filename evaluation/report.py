@@ -25,7 +25,9 @@ RESULTS = (
     "comparison_epoch_[0-9]*.png",
     "training_curves.png",
     "scores.csv",
-    "log_probabilities.*",
+    "log_probabilities.csv",
+    "log_probabilities.np[yz]",
+    "log_probabilities.png",
     "gaps.csv",
     "where_the_nats_go.png",
     "gaps_over_epochs.png",
@@ -71,7 +73,7 @@ class Results(NamedTuple):
         return {method.name: method.label for method in self.methods}
 
 
-def evaluate(load, epochs, data, classifier, config, *, run):
+def evaluate(load, epochs, data, classifier, config, run):
     """The Results; on other ranks than 0 None.
 
     load: a function of an epoch, returning the methods as they were after it; epochs: rising, the last one is scored in

@@ -17,6 +17,9 @@ QUANTITIES = ("elbo", "log_prob", "amortization_gap", "mean_field_gap", "non_gau
 
 def compare_seeds(folders, results_dir):
     """Yields seeds.csv and prints the table; folders: {seed: results directory of its finished run}."""
+    if not any((folder / "scores.csv").exists() for folder in folders.values()):
+        print("no table of means: without an evaluation there are no numbers")
+        return
     headlines = {seed: headline_scores(read_scores(folder / "scores.csv")) for seed, folder in folders.items()}
     summary, path = load_json(next(iter(folders.values())) / "summary.json"), results_dir / "seeds.csv"
     yield path.name, records(headlines)

@@ -62,7 +62,7 @@ def prepare_again(given, *, owned):
     if others := differences(fixed, vars(given)):
         raise InputError(f"{run_config.checkpoint_dir}: the checkpoints are of another training: {others}")
     scored = EvalConfig.for_training(config, vars(given))
-    device, eval_config = prepare_run(run_config, scored, written=("results_dir",))
+    device, eval_config = prepare_run(run_config, scored, written=("results_dir",), dataset=dataset)
     read = replace(config, dataset=dataset)
     data = load_data(read, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
     if text := image_differences(checkpoints.images, data.digest):

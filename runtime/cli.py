@@ -86,11 +86,12 @@ def writable_directory(path, name):
         raise InputError(f"{flag(name)} {path}: cannot be written to ({error.strerror or error})") from None
 
 
-def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")):
+def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir"), dataset=None):
     """Checks what can be checked before data are read. Returns (the device, `config` with its precision chosen).
 
-    Sets PyTorch so that on CUDA float32 is float32 and a resumed run ends like one that was not interrupted. Raises
-    InputError if this machine does not have the device, or if a directory cannot be written to.
+    dataset: by default that of the config. Sets PyTorch so that on CUDA float32 is float32 and a resumed run ends like
+    one that was not interrupted. Raises InputError if this machine does not have the device, or if a directory cannot
+    be written to, or lies in the data set's folder.
     """
     device = choose_device(run_config.device, local_rank=local_rank())
     try:
@@ -98,10 +99,11 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
     except ValueError:
         raise InputError(f"LOKY_MAX_CPU_COUNT {os.environ['LOKY_MAX_CPU_COUNT']!r}: not a whole number") from None
     for name in written:
-        path, dataset = getattr(run_config, name), getattr(config, "dataset", "")
+        path, dataset = getattr(run_config, name), dataset or config.dataset
         writable_directory(path, name)
         kind, _, folder = dataset.partition(":")
-        if kind == "folder" and folder and Path(path).resolve().is_relative_to(Path(folder).expanduser().resolve()):
+        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(os.path.expanduser(folder)))
+        if kind == "folder" and folder and inside:
             raise InputError(f"{flag(name)} {path}: inside of --dataset {dataset}, whose folders are its classes")
     if device.type == "cuda":
         torch.cuda.set_device(device)

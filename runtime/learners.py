@@ -65,17 +65,19 @@ def lengthen(owned, run_config, epochs):
     Checkpoints and figures of epochs that the longer run does not keep are deleted, and so are tables, figures and page
     of the end of the shorter one.
     """
+    gone = []  # ends of the names of figures
     for learner in owned.learners:
         for path in Path(run_config.checkpoint_dir).glob(f"{learner.prefix}_epoch_*.pt"):
+            if not (epoch := path.stem.rpartition("_")[2]).isdecimal():  # the user's own
+                continue
             checkpoint = load_checkpoint(path)
             if checkpoint["epoch"] in saved_epochs(epochs):
                 save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": epochs}})
                 continue
             path.unlink()
-            for figure in Path(run_config.results_dir).glob(f"*_epoch_{checkpoint['epoch']}.png"):
-                figure.unlink()
+            gone.append(f"_epoch_{epoch}.png")
     for path in (path for name in owned.results for path in Path(run_config.results_dir).glob(name)):
-        if "_epoch_" not in path.name and path.name != owned.summary:
+        if path.name.endswith(tuple(gone)) if "_epoch_" in path.name else path.name != owned.summary:
             path.unlink()
 
 

@@ -28,10 +28,15 @@ class Owned(NamedTuple):
         return [learner for learner in self.learners if learner.name in names]
 
     def files(self, run_config):
-        """The files that are there, states first: without them there is nothing to continue."""
+        """The files that are there, states first: without them there is nothing to continue.
+
+        Raises InputError if one of them is a directory.
+        """
         checkpoints = [f"{learner.prefix}_{kind}" for kind in self.checkpoints for learner in self.learners]
         patterns = (run_config.checkpoint_dir, checkpoints), (run_config.results_dir, self.results)
-        paths = (path for folder, names in patterns for name in names for path in sorted(Path(folder).glob(name)))
+        paths = [path for folder, names in patterns for name in names for path in sorted(Path(folder).glob(name))]
+        if directories := [path for path in paths if path.is_dir()]:
+            raise InputError(f"{directories[0]}: a directory, where a run has a file")
         return [path for path in paths if path.is_file()]
 
 
@@ -73,7 +78,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     known = [(paths[prefix], state["settings"]) for prefix, state in states.items()]
     finished = load_json(summary) if summary.exists() else None
     if finished is not None:
-        known.append((summary, finished.get("settings", {})))
+        with invalid_contents(summary):
+            known.append((summary, dict(finished.get("settings", {}))))
     if not known:
         raise InputError(f"{files[0]}: of another run, which cannot be continued; {BEGIN_ANEW}")
     shortest = _check_settings(known, settings, owned, run_config.data_dir)
@@ -145,16 +151,17 @@ def plan_evaluation(run_config, config, *, owned):
 
     config: the TrainConfig of the checkpoints. Raises InputError if the results are those of another run.
     """
-    path = Path(run_config.results_dir) / owned.summary
+    path, _ = Path(run_config.results_dir) / owned.summary, owned.files(run_config)
     try:
         earlier = load_json(path)
     except InputError:  # no summary, or none that can be read
         return {}, False
     # One of an older version lacks the settings that are new.
-    trained = {**asdict(type(config)()), **earlier.get("train_config", {})}
-    trained |= {name: getattr(config, name) for name in OF_MACHINE if name in trained}
-    if trained == asdict(config):
-        return earlier["seconds"]["training"], False
+    with invalid_contents(path):
+        trained = {**asdict(type(config)()), **earlier.get("train_config", {})}
+        trained |= {name: getattr(config, name) for name in OF_MACHINE if name in trained}
+        if trained == asdict(config):
+            return dict(earlier["seconds"]["training"]), False
     if not run_config.overwrite:
         others = differences(trained, asdict(config)) or "of another version"
         raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")

@@ -1,11 +1,12 @@
 """--seeds: several runs of the same flags, one after the other, each in directories of its own."""
 
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 from runtime.checkpoint import directory_lock, write_files
 from runtime.cli import make_config
-from runtime.config import InputError, RunConfig
+from runtime.config import InputError, RunConfig, differences, image_differences, of_machine
 from runtime.progress import Interrupted
 
 
@@ -26,12 +27,17 @@ def flags_of_seeds(given):
 def run_seeds(given, prepare, execute, compare):
     """Prepares every seed, which refuses bad input before any work; executes one after the other; compares them.
 
-    prepare: of flags, what `execute` takes; compare: of {seed: results directory} and their directory, the files that
-    go there, see `write_files`.
+    prepare: of flags, what `execute` takes, with a `config` and `data`; compare: of {seed: results directory} and their
+    directory, the files that go there, see `write_files`. Raises InputError for seeds of different trainings.
     """
-    flags, run_config = flags_of_seeds(given), make_config(RunConfig, given)
-    for flags_of_seed in flags.values():
-        prepare(flags_of_seed)
+    flags, run_config, first = flags_of_seeds(given), make_config(RunConfig, given), None
+    for seed, flags_of_seed in flags.items():
+        experiment = prepare(flags_of_seed)
+        here = asdict(experiment.config), experiment.data.digest
+        first = first or here
+        others = differences(first[0], here[0], but=("seed", *of_machine(first[1], here[1])))
+        if others := others or image_differences(first[1], here[1]):
+            raise InputError(f"--seeds: {given.seeds[0]} and {seed} are of two trainings: {others}")
     with directory_lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
         for number, (seed, flags_of_seed) in enumerate(flags.items()):
             print(f"seed {seed}: {flags_of_seed.checkpoint_dir}, {flags_of_seed.results_dir}", flush=True)

@@ -244,6 +244,20 @@ def test_a_fifth_of_each_folder_is_for_testing_whatever_the_seed(pictures):
         assert len(data.rest.labels) == len(data.validation.labels) == 61 - 30
 
 
+def test_a_copy_of_an_image_changes_nothing(pictures, tmp_path):
+    """It is left out, and counts nowhere: checkpoints find their images by these numbers."""
+    folder = shutil.copytree(pictures, tmp_path / "copies")
+    for name in ("000 copy.png", "zzz.png"):
+        shutil.copy(folder / next(iter(COUNTS)) / "000.png", folder / next(iter(COUNTS)) / name)
+    before, now = (load_data(toy_config(dataset=f"folder:{path}", train_size=30)) for path in (pictures, folder))
+    assert "copies of the same picture 2" in now.said[0]
+    assert before.digest == now.digest
+    for kind in ("train", "validation", "rest", "test"):
+        one, two = getattr(before, kind), getattr(now, kind)
+        assert torch.equal(one.index, two.index)
+        assert torch.equal(one.images, two.images)
+
+
 def test_a_folder_gives_what_it_has_unless_a_number_is_asked_for(pictures):
     config = toy_config(dataset=f"folder:{pictures}", train_size=1000)
     data = load_data(config, at_most=True)

@@ -5,11 +5,14 @@ import json
 import re
 import shutil
 import signal
+from argparse import Namespace
 from functools import partial
 from itertools import product
+from types import SimpleNamespace
 
 import processes
 import pytest
+from conftest import toy_config
 from made_up import METHODS, made_up_scores
 from processes import MAIN, contents
 from scipy import stats
@@ -19,7 +22,8 @@ from evaluation import seeds
 from evaluation.statistics import Score, find
 from evaluation.tables import DIFFERENCES, read_scores
 from runtime.checkpoint import exclusive_lock
-from runtime.config import RunError
+from runtime.config import InputError, RunError
+from runtime.seeds import run_seeds
 
 FLAGS = {"settings": stress.SCRIPTS[MAIN].replace("--seed 2 ", "") + " --evaluation quick"}
 SEEDS = ["--seeds", "2", "3", "--resume"]
@@ -161,6 +165,25 @@ def test_the_table_of_one_seed_is_over_images_and_seeds_with_other_numbers_are_n
     fewer = {key: score for key, score in rows.items() if score.quantity != "log_prob"}
     with pytest.raises(RunError, match=r"seeds 0 and 1: one, test, log p\(x\) is in one scores.csv only"):
         seeds.records({0: rows, 1: fewer})
+
+
+def test_seeds_of_different_trainings_are_refused(tmp_path):
+    digest = {"training": {"counts": {"a": 3}, "sha256": "of three"}}
+    others = {"training": {"counts": {"a": 3}, "sha256": "of others"}}
+    given = Namespace(seeds=[0, 1], evaluate_only=True, results_dir=str(tmp_path))
+    for changes, images, said in (
+        ({"sigma_p": 0.5}, digest, "--sigma-p 0.7 there, 0.5 here"),
+        ({"precision": "float32"}, others, "other training images"),
+    ):
+        found = [(toy_config(seed=0), digest), (toy_config(seed=1, **changes), images)]
+        experiments = [SimpleNamespace(config=config, data=SimpleNamespace(digest=known)) for config, known in found]
+        with pytest.raises(InputError, match=f"--seeds: 0 and 1 are of two trainings: {said}"):
+            run_seeds(given, lambda given: experiments[given.seed], None, None)  # noqa: B023
+
+
+def test_without_an_evaluation_there_is_no_table(tmp_path, capsys):
+    assert list(seeds.compare_seeds({0: tmp_path}, tmp_path)) == []
+    assert "no table of means: without an evaluation" in capsys.readouterr().out
 
 
 def test_stopped_before_the_first_epoch_of_a_seed(copy):

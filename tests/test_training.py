@@ -3,6 +3,7 @@
 from functools import cache
 from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
 from conftest import SIGMA, toy_config, toy_data, train
@@ -112,6 +113,17 @@ def test_a_state_continues_to_the_same_bits(method_class, changes):
         train_epoch(method, 2)
     assert torch.equal(one.validate(2).elbo, other.validate(2).elbo)
     assert same(one.weights(), other.weights())
+
+
+@BOTH
+def test_an_epoch_is_one_of_the_settings_whatever_its_type(method_class):
+    epochs = [train_epoch(method_class(toy_config(), toy_data()), epoch)["train_elbo"] for epoch in (1, np.int64(1))]
+    assert epochs[0] == epochs[1]
+    for epoch, error in ((0, ValueError), (3, ValueError), (1.0, TypeError)):
+        with pytest.raises(error):
+            train_epoch(method_class(toy_config(), toy_data()), epoch)
+    config = toy_config(learning_rate=np.float64(0.002), likelihood=np.str_("gaussian"))
+    assert (type(config.learning_rate), type(config.likelihood)) == (float, str)
 
 
 @BOTH

@@ -132,6 +132,12 @@ def test_a_run_is_prepared(monkeypatch, tmp_path):
     assert not torch.backends.cudnn.deterministic
     with pytest.raises(InputError, match="--device gpu: not a device"):
         cli.prepare_run(RunConfig(device="gpu"), TrainConfig())
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(InputError, match=f"--results-dir .*new: inside of --dataset folder:{folder}, whose"):
+            cli.prepare_run(config, TrainConfig(), written=("results_dir",), dataset=f"folder:{folder}")
+    (tmp_path / "loop").symlink_to("loop")
+    cli.prepare_run(config, TrainConfig(dataset=f"folder:{tmp_path / 'loop'}"))
+    cli.prepare_run(config, TrainConfig(dataset="folder:~nobody of that name/x"))
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "many")
     with pytest.raises(InputError, match="LOKY_MAX_CPU_COUNT 'many': not a whole number"):
         cli.prepare_run(config, TrainConfig())

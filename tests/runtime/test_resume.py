@@ -113,16 +113,22 @@ def trained(folder):
 def test_a_lengthened_run_trains_like_one_that_was_longer_from_the_start(folder_of_runs, copy):
     """Also if it is killed on its way; the last checkpoint and figures of the shorter one go."""
     long, folder, flags = folder_of_runs / "long", copy(f"{MAIN} whole"), ["--epochs", "6"]
+    mine = [folder / name for name in ("checkpoints/vae_epoch_3_keep.pt", "results/my_epoch_3.png", "results/log.xlsx")]
+    for path in mine:
+        path.touch()
     stop(MAIN, long, *flags, after=TRAINED, number=signal.SIGTERM)
     between = ["--epochs", "4"]  # its checkpoint of epoch 4 does not stay either
     stop(MAIN, folder, "--resume", *between, after="latent_optimization: epoch 4/4", number=signal.SIGKILL)
     stop(MAIN, folder, "--resume", *flags, after="latent_optimization: epoch 5/6", number=signal.SIGKILL)
     assert stop(MAIN, folder, "--resume", *flags, after=TRAINED, number=signal.SIGTERM)[0] == 143
+    mine[0].rename(folder / mine[0].name)
     assert trained(long) == trained(folder)
+    (folder / mine[0].name).rename(mine[0])
     names = {path.name for path in (folder / "results").iterdir()}
     assert "recon_epoch_1.png" in names
     assert not names & {"report.html", "scores.csv", "where_the_nats_go.png"}
-    assert not [name for name in names if re.search("_epoch_[3-6]", name)]
+    assert [name for name in names if re.search("_epoch_[3-6]", name)] == ["my_epoch_3.png"]
+    assert all(path.exists() for path in mine)
 
 
 def test_evaluation_changes_no_training(folder_of_runs):

@@ -285,6 +285,17 @@ def test_results_of_another_training_are_not_scored_over(directory, tmp_path):
     with pytest.raises(InputError, match=r"summary.json: of another run \(--epochs 3 there, 4 here\)"):
         plan(4)
     assert plan(4, overwrite=True) == ({}, True)
+    for foreign in ({"train_config": None}, {"train_config": [1]}, {"train_config": {"epochs": 3}, "seconds": 1}):
+        save_json(tmp_path / "summary.json", foreign)
+        with pytest.raises(InputError, match=r"summary.json: its contents do not fit this program"):
+            plan(3)
+    (tmp_path / "summary.json").write_text('{"settings": null}')
+    directory.refuses(r"summary.json: its contents do not fit this program")
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "summary.json").mkdir()
+    for planned in (plan, lambda epochs: directory.plan()):
+        with pytest.raises(InputError, match=r"summary.json: a directory, where a run has a file"):
+            planned(3)
 
 
 def random_sum(seed):

@@ -72,7 +72,7 @@ class Config:
             allowed = int | float if kind is float else kind
             if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
                 raise InputError(f"{flag(entry.name)} {value!r}: not of the type {kind.__name__}")
-            if kind in (float, str) and type(value) is not kind:  # such as NumPy's; a checkpoint holds plain values
+            if type(value) not in (bool, int, float, str):  # such as NumPy's; a checkpoint holds plain values
                 value = kind(value)
                 object.__setattr__(self, entry.name, value)
             if value == "":

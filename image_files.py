@@ -12,6 +12,7 @@ from torchvision.transforms import functional as transforms
 from runtime.config import InputError
 
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES, TIFF_FORMAT = 258, 262, 284, 339  # numbers of its fields
+MOST_UNEVEN = 100  # times the shorter side of an image that its longer one may have
 WHITE = {"I": (255, 4095, 65_535), "F": (1, 255, 4095, 65_535)}  # of whole numbers and of floats
 
 
@@ -102,6 +103,8 @@ def _opened(path):
 def _grey(image, white):
     """The grey values of a PIL image, from 0 to 255, (1, height, width) float32; white: of modes "I" and "F"."""
     if (kind := image.mode[0]) in white:
+        if "transparency" in image.info:
+            raise InputError("a grey value of 16 bits is transparent; save 8 bits")
         grey = np.asarray(image).astype(np.float64) / (white[kind] / 255)
         return torch.from_numpy(grey.astype(np.float32)).clamp(0, 255).unsqueeze(0)
     if "A" not in image.getbands() and "transparency" not in image.info:
@@ -116,6 +119,8 @@ def _grey(image, white):
 def _resized(grey):
     """Grey values (1, height, width) padded to a square with the median of the border, and scaled to 28 x 28."""
     height, width = grey.shape[1:]
+    if max(height, width) > MOST_UNEVEN * min(height, width):  # the square would hardly fit into memory
+        raise InputError(f"is {width} x {height} pixels, too far from a square")
     rows, columns = (max(height, width) - length for length in (height, width))
     padding = [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
     square = transforms.pad(grey, padding, fill=float(border(grey).median()))

@@ -65,7 +65,7 @@ def lengthen(owned, run_config, epochs):
     Checkpoints and figures of epochs that the longer run does not keep are deleted, and so are tables, figures and page
     of the end of the shorter one.
     """
-    gone = []  # ends of the names of figures
+    gone = {}  # {checkpoint: the end of the names of its figures}
     for learner in owned.learners:
         for path in Path(run_config.checkpoint_dir).glob(f"{learner.prefix}_epoch_*.pt"):
             if not (epoch := path.stem.rpartition("_")[2]).isdecimal():  # the user's own
@@ -73,12 +73,14 @@ def lengthen(owned, run_config, epochs):
             checkpoint = load_checkpoint(path)
             if checkpoint["epoch"] in saved_epochs(epochs):
                 save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": epochs}})
-                continue
-            path.unlink()
-            gone.append(f"_epoch_{epoch}.png")
+            else:
+                gone[path] = f"_epoch_{epoch}.png"
     for path in (path for name in owned.results for path in Path(run_config.results_dir).glob(name)):
-        if path.name.endswith(tuple(gone)) if "_epoch_" in path.name else path.name != owned.summary:
+        is_gone = path.name.endswith(tuple(gone.values())) if "_epoch_" in path.name else path.name != owned.summary
+        if is_gone:
             path.unlink()
+    for path in gone:  # last: they say which figures go
+        path.unlink()
 
 
 class Checkpoints(NamedTuple):

@@ -103,6 +103,8 @@ def test_no_images_are_one_clear_line(tmp_path):
     image_folder(tmp_path / "classes", {"a": 1, "b": 1})
     (tmp_path / "half.png").write_bytes((tmp_path / "classes/a/000.png").read_bytes()[:60])
     (tmp_path / "text.png").write_text("no image")
+    Image.new("L", (301, 3)).save(tmp_path / "long.png")
+    Image.fromarray(np.full((28, 28), 900, np.uint16)).save(tmp_path / "clear.png", transparency=900)
     for images, reason in (
         ([], "no images: the list of paths is empty"),
         (tmp_path / "none.png", "none.png: No such file"),
@@ -110,10 +112,17 @@ def test_no_images_are_one_clear_line(tmp_path):
         (tmp_path / "classes", "one folder per class, use --dataset folder:"),
         (tmp_path / "half.png", "half.png: "),
         (tmp_path / "text.png", "text.png: not an image"),
+        (tmp_path / "long.png", "long.png: is 301 x 3 pixels, too far from a square"),
+        (tmp_path / "clear.png", "clear.png: a grey value of 16 bits is transparent; save 8 bits"),
     ):
         with pytest.raises(InputError, match=reason) as error:
-            load_images(images)
+            load_images(images, resize=True)
         assert "\n" not in str(error.value)
+
+
+def test_classes_may_be_called_by_what_editors_put_at_ends_of_names(tmp_path):
+    image_folder(tmp_path, {"#": 12, "~": 12})
+    assert load_dataset(f"folder:{tmp_path}")[0].classes == ("#", "~")
 
 
 def test_dark_strokes_on_a_light_ground_give_one_warning(tmp_path):

@@ -166,19 +166,6 @@ def test_the_number_of_chains_at_once_does_not_matter():
     assert ((whole.log_prob - parts.log_prob).abs() < 4 * error).all()
 
 
-def test_a_full_covariance_leaves_annealing_little_to_do():
-    """From the exact posterior, where a diagonal q would need far more temperatures."""
-    x, z, noise = draw(WIDE)
-    diagonal, _ = WIDE.best_diagonal(x)
-    full = gauss_newton_posterior(WIDE, x, diagonal, noise=noise)
-    settings = {"noise": noise, "chains": 16, "temperatures": 20}
-    rough, exact = (annealed_importance_sampling(WIDE, x, q, **settings) for q in (diagonal, full))
-    assert exact.log_weight_std.median() < 0.05 < rough.log_weight_std.median()
-    assert (exact.log_prob - WIDE.log_prob(x)).abs().max() < 0.1
-    bounds = bidirectional_bounds(WIDE, x, z, full, **settings)
-    assert (bounds.upper - bounds.lower).abs().max() < 0.2
-
-
 def test_the_gauss_newton_posterior_of_a_linear_gaussian_model_is_exact(linear):
     x, _, noise = draw(linear)
     q = linear.poor(x)

@@ -51,21 +51,6 @@ def test_every_estimate_of_log_prob_is_the_quadratures(nonlinear):
     assert sizes[0].log().sub(own.log()).abs().max() < 0.3  # of samples from the method's own q, here the prior
 
 
-def test_a_new_metric_is_one_function_and_one_entry(monkeypatch):
-    def brightness(model, x, q):
-        return x.sum(-1)
-
-    model = linear_gaussian()
-    x, _ = model.sample(3, seeded(1))
-    arguments = model, x, model.poor(x), CONFIG
-    before = gaps.measure(*arguments, noise=Noise(2), annealed=3)
-    monkeypatch.setattr(gaps, "METRICS", (*gaps.METRICS, brightness))
-    after = gaps.measure(*arguments, noise=Noise(2), annealed=3)
-    torch.testing.assert_close(after.pop("brightness"), x.sum(-1))
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert before.keys() == after.keys()
-
-
 def test_of_images_that_are_not_annealed_the_bounds_at_q_and_at_q_star_are_left():
     model = linear_gaussian()
     x, _ = model.sample(3, seeded(1))

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import toy_data
 from scipy import linalg
 
 from data import Data, stratified_subset
@@ -161,13 +160,3 @@ def test_the_assessment_orders_what_is_known_and_says_the_same_twice(mnist):
     assert samples.assess(methods, data=data, **settings)[0] == scores
     few = data._replace(rest=rest.at(torch.arange(199)))
     assert "real_images" not in samples.assess(methods, data=few, **settings)[1]
-
-
-def test_any_number_of_methods_and_classes_can_be_assessed():
-    data, config = toy_data(), EvalConfig(seed=2, classified_samples=200)
-    classifier = Classifier(5, image_shape=data.image_shape, seed=1).eval()
-    methods = toy_methods((2, 5, 3), data.image_shape)
-    scores, examples = samples.assess(methods, data, classifier, config, epoch=1, keep=compute)
-    assert list(examples) == ["method_0", "method_1", "method_2", "pixel_gaussian"]
-    assert len(select_scores(scores, quantity="class_share")) == 5 * 5
-    assert find(scores, "frechet_distance", "method_2").images == 200

@@ -6,7 +6,7 @@ import re
 import signal
 
 import pytest
-from processes import CLASSIFIER, MAIN, arguments, contents, run, start, stop, wait_for
+from processes import CLASSIFIER, MAIN, arguments, contents, run, stop
 from rough import make_rough
 
 from benchmarks import stress
@@ -70,17 +70,6 @@ def test_a_stopped_and_killed_run_is_continued_to_the_same_bits(folder_of_runs, 
         assert [float(row["seconds"]) for row in rows[:4]] == [row["seconds"] for row in before]
 
 
-@SCRIPTS
-def test_a_finished_run_started_again_does_nothing_but_say_so(copy, script):
-    folder = copy(f"{script} whole")
-    before = contents(folder)
-    for flags in ([], ["--resume"]):
-        status, said, errors = run(script, folder, *flags)
-        assert (status, errors, said.count("\n")) == (0, [], 1)
-        assert "this run is finished, there is nothing to do" in said
-        assert contents(folder) == before
-
-
 @pytest.mark.parametrize("state", ["stopped", "whole"])
 @pytest.mark.parametrize("resumed", [[], ["--resume"]])
 def test_a_run_with_other_flags_changes_nothing(copy, state, resumed):
@@ -95,14 +84,6 @@ def test_a_run_with_other_flags_changes_nothing(copy, state, resumed):
         assert all(text in errors[0] for text in (*named, "--overwrite removes them"))
         assert errors[0].count(" there, ") == len(named)
         assert contents(folder) == before
-
-
-def test_a_run_that_overwrites_leaves_nothing_of_the_other(copy):
-    folder = copy(f"{MAIN} whole")
-    stop(MAIN, folder, "--epochs", "2", "--overwrite", after="amortized: epoch 1/2", number=signal.SIGTERM)
-    names = {path.name for part in ("checkpoints", "results") for path in (folder / part).iterdir()}
-    written = {f"vae_{name}_{epoch}.pt" for name in ("state", "epoch") for epoch in (1, 2)}
-    assert names <= {"vae_state.json", "classifier.pt"} | written
 
 
 def trained(folder):
@@ -138,39 +119,3 @@ def test_evaluation_changes_no_training(folder_of_runs):
     whole = folder_of_runs / f"{MAIN} whole"
     for name in {path.name for path in (whole / "checkpoints").glob("*.pt")}:
         assert (folder / "checkpoints" / name).read_bytes() == (whole / "checkpoints" / name).read_bytes()
-
-
-def test_one_directory_may_hold_both_checkpoints_and_results(folder_of_runs):
-    folder = folder_of_runs / "both"
-    status, said, errors = run(CLASSIFIER, folder, "--checkpoint-dir", "all", "--results-dir", "all", "--resume")
-    assert (status, errors) == (0, [])
-    assert "nothing to resume: the run begins" in said
-    states = {"classifier_state.json", "classifier_state_4.pt"}
-    names = {path.name for path in (folder / "all").iterdir()}
-    assert names == states | {"classifier.pt", "classification.png", "classification.json"}
-
-
-@pytest.mark.skipif(os.name != "posix", reason="the lock is POSIX's")
-def test_two_runs_cannot_have_the_same_directory(folder_of_runs):
-    first, second = folder_of_runs / "first", folder_of_runs / "second"
-    holder = start(CLASSIFIER, arguments(CLASSIFIER), first)
-    wait_for("training images", holder, first)
-    os.kill(holder.pid, signal.SIGSTOP)  # or it might end too soon
-    try:
-        before = contents(first)
-        for flags in (
-            ["--checkpoint-dir", "../first/checkpoints"],
-            ["--results-dir", "../first/results"],
-            ["--checkpoint-dir", "../first/results", "--results-dir", "new", "--resume"],
-        ):
-            status, _, errors = run(CLASSIFIER, second, *flags)
-            assert (status, len(errors)) == (2, 1)
-            assert "in use by another run" in errors[0]
-            assert not contents(second)
-        assert contents(first) == before
-    finally:
-        os.kill(holder.pid, signal.SIGKILL)
-        holder.join()
-    status, _, errors = run(CLASSIFIER, first, "--resume")
-    assert (status, errors) == (0, [])
-    assert stress.differences(folder_of_runs / f"{CLASSIFIER} whole", first) == []

@@ -84,8 +84,7 @@ def main():
     recorded = recorded_rows(device) if device.type == "cuda" else []
     print_table(["method", "check", "difference"], [*recorded, *estimate_rows(device)])
     directories = ["--checkpoint-dir", str(given.output_dir / "checkpoints"), "--results-dir", str(given.output_dir)]
-    flags = [*directories, "--device", given.device, "--overwrite"]
-    subprocess.run([sys.executable, "main_vae.py", *flags], check=True)
+    subprocess.run([sys.executable, "main_vae.py", *directories, "--device", given.device, "--overwrite"], check=True)
     print()
     print_table(["method", "split", "quantity", name, "a CPU (pretrained/)"], score_rows(given.output_dir))
     seconds = load_json(given.output_dir / "summary.json")["seconds"]

@@ -38,9 +38,8 @@ def make(checkpoint_dir, results_dir, output_dir):
         index = checkpoint["train_index"].to(torch.int32)
         save_checkpoint(output_dir / f"{method.prefix}.pt", {**checkpoint, "weights": half, "train_index": index})
     for name in FILES:
-        contents = (Path(results_dir) / name).read_bytes()
         with atomic_write(output_dir / name) as tmp_path:
-            tmp_path.write_bytes(contents)
+            tmp_path.write_bytes((Path(results_dir) / name).read_bytes())
 
 
 def main():

@@ -151,7 +151,8 @@ def plan_evaluation(run_config, config, *, owned):
 
     config: the TrainConfig of the checkpoints. Raises InputError if the results are those of another run.
     """
-    path, _ = Path(run_config.results_dir) / owned.summary, owned.files(run_config)
+    owned.files(run_config)  # refuses directories in the place of files
+    path = Path(run_config.results_dir) / owned.summary
     try:
         earlier = load_json(path)
     except InputError:  # no summary, or none that can be read

@@ -158,15 +158,18 @@ def quality_over_seconds(*, scores, methods):
     figure = Figure(figsize=(11, 4.2))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (quantity, title) in zip(panels, (("elbo", "ELBO(q)"), ("log_prob", "log p(x)")), strict=True):
-        for number, method in enumerate(methods):
-            tracked = select_scores(scores, quantity=quantity, method=method.name, split="test", group=TRACKED)
+        where = {"quantity": quantity, "split": "test", "group": TRACKED}
+        curves = {method.name: select_scores(scores, method=method.name, **where) for method in methods}
+        highest = max(curves, key=lambda name: curves[name][0].mean)  # its epochs stand above it, others below
+        for method in methods:
+            tracked = curves[method.name]
             seconds = find(scores, "training_seconds", method.name, "train")
             x = [seconds.mean * entry.epoch / seconds.epoch for entry in tracked]
             mean, half = intervals(tracked)
             style.plot_band(axes, x, -mean, half, color=method.color, marker="o", label=method.label)
             form = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "color": method.color}
             for entry, *point in zip(tracked, x, -mean, strict=True):
-                axes.annotate(str(entry.epoch), point, (0, -14 if number else 8), **form)
+                axes.annotate(str(entry.epoch), point, (0, 8 if method.name == highest else -14), **form)
         axes.set(title=title, xlabel="seconds of training")
         axes.legend(loc="lower right")
     axes.invert_yaxis()  # what is drawn is the negative, which can have a logarithmic axis

@@ -209,7 +209,7 @@ def whole_bounds(methods, data, train_q, config):
 
 def bidirectional_tasks(methods, config, *, device="cpu"):
     """Tasks that bound log p(x) of images simulated from each method's model, SIMULATED_AT_ONCE at a time."""
-    blocks = enumerate(_blocks(config.simulated_images, SIMULATED_AT_ONCE))
+    blocks = enumerate(_blocks(config.simulated_images, SIMULATED_AT_ONCE) if config.simulated_images else ())
     return {
         f"bidirectional_{method.name}_{block}": partial(bound_simulated, method.frozen(), index, config, device)
         for (block, index), method in product(blocks, methods)

@@ -119,7 +119,8 @@ def evaluate(load, epochs, data, classifier, config, run):
     scored = scored._replace(scores=rows, images=measurements.image_table(measured, drawn))
     if not full:
         return scored
-    rows += scores.bidirectional_scores(methods, results, last)
+    if config.simulated_images:
+        rows += scores.bidirectional_scores(methods, results, last)
 
     # Latents and samples.
     sample, options = drawn["test"].part, {"epoch": last, "keep": run.tasks.keep}

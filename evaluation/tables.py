@@ -126,9 +126,9 @@ def _method_rows(scores, name):
             yield detail("bias of their mean, an estimate", "bias", "{:.2f}", biased)
             yield detail("acceptance of transitions", "acceptance", "{:.2f}")
             yield detail("images with several modes", "images_with_several_modes", "{:.0f}")
-            gap = find(scores, "bidirectional_gap", name, "simulated")
-            text = f"bidirectional bounds of {gap.images} simulated images are {number(gap)} nats apart"
-            yield Row(f"{text} {_beyond(gap.mean, min(errors))}".rstrip(), depth=2)
+            if gap := find(scores, "bidirectional_gap", name, "simulated"):
+                text = f"bidirectional bounds (simulated images: {gap.images}) are {number(gap)} nats apart"
+                yield Row(f"{text} {_beyond(gap.mean, min(errors))}".rstrip(), depth=2)
         for q, prefix in (("q", ""), ("q*full", "full_")):
             yield row(f"log p(x), importance sampling from {q}", f"{prefix}importance_sampling")
             size = f"{prefix}effective_sample_size"

@@ -153,7 +153,9 @@ class EvalConfig(Config):
     gap_images_per_digit: int = setting(
         1, "annealed test images of a class at earlier epochs; 0: none", low=0, high=MANY, least=0
     )
-    simulated_images: int = setting(10, "simulated images for the bidirectional bounds", low=2, high=MANY, least=4)
+    simulated_images: int = setting(
+        10, "simulated images for the bidirectional bounds; 0: none", low=0, high=MANY, least=0
+    )
     fit_steps: int = setting(300, "steps of a fit at a falling rate, before its averaging cycles", low=1, high=MANY)
     fitted_images: int = setting(300, "test images on which the methods are compared", low=20, high=MANY, least=20)
     evaluation: str = setting("full", EVALUATION, choices=("none", "quick", "full"))

@@ -39,7 +39,7 @@ latent_map.png traversals.png interpolation.png sample_quality.png history.csv s
 NAMES = "amortized", "latent_optimization"
 CLASSES = ("a$", "b", "c", "a name that is far too long")
 MINE = "--dataset folder:../mine --resize --epochs 1"
-QUICK = "--num-samples 20 --chains 2 --temperatures 2 --fit-steps 2 --simulated-images 2 --classified-samples 200"
+QUICK = "--num-samples 20 --chains 2 --temperatures 2 --fit-steps 2 --classified-samples 200"
 
 
 def files(*epochs):

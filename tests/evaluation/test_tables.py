@@ -73,6 +73,12 @@ def test_what_is_too_low_or_biased_is_marked():
     assert rows["bias of their mean, an estimate"][1] == ("-0.51", "> ±")
 
 
+def test_bidirectional_bounds_stand_in_the_table_if_there_are_any():
+    assert "bidirectional bounds (simulated images: 20) are " in tables.table(SCORES, BOTH, "p(x|z)")
+    scores = [entry for entry in SCORES if entry.quantity != "bidirectional_gap"]
+    assert "bidirectional" not in tables.table(scores, BOTH, "p(x|z)")
+
+
 def test_seconds_that_are_not_known_are_said_to_be():
     scores = [entry for entry in SCORES if (entry.quantity, entry.method) != ("training_seconds", "two")]
     rows = dict(tables.cost_rows(scores, BOTH))

@@ -15,8 +15,8 @@ from sklearn.utils import resample
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 from torchvision.datasets.utils import check_integrity, download_url
 
-from image_files import of_small_values
-from images import of_one_value, read_folder
+from image_files import dark_note
+from images import one_value_note, read_folder
 from runtime.checkpoint import exclusive_lock, new_directory
 from runtime.config import InputError, LearnerConfig, about, check_device
 from runtime.distributed import WHOLE, Shard, own_shard
@@ -41,7 +41,7 @@ class Split:
     labels: torch.Tensor  # (N,), int64
     index: torch.Tensor  # (N,), int64: the row in the data set's own order
     classes: tuple  # their names
-    digest: str = ""  # SHA-256 of a whole data set's images as they were read, in order, and labels; of a part empty
+    digest: str = ""  # SHA-256 of all images as they were read, in order, and labels; of a part empty
     note: str = ""  # what else there is to say of the data set
 
     @property
@@ -63,7 +63,7 @@ class Data(NamedTuple):
 
     train: Split  # the stratified training images
     validation: Split  # for training curves and choices: none of `train`; of the test images only where none are left
-    rest: Split  # the other training images of the data set: those that validate, too, unless the folder has such
+    rest: Split  # training images that are not in `train`; `validation` is among them, unless the folder has its own
     test: Split  # scored once, at the end
     shard: Shard = WHOLE  # the part of the training images that `train` holds
     said: tuple = ()  # lines to print before training: what was understood of a user's own data
@@ -127,7 +127,7 @@ def _check(train, test):
     for split, kind in ((train, "training"), (test, "test")):
         if missing := [name for name, count in split.counts().items() if not count]:
             raise InputError(f"no {kind} image of class {', '.join(missing)}")
-        if text := of_one_value(split.images):
+        if text := one_value_note(split.images):
             raise InputError(f"the {kind} images: {text[0]}")
     height, width = train.images.shape[2:]
     if height % 4 or width % 4 or height * width == 16:  # of 4 x 4, batch normalization would have one value an image
@@ -207,7 +207,7 @@ def _read_archives(name, data_dir):
     size = f"{train[0]:,} and {test[0]:,} images of {train[1]} x {train[2]} pixels"
     classes = tuple(title.split(" - ")[0] for title in dataset.classes)  # MNIST's are like "7 - seven"
     notes = [f"{raw}: not verified, without archives: {size}"] * (not all(known))
-    return classes, parts, "; ".join([*notes, *of_small_values(arrays[0])])
+    return classes, parts, "; ".join([*notes, *dark_note(arrays[0])])
 
 
 def _read_idx(archive, dataset):

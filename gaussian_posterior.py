@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-LOADING = 0.3  # the unit of loadings, by factor / scale: a step of Adam moves a factor less than mean and scale
+LOADING = 0.3  # loadings are factor / (LOADING scale): a step of Adam moves a factor less than mean and scale
 
 
 @dataclass(eq=False)

@@ -57,10 +57,10 @@ def read_images(paths, *, resize):
                 raise InputError(f"is {size}; resize=True, or the flag --resize, scales it")
             images.append(_resized(grey) if resize else grey)
     images = torch.stack(images)
-    return images, hashes, notes + ([] if white else of_small_values(images))
+    return images, hashes, notes + ([] if white else dark_note(images))
 
 
-def of_small_values(grey):
+def dark_note(grey):
     """A list of one sentence if grey values, a tensor or array of 0 to 255, are all small, or an empty one."""
     high = float(grey.max())
     text = f"the largest grey value is {high:.0f} of 255: scale the images, if they are not meant to be dark"

@@ -217,12 +217,12 @@ def load_images(images, *, resize=False, invert=False):
     images = 1 - grey / 127.5 if invert else grey / 127.5 - 1
     if not invert and (count := int(dark_on_light(images).sum())):
         notes.append(f"{_unlike_mnist(count, len(images))}: for a model of such, invert=True turns all images")
-    for note in [*_listed(left_out), *notes, *of_one_value(images)]:
+    for note in [*_listed(left_out), *notes, *one_value_note(images)]:
         warnings.warn(note, stacklevel=2)
     return images
 
 
-def of_one_value(images):
+def one_value_note(images):
     """A list of one sentence if nearly all pixels of images (N, C, H, W) in [-1, 1] are alike, or an empty one."""
     some = images[:: max(1, len(images) // 1000)]
     median = float(some.median())

@@ -18,7 +18,7 @@ from vae_utils import GaussianPosterior, Noise, check_noise, elbo
 VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
 VALIDATION_STEPS = 30
 VALIDATION_RATE = 0.03
-LEAST_NATS = 1.2  # that a dimension carries in the linear model, for a start away from the prior
+LEAST_NATS = 1.2  # that a principal component must carry to be used
 LEAST_NOISE = 1e-4  # of the estimated noise variance of a pixel
 MOST_PIXELS = 40_000_000  # of all images that the principal components are of
 STARTED_AT_ONCE = 1000  # rows of the table
@@ -67,7 +67,7 @@ def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEA
     Eq. 8), with as many components as each carry enough. Beyond MOST_PIXELS an even part of the images is used.
     """
     most = max(1, MOST_PIXELS // images[0].numel())
-    x = images[:: -(-len(images) // most)].flatten(1).cpu().double().numpy()
+    x = images[:: math.ceil(len(images) / most)].flatten(1).cpu().double().numpy()
     pca = PCA(min(latent_dim, *x.shape), random_state=0).fit(x)
     values, pixels = pca.explained_variance_, x.shape[1]
     numbers, most_noise = np.arange(1, len(values) + 1), noise_variance  # of dimensions that might be kept

@@ -7,7 +7,7 @@ from gaussian_posterior import GaussianPosterior, split_parameters
 from model import INITIAL_LOG_VAR
 
 EPS = 1e-8  # Adam's
-LOADING_RATE = 1 / 3  # Adam's rate of loadings, by that of means: at 1 the noise of 30 visits costs 2 nats with rank 8
+LOADING_RATE = 1 / 3  # Adam's rate of loadings over that of means; with 1, gradient noise costs rank 8 two nats
 
 
 class LatentTable(nn.Module):

@@ -16,7 +16,7 @@ from torch import nn
 
 from vae_utils import GaussianPosterior, check_pixels
 
-INITIAL_LOG_VAR = -2.0  # of a q of an image of which nothing is known
+INITIAL_LOG_VAR = -2.0  # of a q before any fit
 
 
 class Likelihood(nn.Module):

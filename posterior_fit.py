@@ -1,10 +1,11 @@
-"""q* of any image under a frozen decoder: the best diagonal one (Cremer et al. 2018), and one of full covariance."""
+"""q* and q*full, the best diagonal and the best full Gaussian of any image, decoder frozen (Cremer et al. 2018)."""
 
 import math
 import warnings
 from typing import NamedTuple
 
 import torch
+from torch.distributions import MultivariateNormal
 
 from vae_utils import GaussianPosterior, check_inputs, elbo, random_generator
 
@@ -237,8 +238,7 @@ def gauss_newton_posterior(model, x, q, *, noise=None, draws=4, images=5):
         return output.flatten(), output
 
     jacobian = torch.func.vmap(torch.func.jacfwd(output_twice, has_aux=True), chunk_size=images)
-    identity = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device)
-    precision = identity.repeat(len(x), 1, 1)  # (B, D, D)
+    precision = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)  # (B, D, D)
     with warnings.catch_warnings():
         # PyTorch's own code gives this warning at the first forward differentiation.
         warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
@@ -247,5 +247,5 @@ def gauss_newton_posterior(model, x, q, *, noise=None, draws=4, images=5):
                 slopes, output = jacobian(z[rows])  # (images, P, D) and (images, *output)
                 weighted = model.likelihood.curvature(output).flatten(1).unsqueeze(-1) * slopes
                 precision[rows] += weighted.mT @ slopes / draws
-    inverse = torch.linalg.cholesky(precision.flip((-2, -1))).flip((-2, -1)).mT  # L^-1 of the covariance L L'
-    return GaussianPosterior(q.mean, torch.linalg.solve_triangular(inverse, identity, upper=False))
+    best = MultivariateNormal(q.mean, precision_matrix=precision, validate_args=False)
+    return GaussianPosterior(q.mean, best.scale_tril)

@@ -73,8 +73,8 @@ class Method(Learner):
         name, label, prefix     in files; in tables and figures; at the beginning of the names of checkpoints
         color                   in figures; those of evaluation/style.py are taken
         model_class             a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
-        shared_inference        whether one network infers q of all images: then each gradient of a training shapes
-                                every q, and the ELBO is also found of all test images
+        shared_inference        whether one network infers every q: then each gradient of a training shapes all of
+                                them, and the ELBO is also found of all test images
         gradients_per_visit     gradients of the bound that a training step takes for the q of an image
         noise_draws             standard normal draws that a training step takes for an image, see `draw_noise`
         by_default              whether it is trained without --methods
@@ -111,7 +111,8 @@ class Method(Learner):
     def posterior(self, x, rows):
         """q of the training images x (B, *image) at `rows` (B,) of this rank: a GaussianPosterior (B, D).
 
-        In a training step gradients flow through it, elsewhere it is called without; nothing is drawn.
+        Gradients flow through it in a training step, unless `training_posterior` finds q in another way. What is random
+        about it is a function of the seed and the image alone.
         """
         raise NotImplementedError
 

@@ -23,7 +23,7 @@ def random_generator(seed, *purpose, device="cpu"):
 
 
 class Noise:
-    """The random numbers of images: from one generator, or from one for each, then independent of other images."""
+    """The random numbers of images: from one generator for all, or one for each, then the same in any batch."""
 
     def __init__(self, seed, *purpose, device="cpu", generators=None):  # generators: in place of the seed's
         if generators is None and not isinstance(seed, int):

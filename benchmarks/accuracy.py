@@ -148,7 +148,7 @@ def main():
                 fit = fit_posterior(model, sample.images, start, noise=own)
                 fast = model.in_precision(precision)
                 full = fit_posterior(fast, sample.images, fit.q, covariance="full", noise=own).q
-                header = ["within the stated error", "longer less default, nats"]
+                header = ["within the stated error", "longer minus default, nats"]
                 print_table(header, [longer_annealing(model, sample.images, full, precision)])
 
 

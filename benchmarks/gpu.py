@@ -47,7 +47,7 @@ def recorded_rows(device):
 
 
 def estimate_rows(device):
-    """[method, quantity, GPU less CPU]: the pretrained models on the same test images."""
+    """[method, quantity, GPU minus CPU]: the pretrained models on the same test images."""
     rows, data = [], load_data(TrainConfig())
     x = data.test.images[:IMAGES]
     for method in METHODS:

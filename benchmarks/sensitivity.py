@@ -180,7 +180,7 @@ def main():
         results = pool.map(work, *zip(*tasks, strict=True), itertools.repeat(given))
         found = dict(zip(tasks, results, strict=True))
     header = ["latent optimization", "seeds", "seconds", "objective reached", "used dimensions", "ELBO(q*)", "log p(x)"]
-    header += ["ELBO(q*), less the amortized VAE's", "log p(x), less the amortized VAE's"]
+    header += ["ELBO(q*) minus the amortized VAE's", "log p(x) minus the amortized VAE's"]
     print_table(header, [table_row(name, given.seeds, found) for name in given.rows])
 
 

@@ -42,9 +42,9 @@ def bound_at(model, x, q, *, noise):
 def measure(model, x, q, config, *, noise, annealed, fitted=False):
     """The columns of images x (B, *image) under a model, {name: (B,)} of the type of x.
 
-    q: of a method, (B, D); config: an EvalConfig; annealed: of how many images, the first ones, q*full and log p(x) are
-    found; the others have NaN there. None: no image is fitted; the columns are the bound at q, and METRICS. fitted: q
-    is q* already, as of unseen images under latent optimization. The bounds of an image are at the same noise.
+    q: of a method, (B, D); config: an EvalConfig; annealed: q*full and log p(x) are found of the first so many images,
+    the others have NaN there; None: no fits, the columns are only the bound at q and METRICS. fitted: q is q* already,
+    as of unseen images under latent optimization. The bounds of an image are at the same noise.
     """
     # Of all images
     columns = {"elbo": bound_at(model, x, q, noise=noise)}

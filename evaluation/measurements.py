@@ -29,7 +29,7 @@ GAP_BOUNDS = {  # the bounds whose differences they are, see gaps.py
     "approximation_gap": ("log_prob", "fitted_elbo"),
     "inference_gap": ("log_prob", "elbo"),
 }
-TRAIN_SHARE = 5  # of training images, whose q* are no more than a diagnosis, so much fewer are measured
+TRAIN_SHARE = 5  # test images for each training image that is measured: those are no more than a diagnosis
 
 
 class Sample(NamedTuple):
@@ -145,7 +145,7 @@ def collect_images(methods, samples, results, epoch):
     """{(method's name, split): Measured} of the results of `image_tasks`, with the differences of the bounds."""
     collected = {}
     for method, (split, sample) in product(methods, samples.items()):
-        blocks = of_task(results, f"images_{epoch}_{method.name}_{split}")
+        blocks = task_results(results, f"images_{epoch}_{method.name}_{split}")
         parts = [block["columns"] for block in blocks]
         columns = {
             name: torch.cat([part.get(name, torch.full_like(part["elbo"], torch.nan)) for part in parts]).double()
@@ -226,6 +226,6 @@ def bound_simulated(method, index, config, device):
     return torch.stack((columns["lower"], columns["upper"])).cpu()
 
 
-def of_task(results, name):
+def task_results(results, name):
     """The results of the tasks called `name`_0, `name`_1, ...: not those of a method whose name begins alike."""
     return [result for task, result in results.items() if task.rpartition("_")[0] == name]

@@ -16,7 +16,7 @@ from posterior_fit import PosteriorFit, bounds, cosine, fit_posterior, unpack
 from vae_utils import GaussianPosterior, Noise, check_inputs
 
 FEW_DIMENSIONS = 10  # from the prior, chains find their way in so many
-STARTS, STARTS_IN_FEW = 2, 8  # further places: draws from the prior, whose chains follow where dimensions are few
+STARTS, STARTS_IN_FEW = 2, 8  # draws from the prior at which further fits start; the second in FEW_DIMENSIONS
 SEARCH_STEPS, SEARCH_RATES = 100, (0.1, 0.02)  # of the fits from there: how many, and the first and the last rate
 RELEVANT = 10.0  # nats: a mode whose bound is lower by more has no share that counts
 BARRIER = 1.0  # nats by which log p(x, z) falls between two modes, on the straight line from one to the other
@@ -31,7 +31,7 @@ def estimate_log_prob(model, x, q, full, *, noise, precision="float32", fit_step
     log_prob, log_prob_standard_error, log_prob_bias, log_weight_std, acceptance, temperatures and trusted, see
     AISEstimate; modes, how many were combined (0: integrated, or annealed from the prior).
     """
-    check_inputs(model, x, q, noise)
+    check_inputs(model, x, q, noise, "estimate_log_prob")
     if model.latent_dim <= MOST_DIMENSIONS:
         return _integrated(model, x)
     fast = model.in_precision(precision)

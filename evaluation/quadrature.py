@@ -21,11 +21,11 @@ def integrate(model, x):
     """log p(x) = log of the integral of N(z; 0, I) p(x|z), and a bound on its error, (B,) each, nats.
 
     x: (B, *image); model: a LatentVariableModel of at most MOST_DIMENSIONS dimensions. By the midpoint rule: on square
-    cells that all images share, then, image by image, on cells of half the side wherever there may be mass. A cell is
-    kept for its value and what neighbors differ by, since a peak may lie between two centres. It ends when the result
-    changes by less than TOLERANCE, and neighbors are alike. For an integrand like a Gaussian the error of the rule is
-    below 1e-8 once a cell is as wide as its standard deviation. The stated error is the last change, but at least
-    TOLERANCE, since the networks compute in float32; infinite, where the result is not finite or not settled.
+    cells that all images share, then, image by image, on cells of half the side wherever there may be mass: where a
+    cell's value plus what neighbors differ by is near the whole, since a peak may lie between two centres. It ends when
+    the result changes by less than TOLERANCE, and neighbors are alike. For an integrand like a Gaussian the error of
+    the rule is below 1e-8 once a cell is as wide as its standard deviation. The stated error is the last change, but at
+    least TOLERANCE, since the networks compute in float32; infinite, where the result is not finite or not settled.
     """
     model, pending = model.in_precision("float32"), torch.arange(len(x), device=x.device)
     log_prob, error = torch.full((2, len(x)), math.inf, dtype=torch.float64)

@@ -67,7 +67,7 @@ def frechet_distances(features, reference, *, seed, resamples):
     """{name: (distance, (resamples,) of bootstrap resamples of all sets)}, Fréchet distances from the reference.
 
     features: {name: (N, F)}; reference: (M, F). Distances are in units of the classifier, which differ from training to
-    training: compare ratios. Their resamples have the same resample of the reference in both parts. The bootstrap
+    training: compare ratios. Both distances of a ratio share each resample of the reference. The bootstrap
     leaves out the bias, see `finite_sample_floor`: compare only distances of equally many images.
     """
     target, targets = moments(reference), list(_resampled(reference, len(reference), seed, "reference", resamples))

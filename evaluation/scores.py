@@ -1,12 +1,11 @@
 """The Scores of trained methods, from what `measurements` found: means with their errors, differences, costs."""
 
-import math
 from itertools import combinations
 
 import torch
 
 from evaluation.gaps import METRICS
-from evaluation.measurements import draws_of, of_task
+from evaluation.measurements import draws_of, task_results
 from evaluation.statistics import TRACKED, plain_score, regression_estimate, score, stratified_mean
 from vae_utils import mean_and_error
 
@@ -22,9 +21,8 @@ OFFSETS = {  # of the annealed images alone: the column of KNOWN that is carried
     "importance_sampling": "fitted_elbo",
     "full_importance_sampling": "fitted_elbo",
 }
-GAPS = ("amortization_gap", "mean_field_gap", "non_gaussian_gap")  # whose sum is the inference gap
 MEANS = (*KNOWN, *OFFSETS)
-PAIRED = (*KNOWN, *list(OFFSETS)[:5])
+PAIRED = (*KNOWN, *(name for name in OFFSETS if name == "log_prob" or name.endswith("_gap")))
 MEDIANS = ("effective_sample_size", "full_effective_sample_size", "log_weight_std", "temperatures")
 
 
@@ -119,7 +117,7 @@ def bidirectional_scores(methods, results, epoch):
     """
     rows = []
     for method in methods:
-        lower, upper = torch.cat(of_task(results, f"bidirectional_{method.name}"), dim=1)
+        lower, upper = torch.cat(task_results(results, f"bidirectional_{method.name}"), dim=1)
         for name, values in {"lower": lower, "upper": upper, "gap": upper - lower}.items():
             labels = {"method": method.name, "split": "simulated", "epoch": epoch}
             rows.append(score(f"bidirectional_{name}", mean_and_error(values), **labels))
@@ -138,7 +136,7 @@ def cost_scores(methods, epoch, measured, training_seconds):
         images, visits = len(fit.gradients), epoch * method.gradients_per_visit
         gradients = visits * config.train_size
         training = {
-            "decoder_updates": epoch * math.ceil(config.train_size / config.batch_size),
+            "decoder_updates": epoch * config.steps // config.epochs,
             "training_gradients": gradients,
             "training_gradients_per_q": gradients if method.shared_inference else visits,
         }

@@ -73,8 +73,8 @@ def title(quantity):
 
 
 def pairs(labels):
-    """[("a - b", "A less b")] of every two methods; labels: {method's name: its label}."""
-    return [(f"{a} - {b}", f"{labels[a]} less {_lower(labels[b])}") for a, b in combinations(labels, 2)]
+    """[("a - b", "A minus b")] of every two methods; labels: {method's name: its label}."""
+    return [(f"{a} - {b}", f"{labels[a]} minus {_lower(labels[b])}") for a, b in combinations(labels, 2)]
 
 
 def _lower(label):

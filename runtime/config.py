@@ -1,5 +1,6 @@
 """Settings: frozen dataclasses, whose fields become command-line flags and are saved with every result."""
 
+import math
 import os
 import platform
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def about(subject):
 def setting(default, meaning, *, low=None, high=None, choices=None, least=None):
     """A field with its help text and its range, both ends included.
 
-    least: marks a count that is smaller in proportion after a shorter training than the default one, but at least this.
+    least: marks a count that shrinks in proportion to a training shorter than the default one, but not below this.
     """
     metadata = {"help": meaning, "low": low, "high": high, "choices": choices, "least": least}
     return field(default=default, metadata=metadata)
@@ -43,7 +44,7 @@ def flag(name):
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 PRECISION_HELP = "number format; auto takes bfloat16 where the hardware is faster in it"
-OF_MACHINE = ("device", "precision")  # settings with which a run may continue elsewhere: the same up to rounding
+PORTABLE = ("device", "precision")  # settings with which a run may continue elsewhere: the same up to rounding
 MANY = 10**9  # no limit of ours; the data and the memory have theirs
 TRAIN_SIZE = (
     "training images, stratified; without this flag at most 7/8 of those there are, so that others validate. If fewer "
@@ -130,7 +131,7 @@ class TrainConfig(LearnerConfig):
     @property
     def steps(self):
         """Steps of the whole training."""
-        return self.epochs * -(-self.train_size // self.batch_size)
+        return self.epochs * math.ceil(self.train_size / self.batch_size)
 
 
 EVALUATION = (
@@ -144,7 +145,9 @@ class EvalConfig(Config):
     """How much is scored, and how exactly."""
 
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
-    precision: str = setting("auto", "number format of the networks in gradients of annealing", choices=PRECISIONS)
+    precision: str = setting(
+        "auto", "number format of the networks in gradients of annealing and of fits of q*full", choices=PRECISIONS
+    )
     num_samples: int = setting(1000, "importance samples per image", low=1, high=MANY, least=100)
     images_per_digit: int = setting(3, "annealed images of each class and split", low=1, high=MANY, least=1)
     chains: int = setting(4, "annealed chains per image", low=2, high=MANY)
@@ -226,9 +229,9 @@ def differences(there, here, *, but=()):
     )
 
 
-def of_machine(there, here):
+def portable_settings(there, here):
     """The settings that may differ where a run continues; of the same images, by Data.digest, their path, too."""
-    return (*OF_MACHINE, "dataset") if there and there == here else OF_MACHINE
+    return (*PORTABLE, "dataset") if there and there == here else PORTABLE
 
 
 def image_differences(there, here):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from runtime.checkpoint import invalid_contents, load_checkpoint, save_checkpoint
-from runtime.config import InputError, TrainConfig, about, differences, image_differences, of_machine
+from runtime.config import InputError, TrainConfig, about, differences, image_differences, portable_settings
 from runtime.distributed import rank
 
 SAVED_EPOCHS = (1, 5, 10, 20, 30)
@@ -142,7 +142,7 @@ def find_checkpoints(methods, directory):
         if checkpoint["epoch"] != epoch:
             raise InputError(f"{path}: of epoch {checkpoint['epoch']}")
         first = first or checkpoint
-        free = of_machine(checkpoint.get("images"), first.get("images"))
+        free = portable_settings(checkpoint.get("images"), first.get("images"))
         others = differences(asdict(checkpoint["config"]), asdict(first["config"]), but=free)
         others = others.replace(" here", f" in {first_name}")
         if not (others or torch.equal(checkpoint["train_index"], first["train_index"])):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runtime.checkpoint import LOCK, exclusive_lock, invalid_contents, load_json
-from runtime.config import OF_MACHINE, InputError, differences, image_differences, of_machine
+from runtime.config import PORTABLE, InputError, differences, image_differences, portable_settings
 from runtime.distributed import rank, restarted
 
 BEGIN_ANEW = "other --checkpoint-dir and --results-dir keep its files, --overwrite removes them and begins anew"
@@ -90,7 +90,7 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     trained = all(epochs_of.get(learner.prefix) == settings["epochs"] for learner in owned.trained(settings))
     same = ("epochs", "methods")
     if finished is not None and trained and all(finished["settings"].get(n) == settings.get(n) for n in same):
-        if text := differences(finished.get("eval_config", {}), scoring or {}, but=OF_MACHINE):
+        if text := differences(finished.get("eval_config", {}), scoring or {}, but=PORTABLE):
             raise InputError(
                 f"{summary}: this run is finished ({text}); these flags with --evaluate-only score it again"
             )
@@ -111,7 +111,9 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         of_epoch = set(directory.glob(f"{prefix}_state_{epoch}[._]*"))
         unfinished += set(directory.glob(f"{prefix}_state_*.pt")) - of_epoch
     there = [*states.values()][-1]["settings"]
-    there = {name: there[name] for name in of_machine(there.get("images"), settings.get("images")) if name in there}
+    there = {
+        name: there[name] for name in portable_settings(there.get("images"), settings.get("images")) if name in there
+    }
     return Plan(states, unfinished, lengthened=shortest < settings["epochs"], moved=differences(there, settings))
 
 
@@ -129,7 +131,7 @@ def _check_settings(known, settings, owned, data_dir):
         if owned.extendable:  # for more epochs, and by further methods
             subset = {*owned.trained(others)} <= {*owned.trained(settings)}
             others = {**others, "epochs": settings["epochs"]} | ({"methods": settings.get("methods")} if subset else {})
-        if text := differences(others, settings, but=of_machine(others.get("images"), images)):
+        if text := differences(others, settings, but=portable_settings(others.get("images"), images)):
             raise InputError(f"{path}: of another run ({text}); its flags and --resume continue it; {BEGIN_ANEW}")
     epochs = [others["epochs"] for _, others in known]
     if max(epochs) > settings["epochs"]:
@@ -160,7 +162,7 @@ def plan_evaluation(run_config, config, *, owned):
     # One of an older version lacks the settings that are new.
     with invalid_contents(path):
         trained = {**asdict(type(config)()), **earlier.get("train_config", {})}
-        trained |= {name: getattr(config, name) for name in OF_MACHINE if name in trained}
+        trained |= {name: getattr(config, name) for name in PORTABLE if name in trained}
         if trained == asdict(config):
             return dict(earlier["seconds"]["training"]), False
     if not run_config.overwrite:

@@ -153,7 +153,7 @@ class Run:
     def keep_results(self, identity, started):
         """Makes `tasks`, which keep their results on disk; those of another identity, a dict, are removed.
 
-        started: when the evaluation began, of time.perf_counter(). Returns it, moved back by the seconds of others.
+        started: when the evaluation began, of time.perf_counter(). Returns it, less the seconds of earlier processes.
         """
         self.tasks, self.stage = Tasks(self.results / ".evaluation", identity, started), self.evaluation_stage
         if earlier := started - self.tasks.started:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from runtime.checkpoint import directory_lock, write_files
 from runtime.cli import make_config
-from runtime.config import InputError, RunConfig, differences, image_differences, of_machine
+from runtime.config import InputError, RunConfig, differences, image_differences, portable_settings
 from runtime.progress import Interrupted
 
 
@@ -35,7 +35,7 @@ def run_seeds(given, prepare, execute, compare):
         experiment = prepare(flags_of_seed)
         here = asdict(experiment.config), experiment.data.digest
         first = first or here
-        others = differences(first[0], here[0], but=("seed", *of_machine(first[1], here[1])))
+        others = differences(first[0], here[0], but=("seed", *portable_settings(first[1], here[1])))
         if others := others or image_differences(first[1], here[1]):
             raise InputError(f"--seeds: {given.seeds[0]} and {seed} are of two trainings: {others}")
     with directory_lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):

@@ -20,7 +20,7 @@ from conftest import ROOT, image_folder
 import main_vae
 import sup_classification
 from data import load_dataset
-from evaluation.scores import GAPS
+from evaluation.figures import GAPS
 from evaluation.settings import prepare_again
 from evaluation.statistics import TRACKED, find, select_scores
 from evaluation.tables import read_scores

@@ -57,7 +57,7 @@ def fill_page(results_dir, results, summary):
         "webp": webp,
         "find": partial(find, scores),
         "how": how_found(scores, results.methods[0].name),
-        "values": partial(of_methods, scores, labels),
+        "values": partial(by_method, scores, labels),
         "differences": partial(differences, scores, labels),
         "most_labels": max(probes, key=lambda entry: int(entry.group)),
         "class_intervals": any(entry.images > 1 and entry.group in set(classes) for entry in gaps),
@@ -69,7 +69,7 @@ def fill_page(results_dir, results, summary):
     return template.render(values)
 
 
-def of_methods(scores, labels, quantity, form=".1f", **where):
+def by_method(scores, labels, quantity, form=".1f", **where):
     """A quantity of every method, with its label, as text."""
     return "; ".join(f"{label} {find(scores, quantity, name, **where).mean:{form}}" for name, label in labels.items())
 

@@ -50,7 +50,7 @@ def test_tables_have_every_method_and_every_pair(count):
     labels, scores = {method.name: method.label for method in methods}, made_up_scores(methods)
     blocks = tables.final_rows(scores, labels)
     headings = [rows[0].label for rows in blocks]
-    expected = ["First way less second way", "First way less third way", "Second way less third way"]
+    expected = ["First way minus second way", "First way minus third way", "Second way minus third way"]
     pairs = expected[: count * (count - 1) // 2]
     assert headings == [*labels.values(), *(f"{pair}, the same images" for pair in pairs)]
     row = next(row for row in blocks[0] if row.label == "= log p(x)")

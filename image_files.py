@@ -12,7 +12,7 @@ from torchvision.transforms import functional as transforms
 from runtime.config import InputError
 
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES, TIFF_FORMAT = 258, 262, 284, 339  # numbers of its fields
-MOST_UNEVEN = 100  # times the shorter side of an image that its longer one may have
+MOST_UNEVEN, LONGEST = 100, 16_000  # of the longer side of an image: times the shorter one, pixels
 WHITE = {"I": (255, 4095, 65_535), "F": (1, 255, 4095, 65_535)}  # of whole numbers and of floats
 
 
@@ -21,16 +21,21 @@ def read_images(paths, *, resize):
     largest, deep = {"I": [], "F": []}, []  # grey values of images whose mode does not say what is white; deep colours
     for path in paths:
         with _opened(path) as image:
+            if image.format == "PNG":
+                image.verify()  # the checksums, at which Pillow does not look when it decodes
+        with _opened(path) as image:
+            if "transparency" in image.info and image.mode != "P" and ";" in str(image.tile[0][3]):
+                raise InputError("a grey value or colour of other than 8 bits is transparent; save 8 bits")
             if (kind := image.mode[0]) in WHITE:
                 grey = np.asarray(image)
                 if not np.isfinite(grey).all() or grey.min() < 0 or grey.max() > WHITE[kind][-1]:
                     values = f"grey values from {grey.min():g} to {grey.max():g}"
                     raise InputError(f"{values}; scale them to 0 to 255, or floats to 0 to 1")
-                largest[kind].append(float(grey.max()))
+                largest[kind].append(WHITE["I"][-1] if image.format == "PPM" else float(grey.max()))  # Pillow scales it
             elif _has_deep_colours(image):
                 # Pillow reads the upper 8 bits of each: of values up to 255 or 4,095 little or nothing.
-                bands = image.getextrema()
-                deep.append(max(high for _, high in (bands if isinstance(bands[0], tuple) else [bands])))
+                bands = [image.getchannel(band).getextrema() for band in image.getbands() if band != "A"]
+                deep.append(max(high for _, high in bands))
                 if deep[-1] <= 16:
                     raise InputError(f"colours of 16 bits, the largest {deep[-1]} of 255; scale them, and save 8 bits")
     if deep and max(deep) < 64:
@@ -103,8 +108,6 @@ def _opened(path):
 def _grey(image, white):
     """The grey values of a PIL image, from 0 to 255, (1, height, width) float32; white: of modes "I" and "F"."""
     if (kind := image.mode[0]) in white:
-        if "transparency" in image.info:
-            raise InputError("a grey value of 16 bits is transparent; save 8 bits")
         grey = np.asarray(image).astype(np.float64) / (white[kind] / 255)
         return torch.from_numpy(grey.astype(np.float32)).clamp(0, 255).unsqueeze(0)
     if "A" not in image.getbands() and "transparency" not in image.info:
@@ -119,8 +122,8 @@ def _grey(image, white):
 def _resized(grey):
     """Grey values (1, height, width) padded to a square with the median of the border, and scaled to 28 x 28."""
     height, width = grey.shape[1:]
-    if max(height, width) > MOST_UNEVEN * min(height, width):  # the square would hardly fit into memory
-        raise InputError(f"is {width} x {height} pixels, too far from a square")
+    if max(height, width) > min(LONGEST, MOST_UNEVEN * min(height, width)):  # the square would hardly fit into memory
+        raise InputError(f"is {width} x {height} pixels, too large, or too far from a square")
     rows, columns = (max(height, width) - length for length in (height, width))
     padding = [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
     square = transforms.pad(grey, padding, fill=float(border(grey).median()))

@@ -1,6 +1,7 @@
 """A user's own image files as tensors: one by one, and folders of classes, cleaned of all that is no image."""
 
 import os
+import stat
 import unicodedata
 import warnings
 from collections import Counter
@@ -15,6 +16,7 @@ from runtime.config import InputError, about
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 SPLIT_NAMES = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
 SPLIT_NAMES |= {name: name for name in ("train", "test", "validation")}
+MOST_LISTED = 15  # kinds of files in a line
 KEPT_FIRST = "test", "validation", "train"  # of pictures that are there twice
 FEWEST, FEWEST_SPLIT = 10, 2  # images of a class: a fifth of 10 are the two test images that the figures need
 NEEDED = "it needs a folder of images for each class, or such folders in train, test and, if you like, val"
@@ -68,19 +70,26 @@ def read_folder(path, *, resize=False):
 
 def _unlike_others(grey, files, classes, *, several):
     """Sentences on kept images (N, 1, 28, 28) that are perhaps not as meant; files: (split, label, path) of each."""
-    notes, groups = [], {}
+    notes, groups, pixels = [], {}, grey.flatten(1)
     for row, (split, label, _) in enumerate(files):
         groups.setdefault(f"{split}/{classes[label]}" if several else classes[label], []).append(row)
-    if dark := [name for name, rows in groups.items() if 4 * grey[rows].max() < grey.max()]:
+    is_blank = ((pixels - pixels.median(1, keepdim=True).values).abs() > 8).float().mean(1) < 0.001
+    is_dark = (4 * pixels.amax(1) < pixels.max()) & ~is_blank
+    dark = [name for name, rows in groups.items() if 4 * grey[rows].max() < grey.max()]
+    if dark:
         notes.append(f"all images of {_few(dark)} are dark beside the others: brighten the files, if not meant so")
-    is_dark_on_light = dark_on_light(grey / 127.5 - 1).float()
-    inverted = [name for name, rows in groups.items() if is_dark_on_light[rows].mean() > 0.5]
+    elif is_dark.any():
+        notes.append(
+            f"images that are dark beside the others: {int(is_dark.sum()):,} (brighten the files, if not meant so)"
+        )
+    is_dark_on_light = dark_on_light(grey / 127.5 - 1)
+    inverted = [name for name, rows in groups.items() if is_dark_on_light[rows].float().mean() > 0.5]
     if 0 < len(inverted) < len(groups):
         notes.append(f"most images of {_few(inverted)} are dark on a light ground, most others not: is that meant?")
-    pixels = grey.flatten(1)
-    other = (pixels - pixels.median(1, keepdim=True).values).abs() > 8
-    if blank := int((other.float().mean(1) < 0.001).sum()):
-        notes.append(f"images of nearly one grey value: {blank:,}")
+    elif 0 < (count := int(is_dark_on_light.sum())) < len(files):
+        notes.append(f"{count:,} of {len(files):,} images are dark on a light ground, the others not: is that meant?")
+    if is_blank.any():
+        notes.append(f"images of nearly one grey value: {int(is_blank.sum()):,}")
     names = {(split, label, os.path.splitext(path)[0]) for split, label, path in files}
     if doubled := len(files) - len(names):
         notes.append(f"files called like another one, but for the extension (copies?): {doubled:,}")
@@ -128,7 +137,7 @@ def _classes(within, folders, images, left_out):
     classes = {}
     for name, folder in folders.items():
         _check_name(name)
-        label = unicodedata.normalize("NFC", name)  # macOS writes accents as letters of their own
+        label = _normalized(name)
         if label in classes:
             raise InputError(f"two folders are called {within}{label}; rename one")
         inner, classes[label] = _entries(folder, left_out)
@@ -143,7 +152,14 @@ def _classes(within, folders, images, left_out):
 def _check_name(name):
     """Raises InputError for the name of a folder that tables and JSON files cannot hold."""
     if {unicodedata.category(character) for character in name} & {"Cc", "Cs"} or not name.strip():
-        raise InputError(f"the folder {name!a} has a name that is empty, not UTF-8, or with a line break; rename it")
+        raise InputError(
+            f"the folder {name!a} has a name that is empty, not UTF-8, or with a control character; rename it"
+        )
+
+
+def _normalized(name):
+    """A name as all systems but macOS write it, which makes letters of accents: it sorts alike everywhere."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _few(names):
@@ -154,26 +170,38 @@ def _few(names):
 
 def _holds_images(folder):
     """Whether an image is anywhere below a folder."""
-    folders, images = _entries(folder, Counter())
-    return bool(images) or any(not os.path.islink(inner) and _holds_images(inner) for inner in folders.values())
+    pending = [folder]
+    while pending:
+        folders, images = _entries(pending.pop(), Counter())
+        if images:
+            return True
+        pending += [inner for inner in folders.values() if not os.path.islink(inner)]
+    return False
 
 
 def _entries(folder, left_out):
     """{name: path} of the folders in a folder, and the paths of its images, by name; counts all else in `left_out`."""
     folders, images, here = {}, [], Path(os.path.realpath(folder))
-    for name in sorted(os.listdir(folder)):
+    for name in sorted(os.listdir(folder), key=_normalized):
         path = os.path.join(folder, name)
         suffix = os.path.splitext(name)[1].lower()
-        edited = name.startswith((".", "~$")) or (len(name) > 1 and (name[-1] == "~" or name[0] == name[-1] == "#"))
-        if edited or name.lower() in LEFT_BEHIND:
+        try:
+            mode = os.stat(path).st_mode
+        except PermissionError:
+            raise
+        except OSError:
+            mode = 0  # a link to nothing, or in a circle
+        is_folder, is_file = stat.S_ISDIR(mode), stat.S_ISREG(mode)
+        edited = name.startswith("~$") or (len(name) > 1 and (name[-1] == "~" or name[0] == name[-1] == "#"))
+        if name[0] == "." or name.lower() in LEFT_BEHIND or (edited and not is_folder):
             left_out["hidden or temporary files"] += 1
-        elif os.path.isdir(path):
+        elif is_folder:
             there = Path(path).resolve()
             if os.path.islink(path) and (there.is_relative_to(here) or here.is_relative_to(there)):
                 left_out["links to folders that are there"] += 1
             else:
                 folders[name] = path
-        elif not os.path.isfile(path):
+        elif not is_file:
             left_out["broken links" if os.path.islink(path) else "neither files nor folders"] += 1
         elif suffix not in EXTENSIONS:
             left_out[f"{ascii(suffix)[1:-1] or 'without an extension'} (not read)"] += 1
@@ -187,7 +215,8 @@ def _entries(folder, left_out):
 def _listed(left_out):
     """A list of one sentence on what a Counter counts, or an empty one."""
     parts = [f"{what} {count:,}" for what, count in left_out.items() if count]
-    return [f"left out: {', '.join(parts)}"] if parts else []
+    more = f" and {len(parts) - MOST_LISTED} further kinds" * (len(parts) > MOST_LISTED)
+    return [f"left out: {', '.join(parts[:MOST_LISTED])}{more}"] if parts else []
 
 
 def load_images(images, *, resize=False, invert=False):

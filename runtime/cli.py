@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import errno
+import glob
 import os
 import re
 import sys
@@ -102,8 +103,11 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
         path, dataset = getattr(run_config, name), dataset or config.dataset
         writable_directory(path, name)
         kind, _, folder = dataset.partition(":")
-        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(os.path.expanduser(folder)))
-        if kind == "folder" and folder and inside:
+        folder = os.path.expanduser(folder) if kind == "folder" else ""
+        # Links may lead to classes.
+        roots = [folder, *(place for level in ("/*/", "/*/*/") for place in glob.glob(glob.escape(folder) + level))]
+        here = Path(os.path.realpath(path))
+        if folder and any(here.is_relative_to(os.path.realpath(root)) for root in roots):
             raise InputError(f"{flag(name)} {path}: inside of --dataset {dataset}, whose folders are its classes")
     if device.type == "cuda":
         torch.cuda.set_device(device)

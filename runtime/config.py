@@ -101,7 +101,7 @@ class LearnerConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         kind, _, path = self.dataset.partition(":")
-        if kind == "folder" and path:  # "d/" is "d"
+        if kind == "folder" and path and ".." not in Path(path).parts:  # "d/" is "d", but of a link "l/.." is not "."
             object.__setattr__(self, "dataset", f"folder:{os.path.normpath(path)}")
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from runtime.checkpoint import LOCK, exclusive_lock, invalid_contents, load_json
 from runtime.config import PORTABLE, InputError, differences, image_differences, portable_settings
 from runtime.distributed import rank, restarted
+from runtime.learners import saved_epochs
 
 BEGIN_ANEW = "other --checkpoint-dir and --results-dir keep its files, --overwrite removes them and begins anew"
 
@@ -105,8 +106,11 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     unfinished, sharded = [], {learner.prefix for learner in owned.learners if learner.sharded}
     for prefix, epoch in epochs_of.items():
         ranks = states[prefix]["ranks"] if prefix in sharded else 0
-        for part in ("", *(f"_rows_{number}_of_{ranks}" for number in range(ranks))):
-            if not (path := directory / f"{prefix}_state_{epoch}{part}.pt").exists():
+        parts = [f"state_{epoch}", *(f"state_{epoch}_rows_{number}_of_{ranks}" for number in range(ranks))]
+        if "epoch_*.pt" in owned.checkpoints:  # that of the last epoch is written again
+            parts += [f"epoch_{early}" for early in saved_epochs(settings["epochs"]) if early < epoch]
+        for part in parts:
+            if not (path := directory / f"{prefix}_{part}.pt").exists():
                 raise InputError(f"{path}: no such checkpoint, so that the run cannot be continued; {BEGIN_ANEW}")
         of_epoch = set(directory.glob(f"{prefix}_state_{epoch}[._]*"))
         unfinished += set(directory.glob(f"{prefix}_state_*.pt")) - of_epoch

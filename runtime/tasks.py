@@ -16,7 +16,7 @@ import torch
 from joblib import cpu_count
 
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json
-from runtime.config import InputError, RunError
+from runtime.config import InputError, RunError, about
 from runtime.distributed import barrier, gather, rank, size
 from runtime.progress import ProgressBar, check_interrupt
 
@@ -38,7 +38,8 @@ class Tasks:
                 known = load_json(path)
             if known != identity:
                 self.remove()
-                self.directory.mkdir()
+                with about(self.directory):
+                    self.directory.mkdir()
                 save_json(path, identity)
             with contextlib.suppress(InputError, KeyError):
                 self.started -= load_json(self.directory / "seconds.json")["seconds"]

@@ -105,6 +105,12 @@ def test_no_images_are_one_clear_line(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     Image.new("L", (301, 3)).save(tmp_path / "long.png")
     Image.fromarray(np.full((28, 28), 900, np.uint16)).save(tmp_path / "clear.png", transparency=900)
+    png(tmp_path / "four.png", np.full((28, 14), 0x66, np.uint8), bits=4, kind=0, transparent=6)  # two pixels a byte
+    Image.new("L", (16_001, 200)).save(tmp_path / "strip.png")
+    noise = np.random.default_rng(1).integers(0, 256, (112, 112), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "cut.png")
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:6000] + bytes(len(whole) - 6000))  # a copy that was not finished
     for images, reason in (
         ([], "no images: the list of paths is empty"),
         (tmp_path / "none.png", "none.png: No such file"),
@@ -112,8 +118,11 @@ def test_no_images_are_one_clear_line(tmp_path):
         (tmp_path / "classes", "one folder per class, use --dataset folder:"),
         (tmp_path / "half.png", "half.png: "),
         (tmp_path / "text.png", "text.png: not an image"),
-        (tmp_path / "long.png", "long.png: is 301 x 3 pixels, too far from a square"),
-        (tmp_path / "clear.png", "clear.png: a grey value of 16 bits is transparent; save 8 bits"),
+        (tmp_path / "long.png", "long.png: is 301 x 3 pixels, too large, or too far from a square"),
+        (tmp_path / "clear.png", "clear.png: a grey value or colour of other than 8 bits is transparent; save 8 bits"),
+        (tmp_path / "four.png", "four.png: a grey value or colour of other than 8 bits is transparent"),
+        (tmp_path / "strip.png", "strip.png: is 16001 x 200 pixels, too large, or too far from a square"),
+        (tmp_path / "cut.png", r"cut.png: cannot be read \(broken PNG file"),
     ):
         with pytest.raises(InputError, match=reason) as error:
             load_images(images, resize=True)
@@ -123,6 +132,11 @@ def test_no_images_are_one_clear_line(tmp_path):
 def test_classes_may_be_called_by_what_editors_put_at_ends_of_names(tmp_path):
     image_folder(tmp_path, {"#": 12, "~": 12})
     assert load_dataset(f"folder:{tmp_path}")[0].classes == ("#", "~")
+    image_folder(tmp_path, {"#1#": 12, "b~": 12, "~$c": 12}, seed=5)
+    assert load_dataset(f"folder:{tmp_path}")[0].classes == ("#", "#1#", "b~", "~", "~$c")
+    (tmp_path / "b~/.lock").touch()
+    (tmp_path / "b~/#000.png#").touch()
+    assert "left out: hidden or temporary files 2" in said_of(tmp_path)
 
 
 def test_dark_strokes_on_a_light_ground_give_one_warning(tmp_path):
@@ -288,29 +302,34 @@ def test_images_of_two_scales_and_scales_that_are_small_are_said(tmp_path):
     (tmp_path / "x.ppm").write_bytes(b"P6\n28 28\n65535\n" + colours.tobytes())
     with pytest.raises(InputError, match=r"x.ppm: colours of 16 bits, the largest 16 of 255"):
         load_images(tmp_path / "x.ppm")
+    (tmp_path / "x.pgm").write_bytes(b"P5\n28 28\n65535\n" + strokes(13_107, 0, np.uint16).astype(">u2").tobytes())
+    assert load_images(tmp_path / "x.pgm").max() == pytest.approx(2 * 0.2 - 1)  # it says itself what is white
 
 
-def png_of_16_bits(path, pixels):
-    """Writes a PNG of colours with 16 bits, (H, W, 3 or 4), which Pillow cannot write."""
+def png(path, rows, *, bits, kind, transparent=None):
+    """Writes a PNG 28 pixels wide, of forms that Pillow cannot write; kind: 0 grey, 2 colours, 4 and 6 with alpha."""
 
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    height, width, channels = pixels.shape
-    header = struct.pack(">2I5B", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    header = chunk(b"IHDR", struct.pack(">2I5B", 28, len(rows), bits, kind, 0, 0, 0))
+    declared = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + declared + pixels + chunk(b"IEND", b""))
 
 
-@pytest.mark.parametrize("channels", [3, 4])
-def test_colours_of_16_bits_must_use_them(tmp_path, channels):
-    pixels = np.stack([strokes(65_535, 0, np.uint16)] * channels, axis=-1)
-    pixels[..., 3:] = 65_535
-    png_of_16_bits(tmp_path / "all.png", pixels)
+@pytest.mark.parametrize(("channels", "kind"), [(3, 2), (2, 4), (4, 6)])
+def test_colours_of_16_bits_must_use_them(tmp_path, channels, kind):
+    pixels = np.stack([strokes(65_535, 0, np.uint16)] * channels, axis=-1).astype(">u2")
+    opaque = slice(3 if channels > 2 else 1, None)
+    pixels[..., opaque] = 65_535
+    png(tmp_path / "all.png", pixels, bits=16, kind=kind)
     expected = torch.from_numpy(strokes(1.0, -1.0, np.float32))
     assert torch.equal(load_images(tmp_path / "all.png")[0, 0], expected)
     for white in (255, 4095):
-        png_of_16_bits(tmp_path / "few.png", pixels // (65_535 // white))
+        few = pixels // (65_535 // white)
+        few[..., opaque] = 65_535
+        png(tmp_path / "few.png", few.astype(">u2"), bits=16, kind=kind)
         with pytest.raises(InputError, match=rf"few.png: colours of 16 bits, the largest {white // 256} of 255"):
             load_images(tmp_path / "few.png")
 
@@ -447,7 +466,9 @@ def test_folders_of_another_form_are_refused_with_what_was_seen(tmp_path, folder
 @pytest.mark.parametrize("name", [b"b\xff", b"two\nlines", b" "])
 def test_a_class_whose_name_no_table_can_hold_is_refused(tmp_path, name):
     image_folder(tmp_path, {"a": 12, "日本": 12, os.fsdecode(name): 12})
-    with pytest.raises(InputError, match="name that is empty, not UTF-8, or with a line break; rename it") as error:
+    with pytest.raises(
+        InputError, match="name that is empty, not UTF-8, or with a control character; rename it"
+    ) as error:
         load_dataset(f"folder:{tmp_path}")
     str(error.value).encode()
 
@@ -459,6 +480,10 @@ def test_the_same_name_in_both_unicode_forms_is_one_class(tmp_path):
     train, test = load_dataset(f"folder:{tmp_path}")
     assert train.classes == test.classes == ("b", "\u00e9")
     assert train.counts() == test.counts() == {"b": 12, "\u00e9": 12}
+    for seed, name in enumerate(("\u00e9", "f", "e\u0301", "f")):  # they sort differently as they are written
+        image_folder(tmp_path / str(seed // 2), {name: 12}, seed=seed % 2)
+    one, other = (load_dataset(f"folder:{tmp_path / name}") for name in "01")
+    assert [split.digest for split in one] == [split.digest for split in other]
 
 
 def test_a_path_in_the_home_directory(tmp_path, monkeypatch):
@@ -491,3 +516,34 @@ def test_images_that_are_perhaps_not_as_meant_are_said(tmp_path):
     assert "all images of b are dark beside the others" in said
     assert "images of nearly one grey value: 1" in said
     assert "files called like another one, but for the extension (copies?): 1" in said
+    for name, seed in (("a", 2), ("b", 3)):
+        digits(tmp_path / "mixed" / name, 12, seed=seed)
+        digits(tmp_path / "more" / name, 6, white=40, seed=seed)
+        digits(tmp_path / "turned" / name, 5, inverted=True, seed=seed)
+        for kind in ("more", "turned"):
+            for path in (tmp_path / kind / name).iterdir():
+                shutil.copy(path, tmp_path / "mixed" / name / f"{kind}{path.name}")
+    said = said_of(tmp_path / "mixed")
+    assert "images that are dark beside the others: 12 (" in said
+    assert "10 of 46 images are dark on a light ground, the others not" in said
+
+
+def test_a_folder_is_read_as_far_as_its_rights_go_and_as_its_path_says(tmp_path, monkeypatch):
+    image_folder(tmp_path / "right", {"a": 12, "b": 12})
+    image_folder(tmp_path / "wrong", {"c": 12, "d": 12})
+    (tmp_path / "wrong/link").symlink_to(tmp_path / "right/a")
+    assert TrainConfig(dataset=f"folder:{tmp_path}/wrong/link/..").dataset.endswith("/wrong/link/..")
+    assert load_dataset(f"folder:{tmp_path}/wrong/link/..")[0].classes == ("a", "b")
+    for number in range(20):
+        (tmp_path / f"right/a/scan.{number}").touch()
+    assert " and 5 further kinds" in said_of(tmp_path / "right")
+    known = os.stat
+
+    def as_another_user(path, **options):
+        if str(path).endswith("b/003.png"):
+            raise PermissionError(13, "Permission denied", path)
+        return known(path, **options)
+
+    monkeypatch.setattr(os, "stat", as_another_user)
+    with pytest.raises(InputError, match=r"right: .*right/b/003.png: Permission denied"):
+        load_dataset(f"folder:{tmp_path / 'right'}")

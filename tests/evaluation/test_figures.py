@@ -292,6 +292,8 @@ def test_the_users_settings_change_no_pixel(draw, options):
         (("のの", "cat"), ["のの", "cat"]),  # matplotlib's STIX has this one letter of Japanese
         (("猫", "犬"), ["0", "1"]),
         (("a\tb", "c"), ["0", "1"]),
+        (("patient 001 left", "patient 002 left"), ["patient…1 left", "patient…2 left"]),
+        (("a long name with 1 difference", "a long name with 2 difference"), ["0", "1"]),
     ],
 )
 @pytest.mark.filterwarnings("error")

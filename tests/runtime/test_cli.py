@@ -135,6 +135,11 @@ def test_a_run_is_prepared(monkeypatch, tmp_path):
     for folder in (tmp_path, tmp_path / "new"):
         with pytest.raises(InputError, match=f"--results-dir .*new: inside of --dataset folder:{folder}, whose"):
             cli.prepare_run(config, TrainConfig(), written=("results_dir",), dataset=f"folder:{folder}")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "linked/b").mkdir(parents=True)
+    (tmp_path / "linked/b/new").symlink_to(tmp_path / "new")  # as a class of a split
+    with pytest.raises(InputError, match=r"--results-dir .*new: inside of --dataset folder:.*linked, whose"):
+        cli.prepare_run(config, TrainConfig(dataset=f"folder:{tmp_path / 'linked'}"))
     (tmp_path / "loop").symlink_to("loop")
     cli.prepare_run(config, TrainConfig(dataset=f"folder:{tmp_path / 'loop'}"))
     cli.prepare_run(config, TrainConfig(dataset="folder:~nobody of that name/x"))

@@ -8,15 +8,15 @@ Weights are stored channels last, the layout that oneDNN needs.
 import contextlib
 import copy
 import math
-from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vae_utils import GaussianPosterior, check_pixels
+from vae_utils import GaussianPosterior, check_images, check_range
 
 INITIAL_LOG_VAR = -2.0  # of a q before any fit
+FAR = 10  # standard deviations: no pixel is drawn so far from [-1, 1]
 
 
 class Likelihood(nn.Module):
@@ -48,15 +48,6 @@ class Likelihood(nn.Module):
 
     def check(self, x):
         """Raises ValueError if x cannot be drawn from p(x|z)."""
-
-
-def check_images(x, image_shape, call):
-    """Raises ValueError, which shows the call as it should be, if x is not (B, *image_shape), of floats."""
-    check_pixels(x)
-    if x.shape[1:] != torch.Size(image_shape):
-        shape = ", ".join(map(str, image_shape))
-        one = f"; of one image {call.replace('(x', f'(x.reshape(1, {shape})')}" * (x.numel() == math.prod(image_shape))
-        raise ValueError(f"x {tuple(x.shape)}: {call} takes x (B, {shape}){one}")
 
 
 def flat_pixels(values, x):
@@ -128,6 +119,8 @@ class LatentVariableModel(nn.Module):
     precision: of the networks, "float32" (the format of their inputs) or "bfloat16"; results have their inputs' type.
     """
 
+    reach = math.inf  # how far beyond [-1, 1] pixels may be
+
     def __init__(self, decoder, likelihood, *, latent_dim, precision="float32"):
         super().__init__()
         self.decoder, self.likelihood, self.latent_dim, self.precision = decoder, likelihood, latent_dim, precision
@@ -141,8 +134,13 @@ class LatentVariableModel(nn.Module):
     @property
     def like(self):
         """An empty tensor with the type and the device of the weights; without weights, PyTorch's default ones."""
-        tensors = chain(self.parameters(), self.buffers())
-        return next((tensor.new_empty(0) for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+        tensors = (*self.parameters(), *self.buffers(), torch.empty(0))
+        return next(tensor.new_empty(0) for tensor in tensors if tensor.is_floating_point())
+
+    def check(self, x):
+        """Raises ValueError if images x are no draws from p(x|z), whatever z."""
+        check_range(x, beyond=self.reach)
+        self.likelihood.check(x)
 
     def decode(self, z):
         """The parameters of p(x|z), (..., channels * C, H, W), for z (..., D)."""
@@ -167,7 +165,7 @@ class LatentVariableModel(nn.Module):
             raise ValueError(f"the decoder gives {tuple(given)} for an image: not {channels} channels for each of x")
         check_images(x, (given[0] // channels, *given[1:]), "log_likelihood(x, z)")
         if x.device.type == "cpu":  # elsewhere this would wait for the device
-            self.likelihood.check(x)
+            self.check(x)
         return self.likelihood.log_prob(x, output)
 
     def log_joint(self, x, z):
@@ -206,6 +204,7 @@ class ConvModel(LatentVariableModel):
             decoder = Decoder(latent_dim, image_shape=image_shape, hidden=hidden, **of_pixels)
         super().__init__(decoder, likelihood, latent_dim=latent_dim, **options)
         self.image_shape = tuple(image_shape)
+        self.reach = FAR * math.sqrt(likelihood.noise_variance or math.inf)
 
 
 class ConvVAE(ConvModel):
@@ -218,7 +217,7 @@ class ConvVAE(ConvModel):
 
     def encode(self, x):
         """q(z|x) of x (B, *image), diagonal, (B, D). Raises ValueError if x does not fit."""
-        check_images(x, self.image_shape, "encode(x)")
+        check_images(x, self.image_shape, "encode(x)", beyond=self.reach)
         with autocast(self.precision, x.device):
             output = self.encoder(x)
         return GaussianPosterior.from_log_var(*output.to(x.dtype).chunk(2, dim=-1))

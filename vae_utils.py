@@ -103,6 +103,28 @@ def check_pixels(x):
         )
 
 
+def check_images(x, image_shape, call, beyond=None):
+    """Raises ValueError, which shows the call as it should be, if x is not (B, *image_shape), of floats.
+
+    beyond: if given, see `check_range`; of images on a CPU alone, since another device would have to be waited for.
+    """
+    check_pixels(x)
+    if beyond is not None and x.device.type == "cpu":
+        check_range(x, beyond)
+    if x.shape[1:] != torch.Size(image_shape):
+        shape = ", ".join(map(str, image_shape))
+        one = f"; of one image {call.replace('(x', f'(x.reshape(1, {shape})')}" * (x.numel() == math.prod(image_shape))
+        raise ValueError(f"x {tuple(x.shape)}: {call} takes x (B, {shape}){one}")
+
+
+def check_range(x, beyond=0.0):
+    """Raises ValueError if a pixel is farther than `beyond` from [-1, 1], or no number."""
+    low, high = x.aminmax() if x.numel() else (0.0, 0.0)
+    if not (low >= -1 - beyond and high <= 1 + beyond):  # NaN, too
+        scaled = "they must be scaled to [-1, 1], as images.load_images does it: grey values x by x / 127.5 - 1"
+        raise ValueError(f"pixels from {float(low):g} to {float(high):g}: {scaled}")
+
+
 def check_posterior(q):
     """Raises ValueError if q is no GaussianPosterior."""
     if not isinstance(q, GaussianPosterior):
@@ -123,7 +145,7 @@ def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
         raise ValueError("q: its scale must be lower triangular: of a covariance take torch.linalg.cholesky")
     if any(isinstance(layer, _BatchNorm | _DropoutNd) and layer.training for layer in model.modules()):
         raise ValueError("the model is in training mode, where its layers are random or mix images: model.eval()")
-    model.likelihood.check(x)
+    model.check(x)
 
 
 def elbo(model, x, q, noise=None):
@@ -188,7 +210,7 @@ def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=
     check_noise(noise, len(images), "evaluate_bound(model, images, posterior, noise=Noise(seed))")
     if draws < 1:
         raise ValueError(f"draws {draws}: one at least")
-    model.likelihood.check(images)
+    model.check(images)
     batches = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):
         q, part_noise = posterior(images[rows], rows), noise[rows]

@@ -12,7 +12,7 @@ from images import warn_unlike_mnist
 from posterior_fit import Fit, fit_posterior
 from runtime.config import EvalConfig, choose_precision
 from runtime.progress import bar_width
-from vae_utils import GaussianPosterior, Noise, mean_and_error
+from vae_utils import GaussianPosterior, Noise, check_range, mean_and_error
 
 AT_ONCE = 20  # images: more would save little time, and the bar would stand still for long
 
@@ -138,9 +138,7 @@ def _batch(model, images):
         raise ValueError(f"images of shape {tuple(x.shape)}: the model needs {shape} or (N, {str(shape)[1:]}")
     if not x.isfinite().all():
         raise ValueError("images: pixels that are no finite numbers")
-    low, high = float(x.min()), float(x.max())
-    if hasattr(model, "image_shape") and not (low >= -1 and high <= 1):
-        scaled = "they must be scaled to [-1, 1], as images.load_images does it: grey values x by x / 127.5 - 1"
-        raise ValueError(f"pixels from {low:g} to {high:g}: {scaled}")
-    model.likelihood.check(x)
+    if hasattr(model, "image_shape"):
+        check_range(x)
+    model.check(x)
     return x.reshape(-1, *shape)

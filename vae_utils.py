@@ -119,10 +119,10 @@ def check_images(x, image_shape, call, beyond=None):
 
 def check_range(x, beyond=0.0):
     """Raises ValueError if a pixel is farther than `beyond` from [-1, 1], or no number."""
-    low, high = x.aminmax() if x.numel() else (0.0, 0.0)
+    low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
     if not (low >= -1 - beyond and high <= 1 + beyond):  # NaN, too
         scaled = "they must be scaled to [-1, 1], as images.load_images does it: grey values x by x / 127.5 - 1"
-        raise ValueError(f"pixels from {float(low):g} to {float(high):g}: {scaled}")
+        raise ValueError(f"pixels from {low:g} to {high:g}: {scaled}")
 
 
 def check_posterior(q):

@@ -188,6 +188,7 @@ def small_mnist(folder, train=(60, 8, 8), test=(40, 8, 8), labels=None, classes=
         ({"labels": 59}, "labels do not fit: 60 x 8 x 8, 59, 40 x 8 x 8, 40"),
         ({"test": (40, 8, 12)}, "labels do not fit: 60 x 8 x 8, 60, 40 x 8 x 12, 40"),
         ({"train": (60, 27, 27), "test": (40, 27, 27)}, "images of 27 x 27 pixels: the networks need multiples of"),
+        ({"train": (60, 4, 4), "test": (40, 4, 4)}, "images of 4 x 4 pixels: the networks need multiples of four, bey"),
         ({"classes": 9}, "no training image of class 9"),
         ({"test": (7, 8, 8)}, "no test image of class 7, 8, 9"),
         ({"classes": 11}, "label 10, of 10 classes"),
@@ -198,6 +199,14 @@ def test_files_of_another_shape_are_refused(tmp_path, shapes, message):
     with pytest.raises(InputError, match=message) as error:
         load_data(toy_config(train_size=50), data_dir=tmp_path)
     assert "git checkout" not in str(error.value)
+
+
+def test_a_directory_in_the_place_of_an_archives_file_is_named(tmp_path):
+    small_mnist(tmp_path)
+    (tmp_path / "MNIST/raw/t10k-images-idx3-ubyte").unlink()
+    (tmp_path / "MNIST/raw/t10k-images-idx3-ubyte").mkdir()
+    with pytest.raises(InputError, match="t10k-images-idx3-ubyte is a directory"):
+        load_dataset(data_dir=tmp_path)
 
 
 def test_other_files_of_mnists_format_are_said_to_be_others(tmp_path):

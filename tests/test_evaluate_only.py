@@ -47,6 +47,9 @@ def test_other_seeds_and_counts_give_other_numbers_elsewhere(copy):
     assert summary["seconds"]["training"] == {}
     assert not {path.name for path in (folder / "other").iterdir()} & {"history.csv", "training_curves.png"}
     assert before.items() <= contents(folder).items()
+    status, said, _ = run(folder, "--evaluation", "none", "--results-dir", "other")
+    assert status == 0
+    assert "other/scores.csv: of an earlier evaluation, as all that this one does not write" in said
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,12 @@ def test_seconds_count_those_of_all_processes(directory, tmp_path, monkeypatch):
     assert again.seconds() == 70
     assert clock[0] - again.keep_results({"seed": 0}, 1000.0) == 30
     assert again.seconds() == 100
-    assert tasks.Tasks(tmp_path / ".evaluation", {"seed": 1}, 1000.0).started == 1000  # other work
+    other_work = tasks.Tasks(tmp_path / ".evaluation", {"seed": 1}, 1000.0)
+    assert other_work.started == 1000
+    other_work.remove()
+    (tmp_path / ".evaluation").touch()  # the user's own
+    with pytest.raises(InputError, match=r".evaluation: File exists"):
+        tasks.Tasks(tmp_path / ".evaluation", {"seed": 1}, 1000.0)
 
 
 def test_evaluations_read_checkpoints_side_by_side_and_write_nothing_there(tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ class Split:
 
     def at(self, rows):
         """The Split of some rows (M,)."""
-        rows = rows.to(self.labels.device)
+        rows = torch.as_tensor(rows, device=self.labels.device)
         return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows], digest="")
 
 
@@ -96,6 +96,9 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
         _check(whole, test)
         if train_index is not None:
             train_index = torch.as_tensor(train_index, device=device)
+            rows, kind = train_index.unique(), train_index.dtype
+            if kind != torch.int64 or not len(rows) or rows.shape != train_index.shape:
+                raise InputError("train_index: rows of the data set, whole numbers, all different, as Split.index")
             train = whole.at(torch.searchsorted(whole.index, train_index).clamp(max=total - 1))
             if not torch.equal(train.index, train_index):
                 raise InputError(f"has {total:,} training images; the checkpoints were trained on others")

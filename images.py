@@ -230,7 +230,14 @@ def load_images(images, *, resize=False, invert=False):
     light dark and the dark light; without it, images that look like dark strokes on a light ground give a warning.
     Raises InputError for a missing file, one that is no image, of several pictures or of another size, and without any.
     """
-    paths = [os.path.expanduser(path) for path in ([images] if isinstance(images, str | os.PathLike) else images)]
+    if not isinstance(resize, bool):
+        raise InputError(f"resize={resize!r}: True makes images 28 x 28, False takes them as they are")
+    try:
+        paths = [os.path.expanduser(path) for path in ([images] if isinstance(images, str | os.PathLike) else images)]
+    except TypeError:
+        raise InputError(
+            "images: a path, a list of paths or a folder; of an array of grey values x / 127.5 - 1"
+        ) from None
     left_out = Counter()
     if len(paths) == 1 and os.path.isdir(paths[0]):
         folder = paths[0]
@@ -280,8 +287,8 @@ def warn_unlike_mnist(images):
 
     To be called by a function that a user calls: the warning names the line of that call.
     """
-    if float(images.min()) >= 0:
-        text = "pixels in [0, 1]? expected [-1, 1]: 2 * x - 1"
+    if count := int((images.flatten(1).amin(1) >= 0).sum()):
+        text = f"pixels in [0, 1]? expected [-1, 1]: 2 * x - 1 ({count:,} of {len(images):,} images)"
     elif count := int(dark_on_light(images).sum()):
         text = f"{_unlike_mnist(count, len(images))}: -x turns all images"
     else:

@@ -13,7 +13,7 @@ from data import stratified_subset
 from latent_table import LatentTable
 from model import INITIAL_LOG_VAR, ConvModel
 from posterior_fit import Fit, PosteriorFit, fit_posterior
-from vae_utils import GaussianPosterior, Noise, check_noise, elbo
+from vae_utils import GaussianPosterior, Noise, check_images, check_noise, elbo
 
 VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
 VALIDATION_STEPS = 30
@@ -102,6 +102,7 @@ class LatentModel(ConvModel):
 
     def initial_posterior(self, x, noise=None):
         """Where the q of images x (B, *image) begins, those of the table as well as any other's: (B, D)."""
+        check_images(x, self.image_shape, "initial_posterior(x)", self.like)
         return self.start(x, noise)
 
     def _load_from_state_dict(self, state_dict, prefix, *others):

@@ -1,6 +1,7 @@
 """Trains the same decoder by several methods, such as an amortized VAE and latent optimization, and compares them."""
 
 import os
+import signal
 import time
 from dataclasses import asdict
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads soon leave the processor
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run_script` sees to it: Ctrl-C ends the imports in silence
     os.environ.pop("MPLBACKEND", None)  # of a notebook that starts this script; it may not be there
     os.environ["MATPLOTLIBRC"] = str(Path(__file__).with_name("evaluation") / "figures.mplstyle")  # not the user's
 
@@ -19,7 +21,7 @@ from evaluation.seeds import compare_seeds
 from evaluation.settings import add_own_flags, prepare, prepare_again
 from evaluation.tables import print_tables
 from latent_optimization import LatentOptimization
-from runtime.cli import Parser, add_flags, out_of_memory_hint, run_script
+from runtime.cli import Parser, add_flags, large_flags, out_of_memory_hint, run_script
 from runtime.config import ClassifierConfig, EvalConfig, RunConfig, RunError, TrainConfig, versions
 from runtime.learners import Checkpoints, saved_epochs
 from runtime.plan import Owned
@@ -45,8 +47,7 @@ def train_and_score(experiment):
             return
         start = f"{config.train_size:,} training images on {run.where}, networks in {config.precision}"
         print(*data.said, start, sep="\n", flush=True)
-        smaller = f"--batch-size ({config.batch_size:,}) or --latent-dim ({config.latent_dim:,})"
-        with out_of_memory_hint(smaller + f" or --hidden ({config.hidden:,})" * (config.hidden > TrainConfig.hidden)):
+        with out_of_memory_hint(large_flags(config, ("batch_size", "latent_dim"))):
             for method_class in methods:
                 method = method_class(config, take_shard(data))
                 for epoch in run.epochs(method):
@@ -59,7 +60,8 @@ def train_and_score(experiment):
 def score_again(experiment):
     """Scores the checkpoints that are there; history.csv and training_curves.png stay as they are."""
     run_config, config, eval_config, data, _, checkpoints = experiment
-    with open_evaluation(run_config, config, owned=owned(), device=experiment.settings["device"]) as run:
+    options = {"owned": owned(), "device": experiment.settings["device"], **checkpoints.scored()}
+    with open_evaluation(run_config, config, **options) as run:
         epoch, images = checkpoints.epochs[-1], f"{config.train_size:,} training images, seed {config.seed}"
         print(*data.said, f"{checkpoints.directory}: epoch {epoch} of {config.epochs}, {images}", sep="\n")
         print(f"evaluation with seed {eval_config.seed} on {run.where}, in {eval_config.precision}", flush=True)
@@ -70,8 +72,7 @@ def score(run, experiment, checkpoints):
     """Finds every number of the checkpoints, writes tables, figures and page, and summary.json last; prints tables."""
     config, eval_config, data = experiment.config, experiment.eval_config, experiment.data
     started, training_seconds = time.perf_counter(), run.training_seconds()
-    smaller = f"--images-per-digit ({eval_config.images_per_digit:,}) or --latent-dim ({config.latent_dim:,})"
-    with out_of_memory_hint(smaller):
+    with out_of_memory_hint(large_flags(eval_config, ("images_per_digit", "fitted_images"))):
         # The classifier belongs to the training: it stays the same when the evaluation has another seed.
         full = eval_config.evaluation == "full"
         classifier = find_classifier(data, ClassifierConfig.for_training(config), run) if full else None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vae_utils import GaussianPosterior, check_images, check_range
+from vae_utils import GaussianPosterior, check_images, check_pixels, check_range
 
 INITIAL_LOG_VAR = -2.0  # of a q before any fit
 FAR = 10  # standard deviations: no pixel is drawn so far from [-1, 1]
@@ -139,6 +139,7 @@ class LatentVariableModel(nn.Module):
 
     def check(self, x):
         """Raises ValueError if images x are no draws from p(x|z), whatever z."""
+        check_pixels(x, self.like)
         check_range(x, beyond=self.reach)
         self.likelihood.check(x)
 
@@ -217,7 +218,7 @@ class ConvVAE(ConvModel):
 
     def encode(self, x):
         """q(z|x) of x (B, *image), diagonal, (B, D). Raises ValueError if x does not fit."""
-        check_images(x, self.image_shape, "encode(x)", beyond=self.reach)
+        check_images(x, self.image_shape, "encode(x)", self.like, beyond=self.reach)
         with autocast(self.precision, x.device):
             output = self.encoder(x)
         return GaussianPosterior.from_log_var(*output.to(x.dtype).chunk(2, dim=-1))

@@ -3,12 +3,14 @@
 import contextlib
 import math
 import os
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads soon leave the processor
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run_script` sees to it: Ctrl-C ends the imports in silence
     os.environ.pop("MPLBACKEND", None)  # of a notebook that starts this script; it may not be there
     os.environ["MATPLOTLIBRC"] = str(Path(__file__).with_name("evaluation") / "figures.mplstyle")  # not the user's
 
@@ -41,6 +43,7 @@ class ClassifierTraining(Learner):
     """The classifier's training: Adam with one cycle of the learning rate (Smith & Topin 2019)."""
 
     name = prefix = "classifier"
+    file = "classifier.pt"
     metrics = ImageErrors._fields
 
     def __init__(self, config, data):
@@ -77,17 +80,17 @@ class ClassifierTraining(Learner):
 
     def checkpoint_name(self, epoch):
         """The one checkpoint, after the last epoch."""
-        return "classifier.pt" if epoch == self.config.epochs else None
+        return self.file if epoch == self.config.epochs else None
 
     def describe(self, row):
         """A row of the history in words."""
         return f"error {row['train_error']:.2%} train, {row['validation_error']:.2%} validation"
 
 
-SUMMARY, FIGURE = "classification.json", "classification.png"
+SUMMARY, FIGURE, JUDGE = "classification.json", "classification.png", "classifier_of_samples.pt"
 OWNED = Owned(
     (ClassifierTraining,),
-    ("classification.*",),
+    ("classification.json", "classification.png"),
     summary=SUMMARY,
     page=FIGURE,
     checkpoints=("state*",),
@@ -138,17 +141,19 @@ def load_classifier(path, data):
 def find_classifier(data, config, run):
     """The Classifier of these training images and this ClassifierConfig: loaded if it is there, else trained.
 
-    A checkpoint of another training is ignored and overwritten: the same settings give the same classifier, up to
-    rounding if another machine trained it. An evaluation only reads the directory of the checkpoints.
+    The same settings give the same classifier, up to rounding if another machine trained it. Beside a `classifier.pt`
+    of another training, such as the user's, it is called JUDGE. An evaluation only reads the checkpoints' directory.
     """
-    path, found = run.directory / "classifier.pt", None
-    for there in (Path(run.config.checkpoint_dir) / path.name, path):
+    found, names = None, (ClassifierTraining.file, JUDGE)
+    for there in (folder / name for name in names for folder in (Path(run.config.checkpoint_dir), run.directory)):
         with contextlib.suppress(InputError):  # nothing there, or nothing of use
             if replace(load_classifier(there, data).config, precision=config.precision) == config:
                 found = there
                 break
     if not (found := broadcast(found)):  # all ranks do the same
-        learner, found = ClassifierTraining(config, data), path
+        learner = ClassifierTraining(config, data)
+        learner.file = broadcast(JUDGE if (run.directory / learner.file).exists() else learner.file)
+        found = run.directory / learner.file
         with run.timed("supervised baseline"):
             for epoch in run.epochs(learner, resumable=False):
                 run.record(train_epoch(learner, epoch, progress=run.progress), validate(learner, epoch))

@@ -187,7 +187,14 @@ def train_epoch(learner, epoch, *, progress=None):
     """
     started, device, seed = time.perf_counter(), learner.images.device, learner.config.seed
     if (epoch := int(operator.index(epoch))) not in range(1, learner.config.epochs + 1):
-        raise ValueError(f"epoch {epoch}, of {learner.config.epochs} in the settings: TrainConfig(epochs={epoch})")
+        raise ValueError(f"epoch {epoch}: not from 1 to {learner.config.epochs}, the epochs in the settings")
+    if not torch.is_grad_enabled():
+        raise ValueError("train_epoch needs gradients: call it outside of torch.no_grad() and torch.inference_mode()")
+    groups = [group for optimizer in learner.optimizers for group in getattr(optimizer, "param_groups", ())]
+    if {*learner.model.parameters()}.isdisjoint(weight for group in groups for weight in group["params"]):
+        raise ValueError(
+            "no optimizer has the model's weights: method.load_weights(other.state_dict()) takes them over"
+        )
     order = torch.randperm(learner.count, generator=random_generator(seed, epoch, "order")).to(device)
     generator = random_generator(seed, epoch, "noise", device=device)
     sums = []

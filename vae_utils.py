@@ -18,7 +18,8 @@ DRAWN_AT_ONCE = 16  # samples of an image, by one call of its generator
 
 def random_generator(seed, *purpose, device="cpu"):
     """A generator that is a function of (seed, purpose) alone: a resumed run draws what an uninterrupted one draws."""
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    parts = tuple(part.item() if hasattr(part, "item") else part for part in (seed, *purpose))  # of NumPy, of tensors
+    digest = hashlib.sha256(repr(parts).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
@@ -48,8 +49,11 @@ class Noise:
         return None if isinstance(self._generators, torch.Generator) else len(self._generators)
 
     def __getitem__(self, rows):
-        """The Noise of the images at `rows`, (M,) int64. The generators are the same, not copies."""
-        return self if self.images is None else Noise(None, generators=[self._generators[row] for row in rows.tolist()])
+        """The Noise of the images at `rows`, (M,), or whatever indexes a tensor. The generators are the same."""
+        if self.images is None:
+            return self
+        rows = torch.arange(self.images)[rows.cpu() if isinstance(rows, torch.Tensor) else rows].reshape(-1)
+        return Noise(None, generators=[self._generators[row] for row in rows.tolist()])
 
     def spawn(self, rows, *purpose):
         """New generators, for the images at `rows`, a list which may name a row several times."""
@@ -95,20 +99,26 @@ def check_noise(noise, images, call):
         raise ValueError(f"noise: {call}, or Noise.of_images(seed, index=...) with an entry for each image")
 
 
-def check_pixels(x):
-    """Raises ValueError if x is no tensor of floats; half precision is too coarse for sums over pixels."""
+def check_pixels(x, like=None):
+    """Raises ValueError if x is no tensor of floats, or not of the type of `like`, that of a model's weights.
+
+    Half precision is too coarse for sums over pixels.
+    """
     if not (isinstance(x, torch.Tensor) and x.dtype in (torch.float32, torch.float64)):
         raise ValueError(
             "x: a tensor of floats (32 or 64 bits) in [-1, 1], as images.load_images and load_data give it"
         )
+    if like is not None and x.dtype != like.dtype:
+        raise ValueError(f"x: of {x.dtype}, where the model's weights are of {like.dtype}: x.to(model.like)")
 
 
-def check_images(x, image_shape, call, beyond=None):
+def check_images(x, image_shape, call, like=None, beyond=None):
     """Raises ValueError, which shows the call as it should be, if x is not (B, *image_shape), of floats.
 
-    beyond: if given, see `check_range`; of images on a CPU alone, since another device would have to be waited for.
+    like: see `check_pixels`; beyond: if given, see `check_range`; of images on a CPU alone, since another device would
+    have to be waited for.
     """
-    check_pixels(x)
+    check_pixels(x, like)
     if beyond is not None and x.device.type == "cpu":
         check_range(x, beyond)
     if x.shape[1:] != torch.Size(image_shape):
@@ -131,18 +141,34 @@ def check_posterior(q):
         raise ValueError("q: a GaussianPosterior, as model.encode(x) or GaussianPosterior(mean, scale) gives it")
 
 
+def check_scale(q):
+    """Raises ValueError if the scale of a q cannot be one; one that has diverged, or is no number, may pass."""
+    if not q.is_full and (q.scale < 0).any():
+        raise ValueError("q: its scale must be above 0")
+    if q.is_full and (q.scale.triu(1).abs() > 0).any():
+        raise ValueError("q: its scale must be lower triangular: of a covariance take torch.linalg.cholesky")
+
+
+def check_model(model):
+    """Raises ValueError if model is no LatentVariableModel."""
+    if not hasattr(model, "log_likelihood"):
+        raise ValueError(f"model: a LatentVariableModel, such as method.model, not {type(model).__name__}")
+
+
 def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
     """Raises ValueError for shapes that do not fit, a missing Noise, and inputs that would give wrong numbers."""
+    check_model(model)
     check_pixels(x)
     check_posterior(q)
     check_noise(noise, len(x), f"{function}(model, x, q, noise=Noise(seed))")
-    if q.mean.shape != (needed := (len(x), model.latent_dim)):
+    if not len(x) or q.mean.shape != (needed := (len(x), model.latent_dim)):
         shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)}"
-        raise ValueError(f"{shapes} do not fit: q needs {needed}, images by latent dimensions")
+        raise ValueError(
+            f"{shapes} do not fit: q needs {needed}, images by latent dimensions" if len(x) else "no images"
+        )
+    check_scale(q)
     if not (q.scale.diagonal(dim1=-2, dim2=-1) if q.is_full else q.scale).gt(0).all():
         raise ValueError("q: its scale must be above 0")
-    if q.is_full and q.scale.triu(1).any():
-        raise ValueError("q: its scale must be lower triangular: of a covariance take torch.linalg.cholesky")
     if any(isinstance(layer, _BatchNorm | _DropoutNd) and layer.training for layer in model.modules()):
         raise ValueError("the model is in training mode, where its layers are random or mix images: model.eval()")
     model.check(x)
@@ -154,7 +180,10 @@ def elbo(model, x, q, noise=None):
     x: (B, *image); q: GaussianPosterior (B, D); noise: a standard normal tensor, (B, D) or (K, B, D). Returns a Bound
     of (B,) each, averaged over K. Gradients flow to q and to the model. Raises ValueError for shapes that do not fit.
     """
+    check_model(model)
     check_posterior(q)
+    if q.mean.device.type == "cpu":  # elsewhere this would wait for the device
+        check_scale(q)
     if not isinstance(noise, torch.Tensor):
         raise ValueError("noise: elbo(model, x, q, torch.randn_like(q.mean)), or torch.randn(K, *q.mean.shape)")
     if noise.shape[-2:] != q.mean.shape or noise.dim() > 3 or not noise.numel() or len(x) != len(q.mean):
@@ -207,9 +236,10 @@ def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=
 
     posterior(x, rows): q of the images x (B, *image) at `rows` (B,) of `images` (N, *image).
     """
+    check_model(model)
     check_noise(noise, len(images), "evaluate_bound(model, images, posterior, noise=Noise(seed))")
-    if draws < 1:
-        raise ValueError(f"draws {draws}: one at least")
+    if draws < 1 or not len(images):
+        raise ValueError(f"draws {draws} of {len(images)} images: one at least")
     model.check(images)
     batches = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):

@@ -1,5 +1,6 @@
 """log p(x) of any images in one call, `log_prob`; its steps, `fit_and_anneal`, are those of the evaluation, too."""
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -108,7 +109,7 @@ def log_prob(
     trained_on = getattr(getattr(model, "config", None), "dataset", "mnist")  # as far as is known
     if hasattr(model, "image_shape") and not trained_on.startswith("folder:"):  # a decoder of model.py
         warn_unlike_mnist(x)
-    with tqdm(total=len(x), desc="log p(x)", unit="img", **bar_width()) as bar:
+    with tqdm(total=len(x), desc="log p(x)", unit="img", disable=not sys.stderr, **bar_width()) as bar:
         for part in x.split(AT_ONCE):
             pixels = [image.cpu().numpy().tobytes() for image in part]
             noise = Noise.of_images(seed, "log p(x)", index=pixels, device=x.device)
@@ -127,7 +128,7 @@ def _batch(model, images):
     like = model.like
     shape = tuple(model.mean(torch.zeros(1, model.latent_dim).to(like)).shape[1:])
     try:
-        x = torch.as_tensor(images).to(like)
+        x = torch.as_tensor(images).detach().to(like)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
             "images: give one tensor or array, such as torch.stack(images); images.load_images reads files"

@@ -75,7 +75,7 @@ def prepare_again(given, *, owned):
     for epoch in checkpoints.epochs:
         checkpoints.load(epoch, data)
     refuse_used(run_config)
-    plan_evaluation(run_config, config, owned=owned)
+    plan_evaluation(run_config, config, owned=owned, **checkpoints.scored())
     return Experiment(run_config, config, eval_config, data, checkpoints.methods, checkpoints)
 
 
@@ -86,10 +86,12 @@ def add_own_flags(parser, methods):
     names = [method.name for method in methods]
     default = " ".join(method.name for method in methods if method.by_default)
     meaning = f"what is trained (default: {default}), or scored again (default: those whose checkpoints are there)"
-    parser.add_argument("--methods", nargs="+", choices=names, metavar="NAME", default=SUPPRESS, help=meaning)
+    parser.add_argument(
+        "--methods", nargs="+", action="extend", choices=names, metavar="NAME", default=SUPPRESS, help=meaning
+    )
     meaning = "do it all for each of these seeds, in subdirectories seed_N of both directories; then write seeds.csv"
     meaning += " and print means over seeds as Markdown. Finished seeds are skipped, --resume continues the others"
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", default=SUPPRESS, help=meaning)
+    parser.add_argument("--seeds", nargs="+", action="extend", type=int, metavar="N", default=SUPPRESS, help=meaning)
 
 
 def choose_methods(given, methods, there=()):

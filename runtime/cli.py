@@ -22,7 +22,9 @@ from runtime.distributed import connect, finish, first_to_stop, local_rank, rank
 from runtime.progress import Interrupted, install_signal_handlers
 
 # In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
-OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED|could not create a (primitive$|memory)")
+OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|ALLOC_FAILED|could not create a (primitive$|memory)|bad_alloc"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,6 +33,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **keywords):
         formatter = partial(argparse.HelpFormatter, max_help_position=34)
         super().__init__(formatter_class=formatter, allow_abbrev=False, **keywords)
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|-inf$", re.IGNORECASE)  # 1e-3, too
 
     def parse_args(self, args=None, namespace=None):
         """Parses like its base class; its error for unknown flags names the most similar ones."""
@@ -117,6 +120,13 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
     return device, replace(config, precision=choose_precision(config.precision, device))
 
 
+def large_flags(config, names):
+    """The flags of the fields `names` of a config, and of its counts above their defaults, with their values."""
+    counts = [entry for entry in fields(config) if entry.type is int and entry.name not in ("epochs", "seed")]
+    large = [entry for entry in counts if entry.name in names or getattr(config, entry.name) > entry.default]
+    return " or ".join(f"{flag(entry.name)} ({getattr(config, entry.name):,})" for entry in large)
+
+
 @contextmanager
 def out_of_memory_hint(flags):
     """Turns the errors of a device without enough memory into a RunError that names the `flags` to lower."""
@@ -143,6 +153,9 @@ def run_script(main):
     install_signal_handlers()
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, closed with the process
+    for name_of_stream in ("stdout", "stderr"):
+        if getattr(sys, name_of_stream) is None:  # it was closed by who started the script
+            setattr(sys, name_of_stream, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a console may lack characters of names
             stream.reconfigure(errors="replace")

@@ -75,7 +75,7 @@ def lengthen(owned, run_config, epochs):
                 save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": epochs}})
             else:
                 gone[path] = f"_epoch_{epoch}.png"
-    for path in (path for name in owned.results for path in Path(run_config.results_dir).glob(name)):
+    for path in owned.results_in(run_config):
         is_gone = path.name.endswith(tuple(gone.values())) if "_epoch_" in path.name else path.name != owned.summary
         if is_gone:
             path.unlink()
@@ -98,6 +98,10 @@ class Checkpoints(NamedTuple):
         paths = [self.path(method, epoch) for epoch, method in product(self.epochs, self.methods)]
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
 
+    def scored(self):
+        """What is scored: the last epoch and the methods' names."""
+        return {"epoch": self.epochs[-1], "methods": [method.name for method in self.methods]}
+
     def path(self, method, epoch):
         """The path of a checkpoint."""
         return Path(self.directory) / f"{method.prefix}_epoch_{epoch}.pt"
@@ -108,6 +112,11 @@ class Checkpoints(NamedTuple):
         for method_class in self.methods:
             path = self.path(method_class, epoch)
             checkpoint = read_checkpoint(path, method_class.name, device=data.device)
+            free = portable_settings(checkpoint.get("images"), data.digest)
+            others = differences(asdict(checkpoint["config"]), asdict(self.config), but=free)
+            same_images = torch.equal(checkpoint["train_index"].cpu(), self.train_index.cpu())
+            if others or checkpoint["epoch"] != epoch or not same_images:
+                raise InputError(f"{path}: of another training or epoch{f': {others}' * bool(others)}")
             with invalid_contents(path):
                 method = method_class(checkpoint["config"], data)
                 method.load_weights(checkpoint["weights"])

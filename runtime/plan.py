@@ -1,5 +1,6 @@
 """Decides whether a run begins, resumes or is refused, by the files in its directories; `run.Run` then restores it."""
 
+import re
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,9 @@ from runtime.distributed import rank, restarted
 from runtime.learners import saved_epochs
 
 BEGIN_ANEW = "other --checkpoint-dir and --results-dir keep its files, --overwrite removes them and begins anew"
+
+NUMBERED = re.compile("_(epoch|state)[_.]")  # names that end as OURS do; others are the user's own
+OURS = re.compile(r"_(epoch_\d+\.(pt|png)|state(_\d+(_rows_\d+_of_\d+)?\.pt|\.json))$")
 
 
 class Owned(NamedTuple):
@@ -34,11 +38,25 @@ class Owned(NamedTuple):
         Raises InputError if one of them is a directory.
         """
         checkpoints = [f"{learner.prefix}_{kind}" for kind in self.checkpoints for learner in self.learners]
-        patterns = (run_config.checkpoint_dir, checkpoints), (run_config.results_dir, self.results)
-        paths = [path for folder, names in patterns for name in names for path in sorted(Path(folder).glob(name))]
+        paths = [*_ours(run_config.checkpoint_dir, checkpoints), *self.results_in(run_config)]
         if directories := [path for path in paths if path.is_dir()]:
             raise InputError(f"{directories[0]}: a directory, where a run has a file")
         return [path for path in paths if path.is_file()]
+
+    def results_in(self, run_config):
+        """What is there of `results`, without the user's own files."""
+        return _ours(run_config.results_dir, self.results)
+
+
+def _ours(directory, patterns):
+    paths = [path for name in patterns for path in sorted(Path(directory).glob(name))]
+    return [path for path in paths if not NUMBERED.search(path.name) or OURS.search(path.name)]
+
+
+def state_files(directory, prefix, epoch="[0-9]+"):
+    """The files of tensors of a learner's states, after an epoch or all; files of the user's own are not among them."""
+    name = re.compile(rf"{re.escape(prefix)}_state_{epoch}(_rows_[0-9]+_of_[0-9]+)?\.pt")
+    return [path for path in Path(directory).glob(f"{prefix}_state_*.pt") if name.fullmatch(path.name)]
 
 
 class Plan(NamedTuple):
@@ -112,8 +130,7 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         for part in parts:
             if not (path := directory / f"{prefix}_{part}.pt").exists():
                 raise InputError(f"{path}: no such checkpoint, so that the run cannot be continued; {BEGIN_ANEW}")
-        of_epoch = set(directory.glob(f"{prefix}_state_{epoch}[._]*"))
-        unfinished += set(directory.glob(f"{prefix}_state_*.pt")) - of_epoch
+        unfinished += set(state_files(directory, prefix)) - set(state_files(directory, prefix, epoch))
     there = [*states.values()][-1]["settings"]
     there = {
         name: there[name] for name in portable_settings(there.get("images"), settings.get("images")) if name in there
@@ -152,10 +169,11 @@ def _load_state(path, prefix):
     return state
 
 
-def plan_evaluation(run_config, config, *, owned):
+def plan_evaluation(run_config, config, *, owned, epoch, methods):
     """The training seconds that the summary of these checkpoints knows, and whether other results are to be removed.
 
-    config: the TrainConfig of the checkpoints. Raises InputError if the results are those of another run.
+    config: the TrainConfig of the checkpoints; epoch, methods: that is scored, whose names. Raises InputError if the
+    results are those of another run, or of another epoch or of further methods.
     """
     owned.files(run_config)  # refuses directories in the place of files
     path = Path(run_config.results_dir) / owned.summary
@@ -167,8 +185,13 @@ def plan_evaluation(run_config, config, *, owned):
     with invalid_contents(path):
         trained = {**asdict(type(config)()), **earlier.get("train_config", {})}
         trained |= {name: getattr(config, name) for name in PORTABLE if name in trained}
-        if trained == asdict(config):
+        scored = earlier.get("settings", {}).get("methods", "")
+        same = earlier.get("scored_epoch", epoch) == epoch and {*scored.split()} <= {*methods}
+        if trained == asdict(config) and (same or run_config.overwrite):
             return dict(earlier["seconds"]["training"]), False
+    if trained == asdict(config):
+        there = f"its scores are of epoch {earlier['scored_epoch']} and --methods {scored}"
+        raise InputError(f"{path}: {there}; another --results-dir keeps them, --overwrite replaces them")
     if not run_config.overwrite:
         others = differences(trained, asdict(config)) or "of another version"
         raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")

@@ -20,7 +20,7 @@ from runtime.config import RunError
 from runtime.cuda_graph import record_step
 from runtime.distributed import barrier, broadcast, own_shard, rank, size
 from runtime.learners import lengthen, save_learner
-from runtime.plan import Plan, plan_evaluation, plan_run
+from runtime.plan import Plan, plan_evaluation, plan_run, state_files
 from runtime.progress import Interrupted, ProgressBar, check_interrupt
 from runtime.tasks import Tasks
 
@@ -47,20 +47,27 @@ def open_run(run_config, settings, *, owned, scoring=None):
                 same = "but for rounding and a device's random numbers, the run goes on as it would have there"
                 print(f"{plan.moved}: {same}", flush=True)
             if plan.lengthened:
-                print("the run is lengthened: tables, figures and page of its shorter end are removed", flush=True)
+                for learner in plan.states:  # one that is damaged stops the run before anything is removed
+                    for path in state_files(run.directory, learner):
+                        load_checkpoint(path)
+                gone = "tables, figures, page and last checkpoints of its shorter end are removed"
+                print(f"the run is lengthened: {gone}", flush=True)
                 lengthen(owned, run_config, settings["epochs"])
         with stop_hint(run):
             yield run
 
 
 @contextmanager
-def open_evaluation(run_config, config, *, owned, device):
-    """Locks the results, and yields the Run that scores checkpoints again, which it only reads."""
+def open_evaluation(run_config, config, *, device, **options):
+    """Locks the results, and yields the Run that scores checkpoints again, which it only reads.
+
+    options: of `plan_evaluation`, whose errors are these.
+    """
     with directory_lock(run_config.results_dir):
-        training_seconds, others = plan_evaluation(run_config, config, owned=owned)
+        training_seconds, others = plan_evaluation(run_config, config, **options)
         barrier()
         if others and rank() == 0:
-            for path in (path for name in owned.results for path in Path(run_config.results_dir).glob(name)):
+            for path in options["owned"].results_in(run_config):
                 path.unlink()
         run = Run(run_config, {"device": device})
         run.directory = run.results
@@ -191,7 +198,7 @@ class Run:
             known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "settings": self.settings}
             known |= {"history": history, "seconds": self.seconds()}
             save_json(self.directory / f"{learner.prefix}_state.json", known)
-            for path in self.directory.glob(f"{learner.prefix}_state_{epoch - 1}[._]*"):
+            for path in state_files(self.directory, learner.prefix, epoch - 1):
                 path.unlink(missing_ok=True)
 
     def _restore(self, learner):

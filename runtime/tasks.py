@@ -10,6 +10,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import torch
@@ -100,10 +101,13 @@ def _one_thread(device):
 
 def _in_workers(functions, workers, advance):
     """(name, what its function returns), as worker processes finish them; advance: called with 0 meanwhile."""
+    names = {}
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
         try:
-            names = {pool.submit(function): name for name, function in functions.items()}
-            pool.submit(int)  # or the pool would not notice the end of the worker that was started last
+            with _interrupts_later():
+                for name, function in functions.items():
+                    names[pool.submit(function)] = name
+                pool.submit(int)  # or the pool would not notice the end of the worker that was started last
             while names:
                 for future in wait(names, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     yield names.pop(future), future.result()
@@ -116,8 +120,22 @@ def _in_workers(functions, workers, advance):
                 worker.terminate()
 
 
+@contextmanager
+def _interrupts_later():
+    """Holds Ctrl-C back; processes that begin meanwhile inherit this, and never see it."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker():
-    """A worker has one thread, leaves Ctrl-C to the process that has started it, and does not outlive it."""
+    """A worker has one thread, and does not outlive the process that has started it, which sees to Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

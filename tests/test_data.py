@@ -78,6 +78,9 @@ def test_the_data_of_an_experiment_do_not_overlap(mnist, monkeypatch):
     assert load_data(toy_config(train_size=60_000)).validation is mnist[1]  # where no others are left
     with pytest.raises(InputError, match="has 60,000 training images; the checkpoints were trained on others"):
         load_data(toy_config(), train_index=[3, 60_000])
+    for wrong in ([], [3, 3], [[3, 4]], [True, False], [0.5]):
+        with pytest.raises(InputError, match="train_index: rows of the data set, whole numbers, all different"):
+            load_data(toy_config(), train_index=wrong)
     with pytest.raises(InputError, match=r"load_data takes settings: load_data\(TrainConfig\("):
         load_data("mnist")
 

@@ -113,6 +113,7 @@ def test_no_images_are_one_clear_line(tmp_path):
     (tmp_path / "cut.png").write_bytes(whole[:6000] + bytes(len(whole) - 6000))  # a copy that was not finished
     for images, reason in (
         ([], "no images: the list of paths is empty"),
+        (LIGHT, "images: a path, a list of paths or a folder; of an array of grey values x / 127.5 - 1"),
         (tmp_path / "none.png", "none.png: No such file"),
         (tmp_path / "empty", r"empty: no image files \(.jpg, .jpeg, .png"),
         (tmp_path / "classes", "one folder per class, use --dataset folder:"),
@@ -172,7 +173,7 @@ def test_a_light_garment_that_fills_the_image_is_not_dark_on_light():
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        ((LIGHT + 1) / 2, r"pixels in \[0, 1\]\? expected \[-1, 1\]: 2 \* x - 1"),
+        ((LIGHT + 1) / 2, r"pixels in \[0, 1\]\? expected \[-1, 1\]: 2 \* x - 1 \(1 of 1 images\)"),
         (-LIGHT, "in 1 of 1 image, .*: -x turns all images"),
         (LIGHT, None),
     ],

@@ -94,8 +94,10 @@ def test_a_classifier_is_trained_only_where_it_is_not_there(trained, data, tmp_p
         assert all(map(torch.equal, find_classifier(data, CONFIG, run).parameters(), model.parameters()))
     assert path.stat().st_mtime_ns == before
     assert load_classifier(tmp_path / "classifier.pt", data).config == CONFIG
-    replaced = find_classifier(data, other := replace(CONFIG, seed=4), run)
-    assert load_classifier(tmp_path / "classifier.pt", data).config == replaced.config == other
+    for _ in range(2):  # the user's is not replaced
+        beside = find_classifier(data, other := replace(CONFIG, seed=4), run)
+        assert load_classifier(tmp_path / "classifier_of_samples.pt", data).config == beside.config == other
+    assert load_classifier(tmp_path / "classifier.pt", data).config == CONFIG
 
 
 def test_another_number_of_classes_and_size_of_images():

@@ -280,6 +280,16 @@ def test_a_step_that_was_interrupted_leaves_no_trace():
     assert all(map(torch.equal, *results))
 
 
+def test_an_epoch_that_would_train_nothing_is_refused():
+    method = AmortizedVAE(toy_config(), toy_data())
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context, pytest.raises(ValueError, match=r"train_epoch needs gradients: call it outside of torch.no_grad"):
+            train_epoch(method, 1)
+    method.model = AmortizedVAE(toy_config(seed=8), toy_data()).model
+    with pytest.raises(ValueError, match=r"no optimizer has the model's weights: method.load_weights"):
+        train_epoch(method, 1)
+
+
 def test_validation_is_in_evaluation_mode(monkeypatch):
     modes = []
 

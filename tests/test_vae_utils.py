@@ -1,7 +1,9 @@
 """The bound, its parts and importance sampling against closed forms and quadrature."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import SIGMA, LinearGaussian, gaussian, linear_gaussian, seeded
@@ -171,6 +173,17 @@ def test_a_generator_depends_on_the_seed_and_every_purpose():
     draws = [draw(1), draw(2), draw(1, 2), draw(1, "noise"), draw(1, 2, "noise"), draw(12)]
     assert len(set(draws)) == len(draws)
     assert draw(1, 2, "noise") == draws[4]
+    assert draw(np.int64(1), np.int64(2), "noise") == draws[4]
+
+
+def test_noise_is_indexed_like_a_tensor():
+    noise, like = Noise.of_images(0, index=np.arange(4)), torch.empty(0)
+    whole = Noise.of_images(0, index=range(4)).normal((1, 4), like=like)
+    mask = torch.tensor([False, True, True, False])
+    for rows, expected in ((mask, [1, 2]), (slice(2), [0, 1]), (3, [3]), ([0, 2], [0, 2])):
+        fresh = Noise.of_images(0, index=np.arange(4))[rows]
+        assert torch.equal(fresh.normal((1, len(expected)), like=like), whole[:, expected])
+    assert noise.images == 4
 
 
 ESTIMATORS = {
@@ -253,6 +266,16 @@ def annealed(vae, x, q, **options):
             "pixels that are -1 or 1",
         ),
         (lambda vae, x, q: vae.encode(x.half()), "x: a tensor of floats"),
+        (lambda vae, x, q: vae.encode(x.double()), "x: of torch.float64, where .* torch.float32: x.to\\(model.like\\)"),
+        (lambda vae, x, q: sampled(vae, x.double(), q), "x: of torch.float64, where the model's weights are of"),
+        (lambda vae, x, q: elbo(vae, x, GaussianPosterior(q.mean, torch.ones(3, 4, 4)), q.mean), "lower triangular"),
+        (lambda vae, x, q: elbo(vae, x, GaussianPosterior(q.mean, -q.scale), q.mean), "scale must be above 0"),
+        (lambda vae, x, q: sampled(vae, x[:0], q[torch.arange(0)]), "no images"),
+        (lambda vae, x, q: evaluate_bound(vae, x[:0], vae.encode, noise=Noise(0)), "1 of 0 images: one at least"),
+        (
+            lambda vae, x, q: elbo(SimpleNamespace(model=vae), x, q, q.mean),
+            "model: .* such as method.model, not Simple",
+        ),
         (lambda vae, x, q: vae.encode(255 * x.abs()), r"pixels from .* they must be scaled to \[-1, 1\]"),
         (lambda vae, x, q: elbo(vae, x.fill_(-torch.inf), q, q.mean), "pixels from -inf to -inf: they must be scaled"),
         (lambda vae, x, q: sampled(vae, x.fill_(torch.nan), q), "pixels from nan to nan: they must be scaled"),
@@ -266,7 +289,10 @@ def annealed(vae, x, q, **options):
         (lambda vae, x, q: sampled(dropping(vae), x, q), r"model.eval\(\)"),
         (lambda vae, x, q: elbo(binary(vae), x, q, q.mean), "pixels that are -1 or 1"),
         (lambda vae, x, q: Noise(torch.Generator()), r"Noise\(.*\): takes a seed"),
-        (lambda vae, x, q: evaluate_bound(vae, x, lambda x, rows: q, noise=Noise(0), draws=0), "draws 0: one at least"),
+        (
+            lambda vae, x, q: evaluate_bound(vae, x, lambda x, rows: q, noise=Noise(0), draws=0),
+            "draws 0 of 3 images: one at least",
+        ),
         (lambda vae, x, q: fit_posterior(vae, x, q, noise=Noise(0), max_cycles=0), "max_cycles 0: not above 0"),
         (lambda vae, x, q: annealed(vae, x, q, temperatures=-3), "temperatures -3.*out of range"),
         (lambda vae, x, q: annealed(vae, x, q, log_weight_std=-1.0), "out of range"),

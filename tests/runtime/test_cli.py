@@ -114,12 +114,24 @@ def test_wrong_flags_are_one_line(capsys, text, said):
         (MemoryError(), RunError, "out of memory; lower --steps"),
         (RuntimeError("CUDA out of memory."), RunError, "out of memory; lower --steps"),
         (RuntimeError("could not create a primitive"), RunError, "out of memory; lower --steps"),
+        (RuntimeError("std::bad_alloc"), RunError, "out of memory; lower --steps"),
         (RuntimeError("shapes differ"), RuntimeError, "shapes differ"),
     ],
 )
 def test_out_of_memory_names_the_flags_to_lower(error, kind, message):
     with pytest.raises(kind, match=f"^{message}$"), out_of_memory_hint("--steps"):
         raise error
+
+
+def test_negative_numbers_are_values_of_flags(capsys):
+    for text in ("-1e-3", "-.5", "-inf", "-2"):
+        with pytest.raises(InputError, match=r"--step-size -.*: not from"):
+            make_config(Config, parser_of(Config).parse_args(["--step-size", text]))
+
+
+def test_flags_that_take_memory_are_named_if_they_are_above_their_defaults():
+    config = TrainConfig(latent_rank=8, epochs=900, seed=9, latent_dim=100)
+    assert cli.large_flags(config, ["batch_size"]) == "--batch-size (64) or --latent-rank (8)"
 
 
 def test_a_run_is_prepared(monkeypatch, tmp_path):

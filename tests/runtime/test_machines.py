@@ -71,7 +71,7 @@ def test_a_finished_run_is_finished_on_another_machine(directory, tmp_path):
     assert directory.plan(scoring={"num_samples": 5, "precision": "float32"}, **HERE).finished
     trained = {"train_config": {"precision": "bfloat16"}, "seconds": {"training": {"first": 2.0}}}
     save_json(tmp_path / "summary.json", trained)
-    known = plan_evaluation(directory.config(), TrainConfig(precision="float32"), owned=OWNED)
+    known = plan_evaluation(directory.config(), TrainConfig(precision="float32"), owned=OWNED, epoch=3, methods=[])
     assert known == ({"first": 2.0}, False)
 
 
@@ -118,9 +118,9 @@ def test_evaluations_read_checkpoints_side_by_side_and_write_nothing_there(tmp_p
     for run_config in (one, other):
         prepare_run(run_config, toy_config(), written=("results_dir",))
     settings = ClassifierConfig(epochs=1, train_size=150, batch_size=50, precision="float32")
-    with open_evaluation(one, toy_config(), owned=OWNED, device="cpu") as run:
+    with open_evaluation(one, toy_config(), device="cpu", owned=OWNED, epoch=1, methods=[]) as run:
         refuse_used(other)
-        with open_evaluation(other, toy_config(), owned=OWNED, device="cpu"):
+        with open_evaluation(other, toy_config(), device="cpu", owned=OWNED, epoch=1, methods=[]):
             find_classifier(data, settings, run)
     assert not os.listdir(there)
     assert os.listdir(tmp_path / "one") == ["classifier.pt"]

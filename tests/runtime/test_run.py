@@ -130,7 +130,7 @@ def test_a_run_continues_after_its_last_epoch(directory, tmp_path):
     assert again.history[:2] == history
     assert int(learner.epochs_done) == 3
     assert torch.equal(learner.table, 8 * torch.arange(11.0))
-    assert sorted(os.listdir(tmp_path))[1] == "first_state_3.pt"
+    assert sorted(path.name for path in tmp_path.glob("first_state_*"))[0] == "first_state_3.pt"
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 3), (3, 1), (2, 3), (3, 2), (4, 2)])
@@ -281,7 +281,8 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
 
 def test_results_of_another_training_are_not_scored_over(directory, tmp_path):
     def plan(epochs, **fields):
-        return plan_evaluation(directory.config(**fields), TrainConfig(epochs=epochs), owned=OWNED)
+        options = {"owned": OWNED, "epoch": 3, "methods": ["first"]}
+        return plan_evaluation(directory.config(**fields), TrainConfig(epochs=epochs), **options)
 
     assert plan(3) == ({}, False)
     known = {"train_config": {"epochs": 3}, "seconds": {"training": {"first": 2.0}}}  # as of an older version
@@ -290,6 +291,13 @@ def test_results_of_another_training_are_not_scored_over(directory, tmp_path):
     with pytest.raises(InputError, match=r"summary.json: of another run \(--epochs 3 there, 4 here\)"):
         plan(4)
     assert plan(4, overwrite=True) == ({}, True)
+    for other in ({"scored_epoch": 2, "settings": {"methods": "first"}}, {"settings": {"methods": "first second"}}):
+        save_json(tmp_path / "summary.json", {"scored_epoch": 3, **known, **other})
+        with pytest.raises(
+            InputError, match=r"its scores are of epoch [23] and --methods .*; another --results-dir keeps"
+        ):
+            plan(3)
+        assert plan(3, overwrite=True) == ({"first": 2.0}, False)
     for foreign in ({"train_config": None}, {"train_config": [1]}, {"train_config": {"epochs": 3}, "seconds": 1}):
         save_json(tmp_path / "summary.json", foreign)
         with pytest.raises(InputError, match=r"summary.json: its contents do not fit this program"):
@@ -301,6 +309,27 @@ def test_results_of_another_training_are_not_scored_over(directory, tmp_path):
     for planned in (plan, lambda epochs: directory.plan()):
         with pytest.raises(InputError, match=r"summary.json: a directory, where a run has a file"):
             planned(3)
+
+
+def test_files_of_the_users_own_are_none_of_a_run(directory, tmp_path):
+    directory.finish()
+    names = ["first_state_2.pt.bak", "first_state_backup.pt", "first_state_notes.txt", "first_epoch_best.pt"]
+    for name in names:
+        (tmp_path / name).touch()
+    plan = directory.plan(overwrite=True)
+    assert plan.remove
+    assert not {path.name for path in (*plan.remove, *directory.plan(resume=True, epochs=5).remove)} & {*names}
+    directory.save(First(), 3)
+    assert {*names} <= {*os.listdir(tmp_path)}
+    path = tmp_path / "first_state_3.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    directory.settings["epochs"] = 5
+    with (
+        pytest.raises(InputError, match=r"first_state_3.pt: not a checkpoint, or damaged"),
+        directory.open(resume=True),
+    ):
+        pass
+    assert (tmp_path / "first_epoch_2.pt").exists()  # nothing was removed before
 
 
 def random_sum(seed):

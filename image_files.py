@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import functional as transforms
+from tqdm import tqdm
 
 from runtime.config import InputError
+from runtime.progress import bar_width
 
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES, TIFF_FORMAT = 258, 262, 284, 339  # numbers of its fields
 MOST_UNEVEN, LONGEST = 100, 16_000  # of the longer side of an image: times the shorter one, pixels
@@ -50,7 +52,7 @@ def read_images(paths, *, resize):
             text = f"{len(smaller):,} of {len(largest[kind]):,} images have grey values of 0 to {max(smaller):g}"
             notes.append(f"{text}, which are dark beside the others' 0 to {end:,}: scale them, if they are not")
     images, hashes = [], []
-    for path in paths:
+    for path in tqdm(paths, desc="images", unit="img", delay=2, leave=False, disable=None, **bar_width()):
         with _opened(path) as image:
             grey = _grey(ImageOps.exif_transpose(image), white)
             if image.mode[0] in white and getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0:
@@ -116,6 +118,8 @@ def _grey(image, white):
     grey = transforms.pil_to_tensor(image.convert("L")).float()
     opacity = transforms.pil_to_tensor(image.getchannel("A")).float() / 255
     ground = 255 if (grey * opacity).sum() < 127.5 * opacity.sum() else 0  # what the strokes contrast with
+    if (edge := border(opacity) > 0.5).float().mean() > 0.5:  # a picture with its own ground, such as a screenshot's
+        ground = border(grey)[edge].median()
     return grey * opacity + ground * (1 - opacity)
 
 

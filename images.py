@@ -46,9 +46,12 @@ def read_folder(path, *, resize=False):
         order = [(KEPT_FIRST.index(split), os.path.islink(file), row) for row, (split, _, file) in enumerate(files)]
         kept = {hashes[row]: row for _, _, row in sorted(order, reverse=True)}  # a file rather than a link to it
         left_out["copies of the same picture"] = len(files) - len(kept)
-        moved = sum(label_of[row] != label_of[kept[value]] for row, value in enumerate(hashes))
-        left_out["of which in another class"] = moved
+        moved = [row for row, value in enumerate(hashes) if label_of[row] != label_of[kept[value]]]
+        left_out["of which in another class"] = len(moved)
         kept_files = [files[row] for row in sorted(kept.values())]
+        if moved:
+            pairs = [[os.path.relpath(paths[place], path) for place in (row, kept[hashes[row]])] for row in moved]
+            notes.append(f"in two classes: {_few(f'{copy}, kept as {first}' for copy, first in pairs)}")
         notes += _unlike_others(grey[sorted(kept.values())], kept_files, classes, several=len(layout) > 1)
         for split in layout:
             rows = [row for row in sorted(kept.values()) if split_of[row] == split]
@@ -79,15 +82,19 @@ def _unlike_others(grey, files, classes, *, several):
     if dark:
         notes.append(f"all images of {_few(dark)} are dark beside the others: brighten the files, if not meant so")
     elif is_dark.any():
-        notes.append(
-            f"images that are dark beside the others: {int(is_dark.sum()):,} (brighten the files, if not meant so)"
-        )
+        notes.append(f"{_some(is_dark, files)} dark beside the others: brighten the files, if not meant so")
     is_dark_on_light = dark_on_light(grey / 127.5 - 1)
     inverted = [name for name, rows in groups.items() if is_dark_on_light[rows].float().mean() > 0.5]
     if 0 < len(inverted) < len(groups):
         notes.append(f"most images of {_few(inverted)} are dark on a light ground, most others not: is that meant?")
-    elif 0 < (count := int(is_dark_on_light.sum())) < len(files):
-        notes.append(f"{count:,} of {len(files):,} images are dark on a light ground, the others not: is that meant?")
+    elif 0 < int(is_dark_on_light.sum()) < len(files):
+        usual = is_dark_on_light.float().mean() > 0.5
+        form = (
+            "no dark strokes on a light ground, as the others are"
+            if usual
+            else "dark on a light ground, the others not"
+        )
+        notes.append(f"{_some(is_dark_on_light != usual, files)} {form}: is that meant?")
     if is_blank.any():
         notes.append(f"images of nearly one grey value: {int(is_blank.sum()):,}")
     names = {(split, label, os.path.splitext(path)[0]) for split, label, path in files}
@@ -155,6 +162,12 @@ def _check_name(name):
         raise InputError(
             f"the folder {name!a} has a name that is empty, not UTF-8, or with a control character; rename it"
         )
+
+
+def _some(chosen, files):
+    """How many images are chosen (N,), bool, and the first of their files, in words that end in "is" or "are"."""
+    names = [os.path.join(*Path(files[row][2]).parts[-2:]) for row in chosen.nonzero().flatten().tolist()]
+    return f"{len(names):,} of {len(files):,} images ({_few(names)}) {'is' if len(names) == 1 else 'are'}"
 
 
 def _normalized(name):
@@ -225,7 +238,8 @@ def load_images(images, *, resize=False, invert=False):
     images: a path, a list of paths, or a folder, whose image files are taken in the order of their names. Colours
     become grey; if they have 16 bits, they must use them. Of grey values of 16 or 32 bits, and of floats, the largest
     of all these images says what is white: 1, 255, 4,095 or 65,535; a warning says so if it is less than half of that.
-    Where an image is transparent, its ground is black below light strokes and white below dark ones. resize: pads an
+    Where an image is transparent, its ground is black below light strokes and white below dark ones, but that of its
+    border if most of this is opaque. resize: pads an
     image of another size to a square with the median of its border, then scales it with antialiasing. invert: makes the
     light dark and the dark light; without it, images that look like dark strokes on a light ground give a warning.
     Raises InputError for a missing file, one that is no image, of several pictures or of another size, and without any.

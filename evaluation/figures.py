@@ -41,12 +41,13 @@ def plot_history(axes, history, name, *, scale, label, color):
 @style.styled
 def training_curves(*, history, methods, saved_epochs):
     """Negative ELBO and its two parts over epochs, training and validation images; history: rows of Run.history."""
+    shown_epochs = saved_epochs if saved_epochs[-1] > 10 else range(1, saved_epochs[-1] + 1)
     figure = Figure(figsize=(14, max(4.2, 1 + 0.95 * len(methods))))
     for axes, (part, (sign, title)) in zip(figure.subplots(1, len(PARTS)), PARTS.items(), strict=True):
         for method in methods:
             rows = [row for row in history if row["method"] == method.name]
             plot_history(axes, rows, part, scale=sign, label=f"{method.label},\n", color=method.color)
-        axes.set(title=title, ylabel="nats per image", xticks=saved_epochs)
+        axes.set(title=title, ylabel="nats per image", xticks=shown_epochs)
         if part != "kl":
             style.log_axis(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", labelspacing=1)
@@ -112,7 +113,7 @@ def where_the_nats_go(*, scores, methods):
         axes.errorbar(base + mean, y - 0.1 + 0.1 * number, xerr=half, **style.WHISKER)
         axes.barh(y[:1], 0, color=to_rgba(style.INK, strength), label=label)
         for parts, width, error in zip(texts, mean, half, strict=True):
-            parts += [f"{round(width, 1) + 0:.1f}" + f" ± {error:.1f}" * bool(error >= 0)] if width else []
+            parts += [f"{round(width, 1) + 0:.1f}" + f" ± {error:.1f}" * bool(error >= 0)] if width else ["0"]
         base = base + mean
     for place, parts in zip(y, texts, strict=True):  # one text a bar: its parts may be narrower than their numbers
         form = {"textcoords": "offset points", "va": "bottom", "fontsize": 8}

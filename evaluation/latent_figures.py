@@ -42,7 +42,7 @@ def latent_usage(*, table, scores, methods):
         below = {} if len(rows) > PLANE else {"bbox_to_anchor": (1, -0.2)}
         axes.legend(loc="upper right", labelspacing=1, **below)
         axes.axhline(USED, color=style.INK, linestyle=":", linewidth=0.8)
-    panels[0][1].set_ylabel("KL(q(z) || p(z)), nats per image")
+    panels[0][1].set_ylabel("KL(q || p), nats per image")
     panels[0][1].set_ylim(bottom=0)  # at the end, since it stops the scaling of all panels
     figure.suptitle(
         f"Which dimensions are used: KL per dimension, sorted, mean over images with its 95% interval; dotted: "
@@ -117,6 +117,7 @@ def latent_map(*, points, labels, scores, methods, classes, latent_dims):
         else:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(True)
+        axes.set_axisbelow(True)
     if not short:
         columns = math.ceil(len(classes) / 30)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", markerscale=2, ncols=columns)

@@ -116,6 +116,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         return Plan(states, [], finished=True)
     if not (run_config.resume or (restarted() and shortest == settings["epochs"])):
         kind = "an interrupted run of the same settings, which --resume continues"
+        if trained:
+            kind = "a trained run of the same settings, which --evaluate-only scores, and --resume scores and finishes"
         if shortest < settings["epochs"]:
             kind = f"a run of {shortest} epochs, which --resume lengthens"
         elif fewer := [others["methods"] for _, others in known if others.get("methods") != settings.get("methods")]:

@@ -225,6 +225,10 @@ class Run:
             for group in getattr(optimizer, "param_groups", ()):
                 group["capturable"] = False  # as of a run on CUDA, whose step was recorded
         self.stage = f"after epoch {epoch} of {learner.config.epochs}, {learner.name}"
-        print(f"{learner.prefix}: resumed after epoch {epoch}", flush=True)
-        save_learner(learner, self.directory, saved["history"][-1])  # the run may have been killed before this write
+        print(f"{learner.name}: resumed after epoch {epoch}", flush=True)
+        name = learner.checkpoint_name(epoch)
+        # A run may have been killed before this write; another one would change the file, by whose bytes an interrupted
+        # evaluation knows its results.
+        if broadcast(bool(name) and not (self.directory / name).exists()):
+            save_learner(learner, self.directory, saved["history"][-1])
         return saved["history"]

@@ -66,6 +66,15 @@ def test_half_opaque_pixels_are_mixed_with_the_ground(tmp_path):
     assert load_images(tmp_path / "soft.png")[0, 0, 9, 6] == pytest.approx(50 / 127.5 - 1)
 
 
+def test_the_corners_of_a_screenshot_become_its_ground(tmp_path):
+    opacity = np.full((28, 28), 255, np.uint8)
+    opacity[:3, :3] = 0
+    Image.merge("LA", [Image.fromarray(pixels) for pixels in (strokes(0, 200), opacity)]).save(tmp_path / "shot.png")
+    with pytest.warns(UserWarning, match="dark strokes on a light ground"):
+        (image,) = load_images(tmp_path / "shot.png")[0]
+    assert torch.equal(image, torch.from_numpy(strokes(0, 200)).float() / 127.5 - 1)
+
+
 def test_a_photograph_stands_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # it is upright after a quarter turn clockwise
@@ -400,7 +409,9 @@ def test_what_others_left_behind_is_no_image(tmp_path):
         "empty files 1, broken links 1, links to folders that are there 2, folders without images 1, "
         "images beside the folders 1, copies of the same picture 4, of which in another class 1"
     )
-    assert sorted(said_of(folder).split("left out: ")[1].split(", ")) == sorted(left_out.split(", "))
+    said, *others = said_of(folder).split("left out: ")[1].split("; ")
+    assert sorted(said.split(", ")) == sorted(left_out.split(", "))
+    assert any(re.fullmatch(r"in two classes: \S+/\S+.png, kept as \S+/\S+.png.*", other) for other in others)
     said = "2 classes, training + test images: ants 11 + 2, bees 14 + 3; 25 train, the test images validate"
     assert said_of(clean).endswith(said)
 
@@ -525,8 +536,11 @@ def test_images_that_are_perhaps_not_as_meant_are_said(tmp_path):
             for path in (tmp_path / kind / name).iterdir():
                 shutil.copy(path, tmp_path / "mixed" / name / f"{kind}{path.name}")
     said = said_of(tmp_path / "mixed")
-    assert "images that are dark beside the others: 12 (" in said
-    assert "10 of 46 images are dark on a light ground, the others not" in said
+    assert (
+        "12 of 46 images (a/more0.png, a/more1.png, a/more2.png, a/more3.png, a/more4.png and 7 more) are dark" in said
+    )
+    assert "10 of 46 images (a/turned0.png," in said
+    assert "are dark on a light ground, the others not: is that meant?" in said
 
 
 def test_a_folder_is_read_as_far_as_its_rights_go_and_as_its_path_says(tmp_path, monkeypatch):

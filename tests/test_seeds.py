@@ -59,7 +59,7 @@ def folder_of_runs(folder_of_runs):
     assert (status, errors) == (0, [])
     assert f"results/seed_2/summary.json: {FINISHED}" in said
     assert said.count("training images on") == 1
-    assert "vae: resumed after epoch 3" in said
+    assert "amortized: resumed after epoch 3" in said
     assert before.items() <= times(folder).items()
     return folder_of_runs
 

@@ -39,7 +39,7 @@ def said(folder):
 
 def test_a_killed_rank_ends_the_others_and_torchrun_starts_them_again(folder_of_runs):
     said(folder_of_runs / "two")
-    assert "latent_opt: resumed after epoch" in (folder_of_runs / "two/out").read_text()
+    assert "latent_optimization: resumed after epoch" in (folder_of_runs / "two/out").read_text()
 
 
 def test_two_ranks_end_like_one_process(folder_of_runs):

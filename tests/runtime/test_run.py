@@ -133,6 +133,23 @@ def test_a_run_continues_after_its_last_epoch(directory, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("first_state_*"))[0] == "first_state_3.pt"
 
 
+def test_a_checkpoint_that_is_there_stays_as_it_is(directory, tmp_path):
+    """By its bytes an interrupted evaluation knows that the results it has kept are of this training."""
+
+    class Saved(First):
+        train_index, weights = torch.arange(ROWS), dict
+
+        def checkpoint_name(self, epoch):
+            return f"first_epoch_{epoch}.pt"
+
+    directory.save(Saved(), 2)
+    for there in (True, False):
+        path = tmp_path / "first_epoch_2.pt"
+        path.write_bytes(b"as it was") if there else path.unlink()
+        directory.restored(Saved())
+        assert (path.read_bytes() == b"as it was") == there
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 3), (3, 1), (2, 3), (3, 2), (4, 2)])
 def test_another_number_of_ranks_continues_with_the_same_rows(directory, before, after):
     for rank in reversed(range(before)):  # rank 0 says last that the state is there

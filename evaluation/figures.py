@@ -157,7 +157,7 @@ def gaps_over_epochs(*, scores, methods):
 def quality_over_seconds(*, scores, methods):
     """ELBO(q) and log p(x) of the same test images over the seconds of training, which grow evenly with the epochs."""
     figure = Figure(figsize=(11, 4.2))
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (quantity, title) in zip(panels, (("elbo", "ELBO(q)"), ("log_prob", "log p(x)")), strict=True):
         where = {"quantity": quantity, "split": "test", "group": TRACKED}
         curves = {method.name: select_scores(scores, method=method.name, **where) for method in methods}
@@ -170,9 +170,11 @@ def quality_over_seconds(*, scores, methods):
             style.plot_band(axes, x, -mean, half, color=method.color, marker="o", label=method.label)
             form = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "color": method.color}
             for entry, *point in zip(tracked, x, -mean, strict=True):
-                axes.annotate(str(entry.epoch), point, (0, 8 if method.name == highest else -14), **form)
-        axes.set(title=title, xlabel="seconds of training")
-        axes.legend(loc="lower right")
+                beside = (8, -3) if len(tracked) == 1 else (0, 8 if method.name == highest else -14)
+                axes.annotate(str(entry.epoch), point, beside, **form)
+        longest = max(find(scores, "training_seconds", method.name, "train").mean for method in methods)
+        axes.set(title=title, xlabel="seconds of training", xlim=(0, 1.05 * longest))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=len(methods))
     axes.invert_yaxis()  # what is drawn is the negative, which can have a logarithmic axis
     panels[0].set_ylabel("nats per image")
     style.log_axis(axes, sign=-1)

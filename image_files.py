@@ -26,7 +26,8 @@ def read_images(paths, *, resize):
             if image.format == "PNG":
                 image.verify()  # the checksums, at which Pillow does not look when it decodes
         with _opened(path) as image:
-            if "transparency" in image.info and image.mode != "P" and ";" in str(image.tile[0][3]):
+            odd = image.mode != "P" and any(";" in str(tile[3]) for tile in image.tile)  # not of 8 bits
+            if odd and "transparency" in image.info:
                 raise InputError("a grey value or colour of other than 8 bits is transparent; save 8 bits")
             if (kind := image.mode[0]) in WHITE:
                 grey = np.asarray(image)

@@ -89,11 +89,7 @@ def _unlike_others(grey, files, classes, *, several):
         notes.append(f"most images of {_few(inverted)} are dark on a light ground, most others not: is that meant?")
     elif 0 < int(is_dark_on_light.sum()) < len(files):
         usual = is_dark_on_light.float().mean() > 0.5
-        form = (
-            "no dark strokes on a light ground, as the others are"
-            if usual
-            else "dark on a light ground, the others not"
-        )
+        form = "not dark on a light ground, the others so" if usual else "dark on a light ground, the others not"
         notes.append(f"{_some(is_dark_on_light != usual, files)} {form}: is that meant?")
     if is_blank.any():
         notes.append(f"images of nearly one grey value: {int(is_blank.sum()):,}")

@@ -97,7 +97,7 @@ def test_a_read_only_directory(folder_of_runs):
 @pytest.mark.parametrize("part", ["checkpoints", "results"])
 def test_a_directory_that_vanishes(stopped, part):
     process = start(MAIN, arguments(MAIN, "--resume"), stopped)
-    wait_for("vae: resumed", process, stopped)
+    wait_for("amortized: resumed", process, stopped)
     shutil.rmtree(stopped / part)
     process.join()
     result = process.exitcode, None, (stopped / "err").read_text().splitlines()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
 
 FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
 
@@ -25,7 +26,8 @@ def open_page(path):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=Service(driver))
     try:
-        browser.get(path.as_uri())
+        browser.get(path.as_uri())  # may return before the page's script has run
+        WebDriverWait(browser, 60).until(lambda _: browser.execute_script("return document.readyState") == "complete")
         yield browser
         assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     finally:

@@ -167,7 +167,7 @@ def _some(chosen, files):
 
 
 def _normalized(name):
-    """A name as all systems but macOS write it, which makes letters of accents: it sorts alike everywhere."""
+    """The name in Unicode's composed form: macOS writes accents as characters of their own, which sort differently."""
     return unicodedata.normalize("NFC", name)
 
 

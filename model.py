@@ -8,6 +8,7 @@ Weights are stored channels last, the layout that oneDNN needs.
 import contextlib
 import copy
 import math
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -134,7 +135,7 @@ class LatentVariableModel(nn.Module):
     @property
     def like(self):
         """An empty tensor with the type and the device of the weights; without weights, PyTorch's default ones."""
-        tensors = (*self.parameters(), *self.buffers(), torch.empty(0))
+        tensors = chain(self.parameters(), self.buffers(), [torch.empty(0)])
         return next(tensor.new_empty(0) for tensor in tensors if tensor.is_floating_point())
 
     def check(self, x):

@@ -191,7 +191,8 @@ def train_epoch(learner, epoch, *, progress=None):
     if not torch.is_grad_enabled():
         raise ValueError("train_epoch needs gradients: call it outside of torch.no_grad() and torch.inference_mode()")
     groups = [group for optimizer in learner.optimizers for group in getattr(optimizer, "param_groups", ())]
-    if {*learner.model.parameters()}.isdisjoint(weight for group in groups for weight in group["params"]):
+    weights = {*learner.model.parameters()}
+    if weights and weights.isdisjoint(weight for group in groups for weight in group["params"]):
         raise ValueError(
             "no optimizer has the model's weights: method.load_weights(other.state_dict()) takes them over"
         )

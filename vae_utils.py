@@ -142,7 +142,7 @@ def check_posterior(q):
 
 
 def check_scale(q):
-    """Raises ValueError if the scale of a q cannot be one; one that has diverged, or is no number, may pass."""
+    """Raises ValueError for a negative scale or a full covariance; of one that has diverged the loss will tell."""
     if not q.is_full and (q.scale < 0).any():
         raise ValueError("q: its scale must be above 0")
     if q.is_full and (q.scale.triu(1).abs() > 0).any():
@@ -161,11 +161,11 @@ def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
     check_pixels(x)
     check_posterior(q)
     check_noise(noise, len(x), f"{function}(model, x, q, noise=Noise(seed))")
-    if not len(x) or q.mean.shape != (needed := (len(x), model.latent_dim)):
+    if not len(x):
+        raise ValueError("no images")
+    if q.mean.shape != (needed := (len(x), model.latent_dim)):
         shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)}"
-        raise ValueError(
-            f"{shapes} do not fit: q needs {needed}, images by latent dimensions" if len(x) else "no images"
-        )
+        raise ValueError(f"{shapes} do not fit: q needs {needed}, images by latent dimensions")
     check_scale(q)
     if not (q.scale.diagonal(dim1=-2, dim2=-1) if q.is_full else q.scale).gt(0).all():
         raise ValueError("q: its scale must be above 0")

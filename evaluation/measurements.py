@@ -29,7 +29,7 @@ GAP_BOUNDS = {  # the bounds whose differences they are, see gaps.py
     "approximation_gap": ("log_prob", "fitted_elbo"),
     "inference_gap": ("log_prob", "elbo"),
 }
-TRAIN_SHARE = 5  # test images for each training image that is measured: those are no more than a diagnosis
+TRAIN_SHARE = 5  # measured test images for each training image, which is only a diagnosis
 
 
 class Sample(NamedTuple):

@@ -174,8 +174,8 @@ def _load_state(path, prefix):
 def plan_evaluation(run_config, config, *, owned, epoch, methods):
     """The training seconds that the summary of these checkpoints knows, and whether other results are to be removed.
 
-    config: the TrainConfig of the checkpoints; epoch, methods: that is scored, whose names. Raises InputError if the
-    results are those of another run, or of another epoch or of further methods.
+    config: the TrainConfig of the checkpoints; epoch: the one that is scored; methods: the names of those that are.
+    Raises InputError if the results are those of another run, or of another epoch or of further methods.
     """
     owned.files(run_config)  # refuses directories in the place of files
     path = Path(run_config.results_dir) / owned.summary

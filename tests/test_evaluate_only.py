@@ -3,19 +3,23 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 
 import processes
 import pytest
 import torch
+from conftest import toy_config, toy_data, train
 from processes import EVALUATE_ONLY, MAIN, TRAINING, contents
 
+from amortized_vae import AmortizedVAE
 from benchmarks import stress
 from benchmarks.pretrained import METHODS
 from evaluation.statistics import find
 from evaluation.tables import read_scores
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json
-from runtime.learners import find_checkpoints
+from runtime.config import InputError
+from runtime.learners import Checkpoints, find_checkpoints
 
 AGAIN = {"settings": EVALUATE_ONLY}
 run, stop = partial(processes.run, MAIN, **AGAIN), partial(processes.stop, MAIN, **AGAIN)
@@ -50,6 +54,18 @@ def test_other_seeds_and_counts_give_other_numbers_elsewhere(copy):
     status, said, _ = run(folder, "--evaluation", "none", "--results-dir", "other")
     assert status == 0
     assert "other/scores.csv: of an earlier evaluation, as all that this one does not write" in said
+
+
+def test_a_checkpoint_of_another_training_is_not_loaded_after_a_run(tmp_path):
+    data, config = toy_data(), toy_config(epochs=1)
+    train(AmortizedVAE(config, data), tmp_path)
+    known = Checkpoints((AmortizedVAE,), tmp_path, config, [1], data.train.index)
+    assert len(known.load(1, data)) == 1
+    shutil.copy(tmp_path / "vae_epoch_1.pt", tmp_path / "vae_epoch_3.pt")
+    others = known._replace(config=replace(config, seed=9)), known._replace(train_index=data.train.index + 1)
+    for other, epoch in ((known, 3), *((one, 1) for one in others)):
+        with pytest.raises(InputError, match=f"vae_epoch_{epoch}.pt: of another training or epoch"):
+            other.load(epoch, data)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,8 @@ def test_no_images_are_one_clear_line(tmp_path):
     ):
         with pytest.raises(InputError, match=reason) as error:
             load_images(images, resize=True)
+        with pytest.raises(InputError, match="resize=64: True makes images 28 x 28"):
+            load_images(images, resize=64)
         assert "\n" not in str(error.value)
 
 
@@ -183,13 +185,14 @@ def test_a_light_garment_that_fills_the_image_is_not_dark_on_light():
     ("images", "said"),
     [
         ((LIGHT + 1) / 2, r"pixels in \[0, 1\]\? expected \[-1, 1\]: 2 \* x - 1 \(1 of 1 images\)"),
+        (torch.stack(((LIGHT + 1) / 2, LIGHT)), r"pixels in \[0, 1\]\? .* \(1 of 2 images\)"),
         (-LIGHT, "in 1 of 1 image, .*: -x turns all images"),
         (LIGHT, None),
     ],
 )
 def test_tensors_unlike_mnist_are_named(images, said):
     def log_prob(images):
-        warn_unlike_mnist(images.expand(1, 1, 28, 28))
+        warn_unlike_mnist(images.reshape(-1, 1, 28, 28))
 
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")

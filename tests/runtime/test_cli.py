@@ -204,3 +204,9 @@ def test_a_bug_is_not_hidden(handlers):
     with pytest.raises(ValueError, match="a bug"):
         run_script(raising(ValueError("a bug")))
     run_script(lambda: None)
+
+
+def test_a_stream_that_was_closed_before_the_start_is_no_error(handlers, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    run_script(lambda: sys.stderr.write("a bar"))
+    sys.stderr.close()

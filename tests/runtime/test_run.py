@@ -351,7 +351,8 @@ def test_files_of_the_users_own_are_none_of_a_run(directory, tmp_path):
 
 def random_sum(seed):
     values = torch.randn(100_000, generator=torch.Generator().manual_seed(seed))
-    return {"process": os.getpid(), "threads": torch.get_num_threads(), "sum": values.sum()}
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return {"process": os.getpid(), "threads": torch.get_num_threads(), "sum": values.sum(), "blocked": blocked}
 
 
 def test_the_number_of_worker_processes_changes_no_bit(tmp_path, monkeypatch):
@@ -368,6 +369,7 @@ def test_the_number_of_worker_processes_changes_no_bit(tmp_path, monkeypatch):
     assert {result["process"] for result in alone.values()} == {os.getpid()}
     assert os.getpid() not in {result["process"] for result in shared.values()}
     for name in functions:
+        assert (alone[name]["blocked"], shared[name]["blocked"]) == (False, True)  # Ctrl-C is the parent's alone
         assert torch.equal(alone[name]["sum"], shared[name]["sum"])
         assert alone[name]["threads"] == shared[name]["threads"] == 1
 

@@ -25,6 +25,7 @@ GAPS = {  # of the scores: label, strength of the color, shift of the whisker, l
     "mean_field_gap": ("mean-field gap:\nELBO(q*full) - ELBO(q*)", 0.6, 0.0, "--", "^"),
     "non_gaussian_gap": ("non-Gaussian gap:\nlog p(x) - ELBO(q*full)", 1.0, -0.16, "-", "o"),
 }
+FEWEST_OF_INTERVAL = 3  # images of a class: the interval of two would dwarf all others
 
 
 def plot_history(axes, history, name, *, scale, label, color):
@@ -57,6 +58,13 @@ def training_curves(*, history, methods, saved_epochs):
     return figure
 
 
+def class_intervals(scores, quantity, method, split, classes):
+    """Means and half widths of the 95% intervals of each class; NaN below FEWEST_OF_INTERVAL images."""
+    entries = [find(scores, quantity, method.name, split, name) for name in classes]
+    mean, half = intervals(entries)
+    return mean, np.where([entry.images < FEWEST_OF_INTERVAL for entry in entries], np.nan, half)
+
+
 @style.styled
 def log_probabilities(*, scores, images, example_values, num_samples, methods, classes):
     """One image of each class with its log p(x), over the mean of each class, training images next to test images.
@@ -80,8 +88,7 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
             for number, (quantity, (marker, color)) in enumerate(ESTIMATES.items()):
                 x = np.arange(len(classes)) + shift + 0.1 * number
                 form = {"color": color or method.color, "mfc": "white" if color else inside, "fmt": marker}
-                entries = [find(scores, quantity, method.name, split, name) for name in classes]
-                mean, half = intervals(entries)
+                mean, half = class_intervals(scores, quantity, method, split, classes)
                 label = how if quantity == "log_prob" else "importance sampling"
                 axes.errorbar(x, mean, half, label=f"{SPLIT_NAMES[split]}, {label}", **form)
                 halves.append(half)
@@ -90,8 +97,7 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     low, high = axes.get_ylim()
     panels[0][1].set_ylim(low - 0.3 * (high - low), high)  # leaves room for the legends; above, there may be no values
     panels[0][1].set_ylabel("log p(x), nats per image")
-    alone = np.isnan(halves).all()
-    of_each = f", of which one image is {how}" if alone else " with its 95% t interval over images"
+    of_each = f", of one or two images {how}" if np.isnan(halves).all() else " with its 95% t interval over images"
     lower.suptitle(
         f"Mean of each class{of_each}; log p(x), and by importance sampling\nwith {num_samples:,} samples from q, "
         "which is low where few of them are effective"
@@ -191,25 +197,20 @@ def quality_over_seconds(*, scores, methods):
 def gaps_per_class(*, scores, methods, classes):
     """The three gaps of every class, stacked."""
     figure, panels = style.method_grid(methods)
-    halves, tops = [], []
+    halves = []
     for method, split, axes in panels:
         base, x = 0, np.arange(len(classes))
         for quantity, (label, strength, shift, *_) in GAPS.items():
-            entries = [find(scores, quantity, method.name, split, name) for name in classes]
-            mean, half = intervals(entries)
+            mean, half = class_intervals(scores, quantity, method, split, classes)
             axes.bar(x, mean, bottom=base, color=method.color, alpha=strength, width=0.7, label=label)
             base = base + mean
             axes.errorbar(x + shift, base, half, **style.WHISKER)
             halves.append(half)
-            tops.append(base)
         axes.set(title=f"{method.label}, {SPLIT_NAMES[split]}", axisbelow=True)
         style.class_axis(axes, classes, label="class" if method is methods[-1] else "")
         axes.grid(axis="x", visible=False)
     figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
-    low, high = min(0, np.min(tops)), np.max(tops)
-    limits, room = axes.get_ylim(), high - low  # the whiskers of two images of a class would dwarf all bars
-    axes.set_ylim(max(limits[0], low - room), min(limits[1], high + room))
-    whiskers = "; whiskers: 95% intervals of their means" * (not np.isnan(halves).all())
+    whiskers = "; whiskers: 95% intervals, for classes of three images or more" * (not np.isnan(halves).all())
     figure.suptitle(f"log p(x) - ELBO(q) at the last epoch, in its three parts{whiskers}")
     return figure
 

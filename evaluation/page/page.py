@@ -60,7 +60,7 @@ def fill_page(results_dir, results, summary):
         "values": partial(by_method, scores, labels),
         "differences": partial(differences, scores, labels),
         "most_labels": max(probes, key=lambda entry: int(entry.group)),
-        "class_intervals": any(entry.images > 1 and entry.group in set(classes) for entry in gaps),
+        "class_intervals": any(entry.images > 2 and entry.group in set(classes) for entry in gaps),
         "used": USED,
         "metrics": [metric.__name__ for metric in METRICS],
     }

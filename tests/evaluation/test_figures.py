@@ -115,6 +115,9 @@ def test_gaps_are_drawn_over_epochs_and_of_every_class(methods):
     assert "Ankle boot" in texts(figure)
     errors = [np.ptp(path.vertices[:, 1]) for bars in figure.axes[0].collections for path in bars.get_paths()]
     assert errors == pytest.approx([2 * 2.776445 * 0.5] * 12)  # Student's t with four degrees of freedom
+    pairs = [entry._replace(images=2, freedom=1) if entry.group == "b" else entry for entry in scores]
+    axes = figures.gaps_per_class(scores=pairs, methods=methods, classes=classes).axes[0]
+    assert sum(np.isfinite(path.vertices).all() for bars in axes.collections for path in bars.get_paths()) == 9
 
 
 def test_a_gap_that_is_zero_is_not_drawn_and_one_that_is_negative_has_a_linear_axis():

@@ -157,6 +157,8 @@ def map_2d(features, *, seed):
     if width <= PLANE:
         apart = torch.rand(count, PLANE - width, generator=random_generator(seed, "map")) - 0.5
         return torch.cat((features.cpu(), apart), dim=1)
+    if features.std(0).max() < 1e-15:  # all alike, whose variance is 0 in float32: t-SNE would end the process
+        return torch.zeros(count, PLANE)
     embedding = TSNE(perplexity=min(30, (count - 1) / 3), init="pca", random_state=scikit_seed(seed, "map"))
     return torch.from_numpy(embedding.fit_transform(features.cpu().numpy()))
 

@@ -11,6 +11,8 @@ from runtime.config import PORTABLE, InputError, differences, image_differences,
 from runtime.distributed import rank, restarted
 from runtime.learners import saved_epochs
 
+TASKS, IDENTITY = ".evaluation", "identity.json"  # of an evaluation that goes on: a directory, the file that says whose
+WITHOUT_SUMMARY = ("history.csv", "training_curves.png")  # results that are there before an evaluation begins
 BEGIN_ANEW = "other --checkpoint-dir and --results-dir keep its files, --overwrite removes them and begins anew"
 
 NUMBERED = re.compile("_(epoch|state)[_.]")  # names that end as OURS do; others are the user's own
@@ -35,12 +37,14 @@ class Owned(NamedTuple):
     def files(self, run_config):
         """The files that are there, states first: without them there is nothing to continue.
 
-        Raises InputError if one of them is a directory.
+        Raises InputError if one of them is a directory, or a file in the place of one.
         """
         checkpoints = [f"{learner.prefix}_{kind}" for kind in self.checkpoints for learner in self.learners]
         paths = [*_ours(run_config.checkpoint_dir, checkpoints), *self.results_in(run_config)]
         if directories := [path for path in paths if path.is_dir()]:
             raise InputError(f"{directories[0]}: a directory, where a run has a file")
+        if (tasks := Path(run_config.results_dir) / TASKS).is_file():
+            raise InputError(f"{tasks}: a file, where a run has a directory")
         return [path for path in paths if path.is_file()]
 
     def results_in(self, run_config):
@@ -96,9 +100,10 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     states = {prefix: _load_state(path, prefix) for prefix, path in paths.items() if path.exists()}
     known = [(paths[prefix], state["settings"]) for prefix, state in states.items()]
     finished = load_json(summary) if summary.exists() else None
-    if finished is not None:
-        with invalid_contents(summary):
-            known.append((summary, dict(finished.get("settings", {}))))
+    path, results = (summary, finished) if finished else _interrupted_evaluation(run_config)
+    if results:
+        with invalid_contents(path):
+            known.append((path, dict(results.get("settings", {}))))
     if not known:
         raise InputError(f"{files[0]}: of another run, which cannot be continued; {BEGIN_ANEW}")
     shortest = _check_settings(known, settings, owned, run_config.data_dir)
@@ -171,6 +176,14 @@ def _load_state(path, prefix):
     return state
 
 
+def _interrupted_evaluation(run_config):
+    """The path and the contents of the file that says whose the kept results of tasks are; {} if there is none."""
+    path = Path(run_config.results_dir) / TASKS / IDENTITY
+    with suppress(InputError):
+        return path, load_json(path)
+    return path, {}
+
+
 def plan_evaluation(run_config, config, *, owned, epoch, methods):
     """The training seconds that the summary of these checkpoints knows, and whether other results are to be removed.
 
@@ -182,15 +195,21 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods):
     try:
         earlier = load_json(path)
     except InputError:  # no summary, or none that can be read
-        return {}, False
+        path, earlier = _interrupted_evaluation(run_config)
+        unknown = [other for other in owned.results_in(run_config) if other.name not in WITHOUT_SUMMARY]
+        if not earlier and unknown and not run_config.overwrite:
+            reason = f"of a run whose {owned.summary} is missing or damaged"
+            raise InputError(f"{unknown[0]}: {reason}; {BEGIN_ANEW}") from None
+        if not earlier:
+            return {}, bool(unknown)
     # One of an older version lacks the settings that are new.
     with invalid_contents(path):
         trained = {**asdict(type(config)()), **earlier.get("train_config", {})}
         trained |= {name: getattr(config, name) for name in PORTABLE if name in trained}
         scored = earlier.get("settings", {}).get("methods", "")
         same = earlier.get("scored_epoch", epoch) == epoch and {*scored.split()} <= {*methods}
-        if trained == asdict(config) and (same or run_config.overwrite):
-            return dict(earlier["seconds"]["training"]), False
+        if trained == asdict(config) and (same or run_config.overwrite or path.name == IDENTITY):
+            return dict(earlier["seconds"]["training"]) if "seconds" in earlier else {}, False
     if trained == asdict(config):
         there = f"its scores are of epoch {earlier['scored_epoch']} and --methods {scored}"
         raise InputError(f"{path}: {there}; another --results-dir keeps them, --overwrite replaces them")

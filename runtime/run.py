@@ -20,7 +20,7 @@ from runtime.config import RunError
 from runtime.cuda_graph import record_step
 from runtime.distributed import barrier, broadcast, own_shard, rank, size
 from runtime.learners import lengthen, save_learner
-from runtime.plan import Plan, plan_evaluation, plan_run, state_files
+from runtime.plan import TASKS, Plan, plan_evaluation, plan_run, state_files
 from runtime.progress import Interrupted, ProgressBar, check_interrupt
 from runtime.tasks import Tasks
 
@@ -162,7 +162,7 @@ class Run:
 
         started: when the evaluation began, of time.perf_counter(). Returns it, less the seconds of earlier processes.
         """
-        self.tasks, self.stage = Tasks(self.results / ".evaluation", identity, started), self.evaluation_stage
+        self.tasks, self.stage = Tasks(self.results / TASKS, identity, started), self.evaluation_stage
         if earlier := started - self.tasks.started:
             self.started -= earlier
             self.stage_seconds["before the interruption"] = earlier

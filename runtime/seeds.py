@@ -30,19 +30,24 @@ def run_seeds(given, prepare, execute, compare):
     prepare: of flags, what `execute` takes, with a `config` and `data`; compare: of {seed: results directory} and their
     directory, the files that go there, see `write_files`. Raises InputError for seeds of different trainings.
     """
-    flags, run_config, first = flags_of_seeds(given), make_config(RunConfig, given), None
-    for seed, flags_of_seed in flags.items():
-        experiment = prepare(flags_of_seed)
-        here = asdict(experiment.config), experiment.data.digest
-        first = first or here
-        others = differences(first[0], here[0], but=("seed", *portable_settings(first[1], here[1])))
-        if others := others or image_differences(first[1], here[1]):
+    flags, run_config, trainings = flags_of_seeds(given), make_config(RunConfig, given), []
+
+    def prepared(seed):
+        experiment = prepare(flags[seed])
+        trainings.append((asdict(experiment.config), experiment.data.digest))
+        (first, first_images), (here, images) = trainings[0], trainings[-1]
+        others = differences(first, here, but=("seed", *portable_settings(first_images, images)))
+        if others := others or image_differences(first_images, images):
             raise InputError(f"--seeds: {given.seeds[0]} and {seed} are of two trainings: {others}")
+        return experiment
+
+    for seed in flags:
+        prepared(seed)
     with directory_lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
         for number, (seed, flags_of_seed) in enumerate(flags.items()):
             print(f"seed {seed}: {flags_of_seed.checkpoint_dir}, {flags_of_seed.results_dir}", flush=True)
             try:
-                execute(prepare(flags_of_seed))
+                execute(prepared(seed))  # a folder may have changed meanwhile
             except Interrupted as stop:
                 if stop.where is None and number:
                     stop.where, stop.advice = "before its first epoch", "the same command with --resume continues"

@@ -19,6 +19,7 @@ from joblib import cpu_count
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json
 from runtime.config import InputError, RunError, about
 from runtime.distributed import barrier, gather, rank, size
+from runtime.plan import IDENTITY
 from runtime.progress import ProgressBar, check_interrupt
 
 MOST_WORKERS = 4  # processes of about 0.5 GB
@@ -32,7 +33,7 @@ class Tasks:
 
         started: when this work began, of time.perf_counter(); the attribute counts the time of earlier processes, too.
         """
-        self.directory, self.started, path = Path(directory), started, Path(directory) / "identity.json"
+        self.directory, self.started, path = Path(directory), started, Path(directory) / IDENTITY
         if rank() == 0:
             known = None
             with contextlib.suppress(InputError):  # none, or none that can be read

@@ -179,6 +179,17 @@ def test_seeds_of_different_trainings_are_refused(tmp_path):
         experiments = [SimpleNamespace(config=config, data=SimpleNamespace(digest=known)) for config, known in found]
         with pytest.raises(InputError, match=f"--seeds: 0 and 1 are of two trainings: {said}"):
             run_seeds(given, lambda given: experiments[given.seed], None, None)  # noqa: B023
+    # A folder that changes while the first seed trains
+    prepared = iter([toy_config(seed=seed) for seed in (0, 1, 0, 1)])
+    executed = []
+
+    def prepare(given):
+        data = SimpleNamespace(digest=others if executed else digest)
+        return SimpleNamespace(config=next(prepared), data=data)
+
+    with pytest.raises(InputError, match="--seeds: 0 and 1 are of two trainings: other training images"):
+        run_seeds(given, prepare, executed.append, None)
+    assert len(executed) == 1
 
 
 def test_without_an_evaluation_there_is_no_table(tmp_path, capsys):

@@ -215,6 +215,8 @@ def test_the_map_is_the_same_on_every_call(width):
         assert len(one.unique(dim=0)) == 56
     if width == 6:
         assert latents.nearest_agree(one, split.labels).all()
+        for unused in (0.0, 1e-20):  # as under a decoder that uses no dimension
+            assert not latents.map_2d(unused * features.float(), seed=0).any()
     assert latents.nearest_agree(torch.tensor([[0.0], [1], [5]]), torch.tensor([3, 3, 3])).all()
     assert latents.nearest_agree(torch.tensor([[0.0], [1], [5]]), torch.tensor([3, 4, 4])).tolist() == [0, 0, 1]
 

@@ -94,12 +94,12 @@ def test_seconds_count_those_of_all_processes(directory, tmp_path, monkeypatch):
     run = directory.run()
     clock[0] = 70.0  # of which no epoch knows, such as loading
     run._save(First(), [{"epoch": 1, "seconds": 1.0}])
-    run.keep_results({"seed": 0}, 70.0)
+    run.keep_results({"settings": directory.settings}, 70.0)
     run.tasks.keep("a", lambda: clock.__setitem__(0, 100.0))
     clock[0] = 1000.0  # another process
     again = directory.run(plan=directory.plan(resume=True))
     assert again.seconds() == 70
-    assert clock[0] - again.keep_results({"seed": 0}, 1000.0) == 30
+    assert clock[0] - again.keep_results({"settings": directory.settings}, 1000.0) == 30
     assert again.seconds() == 100
     other_work = tasks.Tasks(tmp_path / ".evaluation", {"seed": 1}, 1000.0)
     assert other_work.started == 1000

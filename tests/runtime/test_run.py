@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from functools import partial
@@ -302,6 +303,25 @@ def test_results_of_another_training_are_not_scored_over(directory, tmp_path):
         return plan_evaluation(directory.config(**fields), TrainConfig(epochs=epochs), **options)
 
     assert plan(3) == ({}, False)
+    (tmp_path / "picture.png").touch()  # of a run whose summary is gone
+    with pytest.raises(InputError, match=r"picture.png: of a run whose summary.json is missing or damaged; other"):
+        plan(3)
+    assert plan(3, overwrite=True) == ({}, True)
+    (tmp_path / ".evaluation").mkdir()
+    save_json(tmp_path / ".evaluation/identity.json", {"train_config": {"epochs": 3}, "settings": {}})
+    assert plan(3) == ({}, False)  # an evaluation that was interrupted goes on, or begins anew
+    with pytest.raises(InputError, match=r"identity.json: of another run \(--epochs 3 there, 4 here\)"):
+        plan(4)
+    assert plan(4, overwrite=True) == ({}, True)
+    directory.save(First(), 1)
+    directory.refuses(r"identity.json: of a run without the settings seed", resume=True)
+    shutil.rmtree(tmp_path / ".evaluation")
+    (tmp_path / ".evaluation").touch()
+    directory.refuses(r".evaluation: a file, where a run has a directory")
+    (tmp_path / ".evaluation").unlink()
+    for path in tmp_path.glob("first_*"):
+        path.unlink()
+    (tmp_path / "picture.png").unlink()
     known = {"train_config": {"epochs": 3}, "seconds": {"training": {"first": 2.0}}}  # as of an older version
     save_json(tmp_path / "summary.json", known)
     assert plan(3) == ({"first": 2.0}, False)

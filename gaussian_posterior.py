@@ -84,8 +84,15 @@ class GaussianPosterior:
         w = self.factor / self.scale.unsqueeze(-1)
         return w, torch.linalg.cholesky_ex(_plus_identity(w.mT @ w)).L  # as a CUDA graph needs it: without a check
 
+    def _check(self, values):
+        """Raises ValueError for noise or z of another shape: they would broadcast to wrong numbers."""
+        if values.shape[-self.mean.dim() :] != self.mean.shape:
+            shapes = f"{tuple(values.shape)} for a q {tuple(self.mean.shape)}"
+            raise ValueError(f"noise or z {shapes}: it must be of the shape (B, D) of q, or (K, B, D)")
+
     def rsample(self, noise):
         """z = mean + root noise, of the noise's shape, (B, D) or (K, B, D) (Kingma & Welling 2014, Eq. 4)."""
+        self._check(noise)
         if self.is_full:
             return self.mean + torch.einsum("bij,...bj->...bi", self.scale, noise)
         if self.factor is not None:
@@ -96,6 +103,7 @@ class GaussianPosterior:
 
     def whiten(self, z):
         """The noise from which `rsample` makes z, (B, D) or (K, B, D)."""
+        self._check(z)
         if self.is_full:
             columns = (z - self.mean).reshape(-1, *self.mean.shape).movedim(0, -1)  # (B, D, K)
             noise = torch.linalg.solve_triangular(self.scale, columns, upper=False)
@@ -114,6 +122,7 @@ class GaussianPosterior:
 
     def log_prob_of_noise(self, noise):
         """log q(z) at z = rsample(noise)."""
+        self._check(noise)
         return -0.5 * noise.square().sum(-1) - self._log_det() - 0.5 * noise.shape[-1] * math.log(2 * math.pi)
 
     def kl(self):

@@ -126,7 +126,7 @@ class LatentOptimization(training.Method):
 
     name, label, color = "latent_optimization", "Latent optimization", "#D55E00"
     prefix = "latent_opt"
-    shared_inference = False
+    shared_inference, infers_best = False, True
     model_class = LatentModel
     sharded = ("table.rows", "table.last_visit")
 

@@ -146,8 +146,10 @@ class LatentVariableModel(nn.Module):
 
     def decode(self, z):
         """The parameters of p(x|z), (..., channels * C, H, W), for z (..., D)."""
-        if z.shape[-1] != self.latent_dim:
-            raise ValueError(f"z {tuple(z.shape)}: this model takes z (..., {self.latent_dim})")
+        like = self.like
+        if z.shape[-1] != self.latent_dim or (z.dtype, z.device) != (like.dtype, like.device):
+            needed = f"z (..., {self.latent_dim}) of {like.dtype} on {like.device}"
+            raise ValueError(f"z {tuple(z.shape)} of {z.dtype} on {z.device}: this model takes {needed}")
         rows = z.reshape(-1, z.shape[-1])
         with autocast(self.precision, z.device):
             output = self.decoder(rows)
@@ -166,6 +168,8 @@ class LatentVariableModel(nn.Module):
         if given[0] % channels:
             raise ValueError(f"the decoder gives {tuple(given)} for an image: not {channels} channels for each of x")
         check_images(x, (given[0] // channels, *given[1:]), "log_likelihood(x, z)")
+        if z.dim() < 2 or z.shape[-2] not in (1, len(x)):
+            raise ValueError(f"x {tuple(x.shape)} and z {tuple(z.shape)} are of different images: z (..., B, D)")
         if x.device.type == "cpu":  # elsewhere this would wait for the device
             self.check(x)
         return self.likelihood.log_prob(x, output)
@@ -193,11 +197,7 @@ class LatentVariableModel(nn.Module):
 
 
 class ConvModel(LatentVariableModel):
-    """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W).
-
-    likelihood: by default a Gaussian; hidden: units of the hidden layer; seed: if given, the initial weights are a
-    function of it; options: the precision, see LatentVariableModel.
-    """
+    """A LatentVariableModel with a convolutional decoder; seed: if given, the initial weights are a function of it."""
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):
         likelihood = likelihood or Gaussian()

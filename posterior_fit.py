@@ -106,6 +106,8 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
         raise ValueError(f"{wrong[0]}: not above 0")
     if covariance not in ("diagonal", "low rank", "full"):
         raise ValueError(f"covariance {covariance!r}: diagonal, low rank or full")
+    if q.is_full and covariance == "low rank":
+        raise ValueError("covariance 'low rank': starts from a q with a factor, not from a full one")
     q = q if covariance == "low rank" or (q.is_full and covariance == "full") else q.diagonal()
     return (fit_full if covariance == "full" else fit_diagonal)(model, x, q, noise=noise, **options)
 
@@ -232,6 +234,8 @@ def gauss_newton_posterior(model, x, q, *, noise=None, draws=4, images=5):
     expectation is over `draws` of z, for `images` at a time. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise, "gauss_newton_posterior")
+    if draws < 1:
+        raise ValueError(f"draws {draws}: not above 0")
 
     def output_twice(z):
         output = model.decode(z)

@@ -37,6 +37,11 @@ class Learner(nn.Module):
         super().__init__()
         if not isinstance(config, LearnerConfig):
             raise ValueError(f"{type(self).__name__}(config, data): settings come first, as TrainConfig(epochs=3)")
+        if data.shard == WHOLE and len(data.train.labels) != config.train_size:
+            sizes = f"train_size={config.train_size}, but {len(data.train.labels)} training images"
+            raise ValueError(f"{sizes}: data = load_data(config)")
+        if config.binarize and not (data.train.images.abs() == 1).all():
+            raise ValueError("binarize=True, but the training images are not binarized: data = load_data(config)")
         config = replace(config, precision=choose_precision(config.precision, data.device))
         self.config, self.shard, self.train_index, self.digest = config, data.shard, data.train.index, data.digest
         self.register_buffer("images", data.train.images, persistent=False)
@@ -75,17 +80,21 @@ class Method(Learner):
         model_class             a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
         shared_inference        whether one network infers every q: then each gradient of a training shapes all of
                                 them, and the ELBO is also found of all test images
+        infers_best             whether `infer` gives q*, the best diagonal q, so that the amortization gap of unseen
+                                images is 0; else q* is fitted
         gradients_per_visit     gradients of the bound that a training step takes for the q of an image
         noise_draws             standard normal draws that a training step takes for an image, see `draw_noise`
         by_default              whether it is trained without --methods
 
-    and defines `posterior` and `infer`; its file has a `load_model`, see `training.load_model`. The base class makes
-    the model and an Adam of its weights, takes the steps, validates, saves and loads. Figures of reconstructions are
-    called {reconstruction_prefix}_epoch_{N}.png; the prefix must end in "recon", by which report.py finds them.
+    and defines `posterior` and `infer`; its file has a `load_model`, see `training.load_model`, which loads all that
+    `weights` returns into a new model_class. The base class makes the model and an Adam of its weights, takes the
+    steps, validates, saves and loads. Figures of reconstructions are called {reconstruction_prefix}_epoch_{N}.png; the
+    prefix must end in "recon", by which report.py finds them.
     """
 
     label = color = model_class = None
     shared_inference = by_default = True
+    infers_best = False
     gradients_per_visit = noise_draws = 1
     metrics = Bound._fields
     recordable = True

@@ -5,10 +5,11 @@ Values are in nats per image; no constant is dropped. Shapes: B images, K sample
 
 import hashlib
 import math
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from gaussian_posterior import GaussianPosterior
@@ -27,7 +28,7 @@ class Noise:
     """The random numbers of images: from one generator for all, or one for each, then the same in any batch."""
 
     def __init__(self, seed, *purpose, device="cpu", generators=None):  # generators: in place of the seed's
-        if generators is None and not isinstance(seed, int):
+        if generators is None and not isinstance(seed, Integral):
             raise ValueError(f"Noise({seed!r}): takes a seed, a whole number")
         self._generators = random_generator(seed, *purpose, device=device) if generators is None else generators
 
@@ -104,7 +105,10 @@ def check_pixels(x, like=None):
 
     Half precision is too coarse for sums over pixels.
     """
-    if not (isinstance(x, torch.Tensor) and x.dtype in (torch.float32, torch.float64)):
+    precise = (torch.float32, torch.float64)
+    if like is not None and like.dtype not in precise:
+        raise ValueError(f"the model's weights are of {like.dtype}, too coarse for sums over pixels: model.float()")
+    if not (isinstance(x, torch.Tensor) and x.dtype in precise):
         raise ValueError(
             "x: a tensor of floats (32 or 64 bits) in [-1, 1], as images.load_images and load_data give it"
         )
@@ -155,6 +159,12 @@ def check_model(model):
         raise ValueError(f"model: a LatentVariableModel, such as method.model, not {type(model).__name__}")
 
 
+def check_mode(model):
+    """Raises ValueError if a layer is random or mixes images, as some do in training mode."""
+    if any(isinstance(layer, _NormBase | _DropoutNd) and layer.training for layer in model.modules()):
+        raise ValueError("the model is in training mode, where its layers are random or mix images: model.eval()")
+
+
 def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
     """Raises ValueError for shapes that do not fit, a missing Noise, and inputs that would give wrong numbers."""
     check_model(model)
@@ -169,8 +179,7 @@ def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
     check_scale(q)
     if not (q.scale.diagonal(dim1=-2, dim2=-1) if q.is_full else q.scale).gt(0).all():
         raise ValueError("q: its scale must be above 0")
-    if any(isinstance(layer, _BatchNorm | _DropoutNd) and layer.training for layer in model.modules()):
-        raise ValueError("the model is in training mode, where its layers are random or mix images: model.eval()")
+    check_mode(model)
     model.check(x)
 
 

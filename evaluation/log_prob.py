@@ -13,7 +13,7 @@ from images import warn_unlike_mnist
 from posterior_fit import Fit, fit_posterior
 from runtime.config import EvalConfig, choose_precision
 from runtime.progress import bar_width
-from vae_utils import GaussianPosterior, Noise, check_range, mean_and_error
+from vae_utils import GaussianPosterior, Noise, check_mode, check_model, check_pixels, check_range, mean_and_error
 
 AT_ONCE = 20  # images: more would save little time, and the bar would stand still for long
 
@@ -125,7 +125,10 @@ def log_prob(
 @torch.no_grad()
 def _batch(model, images):
     """The images as a batch (N, *image) of the model's type, on its device. Raises ValueError if they do not fit."""
+    check_model(model)
+    check_mode(model)
     like = model.like
+    check_pixels(like, like)
     shape = tuple(model.mean(torch.zeros(1, model.latent_dim).to(like)).shape[1:])
     try:
         x = torch.as_tensor(images).detach().to(like)

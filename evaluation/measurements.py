@@ -5,6 +5,7 @@ method, image), so that its numbers depend on no other image; the bounds over wh
 all images.
 """
 
+import copy
 import math
 import time
 from functools import partial
@@ -123,7 +124,7 @@ def measure_images(method, images, index, q, config, annealed, split, epoch):
     else:
         fit = Fit.given(q)
     seconds, noise = time.perf_counter() - started, noise_of("measured", method.name, split, epoch)
-    is_best = q is None and not method.shared_inference and fit.q.is_diagonal
+    is_best = q is None and method.infers_best and fit.q.is_diagonal
     columns = measure(method.model, images, fit.q, config, noise=noise, annealed=annealed, fitted=is_best)
     if is_best and "fit_converged" in columns:
         columns["fit_converged"] *= fit.converged.to(images.dtype)
@@ -218,7 +219,8 @@ def bidirectional_tasks(methods, config, *, device="cpu"):
 
 def bound_simulated(method, index, config, device):
     """Lower and upper bounds (2, B) of the simulated images with these numbers (Grosse et al. 2015)."""
-    model = method.model
+    model = copy.copy(method.model)
+    model.reach = math.inf  # of a likelihood with long tails pixels lie far beyond [-1, 1]
     generator = random_generator(config.seed, "simulated images", method.name, device=device)
     x, z = (values[index] for values in model.sample(config.simulated_images, generator))
     noise = Noise.of_images(config.seed, "bidirectional bounds", method.name, index=index, device=device)

@@ -251,6 +251,18 @@ def test_settings_come_before_data():
         AmortizedVAE(toy_data(), toy_config())
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_size": 149}, r"train_size=149, but 150 training images: data = load_data\(config\)"),
+        ({"binarize": True}, r"binarize=True, but the training images are not binarized: data = load_data\(config\)"),
+    ],
+)
+def test_data_are_those_of_the_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        AmortizedVAE(toy_config(**changes), toy_data())
+
+
 def test_a_step_of_the_table_reads_no_value():
     """On the device "meta" there are none, so that whoever asks for one gets an error: nothing waits for the device."""
     method = LatentOptimization(toy_config(), toy_data())

@@ -11,6 +11,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 import vae_utils
 from evaluation.ais import annealed_importance_sampling, bidirectional_bounds
+from evaluation.log_prob import log_prob
 from model import Bernoulli, ConvVAE, Gaussian, LatentVariableModel
 from posterior_fit import fit_posterior, gauss_newton_posterior
 from vae_utils import (
@@ -297,7 +298,28 @@ def annealed(vae, x, q, **options):
         (lambda vae, x, q: annealed(vae, x, q, temperatures=-3), "temperatures -3.*out of range"),
         (lambda vae, x, q: annealed(vae, x, q, log_weight_std=-1.0), "out of range"),
         (lambda vae, x, q: annealed(vae, x, q, chains=0), "chains 0"),
-        (lambda vae, x, q: vae.mean(q.mean[:, :3]), r"z \(3, 3\): this model takes z \(..., 4\)"),
+        (
+            lambda vae, x, q: vae.mean(q.mean[:, :3]),
+            r"z \(3, 3\) of .*: this model takes z \(..., 4\) of torch.float32",
+        ),
+        (lambda vae, x, q: elbo(vae, x, q, q.mean.double()), r"z \(3, 4\) of torch.float64 on cpu: this model takes"),
+        (lambda vae, x, q: sampled(vae, x, q.to(torch.float64)), "of torch.float64 on cpu: this model takes"),
+        (lambda vae, x, q: vae.mean(q.mean.to("meta")), "on meta: this model takes z .* on cpu"),
+        (lambda vae, x, q: vae.log_joint(x[:2], q.mean), r"x \(2, 2, 12, 16\) and z \(3, 4\) are of different images"),
+        (lambda vae, x, q: q.log_prob_of_noise(q.mean[:, :1]), r"noise or z \(3, 1\) for a q \(3, 4\)"),
+        (lambda vae, x, q: q.rsample(q.mean[0]), r"noise or z \(4,\) for a q"),
+        (lambda vae, x, q: q.whiten(q.mean[:1]), r"noise or z \(1, 4\) for a q"),
+        (lambda vae, x, q: sampled(vae.half(), x, q), r"weights are of torch.float16.*: model.float\(\)"),
+        (lambda vae, x, q: log_prob(vae.bfloat16(), x), r"weights are of torch.bfloat16.*: model.float\(\)"),
+        (lambda vae, x, q: log_prob(x, vae), "model: a LatentVariableModel, such as method.model, not Tensor"),
+        (lambda vae, x, q: log_prob(dropping(vae), x), r"model.eval\(\)"),
+        (
+            lambda vae, x, q: fit_posterior(
+                vae, x, GaussianPosterior(q.mean, torch.diag_embed(q.scale)), noise=Noise(0), covariance="low rank"
+            ),
+            "'low rank': starts from a q with a factor",
+        ),
+        (lambda vae, x, q: gauss_newton_posterior(vae, x, q, noise=Noise(0), draws=0), "draws 0: not above 0"),
         (torch.inference_mode()(lambda vae, x, q: fit_posterior(vae, x, q, noise=Noise(0))), "torch.no_grad"),
         (lambda vae, x, q: vae.sample(3), r"generator: sample\(3, torch.Generator\('cpu'\).manual_seed\(0\)\)"),
     ],

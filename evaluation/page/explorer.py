@@ -19,7 +19,7 @@ LAYER_SETTINGS = {
     nn.Unflatten: ("unflattened_size",),
     nn.PixelShuffle: ("upscale_factor",),
 }
-# How E[x|z] follows from the last layer: page.js calculates it.
+# How E[x|z] follows from the last layer, of several parameters of a pixel from the first: page.js calculates it.
 MEAN_LAYERS = {"gaussian": [], "bernoulli": [{"type": "Tanh", "scale": 0.5}]}
 
 

@@ -168,7 +168,7 @@ function explore(data) {
     paint(byId("original"), image(state.image));
     byId("original-title").textContent = title(state.image);
     methods.forEach((method, m) => {
-      const picture = decode(method.layers, latent(method));
+      const picture = decode(method.layers, latent(method)).slice(0, pixels);
       paint(byId(`picture-${m}`), picture);
       const error = picture.reduce((sum, value, i) => sum + (value - image(state.image)[i]) ** 2, 0);
       const known = method.log_prob[state.image];

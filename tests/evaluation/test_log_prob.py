@@ -6,10 +6,11 @@ import warnings
 import pytest
 import torch
 from conftest import NONLINEAR, SIGMA, gaussian, linear_gaussian, seeded
+from torch import nn
 
 from evaluation import log_prob as module
 from evaluation.log_prob import LogProb, log_prob
-from model import ConvModel, Gaussian
+from model import ConvModel, Gaussian, LatentVariableModel
 from runtime.config import TrainConfig
 
 SETTINGS = {"seed": 5, "chains": 24, "log_weight_std": 0.2, "fit_steps": 60}
@@ -119,6 +120,14 @@ def test_bad_input_is_one_clear_line(images, settings, message, capsys):
         log_prob(model, images, **settings)
     assert "\n" not in str(error.value)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_call_that_is_refused_leaves_the_model_as_it_was():
+    decoder = nn.Sequential(nn.Linear(2, 12), nn.BatchNorm1d(12))
+    model = LatentVariableModel(decoder, Gaussian(), latent_dim=2)
+    with pytest.raises(ValueError, match=r"model.eval\(\)"):
+        log_prob(model, torch.zeros(3, 12))
+    assert not decoder[1].running_mean.any()
 
 
 def test_grey_pixels_have_no_probability_under_a_bernoulli_likelihood(capsys):

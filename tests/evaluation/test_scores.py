@@ -164,6 +164,23 @@ def test_whether_the_methods_own_fits_converged_is_said(converged, monkeypatch, 
         assert row["elbo"] == columns["elbo"][place]
 
 
+def test_q_is_taken_for_the_best_one_only_where_the_method_says_so(monkeypatch, rough):
+    monkeypatch.setattr(LatentOptimization, "infers_best", False)  # such as one that fits means alone
+    method = LatentOptimization(toy_config(), toy_data())
+    _, work = small_work(method, toy_data(), images_per_digit=1, temperatures=2)
+    columns = next(function() for name, function in work.items() if "_test_" in name)["columns"]
+    assert (columns["elbo"] != columns["fitted_elbo"]).all()
+
+
+def test_simulated_images_may_lie_far_beyond_the_range_of_pixels(monkeypatch, rough):
+    """As under a likelihood with long tails."""
+    method = LatentOptimization(toy_config(), toy_data())
+    monkeypatch.setattr(method.model, "reach", 1e-3)
+    config = EvalConfig(simulated_images=2, chains=2, temperatures=2, fit_steps=12)
+    (work,) = measurements.bidirectional_tasks([method], config).values()
+    assert work().isfinite().all()
+
+
 def test_more_images_do_not_change_what_is_found_for_the_first_ones(rough):
     data = toy_data()
     method = LatentOptimization(toy_config(), data)

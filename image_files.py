@@ -1,5 +1,6 @@
 """The pixels of image files: grey values of any kind, from 0 to 255."""
 
+import warnings
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -13,7 +14,8 @@ from tqdm import tqdm
 from runtime.config import InputError
 from runtime.progress import bar_width
 
-TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES, TIFF_FORMAT = 258, 262, 284, 339  # numbers of its fields
+# Numbers of the fields of a TIFF.
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLES, TIFF_PLANES, TIFF_EXTRA, TIFF_FORMAT = 258, 262, 277, 284, 338, 339
 MOST_UNEVEN, LONGEST = 100, 16_000  # of the longer side of an image: times the shorter one, pixels
 WHITE = {"I": (255, 4095, 65_535), "F": (1, 255, 4095, 65_535)}  # of whole numbers and of floats
 
@@ -82,6 +84,8 @@ def _has_deep_colours(image):
         deep = max(tags.get(TIFF_BITS, (1,))) > 8
         if deep and tags.get(TIFF_PLANES) == 2:
             raise InputError("colours of 16 bits in a plane each; save 8 bits")
+        if tags.get(TIFF_PHOTOMETRIC) == 2 and tags.get(TIFF_SAMPLES) == 4 and TIFF_EXTRA not in tags:
+            raise InputError("colours of four values, of which the last is not said to be opacity; save three")
         if not deep and 2 in np.atleast_1d(tags.get(TIFF_FORMAT, 1)):
             raise InputError("grey values of 8 bits with a sign; save them without")
         return deep
@@ -94,11 +98,16 @@ def _has_deep_colours(image):
 def _opened(path):
     """Yields the PIL image of a file. Raises InputError for whatever goes wrong with it, and for several pictures."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():  # of large pictures, which `_resized` may refuse
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+        with opened as image:
             # Phones put a preview or a depth map beside a photograph: MPO.
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise InputError(f"holds {image.n_frames} pictures; save each that you want as a file of its own")
             yield image
+    except Image.DecompressionBombError:
+        raise InputError(f"{path}: more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; scale it down") from None
     except UnidentifiedImageError:
         kind = ", or of a kind that Pillow does not read; save 8 or 16 bits" * (Path(path).suffix.lower()[:4] == ".tif")
         raise InputError(f"{path}: not an image{kind}") from None

@@ -136,9 +136,30 @@ def test_no_images_are_one_clear_line(tmp_path):
     ):
         with pytest.raises(InputError, match=reason) as error:
             load_images(images, resize=True)
-        with pytest.raises(InputError, match="resize=64: True makes images 28 x 28"):
+        with pytest.raises(InputError, match="resize=64: True or False"):
             load_images(images, resize=64)
         assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="invert='no': True or False"):
+        load_images(tmp_path / "classes/a", invert="no")
+
+
+@pytest.mark.filterwarnings("ignore:nearly all pixels", "ignore:dark strokes")
+def test_large_pictures_and_those_with_a_fourth_colour(tmp_path, monkeypatch):
+    Image.new("RGB", (60, 60)).save(tmp_path / "photo.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # Pillow warns above it, and refuses twice as much
+    assert load_images(tmp_path / "photo.jpg", resize=True).shape == (1, 1, 28, 28)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError, match=r"photo.jpg: more than 2,000 pixels; scale it down"):
+        load_images(tmp_path / "photo.jpg", resize=True)
+    monkeypatch.undo()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28, 4), np.uint8), "RGBA")
+    image.save(tmp_path / "opaque.tif")
+    assert load_images(tmp_path / "opaque.tif").shape == (1, 1, 28, 28)
+    contents = (tmp_path / "opaque.tif").read_bytes()
+    extra = struct.pack("<H", 338)  # the field that says that the fourth value is opacity
+    (tmp_path / "infrared.tif").write_bytes(contents.replace(extra, struct.pack("<H", 337)))
+    with pytest.raises(InputError, match=r"infrared.tif: colours of four values, of which the last is not said to be"):
+        load_images(tmp_path / "infrared.tif")
 
 
 def test_classes_may_be_called_by_what_editors_put_at_ends_of_names(tmp_path):
@@ -511,7 +532,10 @@ def test_images_that_are_perhaps_not_as_meant_are_said(tmp_path):
     """A class on another scale, an inverted split, an empty image, a picture in two formats, a split's name."""
     folder = image_folder(tmp_path / "plain", {"a": 12, "train": 12}, seed=1)
     assert "left out" not in said_of(folder)
-    assert "train is taken as a class, not as a split" in said_of(folder)
+    assert "taken as a class, not as a split: train" in said_of(folder)
+
+    image_folder(tmp_path / "named", {"cats_train": 12, "catsTest": 12, "train_dogs": 12}, seed=1)
+    assert "as a split: catsTest, cats_train, train_dogs" in said_of(tmp_path / "named")
 
     def digits(path, count, *, white=255, inverted=False, seed=0):
         path.mkdir(parents=True)
@@ -538,6 +562,11 @@ def test_images_that_are_perhaps_not_as_meant_are_said(tmp_path):
         for kind in ("more", "turned"):
             for path in (tmp_path / kind / name).iterdir():
                 shutil.copy(path, tmp_path / "mixed" / name / f"{kind}{path.name}")
+    assert "saved again" not in said_of(tmp_path / "plain")
+    for path in list((tmp_path / "plain/a").iterdir()):
+        Image.open(path).save(tmp_path / f"plain/train/again_{path.stem}.jpg", quality=98)
+    said = said_of(tmp_path / "plain")
+    assert re.search(r"saved again\?\): 12 files, such as plain/a/0\d+.png and plain/train/again_0", said)
     said = said_of(tmp_path / "mixed")
     assert (
         "12 of 46 images (a/more0.png, a/more1.png, a/more2.png, a/more3.png, a/more4.png and 7 more) are dark" in said

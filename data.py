@@ -16,7 +16,7 @@ from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 from torchvision.datasets.utils import check_integrity, download_url
 
 from image_files import dark_note
-from images import one_value_note, read_folder
+from images import dark_on_light, one_value_note, read_folder
 from runtime.checkpoint import exclusive_lock, new_directory
 from runtime.config import InputError, LearnerConfig, about, check_device
 from runtime.distributed import WHOLE, Shard, own_shard
@@ -209,8 +209,20 @@ def _read_archives(name, data_dir):
         parts[split] = grey, torch.from_numpy(labels).long(), torch.arange(len(labels)), grey
     size = f"{train[0]:,} and {test[0]:,} images of {train[1]} x {train[2]} pixels"
     classes = tuple(title.split(" - ")[0] for title in dataset.classes)  # MNIST's are like "7 - seven"
-    notes = [f"{raw}: not verified, without archives: {size}"] * (not all(known))
+    notes = [] if all(known) else [f"{raw}: not verified, without archives: {size}", *_doubtful(*arrays[::2])]
     return classes, parts, "; ".join([*notes, *dark_note(arrays[0])])
+
+
+def _doubtful(train, test):
+    """Sentences on training and test images (N, H, W), uint8, that do not go together."""
+    same = len({image.tobytes() for image in train} & {image.tobytes() for image in test})
+    notes = [f"{same:,} test images are training images, too"] * (same > 0)
+    some = [torch.from_numpy(grey[:1000, None]) / 127.5 - 1 for grey in (train, test)]
+    if len({bool(dark_on_light(images).float().mean() > 0.5) for images in some}) > 1:
+        notes.append(
+            "most images of training or test are dark on a light ground, those of the other not: is that meant?"
+        )
+    return notes
 
 
 def _read_idx(archive, dataset):
@@ -224,7 +236,10 @@ def _read_idx(archive, dataset):
     shape = np.frombuffer(contents[4:start], ">i4") if len(contents) >= start else np.empty(0)
     if len(shape) == 0 or (shape < 0).any() or len(contents) - start != shape.prod():
         raise InputError(f"{file.name} is damaged")
-    known = packed or (dataset is MNIST and hashlib.md5(contents).hexdigest() == UNPACKED[file.name])
+    mnist = {md5: name for name, md5 in UNPACKED.items()}.get(hashlib.md5(contents).hexdigest())
+    if mnist and (dataset, file.name) != (MNIST, mnist):
+        raise InputError(f"{file.name} is MNIST's {mnist}")
+    known = bool(packed or mnist)
     # Other files of MNIST's format may take their place, but none that look like MNIST's.
     if dataset is MNIST and not known and shape[0] == (60_000 if file.name.startswith("train") else 10_000):
         raise InputError(f"{file.name} is not MNIST's, it was changed")

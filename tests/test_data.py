@@ -180,7 +180,7 @@ def small_mnist(folder, train=(60, 8, 8), test=(40, 8, 8), labels=None, classes=
     raw = folder / "MNIST/raw"
     raw.mkdir(parents=True)
     for name, shape, count in (("train", train, labels or train[0]), ("t10k", test, test[0])):
-        pixels = np.random.default_rng(6).integers(0, 256, shape, dtype=np.uint8)
+        pixels = np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
         (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(pixels))
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(np.arange(count, dtype=np.uint8) % classes))
 
@@ -216,6 +216,25 @@ def test_other_files_of_mnists_format_are_said_to_be_others(tmp_path):
     small_mnist(tmp_path)
     (said,) = load_data(toy_config(train_size=50), data_dir=tmp_path).said
     assert said == f"{tmp_path}/MNIST/raw: not verified, without archives: 60 and 40 images of 8 x 8 pixels"
+    pixels = np.zeros((60, 8, 8), np.uint8)
+    pixels[:, 2, 1:7] = np.random.default_rng(0).integers(100, 256, (60, 6))
+    for name, images, inverted in (("train", pixels, 0), ("t10k", 255 - pixels[:40], 1), ("t10k", pixels[:40], 0)):
+        (tmp_path / f"MNIST/raw/{name}-images-idx3-ubyte").write_bytes(idx(images))
+        (said,) = load_data(toy_config(train_size=50), data_dir=tmp_path).said
+        assert said.count("dark on a light ground, those of the other not: is that meant?") == inverted
+    assert said.endswith("; 40 test images are training images, too")
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"), [("MNIST", "train-images-idx3-ubyte"), ("KMNIST", "t10k-images-idx3-ubyte")]
+)
+def test_mnists_files_under_other_names_are_refused(tmp_path, folder, file):
+    small_mnist(tmp_path)
+    (tmp_path / "MNIST").rename(tmp_path / folder)
+    there = ROOT / "data/MNIST/raw/t10k-images-idx3-ubyte.gz"
+    (tmp_path / folder / "raw" / file).write_bytes(gzip.decompress(there.read_bytes()))
+    with pytest.raises(InputError, match=f"{folder}/raw: .*{file} is MNIST's t10k-images-idx3-ubyte"):
+        load_dataset(folder.lower(), data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(("there", "data_dir"), [("d", "d/MNIST"), ("d", "d/MNIST/raw"), (ROOT / "data", "elsewhere")])

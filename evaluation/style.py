@@ -250,7 +250,9 @@ def class_axis(axes, classes, *, which="x", label="class"):
     if which == "x" and not are_short(names):
         form = {"rotation": 45, "ha": "right"} if len(classes) <= 12 else {"rotation": 90}
     if len(classes) > 12:
-        form["fontsize"] = 7
+        form["fontsize"] = 7 if len(classes) <= 36 else 5
+    if which == "x" and len(classes) > 20:
+        form["rotation"] = 90
     axes.set(**{f"{which}label": label + ", by number" * (bool(label) and are_numbered(classes))})
     getattr(axes, f"set_{which}ticks")(range(len(classes)), names, **form)
 

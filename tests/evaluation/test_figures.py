@@ -1,7 +1,7 @@
 """What the figures show, with one to three methods, few or many classes and images that are no MNIST."""
 
 import io
-from itertools import product
+from itertools import pairwise, product
 from statistics import NormalDist
 
 import matplotlib as mpl
@@ -118,6 +118,18 @@ def test_gaps_are_drawn_over_epochs_and_of_every_class(methods):
     pairs = [entry._replace(images=2, freedom=1) if entry.group == "b" else entry for entry in scores]
     axes = figures.gaps_per_class(scores=pairs, methods=methods, classes=classes).axes[0]
     assert sum(np.isfinite(path.vertices).all() for bars in axes.collections for path in bars.get_paths()) == 9
+
+
+@pytest.mark.parametrize("count", [20, 36, 50])
+def test_the_names_of_many_classes_do_not_run_together(count):
+    classes = tuple(map(str, range(count)))
+    figure = figures.gaps_per_class(
+        scores=made_up_scores(METHODS[:2], classes), methods=METHODS[:2], classes=classes, likelihood="p(x|z)"
+    )
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[2].get_xticklabels()]
+    assert len(boxes) == count
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_a_gap_that_is_zero_is_not_drawn_and_one_that_is_negative_has_a_linear_axis():

@@ -183,7 +183,7 @@ def main():
 
 
 def report(model, test, run, settings):
-    """Yields the figure and the numbers, the numbers last, see `write_files`; then prints the table."""
+    """Yields the figure and the numbers, the numbers last, see `save_file`; then prints the table."""
     count, names = test.num_classes, test.classes
     log_prob = predict(model, test.images)
     predicted = log_prob.argmax(-1)

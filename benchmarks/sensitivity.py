@@ -31,7 +31,7 @@ from evaluation import gaps
 from evaluation.measurements import posterior_of_train
 from latent_optimization import LatentOptimization
 from posterior_fit import fit_posterior
-from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json
+from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import EvalConfig, TrainConfig, choose_device, choose_precision
 from runtime.cuda_graph import record_step
 from training import train_epoch
@@ -121,7 +121,7 @@ def work(name, seed, given):
     sample = stratified_subset(data.validation, size=given.images, seed=seed)
     scores = {"seconds": saved["seconds"]}
     scores |= score(method, data, sample, EvalConfig(seed=seed, precision=precision))
-    save_json(directory / "scores.json", scores)
+    save_file(directory / "scores.json", scores)
     print(f"{name}, seed {seed}: {mean_and_error(torch.tensor(scores['log_prob']))}", file=sys.stderr, flush=True)
     return scores
 

@@ -183,7 +183,7 @@ def draw_history(history, methods, epochs, likelihood):
 
 
 def draw_report(results, summary):
-    """Yields (name, contents) of every table and figure but the training curves, see `write_files`.
+    """Yields (name, contents) of every table and figure but the training curves, see `save_file`.
 
     results: a Results; summary: what summary.json will hold.
     """

@@ -84,14 +84,8 @@ def load_checkpoint(path, *, device="cpu"):
     return checkpoint
 
 
-def save_array(path, array):
-    """Writes a NumPy array as .npy, without pickle. Raises RunError if it cannot be written."""
-    with atomic_write(path) as tmp_path, open(tmp_path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-
-
 def load_json(path):
-    """Reads a dict that `save_json` wrote. Raises InputError if the file is missing, damaged or foreign."""
+    """Reads a dict that `save_file` wrote. Raises InputError if the file is missing, damaged or foreign."""
     with about(path):
         try:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -102,41 +96,32 @@ def load_json(path):
     return value
 
 
-def save_text(path, text):
-    """Writes a text. Raises RunError if it cannot be written."""
+def save_file(path, contents):
+    """Writes a list of dicts as .csv, a dict as .json, a text as .html, an array as .npy, a Figure as .png.
+
+    Floats keep all digits. Raises RunError if it cannot be written.
+    """
+    kind = Path(path).suffix
     with atomic_write(path) as tmp_path:
-        tmp_path.write_text(text, encoding="utf-8")
-
-
-def save_json(path, value):
-    """Writes indented JSON in the order given. Raises RunError if it cannot be written."""
-    save_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def save_csv(path, rows):
-    """Writes a non-empty list of dicts with the same keys; floats keep all digits. Raises RunError if it cannot."""
-    with atomic_write(path) as tmp_path, open(tmp_path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def save_figure(path, figure):
-    """Writes a matplotlib Figure as PNG. Raises RunError if it cannot be written."""
-    with atomic_write(path) as tmp_path:
-        figure.savefig(tmp_path, format="png")
+        if kind == ".png":
+            contents.savefig(tmp_path, format="png")
+        elif kind == ".npy":
+            with open(tmp_path, "wb") as file:  # np.save would add ".npy" to a name
+                np.save(file, contents, allow_pickle=False)
+        elif kind == ".csv":
+            with open(tmp_path, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, fieldnames=list(contents[0]))
+                writer.writeheader()
+                writer.writerows(contents)
+        else:
+            text = json.dumps(contents, indent=2) + "\n" if kind == ".json" else contents
+            tmp_path.write_text(text, encoding="utf-8")
 
 
 def write_files(directory, files):
-    """Writes the pairs (name, contents) that an iterable yields into a directory; rank 0 alone goes through it.
-
-    contents: for .csv a list of dicts, .html a text, .json a dict, .npy an array, .png a Figure. Raises RunError if one
-    cannot be written.
-    """
-    save = {".csv": save_csv, ".html": save_text, ".json": save_json, ".npy": save_array, ".png": save_figure}
+    """Saves the pairs (name, contents) that an iterable yields into a directory; rank 0 alone goes through it."""
     for name, contents in files if rank() == 0 else ():
-        path = Path(directory) / name
-        save[path.suffix](path, contents)
+        save_file(Path(directory) / name, contents)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from runtime.checkpoint import (
     invalid_contents,
     load_checkpoint,
     save_checkpoint,
-    save_json,
+    save_file,
     write_files,
 )
 from runtime.config import RunError
@@ -179,7 +179,7 @@ class Run:
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started
 
     def write(self, files):
-        """Writes the pairs (name, contents) that a generator yields into the results, see `write_files`."""
+        """Writes the pairs (name, contents) that a generator yields into the results, see `save_file`."""
         write_files(self.results, files)
 
     def _path(self, prefix, epoch, part=""):
@@ -197,7 +197,7 @@ class Run:
         if rank() == 0:
             known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "settings": self.settings}
             known |= {"history": history, "seconds": self.seconds()}
-            save_json(self.directory / f"{learner.prefix}_state.json", known)
+            save_file(self.directory / f"{learner.prefix}_state.json", known)
             for path in state_files(self.directory, learner.prefix, epoch - 1):
                 path.unlink(missing_ok=True)
 

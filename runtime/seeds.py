@@ -28,7 +28,7 @@ def run_seeds(given, prepare, execute, compare):
     """Prepares every seed, which refuses bad input before any work; executes one after the other; compares them.
 
     prepare: of flags, what `execute` takes, with a `config` and `data`; compare: of {seed: results directory} and their
-    directory, the files that go there, see `write_files`. Raises InputError for seeds of different trainings.
+    directory, the files that go there, see `save_file`. Raises InputError for seeds of different trainings.
     """
     flags, run_config, trainings = flags_of_seeds(given), make_config(RunConfig, given), []
 

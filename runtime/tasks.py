@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from joblib import cpu_count
 
-from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json
+from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import InputError, RunError, about
 from runtime.distributed import barrier, gather, rank, size
 from runtime.plan import IDENTITY
@@ -42,7 +42,7 @@ class Tasks:
                 self.remove()
                 with about(self.directory):
                     self.directory.mkdir()
-                save_json(path, identity)
+                save_file(path, identity)
             with contextlib.suppress(InputError, KeyError):
                 self.started -= load_json(self.directory / "seconds.json")["seconds"]
         barrier()
@@ -56,7 +56,7 @@ class Tasks:
             result = function()
             save_checkpoint(path, {"result": result})
             if rank() == 0:
-                save_json(self.directory / "seconds.json", {"seconds": time.perf_counter() - self.started})
+                save_file(self.directory / "seconds.json", {"seconds": time.perf_counter() - self.started})
             return result
 
     def map(self, title, functions, *, device="cpu"):

@@ -17,7 +17,7 @@ from benchmarks import stress
 from benchmarks.pretrained import METHODS
 from evaluation.statistics import find
 from evaluation.tables import read_scores
-from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_json
+from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import InputError
 from runtime.learners import Checkpoints, find_checkpoints
 
@@ -158,7 +158,7 @@ def test_results_of_another_training_are_not_replaced_by_mistake(copy):
     folder = copy()
     path = folder / "results/summary.json"
     there = load_json(path)
-    save_json(path, {**there, "train_config": {**there["train_config"], "beta": 0.25}})
+    save_file(path, {**there, "train_config": {**there["train_config"], "beta": 0.25}})
     (folder / "results/mine.png").write_text("not of this program")
     message = "summary.json: of another run (--beta 0.25 there, 1.0 here); other --checkpoint-dir"
     refused(folder, message, "--seed", "2")

@@ -25,7 +25,7 @@ from evaluation.page.page import NUMBERS, fill_page
 from evaluation.report import RESULTS
 from evaluation.tables import read_scores
 from model import ConvModel
-from runtime.checkpoint import load_json, save_figure
+from runtime.checkpoint import load_json, save_file
 from vae_utils import GaussianPosterior, random_generator
 
 SUMMARY, SCORES = load_json(ROOT / "pretrained/summary.json"), read_scores(ROOT / "pretrained/scores.csv")
@@ -83,7 +83,7 @@ def folder(methods, posteriors, images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     (folder / "numbered").mkdir()
     for name in (*FIGURES, "mine_epoch_5", "comparison_epoch_5b", "numbered/gaps_per_digit"):
-        save_figure(folder / f"{name}.png", Figure())
+        save_file(folder / f"{name}.png", Figure())
     points = torch.randn(SAMPLE, 2, generator=random_generator(0, "points"))
     results = write(folder, methods, posteriors, images, dict.fromkeys(posteriors, points))
     results.classes = ("猫", *images.classes[1:])
@@ -237,7 +237,7 @@ def test_z_is_dragged_over_its_plane_or_line(latent_dim, methods, images, tmp_pa
         mean[5] = torch.tensor([3.0, 0])[:latent_dim]  # the farthest of all
         posteriors[method.name] = GaussianPosterior(mean, torch.full_like(mean, 0.3))
         points[method.name] = map_2d(mean[:SAMPLE], seed=0)
-    save_figure(tmp_path / "latent_map.png", Figure())
+    save_file(tmp_path / "latent_map.png", Figure())
     write(tmp_path, drawn, posteriors, images, points)
     with open_page(tmp_path / "report.html") as page:
         assert "t-SNE" not in page.page_source
@@ -281,7 +281,7 @@ def test_a_page_of_any_number_of_methods_has_every_figure_and_escapes_labels(cou
     labels = {method.name: method.label for method in made_up}
     names = [name.replace("*recon", "one").replace("[0-9]*", "7") for name in RESULTS if name.endswith(".png")]
     for name in names:
-        save_figure(tmp_path / name, Figure(figsize=(0.1, 0.1)))
+        save_file(tmp_path / name, Figure(figsize=(0.1, 0.1)))
     scores = [entry._replace(images=count) if entry.group in ("a", "b") else entry for entry in made_up_scores(made_up)]
     moved = {"methods": {name: {"layers": None, "latent_dim": 5} for name in labels}}
     results = {"scores": scores, "labels": labels, "methods": made_up, "images": [], "explorer": moved, "classes": "ab"}

@@ -15,7 +15,7 @@ from evaluation.measurements import draws_of
 from evaluation.statistics import find
 from evaluation.tables import read_scores
 from posterior_fit import fit_posterior
-from runtime.checkpoint import save_json
+from runtime.checkpoint import save_file
 from runtime.config import InputError
 from runtime.learners import find_checkpoints
 from vae_utils import Noise, elbo, evaluate_bound
@@ -60,7 +60,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     for method_class in METHODS[:2]:
         train(method_class(toy_config(), toy_data()), folder)
-    save_json(folder / "summary.json", {"train_config": asdict(toy_config()), "scored_epoch": 2})
+    save_file(folder / "summary.json", {"train_config": asdict(toy_config()), "scored_epoch": 2})
     (folder / "scores.csv").write_text("numbers")
     (folder / "log_probabilities.csv").write_text("numbers per image")
     return folder
@@ -97,7 +97,7 @@ def test_a_decoder_without_its_table_says_so(run, tmp_path):
 def test_results_of_another_run_are_refused(run, tmp_path):
     others = {"train_config": asdict(toy_config(seed=4)), "scored_epoch": 2}
     for summary in (others, {"train_config": asdict(toy_config()), "scored_epoch": 1}):
-        save_json(tmp_path / "summary.json", summary)
+        save_file(tmp_path / "summary.json", summary)
         with pytest.raises(InputError, match="not of the last epoch of the checkpoints in"):
             pretrained.make(run, tmp_path, tmp_path / "pretrained")
         assert not (tmp_path / "pretrained").exists()

@@ -49,7 +49,7 @@ def test_a_write_that_fails_says_why_and_leaves_the_old_checkpoint(tmp_path):
     assert load_checkpoint(path) == {"number": 1}
     assert os.listdir(tmp_path) == [path.name]
     with pytest.raises(RunError, match=r"cannot be written \(No such file or directory\)"):
-        checkpoint.save_json(tmp_path / "none/file.json", {})
+        checkpoint.save_file(tmp_path / "none/file.json", {})
 
 
 def test_equal_checkpoints_have_equal_bytes_under_any_name(tmp_path):
@@ -85,16 +85,16 @@ def test_unusable_checkpoints_are_refused_and_run_no_code(tmp_path):
 
 def test_arrays_tables_and_json_are_read_as_they_were_written(tmp_path):
     values = np.random.default_rng(0).standard_normal(4)
-    checkpoint.save_array(tmp_path / "values.npy", values)
+    checkpoint.save_file(tmp_path / "values.npy", values)
     assert np.array_equal(np.load(tmp_path / "values.npy", allow_pickle=False), values)
-    checkpoint.save_csv(tmp_path / "values.csv", [{"value": float(value)} for value in values])
+    checkpoint.save_file(tmp_path / "values.csv", [{"value": float(value)} for value in values])
     with open(tmp_path / "values.csv", newline="") as file:
         assert [float(row["value"]) for row in csv.DictReader(file)] == values.tolist()
     with pytest.raises(ValueError, match="allow_pickle"):
-        checkpoint.save_array(tmp_path / "objects.npy", np.array([Poison(tmp_path)], dtype=object))
+        checkpoint.save_file(tmp_path / "objects.npy", np.array([Poison(tmp_path)], dtype=object))
     assert not (tmp_path / "objects.npy").exists()
     path = tmp_path / "summary.json"
-    checkpoint.save_json(path, {"b": 1.5, "a": [True, None]})
+    checkpoint.save_file(path, {"b": 1.5, "a": [True, None]})
     assert list(checkpoint.load_json(path).items()) == [("b", 1.5), ("a", [True, None])]
     for text in (b"[1]", b"{", "\ud800".encode("utf-8", "surrogatepass")):
         path.write_bytes(text)

@@ -21,7 +21,7 @@ from runtime.checkpoint import (
     exclusive_lock,
     load_checkpoint,
     save_checkpoint,
-    save_json,
+    save_file,
 )
 from runtime.cli import prepare_run
 from runtime.config import ClassifierConfig, RunConfig, TrainConfig, choose_device
@@ -70,7 +70,7 @@ def test_a_finished_run_is_finished_on_another_machine(directory, tmp_path):
     directory.finish(num_samples=5, precision="bfloat16")
     assert directory.plan(scoring={"num_samples": 5, "precision": "float32"}, **HERE).finished
     trained = {"train_config": {"precision": "bfloat16"}, "seconds": {"training": {"first": 2.0}}}
-    save_json(tmp_path / "summary.json", trained)
+    save_file(tmp_path / "summary.json", trained)
     known = plan_evaluation(directory.config(), TrainConfig(precision="float32"), owned=OWNED, epoch=3, methods=[])
     assert known == ({"first": 2.0}, False)
 

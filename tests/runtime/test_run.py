@@ -13,7 +13,7 @@ from torch import nn
 
 from runtime import distributed
 from runtime import run as running
-from runtime.checkpoint import load_json, save_checkpoint, save_json
+from runtime.checkpoint import load_json, save_checkpoint, save_file
 from runtime.config import InputError, RunConfig, RunError, TrainConfig
 from runtime.distributed import WHOLE, Shard
 from runtime.plan import Owned, plan_evaluation, plan_run
@@ -105,7 +105,7 @@ class Directory:
         """Saves a finished run."""
         for learner in (First(), Second()):
             self.save(learner, 3)
-        save_json(self.path / "summary.json", {"settings": self.settings, "eval_config": scoring})
+        save_file(self.path / "summary.json", {"settings": self.settings, "eval_config": scoring})
 
     def refuses(self, message, **options):
         with pytest.raises(InputError, match=message):
@@ -291,7 +291,7 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
     directory.save(First(), 1)
     known = load_json(state)
     for contents in ({"prefix": "first"}, known | {"prefix": "second"}, known | {"ranks": 0}, known | {"epoch": 2}):
-        save_json(state, contents)
+        save_file(state, contents)
         directory.refuses(r"first_state.json: its contents do not fit this program", resume=True)
     state.write_text("no JSON")
     directory.refuses(r"first_state.json: not a file of this program, or damaged", resume=True)
@@ -308,7 +308,7 @@ def test_results_of_another_training_are_not_scored_over(directory, tmp_path):
         plan(3)
     assert plan(3, overwrite=True) == ({}, True)
     (tmp_path / ".evaluation").mkdir()
-    save_json(tmp_path / ".evaluation/identity.json", {"train_config": {"epochs": 3}, "settings": {}})
+    save_file(tmp_path / ".evaluation/identity.json", {"train_config": {"epochs": 3}, "settings": {}})
     assert plan(3) == ({}, False)  # an evaluation that was interrupted goes on, or begins anew
     with pytest.raises(InputError, match=r"identity.json: of another run \(--epochs 3 there, 4 here\)"):
         plan(4)
@@ -323,20 +323,20 @@ def test_results_of_another_training_are_not_scored_over(directory, tmp_path):
         path.unlink()
     (tmp_path / "picture.png").unlink()
     known = {"train_config": {"epochs": 3}, "seconds": {"training": {"first": 2.0}}}  # as of an older version
-    save_json(tmp_path / "summary.json", known)
+    save_file(tmp_path / "summary.json", known)
     assert plan(3) == ({"first": 2.0}, False)
     with pytest.raises(InputError, match=r"summary.json: of another run \(--epochs 3 there, 4 here\)"):
         plan(4)
     assert plan(4, overwrite=True) == ({}, True)
     for other in ({"scored_epoch": 2, "settings": {"methods": "first"}}, {"settings": {"methods": "first second"}}):
-        save_json(tmp_path / "summary.json", {"scored_epoch": 3, **known, **other})
+        save_file(tmp_path / "summary.json", {"scored_epoch": 3, **known, **other})
         with pytest.raises(
             InputError, match=r"its scores are of epoch [23] and --methods .*; another --results-dir keeps"
         ):
             plan(3)
         assert plan(3, overwrite=True) == ({"first": 2.0}, False)
     for foreign in ({"train_config": None}, {"train_config": [1]}, {"train_config": {"epochs": 3}, "seconds": 1}):
-        save_json(tmp_path / "summary.json", foreign)
+        save_file(tmp_path / "summary.json", foreign)
         with pytest.raises(InputError, match=r"summary.json: its contents do not fit this program"):
             plan(3)
     (tmp_path / "summary.json").write_text('{"settings": null}')

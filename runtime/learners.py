@@ -107,16 +107,23 @@ class Checkpoints(NamedTuple):
         return Path(self.directory) / f"{method.prefix}_epoch_{epoch}.pt"
 
     def load(self, epoch, data):
-        """Every method after the epoch, in evaluation mode and float32. Raises InputError for a bad file."""
-        loaded = []
+        """Every method after the epoch, in evaluation mode and float32.
+
+        Raises InputError for a file that is unreadable, or of another training than the first method's last one.
+        """
+        loaded, last = [], self.path(self.methods[0], self.epochs[-1]).name
         for method_class in self.methods:
             path = self.path(method_class, epoch)
             checkpoint = read_checkpoint(path, method_class.name, device=data.device)
+            if checkpoint["epoch"] != epoch:
+                raise InputError(f"{path}: of epoch {checkpoint['epoch']}")
             free = portable_settings(checkpoint.get("images"), data.digest)
             others = differences(asdict(checkpoint["config"]), asdict(self.config), but=free)
-            same_images = torch.equal(checkpoint["train_index"].cpu(), self.train_index.cpu())
-            if others or checkpoint["epoch"] != epoch or not same_images:
-                raise InputError(f"{path}: of another training or epoch{f': {others}' * bool(others)}")
+            others = others.replace(" here", f" in {last}")
+            if not (others or torch.equal(checkpoint["train_index"].cpu(), self.train_index.cpu())):
+                others = "its training images are others"
+            if others := others or image_differences(self.images, checkpoint.get("images")):
+                raise InputError(f"{path}: of another training than {last}: {others}")
             with invalid_contents(path):
                 method = method_class(checkpoint["config"], data)
                 method.load_weights(checkpoint["weights"])
@@ -126,10 +133,7 @@ class Checkpoints(NamedTuple):
 
 
 def find_checkpoints(methods, directory):
-    """The Checkpoints of these methods in the directory.
-
-    Raises InputError if no epoch has checkpoints of all methods, or if one is unreadable or of another training.
-    """
+    """The Checkpoints of these methods in the directory. Raises InputError if no epoch has those of all methods."""
     if Path(directory).is_file():
         raise InputError(f"{directory}: a file; --checkpoint-dir takes the folder of the checkpoints")
     if Path(directory).exists():
@@ -144,18 +148,5 @@ def find_checkpoints(methods, directory):
         absent = [name for name, known in epochs_of.items() if not known]
         there = f"no checkpoints {' or '.join(absent)}" if absent else f"no epoch that has {' and '.join(epochs_of)}"
         raise InputError(f"{directory}: {there}")
-    first, first_name = None, f"{methods[0].prefix}_epoch_{epochs[-1]}.pt"
-    for epoch, method in product(reversed(epochs), methods):
-        path = Path(directory) / f"{method.prefix}_epoch_{epoch}.pt"
-        checkpoint = read_checkpoint(path, method.name)
-        if checkpoint["epoch"] != epoch:
-            raise InputError(f"{path}: of epoch {checkpoint['epoch']}")
-        first = first or checkpoint
-        free = portable_settings(checkpoint.get("images"), first.get("images"))
-        others = differences(asdict(checkpoint["config"]), asdict(first["config"]), but=free)
-        others = others.replace(" here", f" in {first_name}")
-        if not (others or torch.equal(checkpoint["train_index"], first["train_index"])):
-            others = "its training images are others"
-        if others := others or image_differences(first.get("images"), checkpoint.get("images")):
-            raise InputError(f"{path}: of another training than {first_name}: {others}")
-    return Checkpoints(methods, directory, first["config"], epochs, first["train_index"], first.get("images"))
+    last = read_checkpoint(Path(directory) / f"{methods[0].prefix}_epoch_{epochs[-1]}.pt", methods[0].name)
+    return Checkpoints(methods, directory, last["config"], epochs, last["train_index"], last.get("images"))

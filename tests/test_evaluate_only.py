@@ -62,9 +62,13 @@ def test_a_checkpoint_of_another_training_is_not_loaded_after_a_run(tmp_path):
     known = Checkpoints((AmortizedVAE,), tmp_path, config, [1], data.train.index)
     assert len(known.load(1, data)) == 1
     shutil.copy(tmp_path / "vae_epoch_1.pt", tmp_path / "vae_epoch_3.pt")
-    others = known._replace(config=replace(config, seed=9)), known._replace(train_index=data.train.index + 1)
-    for other, epoch in ((known, 3), *((one, 1) for one in others)):
-        with pytest.raises(InputError, match=f"vae_epoch_{epoch}.pt: of another training or epoch"):
+    another = "vae_epoch_1.pt: of another training than vae_epoch_1.pt: "
+    for other, epoch, message in (
+        (known, 3, "vae_epoch_3.pt: of epoch 1"),
+        (known._replace(config=replace(config, seed=9)), 1, f"{another}--seed 3 there, 9 in vae_epoch_1.pt"),
+        (known._replace(train_index=data.train.index + 1), 1, f"{another}its training images are others"),
+    ):
+        with pytest.raises(InputError, match=message):
             other.load(epoch, data)
 
 

@@ -48,8 +48,8 @@ def read_images(paths, *, resize):
     white = {kind: next(end for end in WHITE[kind] if max(highs) <= end) for kind, highs in largest.items() if highs}
     notes = []
     for kind, end in white.items():
-        if 2 * (high := max(largest[kind])) < end:
-            notes.append(f"grey values of 0 to {high:g} are taken as 0 to {end:,}")
+        if 2 * (high := max(largest[kind])) < end or end == 4095:
+            notes.append(f"grey values of 0 to {high:,.6g} are taken as 0 to {end:,}")
         below = max((other for other in WHITE[kind] if other < end), default=-1)
         if smaller := [high for high in largest[kind] if high <= below]:
             text = f"{len(smaller):,} of {len(largest[kind]):,} images have grey values of 0 to {max(smaller):g}"

@@ -170,6 +170,7 @@ def main():
     device, config = prepare_run(run_config, config)
     data = load_data(config, data_dir=run_config.data_dir, device=device, at_most="train_size" not in given)
     config = replace(config, train_size=len(data.train.labels))
+    config = config if "epochs" in given else config.with_enough_epochs()
     settings = {**asdict(config), "device": device.type, "images": data.digest}
     with open_run(run_config, settings, owned=OWNED) as run:
         if run.finished:

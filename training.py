@@ -38,8 +38,7 @@ class Learner(nn.Module):
         if not isinstance(config, LearnerConfig):
             raise ValueError(f"{type(self).__name__}(config, data): settings come first, as TrainConfig(epochs=3)")
         if data.shard == WHOLE and len(data.train.labels) != config.train_size:
-            sizes = f"train_size={config.train_size}, but {len(data.train.labels)} training images"
-            raise ValueError(f"{sizes}: data = load_data(config)")
+            raise ValueError(f"train_size={config.train_size}, of {len(data.train.labels)} training images")
         if config.binarize and not (data.train.images.abs() == 1).all():
             raise ValueError("binarize=True, but the training images are not binarized: data = load_data(config)")
         config = replace(config, precision=choose_precision(config.precision, data.device))

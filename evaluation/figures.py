@@ -48,7 +48,7 @@ def training_curves(*, history, methods, saved_epochs):
         for method in methods:
             rows = [row for row in history if row["method"] == method.name]
             plot_history(axes, rows, part, scale=sign, label=f"{method.label},\n", color=method.color)
-        axes.set(title=title, ylabel="nats per image", xticks=shown_epochs)
+        axes.set(title=title, ylabel="nats per image", xticks=style.spaced(shown_epochs))
         if part != "kl":
             style.log_axis(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", labelspacing=1)
@@ -150,7 +150,7 @@ def gaps_over_epochs(*, scores, methods):
         epochs, more = [entry.epoch for entry in tracked], find(scores, "elbo", **labels).images
         title = f"{method.label}, {SPLIT_NAMES[split]} ({tracked[-1].images} images; open marker: {more})"
         axes.set_title(title, fontsize=10)
-        axes.set(xlabel="epoch" if method is methods[-1] else "", xticks=epochs)
+        axes.set(xlabel="epoch" if method is methods[-1] else "", xticks=style.spaced(epochs))
         if len(epochs) == 1:  # of a run whose earlier epochs were not measured
             axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
     style.log_axis(axes)

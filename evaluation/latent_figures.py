@@ -1,7 +1,7 @@
 """Figures of latents and of samples. Arguments are those of figures.py."""
 
 import math
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 from matplotlib.patches import Circle
@@ -60,6 +60,9 @@ def probes(*, scores, methods):
     names, fitted = {method.name for method in methods}, {m.name for m in methods if not m.shared_inference}
     accuracies = select_scores(scores, quantity="probe_accuracy")
     features = list(dict.fromkeys(entry.method for entry in accuracies))
+    sizes = sorted({int(entry.group) for entry in accuracies})
+    # Points stand side by side, or they would overlap; all of them nearer to their size than to the next one.
+    apart = min([1.04, *((other / size) ** (0.7 / len(features)) for size, other in pairwise(sizes))])
     for number, name in enumerate(features):
         base = name.removesuffix("_used")
         used, (label, color) = name != base, look[base]
@@ -67,7 +70,7 @@ def probes(*, scores, methods):
         label += "\n(training: rows of its table; test: fitted)" * (base in fitted)
         form = {"color": color, "mfc": "white" if used else color, "linestyle": "--" if used else "-"}
         entries = select_scores(accuracies, method=name)
-        x = [int(entry.group) * 1.04 ** (number - len(features) / 2) for entry in entries]  # or they would overlap
+        x = [int(entry.group) * apart ** (number - len(features) / 2) for entry in entries]
         shares = [(entry.mean, entry.images) for entry in entries]
         style.plot_shares(axes, x, shares, marker="osv^DPX"[number % 7], label=label, **form)
     baseline = find(scores, "classifier_accuracy", "baseline")

@@ -257,6 +257,15 @@ def class_axis(axes, classes, *, which="x", label="class"):
     getattr(axes, f"set_{which}ticks")(range(len(classes)), names, **form)
 
 
+def spaced(epochs):
+    """Of rising epochs those that an axis has room to name, the last one among them."""
+    named = [epochs[-1]]
+    for epoch in reversed(epochs[:-1]):
+        if named[-1] - epoch >= 0.04 * (epochs[-1] - epochs[0]):
+            named.append(epoch)
+    return named[::-1]
+
+
 def log_axis(axes, *, sign=1):
     """Makes the y-axis logarithmic, if all values are positive; its label says so, its numbers are times `sign`."""
     linked = axes.get_shared_y_axes().get_siblings(axes)

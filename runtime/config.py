@@ -4,7 +4,7 @@ import math
 import os
 import platform
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,6 +46,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 PRECISION_HELP = "number format; auto takes bfloat16 where the hardware is faster in it"
 PORTABLE = ("device", "precision")  # settings with which a run may continue elsewhere: the same up to rounding
 MANY = 10**9  # no limit of ours; the data and the memory have theirs
+LEAST_STEPS = 100  # of the classifier: with 8 epochs of 100 images it is no better than chance
 TRAIN_SIZE = (
     "training images, stratified; without this flag at most 7/8 of those there are, so that others validate. If fewer "
     "than 20 are left, the test images validate"
@@ -190,7 +191,7 @@ class EvalConfig(Config):
 class ClassifierConfig(LearnerConfig):
     """All that the supervised baseline's weights depend on, but for the data and the device."""
 
-    epochs: int = setting(8, "passes over the training images", low=1, high=100_000)
+    epochs: int = setting(8, "passes over the training images, by default more of few images", low=1, high=100_000)
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed")
     batch_size: int = setting(128, "images per step", low=2, high=MANY)  # batch normalization needs two
     learning_rate: float = setting(0.006, "the peak of Adam's", low=0.0, high=1e3)
@@ -199,7 +200,12 @@ class ClassifierConfig(LearnerConfig):
     def for_training(cls, training):
         """The classifier of the images of a TrainConfig."""
         shared = ("train_size", "seed", "dataset", "resize", "binarize", "precision")
-        return cls(**{name: getattr(training, name) for name in shared})
+        return cls(**{name: getattr(training, name) for name in shared}).with_enough_epochs()
+
+    def with_enough_epochs(self):
+        """The same, with more epochs where these would take fewer steps than LEAST_STEPS."""
+        steps = math.ceil(self.train_size / self.batch_size)  # of an epoch
+        return replace(self, epochs=max(self.epochs, math.ceil(LEAST_STEPS / steps)))
 
 
 @dataclass(frozen=True)

@@ -244,12 +244,13 @@ def test_the_largest_grey_value_of_all_images_says_what_is_white(tmp_path, dtype
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / "ab"[number // 10] / f"{number:02}.{suffix}")
     for split in load_dataset(f"folder:{tmp_path}"):
+        assert (f"grey values of 0 to {largest:,} are taken as 0 to 4,095" in split.note) == (white == 4095)
         expected = torch.from_numpy(pixels[split.index].astype(np.float64) / white * 2 - 1).float().unsqueeze(1)
         torch.testing.assert_close(split.images, expected, atol=1e-6, rtol=0)
 
 
 UNCLEAR = {
-    "dark for its range": (np.uint16, 0, 1500, "grey values of 0 to 1500 are taken as 0 to 4,095"),
+    "dark for its range": (np.uint16, 0, 1500, "grey values of 0 to 1,500 are taken as 0 to 4,095"),
     "of two values": (np.uint8, 0, 1, "nearly all pixels have one grey value"),
     "large whole numbers": (np.int32, 0, 777_000, None),
     "negative": (np.int32, -5, 200, None),

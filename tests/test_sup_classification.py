@@ -8,7 +8,7 @@ from conftest import toy_data, train
 
 from data import Data, stratified_subset
 from runtime.checkpoint import load_checkpoint, save_checkpoint
-from runtime.config import ClassifierConfig, InputError, RunConfig
+from runtime.config import ClassifierConfig, InputError, RunConfig, TrainConfig
 from runtime.run import Run
 from sup_classification import (
     ClassifierTraining,
@@ -98,6 +98,11 @@ def test_a_classifier_is_trained_only_where_it_is_not_there(trained, data, tmp_p
         beside = find_classifier(data, other := replace(CONFIG, seed=4), run)
         assert load_classifier(tmp_path / "classifier_of_samples.pt", data).config == beside.config == other
     assert load_classifier(tmp_path / "classifier.pt", data).config == CONFIG
+
+
+def test_few_images_are_seen_often_enough():
+    epochs = {size: ClassifierConfig.for_training(TrainConfig(train_size=size)).epochs for size in (110, 700, 20_000)}
+    assert epochs == {110: 100, 700: 17, 20_000: 8}
 
 
 def test_another_number_of_classes_and_size_of_images():

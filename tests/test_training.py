@@ -254,7 +254,7 @@ def test_settings_come_before_data():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_size": 149}, r"train_size=149, but 150 training images: data = load_data\(config\)"),
+        ({"train_size": 149}, r"train_size=149, of 150 training images"),
         ({"binarize": True}, r"binarize=True, but the training images are not binarized: data = load_data\(config\)"),
     ],
 )

@@ -231,6 +231,21 @@ def test_names_of_classes_are_cut_in_the_middle_and_are_no_mathematics():
     assert [label.get_text() for label in lower.get_xticklabels()] == expected
 
 
+def test_epochs_that_have_no_room_have_no_tick():
+    assert style.spaced([1, 5, 10, 20, 30]) == [1, 5, 10, 20, 30]
+    assert style.spaced([1, 5, 10, 20, 30, 300]) == [10, 30, 300]
+    assert style.spaced([7]) == [7]
+
+
+def test_points_of_probes_stand_at_their_number_of_labels_also_where_numbers_are_close():
+    sizes = {"150": "77"}
+    scores = [entry._replace(group=sizes.get(entry.group, entry.group)) for entry in made_up_scores(METHODS)]
+    axes = latent_figures.probes(scores=scores, methods=METHODS).axes[0]
+    drawn = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] > 1]
+    assert len(drawn) >= 6
+    assert all(abs(np.log(np.array(x, float) / [70, 77])).max() < np.log(1.1) / 2 for x in drawn)
+
+
 def test_probes_draw_every_feature_with_its_look():
     shown = texts(latent_figures.probes(scores=made_up_scores(METHODS), methods=METHODS))
     expected = {"First way, mean of q", "First way, mean of q, used dimensions only", "Raw pixels"}

@@ -1,6 +1,7 @@
 """q* and q*full, the best diagonal and the best full Gaussian of any image, decoder frozen (Cremer et al. 2018)."""
 
 import math
+import threading
 import warnings
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from torch.distributions import MultivariateNormal
 from vae_utils import GaussianPosterior, check_inputs, elbo, random_generator
 
 SCORED_PAIRS, SCORED_PAIRS_FULL = 8, 32  # antithetic pairs of samples for which two q are compared
+FORWARD_DIFFERENTIATION = threading.Lock()  # PyTorch's has one level for all threads
 SCORED_AT_ONCE = 500  # samples of z that are decoded at once when q are compared
 
 unpack = GaussianPosterior.from_parameters
@@ -248,7 +250,8 @@ def gauss_newton_posterior(model, x, q, *, noise=None, draws=4, images=5):
         warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
         for z in q.rsample(noise.normal((draws, *q.mean.shape), like=x)):
             for rows in torch.arange(len(x), device=x.device).split(images):
-                slopes, output = jacobian(z[rows])  # (images, P, D) and (images, *output)
+                with FORWARD_DIFFERENTIATION:
+                    slopes, output = jacobian(z[rows])  # (images, P, D) and (images, *output)
                 weighted = model.likelihood.curvature(output).flatten(1).unsqueeze(-1) * slopes
                 precision[rows] += weighted.mT @ slopes / draws
     best = MultivariateNormal(q.mean, precision_matrix=precision, validate_args=False)

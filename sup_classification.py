@@ -172,6 +172,12 @@ def main():
     config = replace(config, train_size=len(data.train.labels))
     config = config if "epochs" in given else config.with_enough_epochs()
     settings = {**asdict(config), "device": device.type, "images": data.digest}
+    path = Path(run_config.checkpoint_dir) / ClassifierTraining.file
+    if path.exists() and not path.with_name("classifier_state.json").exists() and not run_config.overwrite:
+        try:
+            read_checkpoint(path, ClassifierTraining.name, config_class=ClassifierConfig)
+        except InputError as error:  # the user's own, perhaps
+            raise InputError(f"{error}; another --checkpoint-dir keeps it, --overwrite replaces it") from None
     with open_run(run_config, settings, owned=OWNED) as run:
         if run.finished:
             return

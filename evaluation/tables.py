@@ -152,7 +152,7 @@ def table(scores, labels, likelihood):
     lines = [likelihood]
     for rows in ([heading], *final_rows(scores, labels)):
         for row in rows:
-            cells = "".join(f"{value:>19}{count:>8}" for value, count in row.cells)
+            cells = "".join(f" {value:>18} {count:>7}" for value, count in row.cells)
             lines.append(f"{'  ' * row.depth + row.label:44}{cells}".rstrip())
         lines.append("-" * 98)
     return "\n".join(lines)
@@ -172,7 +172,7 @@ def cost_table(scores, labels):
     width = max(14, min(21, 50 // len(labels)))
 
     def line(label, texts):
-        return f"{label:50}" + "".join(f"{text:>{width}}" for text in texts)
+        return f"{label:50}" + "".join(f" {text:>{width - 1}}" for text in texts)
 
     wrapped = [textwrap.wrap(label, width - 1) for label in labels.values()]
     first, *others = zip_longest(*wrapped, fillvalue="")

@@ -161,9 +161,9 @@ def exclusive_lock(directory, *, wait=False):
     try:
         yield
     finally:
-        lock.release()
-        with contextlib.suppress(OSError):  # Windows removes it later
+        with contextlib.suppress(OSError):  # first: whoever gets it next makes a new file; Windows removes no open one
             os.unlink(lock.lock_file)
+        lock.release()
 
 
 @contextmanager

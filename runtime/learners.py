@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from runtime.checkpoint import invalid_contents, load_checkpoint, save_checkpoint
+from runtime.checkpoint import invalid_contents, load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import InputError, TrainConfig, about, differences, image_differences, portable_settings
 from runtime.distributed import rank
 
+LENGTHENED = "lengthened"  # in a state: being lengthened; in a summary: of a run that was longer afterwards
 SAVED_EPOCHS = (1, 5, 10, 20, 30)
 TIMES = ("training_seconds", "seconds")  # the columns of the history in which two equal runs differ
 
@@ -62,9 +63,19 @@ def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
 def lengthen(owned, run_config, epochs):
     """Rewrites the checkpoints of a shorter run as if it had been started with `epochs` epochs. May be done twice.
 
+    First states and summary say the new number: from then on the shorter run is no longer there to be continued.
     Checkpoints and figures of epochs that the longer run does not keep are deleted, and so are tables, figures and page
     of the end of the shorter one.
     """
+    names = [f"{learner.prefix}_state.json" for learner in owned.learners]
+    states = [path for name in names if (path := Path(run_config.checkpoint_dir) / name).exists()]
+    summary = Path(run_config.results_dir) / owned.summary
+    for path in (*states, summary) if summary.exists() else states:
+        known = load_json(path)
+        longer = {name: {**known[name], "epochs": epochs} for name in ("settings", "train_config") if name in known}
+        for name in ("seconds", "scored_epoch") if path == summary else ():
+            known.pop(name, None)
+        save_file(path, {**known, **longer, LENGTHENED: True})
     gone = {}  # {checkpoint: the end of the names of its figures}
     for learner in owned.learners:
         for path in Path(run_config.checkpoint_dir).glob(f"{learner.prefix}_epoch_*.pt"):
@@ -81,6 +92,8 @@ def lengthen(owned, run_config, epochs):
             path.unlink()
     for path in gone:  # last: they say which figures go
         path.unlink()
+    for path in states:
+        save_file(path, {name: value for name, value in load_json(path).items() if name != LENGTHENED})
 
 
 class Checkpoints(NamedTuple):

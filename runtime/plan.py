@@ -9,7 +9,7 @@ from typing import NamedTuple
 from runtime.checkpoint import LOCK, exclusive_lock, invalid_contents, load_json
 from runtime.config import PORTABLE, InputError, differences, image_differences, portable_settings
 from runtime.distributed import rank, restarted
-from runtime.learners import saved_epochs
+from runtime.learners import LENGTHENED, saved_epochs
 
 TASKS, IDENTITY = ".evaluation", "identity.json"  # of an evaluation that goes on: a directory, the file that says whose
 WITHOUT_SUMMARY = ("history.csv", "training_curves.png")  # results that are there before an evaluation begins
@@ -113,7 +113,12 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     epochs_of = {prefix: state["epoch"] for prefix, state in states.items()}
     trained = all(epochs_of.get(learner.prefix) == settings["epochs"] for learner in owned.trained(settings))
     same = ("epochs", "methods")
-    if finished is not None and trained and all(finished["settings"].get(n) == settings.get(n) for n in same):
+    if (
+        finished
+        and LENGTHENED not in finished
+        and trained
+        and all(finished["settings"].get(n) == settings.get(n) for n in same)
+    ):
         if text := differences(finished.get("eval_config", {}), scoring or {}, but=PORTABLE):
             raise InputError(
                 f"{summary}: this run is finished ({text}); these flags with --evaluate-only score it again"
@@ -122,7 +127,10 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     if not (run_config.resume or (restarted() and shortest == settings["epochs"])):
         kind = "an interrupted run of the same settings, which --resume continues"
         if trained:
-            kind = "a trained run of the same settings, which --evaluate-only scores, and --resume scores and finishes"
+            scores = (
+                "--evaluate-only scores, and --resume scores and finishes" if owned.extendable else "--resume finishes"
+            )
+            kind = f"a trained run of the same settings, which {scores}"
         if shortest < settings["epochs"]:
             kind = f"a run of {shortest} epochs, which --resume lengthens"
         elif fewer := [others["methods"] for _, others in known if others.get("methods") != settings.get("methods")]:
@@ -142,7 +150,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     there = {
         name: there[name] for name in portable_settings(there.get("images"), settings.get("images")) if name in there
     }
-    return Plan(states, unfinished, lengthened=shortest < settings["epochs"], moved=differences(there, settings))
+    lengthened = shortest < settings["epochs"] or any(LENGTHENED in state for state in states.values())
+    return Plan(states, unfinished, lengthened=lengthened, moved=differences(there, settings))
 
 
 def _check_settings(known, settings, owned, data_dir):

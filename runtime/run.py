@@ -4,6 +4,7 @@ After an epoch each rank writes its rows of what is sharded, rank 0 all else and
 the epoch that counts. No torch.distributed.checkpoint: it unpickles whatever a file holds (also in PyTorch 2.14).
 """
 
+import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ def open_run(run_config, settings, *, owned, scoring=None):
         plan = broadcast(plan_run(run_config, settings, owned=owned, scoring=scoring) if rank() == 0 else None)
         run = Run(run_config, settings, plan)
         if plan.finished:
+            shutil.rmtree(run.results / TASKS, ignore_errors=True)  # if it was killed right after its end
             done = f"{run.results / owned.summary}: this run is finished, there is nothing to do"
             page = run.results / owned.page  # which a quick evaluation does not write
             print(f"{done}; open {page}" if page.exists() else done)

@@ -1,6 +1,7 @@
 """Independent pieces of work: dealt to ranks and worker processes, each result kept on disk until all are finished."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import shutil
@@ -107,11 +108,11 @@ def _in_workers(functions, workers, advance):
         try:
             with _interrupts_later():
                 for name, function in functions.items():
-                    names[pool.submit(function)] = name
+                    names[pool.submit(_saved, function)] = name
                 pool.submit(int)  # or the pool would not notice the end of the worker that was started last
             while names:
                 for future in wait(names, timeout=0.5, return_when=FIRST_COMPLETED).done:
-                    yield names.pop(future), future.result()
+                    yield names.pop(future), torch.load(io.BytesIO(future.result()), weights_only=True)
                 advance(0)
         except BrokenProcessPool:
             check_interrupt()  # a signal to the whole group of processes ends the workers, too
@@ -119,6 +120,13 @@ def _in_workers(functions, workers, advance):
         finally:
             for worker in multiprocessing.active_children() if names else ():
                 worker.terminate()
+
+
+def _saved(function):
+    """What it returns, as bytes: a tensor would come in shared memory, with an open file until all tasks are done."""
+    buffer = io.BytesIO()
+    torch.save(function(), buffer)
+    return buffer.getvalue()
 
 
 @contextmanager

@@ -78,6 +78,7 @@ CASES = [
     (MAIN, "--gap-images-per-digit 2", "--gap-images-per-digit 2: more than --images-per-digit 1"),
     (CLASSIFIER, "--epochs 0", "--epochs 0: not from"),
     (CLASSIFIER, "--batch-size 1", "--batch-size 1: not from"),
+    (CLASSIFIER, "--checkpoint-dir mine", "mine/classifier.pt: not a checkpoint, or damaged; another --checkpoint-dir"),
     (CLASSIFIER, "--train-size 601", "a stratified subset of 601 images is impossible"),
     (CLASSIFIER, "--latent-dim 3", "unrecognized arguments"),
     (CLASSIFIER, "--results-dir file", "--results-dir file: cannot be written to"),
@@ -97,6 +98,8 @@ def folder(tmp_path_factory):
         (folder / name).mkdir()
         (folder / name / "kept").write_text("of an earlier run")
     (folder / "file").write_text("a file")
+    (folder / "mine").mkdir()
+    (folder / "mine/classifier.pt").write_text("of a user")
     for name, counts in (("one", {"a": 12}), ("few", {"a": 10, "b": 9}), ("empty", {"a": 10, "b": 0})):
         image_folder(folder / "images" / name, counts)
     image_folder(folder / "images/large", {"a": 10, "b": 10}, size=(30, 30))

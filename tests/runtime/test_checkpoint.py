@@ -105,7 +105,7 @@ def test_arrays_tables_and_json_are_read_as_they_were_written(tmp_path):
         checkpoint.load_json(path)
 
 
-def test_two_runs_cannot_have_the_same_directory(tmp_path):
+def test_two_runs_cannot_have_the_same_directory(tmp_path, monkeypatch):
     ours, free = tmp_path / "ours", tmp_path / "free"
     with directory_lock(ours, ours):
         for again in (directory_lock(free, tmp_path / "free/../ours"), checkpoint.exclusive_lock(ours)):
@@ -118,6 +118,12 @@ def test_two_runs_cannot_have_the_same_directory(tmp_path):
         with checkpoint.exclusive_lock(ours, wait=True):
             pass
     assert not list(tmp_path.glob("*/.*"))
+    # The lock's file goes before the lock: removed after it, it may be another's.
+    there, release = [], checkpoint.FileLock.release
+    monkeypatch.setattr(checkpoint.FileLock, "release", lambda lock: (there.extend(ours.glob(".*")), release(lock)))
+    with checkpoint.exclusive_lock(ours):
+        pass
+    assert not there
 
 
 def test_only_half_written_files_of_this_program_are_removed(tmp_path):

@@ -13,9 +13,10 @@ from torch import nn
 
 from runtime import distributed
 from runtime import run as running
-from runtime.checkpoint import load_json, save_checkpoint, save_file
+from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import InputError, RunConfig, RunError, TrainConfig
 from runtime.distributed import WHOLE, Shard
+from runtime.learners import lengthen
 from runtime.plan import Owned, plan_evaluation, plan_run
 from runtime.progress import Interrupted
 from runtime.run import Run, open_run, stop_hint
@@ -269,6 +270,29 @@ def test_a_finished_run_can_be_lengthened_where_no_schedule_forbids_it(directory
     assert (list(plan.states), plan.finished) == (["first", "second"], False)
 
 
+def test_a_lengthening_that_was_interrupted_goes_on_and_the_shorter_run_is_not_said_to_be_finished(directory, tmp_path):
+    directory.finish()
+    assert directory.plan().finished
+    with pytest.raises(InputError, match=r"_epoch_\d.pt: not a checkpoint"):  # empty ones, which stop it on its way
+        lengthen(OWNED, directory.config(), 5)
+    longer = r"first_state.json: of a longer run, of 5 epochs"
+    directory.refuses(longer)
+    directory.refuses(longer, resume=True)
+    assert directory.plan(resume=True, epochs=5).lengthened
+    for path in tmp_path.glob("*_epoch_*.pt"):
+        save_checkpoint(path, {"epoch": int(path.stem[-1]), "config": {"epochs": 3}})
+    lengthen(OWNED, directory.config(), 5)
+    assert {path.name for path in tmp_path.glob("*_epoch_*.pt")} == {"first_epoch_1.pt", "second_epoch_1.pt"}
+    assert load_checkpoint(tmp_path / "first_epoch_1.pt")["config"] == {"epochs": 5}
+    directory.refuses(longer, resume=True)
+    plan = directory.plan(resume=True, epochs=5)
+    assert (plan.lengthened, plan.finished) == (False, False)
+    directory.settings["epochs"] = 5
+    for learner in (First(), Second()):
+        directory.save(learner, 5)
+    assert not directory.plan(resume=True, epochs=5).finished  # the summary is still that of the shorter run
+
+
 def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
     for rank in (1, 0):
         directory.as_rank(rank, 2)
@@ -391,6 +415,7 @@ def test_the_number_of_worker_processes_changes_no_bit(tmp_path, monkeypatch):
     for name in functions:
         assert (alone[name]["blocked"], shared[name]["blocked"]) == (False, True)  # Ctrl-C is the parent's alone
         assert torch.equal(alone[name]["sum"], shared[name]["sum"])
+        assert not shared[name]["sum"].is_shared()  # or it would keep a file open
         assert alone[name]["threads"] == shared[name]["threads"] == 1
 
 

@@ -106,7 +106,9 @@ class Bernoulli(Likelihood):
 
     def check(self, x):
         if not (x.abs() == 1).all():
-            raise ValueError("a Bernoulli likelihood needs pixels that are -1 or 1: data.binarized(127.5 * (x + 1), 0)")
+            raise ValueError(
+                "a Bernoulli likelihood needs pixels that are -1 or 1: x = data.binarized(127.5 * (x + 1), 0)"
+            )
 
 
 def make_likelihood(config):

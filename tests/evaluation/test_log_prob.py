@@ -8,6 +8,7 @@ import torch
 from conftest import NONLINEAR, SIGMA, gaussian, linear_gaussian, seeded
 from torch import nn
 
+from data import binarized
 from evaluation import log_prob as module
 from evaluation.log_prob import LogProb, log_prob
 from model import ConvModel, Gaussian, LatentVariableModel
@@ -132,9 +133,11 @@ def test_a_call_that_is_refused_leaves_the_model_as_it_was():
 
 def test_grey_pixels_have_no_probability_under_a_bernoulli_likelihood(capsys):
     model = NONLINEAR["bernoulli, latent dimension 1"]
-    with pytest.raises(ValueError, match="binarize the images first"):
-        log_prob(model, torch.zeros(6))
+    x = torch.linspace(-1, 1, 6)
+    with pytest.raises(ValueError, match=re.escape("x = data.binarized(127.5 * (x + 1), 0)")):
+        log_prob(model, x)
     assert capsys.readouterr() == ("", "")
+    assert log_prob(model, binarized(127.5 * (x + 1), 0)).log_prob < 0
 
 
 def test_pixels_in_the_wrong_range_give_a_warning_that_names_the_call():

@@ -216,7 +216,7 @@ def _read_archives(name, data_dir):
 def _doubtful(train, test):
     """Sentences on training and test images (N, H, W), uint8, that do not go together."""
     same = len({image.tobytes() for image in train} & {image.tobytes() for image in test})
-    notes = [f"{same:,} test images are training images, too"] * (same > 0)
+    notes = [f"{same:,} pictures are both test and training images"] * (same > 0)
     some = [torch.from_numpy(grey[:1000, None]) / 127.5 - 1 for grey in (train, test)]
     if len({bool(dark_on_light(images).float().mean() > 0.5) for images in some}) > 1:
         notes.append(

@@ -99,7 +99,8 @@ def _unlike_others(grey, files, classes, *, several):
     names = {(split, label, os.path.splitext(path)[0]) for split, label, path in files}
     if doubled := len(files) - len(names):
         notes.append(f"files called like another one, but for the extension (copies?): {doubled:,}")
-    for row, other in (pairs := _nearly_equal(pixels))[:1]:
+    if pairs := _nearly_equal(pixels):
+        row, other = pairs[0]
         example = " and ".join(os.path.join(*Path(files[one][2]).parts[-3:]) for one in (other, row))
         notes.append(f"nearly the same picture as another one (saved again?): {len(pairs):,} files, such as {example}")
     words = {name: {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} for name in classes}

@@ -94,6 +94,7 @@ OWNED = Owned(
     summary=SUMMARY,
     page=FIGURE,
     checkpoints=("state*",),
+    evaluates=False,
     extendable=False,
 )
 

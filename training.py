@@ -79,8 +79,8 @@ class Method(Learner):
         model_class             a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
         shared_inference        whether one network infers every q: then each gradient of a training shapes all of
                                 them, and the ELBO is also found of all test images
-        infers_best             whether `infer` gives q*, the best diagonal q, so that the amortization gap of unseen
-                                images is 0; else q* is fitted
+        infers_best             whether a diagonal q of `infer` is q*, the best one, so that the amortization gap of
+                                unseen images is 0; else q* is fitted
         gradients_per_visit     gradients of the bound that a training step takes for the q of an image
         noise_draws             standard normal draws that a training step takes for an image, see `draw_noise`
         by_default              whether it is trained without --methods

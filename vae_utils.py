@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gaussian_posterior import GaussianPosterior
 
+PRECISE = (torch.float32, torch.float64)
 DRAWN_AT_ONCE = 16  # samples of an image, by one call of its generator
 
 
@@ -100,20 +101,29 @@ def check_noise(noise, images, call):
         raise ValueError(f"noise: {call}, or Noise.of_images(seed, index=...) with an entry for each image")
 
 
-def check_pixels(x, like=None):
-    """Raises ValueError if x is no tensor of floats, or not of the type of `like`, that of a model's weights.
-
-    Half precision is too coarse for sums over pixels.
-    """
-    precise = (torch.float32, torch.float64)
-    if like is not None and like.dtype not in precise:
+def check_weights(like):
+    """Raises ValueError if `like`, of the type of a model's weights, is in half precision."""
+    if like.dtype not in PRECISE:
         raise ValueError(f"the model's weights are of {like.dtype}, too coarse for sums over pixels: model.float()")
-    if not (isinstance(x, torch.Tensor) and x.dtype in precise):
+
+
+def check_pixels(x, like=None):
+    """Raises ValueError if x is no tensor of floats, or not of the type of `like`, that of a model's weights."""
+    if like is not None:
+        check_weights(like)
+    if not (isinstance(x, torch.Tensor) and x.dtype in PRECISE):
         raise ValueError(
             "x: a tensor of floats (32 or 64 bits) in [-1, 1], as images.load_images and load_data give it"
         )
     if like is not None and x.dtype != like.dtype:
         raise ValueError(f"x: of {x.dtype}, where the model's weights are of {like.dtype}: x.to(model.like)")
+
+
+def check_latents(z, latent_dim, like):
+    """Raises ValueError if z is not (..., latent_dim), or not of the type and on the device of `like`."""
+    if z.shape[-1] != latent_dim or (z.dtype, z.device) != (like.dtype, like.device):
+        needed = f"z (..., {latent_dim}) of {like.dtype} on {like.device}"
+        raise ValueError(f"z {tuple(z.shape)} of {z.dtype} on {z.device}: this model takes {needed}")
 
 
 def check_images(x, image_shape, call, like=None, beyond=None):

@@ -97,7 +97,11 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     low, high = axes.get_ylim()
     panels[0][1].set_ylim(low - 0.3 * (high - low), high)  # leaves room for the legends; above, there may be no values
     panels[0][1].set_ylabel("log p(x), nats per image")
-    of_each = f", of one or two images {how}" if np.isnan(halves).all() else " with its 95% t interval over images"
+    of_each = (
+        f", of one or two images {how}"
+        if np.isnan(halves).all()
+        else " with its 95% t interval over images, of three or more"
+    )
     lower.suptitle(
         f"Mean of each class{of_each}; log p(x), and by importance sampling\nwith {num_samples:,} samples from q, "
         "which is low where few of them are effective"

@@ -13,7 +13,7 @@ from images import warn_unlike_mnist
 from posterior_fit import Fit, fit_posterior
 from runtime.config import EvalConfig, choose_precision
 from runtime.progress import bar_width
-from vae_utils import GaussianPosterior, Noise, check_mode, check_model, check_pixels, check_range, mean_and_error
+from vae_utils import GaussianPosterior, Noise, check_mode, check_model, check_range, check_weights, mean_and_error
 
 AT_ONCE = 20  # images: more would save little time, and the bar would stand still for long
 
@@ -128,7 +128,7 @@ def _batch(model, images):
     check_model(model)
     check_mode(model)
     like = model.like
-    check_pixels(like, like)
+    check_weights(like)
     shape = tuple(model.mean(torch.zeros(1, model.latent_dim).to(like)).shape[1:])
     try:
         x = torch.as_tensor(images).detach().to(like)

@@ -191,7 +191,9 @@ class EvalConfig(Config):
 class ClassifierConfig(LearnerConfig):
     """All that the supervised baseline's weights depend on, but for the data and the device."""
 
-    epochs: int = setting(8, "passes over the training images, by default more of few images", low=1, high=100_000)
+    epochs: int = setting(
+        8, "passes over the training images; without this flag more, if these are under 100 steps", low=1, high=100_000
+    )
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed")
     batch_size: int = setting(128, "images per step", low=2, high=MANY)  # batch normalization needs two
     learning_rate: float = setting(0.006, "the peak of Adam's", low=0.0, high=1e3)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from runtime.checkpoint import invalid_contents, load_checkpoint, load_json, save_checkpoint, save_file
+from runtime.checkpoint import TASKS, invalid_contents, load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import InputError, TrainConfig, about, differences, image_differences, portable_settings
 from runtime.distributed import rank
 
@@ -76,6 +77,7 @@ def lengthen(owned, run_config, epochs):
         for name in ("seconds", "scored_epoch") if path == summary else ():
             known.pop(name, None)
         save_file(path, {**known, **longer, LENGTHENED: True})
+    shutil.rmtree(summary.with_name(TASKS), ignore_errors=True)
     gone = {}  # {checkpoint: the end of the names of its figures}
     for learner in owned.learners:
         for path in Path(run_config.checkpoint_dir).glob(f"{learner.prefix}_epoch_*.pt"):

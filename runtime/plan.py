@@ -6,12 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.checkpoint import LOCK, exclusive_lock, invalid_contents, load_json
+from runtime.checkpoint import IDENTITY, LOCK, TASKS, exclusive_lock, invalid_contents, load_json
 from runtime.config import PORTABLE, InputError, differences, image_differences, portable_settings
 from runtime.distributed import rank, restarted
 from runtime.learners import LENGTHENED, saved_epochs
 
-TASKS, IDENTITY = ".evaluation", "identity.json"  # of an evaluation that goes on: a directory, the file that says whose
 WITHOUT_SUMMARY = ("history.csv", "training_curves.png")  # results that are there before an evaluation begins
 BEGIN_ANEW = "other --checkpoint-dir and --results-dir keep its files, --overwrite removes them and begins anew"
 
@@ -27,6 +26,7 @@ class Owned(NamedTuple):
     summary: str  # the file in the results directory that a run writes last, with its settings
     page: str = ""  # the file in the results directory to open first
     checkpoints: tuple = ("state*", "epoch_*.pt")  # patterns, in the checkpoint directory, after a learner's prefix
+    evaluates: bool = True  # whether an evaluation keeps results of tasks beside `results`
     extendable: bool = True  # whether a run can be continued for more epochs: none of its schedules depends on them
 
     def trained(self, settings):
@@ -43,8 +43,10 @@ class Owned(NamedTuple):
         paths = [*_ours(run_config.checkpoint_dir, checkpoints), *self.results_in(run_config)]
         if directories := [path for path in paths if path.is_dir()]:
             raise InputError(f"{directories[0]}: a directory, where a run has a file")
-        if (tasks := Path(run_config.results_dir) / TASKS).is_file():
-            raise InputError(f"{tasks}: a file, where a run has a directory")
+        if self.evaluates:
+            paths.append(Path(run_config.results_dir) / TASKS / IDENTITY)
+            if paths[-1].parent.is_file():
+                raise InputError(f"{paths[-1].parent}: a file, where a run has a directory")
         return [path for path in paths if path.is_file()]
 
     def results_in(self, run_config):
@@ -100,7 +102,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     states = {prefix: _load_state(path, prefix) for prefix, path in paths.items() if path.exists()}
     known = [(paths[prefix], state["settings"]) for prefix, state in states.items()]
     finished = load_json(summary) if summary.exists() else None
-    path, results = (summary, finished) if finished else _interrupted_evaluation(run_config)
+    identity, interrupted = _interrupted_evaluation(run_config, owned)
+    path, results = (summary, finished) if finished else (identity, interrupted)
     if results:
         with invalid_contents(path):
             known.append((path, dict(results.get("settings", {}))))
@@ -112,18 +115,13 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         raise InputError(f"{summary}: of a run whose checkpoints are not in {directory}; {BEGIN_ANEW}")
     epochs_of = {prefix: state["epoch"] for prefix, state in states.items()}
     trained = all(epochs_of.get(learner.prefix) == settings["epochs"] for learner in owned.trained(settings))
-    same = ("epochs", "methods")
-    if (
-        finished
-        and LENGTHENED not in finished
-        and trained
-        and all(finished["settings"].get(n) == settings.get(n) for n in same)
-    ):
+    if trained and finished and _scores_the_end(finished, settings):
         if text := differences(finished.get("eval_config", {}), scoring or {}, but=PORTABLE):
             raise InputError(
                 f"{summary}: this run is finished ({text}); these flags with --evaluate-only score it again"
             )
-        return Plan(states, [], finished=True)
+        killed_at_its_end = all(finished.get(name) == value for name, value in interrupted.items() if name != "files")
+        return Plan(states, [identity] if interrupted and killed_at_its_end else [], finished=True)
     if not (run_config.resume or (restarted() and shortest == settings["epochs"])):
         kind = "an interrupted run of the same settings, which --resume continues"
         if trained:
@@ -185,32 +183,42 @@ def _load_state(path, prefix):
     return state
 
 
-def _interrupted_evaluation(run_config):
+def _scores_the_end(summary, settings):
+    """Whether the contents of a summary are of the last epoch and of all methods of a run with these settings."""
+    epoch, same = summary.get("scored_epoch", settings["epochs"]), ("epochs", "methods")
+    if LENGTHENED in summary or epoch != settings["epochs"]:
+        return False
+    return all(summary["settings"].get(name) == settings.get(name) for name in same)
+
+
+def _interrupted_evaluation(run_config, owned):
     """The path and the contents of the file that says whose the kept results of tasks are; {} if there is none."""
     path = Path(run_config.results_dir) / TASKS / IDENTITY
     with suppress(InputError):
-        return path, load_json(path)
+        return path, load_json(path) if owned.evaluates else {}
     return path, {}
 
 
 def plan_evaluation(run_config, config, *, owned, epoch, methods):
-    """The training seconds that the summary of these checkpoints knows, and whether other results are to be removed.
+    """The training seconds that the summary of these checkpoints knows, and the results of others, to be removed.
 
     config: the TrainConfig of the checkpoints; epoch: the one that is scored; methods: the names of those that are.
-    Raises InputError if the results are those of another run, or of another epoch or of further methods.
+    Without a summary, the identity of an interrupted evaluation says whose the results are. Raises InputError if they
+    are of another run, of one that is not known, or by the summary of another epoch or of further methods.
     """
     owned.files(run_config)  # refuses directories in the place of files
     path = Path(run_config.results_dir) / owned.summary
     try:
         earlier = load_json(path)
     except InputError:  # no summary, or none that can be read
-        path, earlier = _interrupted_evaluation(run_config)
-        unknown = [other for other in owned.results_in(run_config) if other.name not in WITHOUT_SUMMARY]
+        known = (owned.summary, *WITHOUT_SUMMARY)
+        unknown = [other for other in owned.results_in(run_config) if other.name not in known]
+        path, earlier = _interrupted_evaluation(run_config, owned)
         if not earlier and unknown and not run_config.overwrite:
             reason = f"of a run whose {owned.summary} is missing or damaged"
             raise InputError(f"{unknown[0]}: {reason}; {BEGIN_ANEW}") from None
         if not earlier:
-            return {}, bool(unknown)
+            return {}, unknown
     # One of an older version lacks the settings that are new.
     with invalid_contents(path):
         trained = {**asdict(type(config)()), **earlier.get("train_config", {})}
@@ -218,11 +226,11 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods):
         scored = earlier.get("settings", {}).get("methods", "")
         same = earlier.get("scored_epoch", epoch) == epoch and {*scored.split()} <= {*methods}
         if trained == asdict(config) and (same or run_config.overwrite or path.name == IDENTITY):
-            return dict(earlier["seconds"]["training"]) if "seconds" in earlier else {}, False
+            return dict(earlier["seconds"]["training"]) if "seconds" in earlier else {}, []
     if trained == asdict(config):
-        there = f"its scores are of epoch {earlier['scored_epoch']} and --methods {scored}"
+        there = f"its scores are of epoch {earlier.get('scored_epoch', epoch)} and --methods {scored}"
         raise InputError(f"{path}: {there}; another --results-dir keeps them, --overwrite replaces them")
     if not run_config.overwrite:
         others = differences(trained, asdict(config)) or "of another version"
         raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")
-    return {}, True
+    return {}, owned.results_in(run_config)

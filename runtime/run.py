@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.checkpoint import (
+    IDENTITY,
+    TASKS,
     directory_lock,
     invalid_contents,
     load_checkpoint,
@@ -21,7 +23,7 @@ from runtime.config import RunError
 from runtime.cuda_graph import record_step
 from runtime.distributed import barrier, broadcast, own_shard, rank, size
 from runtime.learners import lengthen, save_learner
-from runtime.plan import TASKS, Plan, plan_evaluation, plan_run, state_files
+from runtime.plan import Plan, plan_evaluation, plan_run, state_files
 from runtime.progress import Interrupted, ProgressBar, check_interrupt
 from runtime.tasks import Tasks
 
@@ -35,14 +37,16 @@ def open_run(run_config, settings, *, owned, scoring=None):
     with directory_lock(run_config.checkpoint_dir, run_config.results_dir):
         plan = broadcast(plan_run(run_config, settings, owned=owned, scoring=scoring) if rank() == 0 else None)
         run = Run(run_config, settings, plan)
+        for path in plan.remove if rank() == 0 else ():
+            if path.name == IDENTITY:
+                shutil.rmtree(path.parent, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         if plan.finished:
-            shutil.rmtree(run.results / TASKS, ignore_errors=True)  # if it was killed right after its end
             done = f"{run.results / owned.summary}: this run is finished, there is nothing to do"
             page = run.results / owned.page  # which a quick evaluation does not write
             print(f"{done}; open {page}" if page.exists() else done)
         elif rank() == 0:
-            for path in plan.remove:
-                path.unlink(missing_ok=True)
             if run_config.resume and not plan.states:
                 print("nothing to resume: the run begins", flush=True)
             if plan.moved:
@@ -68,9 +72,8 @@ def open_evaluation(run_config, config, *, device, **options):
     with directory_lock(run_config.results_dir):
         training_seconds, others = plan_evaluation(run_config, config, **options)
         barrier()
-        if others and rank() == 0:
-            for path in options["owned"].results_in(run_config):
-                path.unlink()
+        for path in others if rank() == 0 else ():
+            path.unlink()
         run = Run(run_config, {"device": device})
         run.directory = run.results
         run.stage = run.evaluation_stage = "in the evaluation"

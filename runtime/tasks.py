@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 from joblib import cpu_count
 
-from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_file
+from runtime.checkpoint import IDENTITY, load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import InputError, RunError, about
 from runtime.distributed import barrier, gather, rank, size
-from runtime.plan import IDENTITY
 from runtime.progress import ProgressBar, check_interrupt
 
 MOST_WORKERS = 4  # processes of about 0.5 GB

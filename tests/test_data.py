@@ -222,7 +222,7 @@ def test_other_files_of_mnists_format_are_said_to_be_others(tmp_path):
         (tmp_path / f"MNIST/raw/{name}-images-idx3-ubyte").write_bytes(idx(images))
         (said,) = load_data(toy_config(train_size=50), data_dir=tmp_path).said
         assert said.count("dark on a light ground, those of the other not: is that meant?") == inverted
-    assert said.endswith("; 40 test images are training images, too")
+    assert said.endswith("; 40 pictures are both test and training images")
 
 
 @pytest.mark.parametrize(

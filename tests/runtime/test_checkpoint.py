@@ -120,10 +120,15 @@ def test_two_runs_cannot_have_the_same_directory(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*/.*"))
     # The lock's file goes before the lock: removed after it, it may be another's.
     there, release = [], checkpoint.FileLock.release
-    monkeypatch.setattr(checkpoint.FileLock, "release", lambda lock: (there.extend(ours.glob(".*")), release(lock)))
+    monkeypatch.setattr(
+        checkpoint.FileLock,
+        "release",
+        lambda lock, **options: (there.append([*ours.glob(".*")]), release(lock, **options)),
+    )
     with checkpoint.exclusive_lock(ours):
         pass
-    assert not there
+    assert there
+    assert not any(there)
 
 
 def test_only_half_written_files_of_this_program_are_removed(tmp_path):

@@ -72,7 +72,7 @@ def test_a_finished_run_is_finished_on_another_machine(directory, tmp_path):
     trained = {"train_config": {"precision": "bfloat16"}, "seconds": {"training": {"first": 2.0}}}
     save_file(tmp_path / "summary.json", trained)
     known = plan_evaluation(directory.config(), TrainConfig(precision="float32"), owned=OWNED, epoch=3, methods=[])
-    assert known == ({"first": 2.0}, False)
+    assert known == ({"first": 2.0}, [])
 
 
 def test_adam_of_a_recorded_step_goes_on_without_a_graph(directory):

@@ -270,6 +270,41 @@ def test_a_finished_run_can_be_lengthened_where_no_schedule_forbids_it(directory
     assert (list(plan.states), plan.finished) == (["first", "second"], False)
 
 
+def test_kept_results_of_tasks_go_with_the_run_that_they_are_of(directory, tmp_path):
+    identity = tmp_path / ".evaluation/identity.json"
+    identity.parent.mkdir()
+    directory.finish(num_samples=7)
+    save_file(identity, {"settings": directory.settings, "eval_config": {"num_samples": 8}})
+    scoring = {"num_samples": 7}
+    assert directory.plan(scoring=scoring)[1:4] == ([], False, True)  # an evaluation with other counts goes on there
+    save_file(identity, {"settings": directory.settings, "eval_config": scoring, "files": {}})
+    assert directory.plan(scoring=scoring).remove == [identity]  # the run was killed right after its end
+    with directory.open(scoring=scoring) as run:
+        assert run.finished
+    assert not identity.parent.exists()
+    identity.parent.mkdir()
+    save_file(identity, {"settings": {**directory.settings, "seed": 1}})
+    (tmp_path / "summary.json").unlink()
+    directory.refuses("identity.json: of another run", resume=True)
+    assert not directory.plan(resume=True, owned=OWNED._replace(evaluates=False)).remove
+    with directory.open(overwrite=True):
+        assert not identity.parent.exists()
+    for path in tmp_path.glob("*_state*"):
+        path.unlink()
+    identity.parent.mkdir()
+    save_file(identity, {"settings": {**directory.settings, "seed": 1}})
+    directory.refuses("identity.json: of another run")
+
+
+def test_a_run_that_was_scored_before_its_end_is_not_finished(directory, tmp_path):
+    directory.finish()
+    summary = load_json(tmp_path / "summary.json")
+    save_file(tmp_path / "summary.json", {**summary, "scored_epoch": 2})
+    assert not directory.plan(resume=True).finished
+    save_file(tmp_path / "summary.json", {**summary, "scored_epoch": 3})
+    assert directory.plan(resume=True).finished
+
+
 def test_a_lengthening_that_was_interrupted_goes_on_and_the_shorter_run_is_not_said_to_be_finished(directory, tmp_path):
     directory.finish()
     assert directory.plan().finished
@@ -326,17 +361,21 @@ def test_results_of_another_training_are_not_scored_over(directory, tmp_path):
         options = {"owned": OWNED, "epoch": 3, "methods": ["first"]}
         return plan_evaluation(directory.config(**fields), TrainConfig(epochs=epochs), **options)
 
-    assert plan(3) == ({}, False)
+    assert plan(3) == ({}, [])
+    (tmp_path / "summary.json").write_text("damaged")
+    assert plan(3) == ({}, [])
+    (tmp_path / "summary.json").unlink()
     (tmp_path / "picture.png").touch()  # of a run whose summary is gone
     with pytest.raises(InputError, match=r"picture.png: of a run whose summary.json is missing or damaged; other"):
         plan(3)
-    assert plan(3, overwrite=True) == ({}, True)
+    picture = tmp_path / "picture.png"
+    assert plan(3, overwrite=True) == ({}, [picture])
     (tmp_path / ".evaluation").mkdir()
     save_file(tmp_path / ".evaluation/identity.json", {"train_config": {"epochs": 3}, "settings": {}})
-    assert plan(3) == ({}, False)  # an evaluation that was interrupted goes on, or begins anew
+    assert plan(3) == ({}, [])  # an evaluation that was interrupted goes on, or begins anew
     with pytest.raises(InputError, match=r"identity.json: of another run \(--epochs 3 there, 4 here\)"):
         plan(4)
-    assert plan(4, overwrite=True) == ({}, True)
+    assert plan(4, overwrite=True) == ({}, [picture])
     directory.save(First(), 1)
     directory.refuses(r"identity.json: of a run without the settings seed", resume=True)
     shutil.rmtree(tmp_path / ".evaluation")
@@ -348,17 +387,20 @@ def test_results_of_another_training_are_not_scored_over(directory, tmp_path):
     (tmp_path / "picture.png").unlink()
     known = {"train_config": {"epochs": 3}, "seconds": {"training": {"first": 2.0}}}  # as of an older version
     save_file(tmp_path / "summary.json", known)
-    assert plan(3) == ({"first": 2.0}, False)
+    assert plan(3) == ({"first": 2.0}, [])
     with pytest.raises(InputError, match=r"summary.json: of another run \(--epochs 3 there, 4 here\)"):
         plan(4)
-    assert plan(4, overwrite=True) == ({}, True)
+    assert plan(4, overwrite=True) == ({}, [tmp_path / "summary.json"])
     for other in ({"scored_epoch": 2, "settings": {"methods": "first"}}, {"settings": {"methods": "first second"}}):
         save_file(tmp_path / "summary.json", {"scored_epoch": 3, **known, **other})
         with pytest.raises(
             InputError, match=r"its scores are of epoch [23] and --methods .*; another --results-dir keeps"
         ):
             plan(3)
-        assert plan(3, overwrite=True) == ({"first": 2.0}, False)
+        assert plan(3, overwrite=True) == ({"first": 2.0}, [])
+    save_file(tmp_path / "summary.json", {**known, "settings": {"methods": "first second"}})  # as `lengthen` leaves it
+    with pytest.raises(InputError, match=r"its scores are of epoch 3 and --methods first second"):
+        plan(3)
     for foreign in ({"train_config": None}, {"train_config": [1]}, {"train_config": {"epochs": 3}, "seconds": 1}):
         save_file(tmp_path / "summary.json", foreign)
         with pytest.raises(InputError, match=r"summary.json: its contents do not fit this program"):

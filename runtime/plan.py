@@ -170,9 +170,8 @@ def _check_settings(known, settings, owned, data_dir):
             raise InputError(f"{path}: of another run ({text}); its flags and --resume continue it; {BEGIN_ANEW}")
     epochs = [others["epochs"] for _, others in known]
     if max(epochs) > settings["epochs"]:
-        raise InputError(
-            f"{known[0][0]}: of a longer run, of {max(epochs)} epochs, which its flags and --resume continue; {BEGIN_ANEW}"
-        )
+        longer = f"of a longer run, of {max(epochs)} epochs, which its flags and --resume continue"
+        raise InputError(f"{known[0][0]}: {longer}; {BEGIN_ANEW}")
     return min(epochs)
 
 

@@ -209,11 +209,11 @@ def _read_archives(name, data_dir):
         parts[split] = grey, torch.from_numpy(labels).long(), torch.arange(len(labels)), grey
     size = f"{train[0]:,} and {test[0]:,} images of {train[1]} x {train[2]} pixels"
     classes = tuple(title.split(" - ")[0] for title in dataset.classes)  # MNIST's are like "7 - seven"
-    notes = [] if all(known) else [f"{raw}: not verified, without archives: {size}", *_doubtful(*arrays[::2])]
+    notes = [] if all(known) else [f"{raw}: not verified, without archives: {size}", *_notes_on_splits(*arrays[::2])]
     return classes, parts, "; ".join([*notes, *dark_note(arrays[0])])
 
 
-def _doubtful(train, test):
+def _notes_on_splits(train, test):
     """Sentences on training and test images (N, H, W), uint8, that do not go together."""
     same = len({image.tobytes() for image in train} & {image.tobytes() for image in test})
     notes = [f"{same:,} pictures are both test and training images"] * (same > 0)
@@ -236,7 +236,8 @@ def _read_idx(archive, dataset):
     shape = np.frombuffer(contents[4:start], ">i4") if len(contents) >= start else np.empty(0)
     if len(shape) == 0 or (shape < 0).any() or len(contents) - start != shape.prod():
         raise InputError(f"{file.name} is damaged")
-    mnist = {md5: name for name, md5 in UNPACKED.items()}.get(hashlib.md5(contents).hexdigest())
+    names = {md5: name for name, md5 in UNPACKED.items()}
+    mnist = None if packed else names.get(hashlib.md5(contents).hexdigest())  # archives were verified
     if mnist and (dataset, file.name) != (MNIST, mnist):
         raise InputError(f"{file.name} is MNIST's {mnist}")
     known = bool(packed or mnist)

@@ -106,9 +106,7 @@ class Bernoulli(Likelihood):
 
     def check(self, x):
         if not (x.abs() == 1).all():
-            raise ValueError(
-                "a Bernoulli likelihood needs pixels that are -1 or 1: x = data.binarized(127.5 * (x + 1), 0)"
-            )
+            raise ValueError("a Bernoulli likelihood needs pixels that are -1 or 1: data.binarized(127.5 * (x + 1), 0)")
 
 
 def make_likelihood(config):
@@ -196,7 +194,10 @@ class LatentVariableModel(nn.Module):
 
 
 class ConvModel(LatentVariableModel):
-    """A LatentVariableModel with a convolutional decoder; seed: if given, the initial weights are a function of it."""
+    """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W).
+
+    likelihood: by default a Gaussian; seed: if given, it decides the initial weights; options: of LatentVariableModel.
+    """
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):
         likelihood = likelihood or Gaussian()

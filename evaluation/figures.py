@@ -11,7 +11,15 @@ from matplotlib.ticker import MaxNLocator
 
 from data import SPLITS
 from evaluation import style
-from evaluation.statistics import TRACKED, column_intervals, find, how_found, intervals, select_scores
+from evaluation.statistics import (
+    FEWEST_OF_INTERVAL,
+    TRACKED,
+    column_intervals,
+    find,
+    how_found,
+    intervals,
+    select_scores,
+)
 from evaluation.style import SPLIT_NAMES, Figure
 
 PARTS = {
@@ -25,7 +33,6 @@ GAPS = {  # of the scores: label, strength of the color, shift of the whisker, l
     "mean_field_gap": ("mean-field gap:\nELBO(q*full) - ELBO(q*)", 0.6, 0.0, "--", "^"),
     "non_gaussian_gap": ("non-Gaussian gap:\nlog p(x) - ELBO(q*full)", 1.0, -0.16, "-", "o"),
 }
-FEWEST_OF_INTERVAL = 3  # images of a class: the interval of two would dwarf all others
 
 
 def plot_history(axes, history, name, *, scale, label, color):

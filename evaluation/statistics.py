@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot
 
 FEWEST_REGRESSED = 10  # images to spare: the errors of a regression on fewer are not to be trusted
 FEWEST_OF_CLASS = 4  # images, and degrees of freedom, of which a variance is estimated
+FEWEST_OF_INTERVAL = 3  # images of a class in a figure: the interval of two would dwarf all others
 TRACKED = "/tracked"  # the group of the few images of each class that are scored at every saved epoch; no class's name
 
 

@@ -15,7 +15,7 @@ from evaluation import style
 from evaluation.gaps import METRICS
 from evaluation.latents import PLANE, USED
 from evaluation.page.explorer import ELBO_DRAWS
-from evaluation.statistics import TRACKED, find, how_found, select_scores
+from evaluation.statistics import FEWEST_OF_INTERVAL, TRACKED, find, how_found, select_scores
 from evaluation.tables import basis, conclusions, cost_rows, final_rows, headline_rows, number, pairs, title
 
 FOLDER = Path(__file__).parent
@@ -60,7 +60,7 @@ def fill_page(results_dir, results, summary):
         "values": partial(by_method, scores, labels),
         "differences": partial(differences, scores, labels),
         "most_labels": max(probes, key=lambda entry: int(entry.group)),
-        "class_intervals": any(entry.images > 2 and entry.group in set(classes) for entry in gaps),
+        "class_intervals": any(entry.images >= FEWEST_OF_INTERVAL and entry.group in set(classes) for entry in gaps),
         "followed": len({entry.epoch for entry in select_scores(scores, quantity="fitted_elbo", group=TRACKED)}),
         "used": USED,
         "metrics": [metric.__name__ for metric in METRICS],

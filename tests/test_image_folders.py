@@ -1,0 +1,237 @@
+"""Folders of classes: their forms, whatever else lies in them, and what is said of their images."""
+
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import image_folder, toy_config
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from data import load_data, load_dataset
+from images import load_images
+from runtime.config import InputError, TrainConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:the largest grey value")
+
+
+def said_of(folder):
+    """What is printed of a folder before training."""
+    return load_data(toy_config(dataset=f"folder:{folder}"), at_most=True).said[0]
+
+
+def test_what_others_left_behind_is_no_image(tmp_path):
+    clean, folder = (image_folder(tmp_path / name, {"ants": 13, "bees": 17}) for name in ("clean", "used"))
+    picture = folder / "ants/003.png"
+    for name in (".ipynb_checkpoints", "ants/.ipynb_checkpoints", "__MACOSX", "ants/@eaDir", ".git", ".thumbnails"):
+        (folder / name).mkdir()
+        shutil.copy(picture, folder / name / "other.png")
+    for name in ("._000.png", ".#000.png", "#000.png#", "000.png~", "Thumbs.db", "desktop.ini", ".DS_Store"):
+        shutil.copy(picture, folder / "ants" / name)
+    for name in ("a.heic", "b.HEIC", "c.pdf", "notes"):
+        (folder / "bees" / name).write_text("no image")
+    (folder / "bees/empty.png").touch()
+    (folder / "bees/000 broken.png").symlink_to("nowhere.png")
+    (folder / "ants/000 link.png").symlink_to("010.png")
+    (folder / "cats").symlink_to("bees")
+    (folder / "bees/loop").symlink_to(folder)
+    (folder / "bees/more").mkdir()
+    shutil.copy(picture, folder / "ants/copy.png")
+    Image.open(folder / "bees/005.png").save(folder / "bees/again.bmp")
+    shutil.copy(folder / "ants/009.png", folder / "bees/other.png")
+    shutil.copy(picture, folder)
+    for split, expected in zip(*(load_dataset(f"folder:{path}") for path in (folder, clean)), strict=True):
+        assert split.classes == ("ants", "bees")
+        assert split.labels.bincount().tolist() == expected.labels.bincount().tolist()
+        assert len({image.numpy().tobytes() for image in split.images}) == len(split.images)
+    left_out = (
+        "hidden or temporary files 13, .heic (not read) 2, .pdf (not read) 1, without an extension (not read) 1, "
+        "empty files 1, broken links 1, links to folders that are there 2, folders without images 1, "
+        "images beside the folders 1, copies of the same picture 4, of which in another class 1"
+    )
+    said, *others = said_of(folder).split("left out: ")[1].split("; ")
+    assert sorted(said.split(", ")) == sorted(left_out.split(", "))
+    assert any(re.fullmatch(r"in two classes: \S+/\S+.png, kept as \S+/\S+.png.*", other) for other in others)
+    said = "2 classes, training + test images: ants 11 + 2, bees 14 + 3; 25 train, the test images validate"
+    assert said_of(clean).endswith(said)
+
+
+def images_in(folder):
+    files, labels = zip(*ImageFolder(folder).samples, strict=True)
+    return load_images(files), list(labels)
+
+
+@pytest.mark.parametrize("names", [("train", "test", "val"), ("Training", "TESTING", "Validation"), ("train", "test")])
+def test_a_split_that_is_there_is_used(tmp_path, names):
+    for number, name in enumerate(names):
+        image_folder(tmp_path / name, {"0": 40 - number, "1": 12 - number}, seed=number)
+    (tmp_path / "notes").mkdir()
+    pool, test = load_dataset(f"folder:{tmp_path}")
+    for split, name in ((pool, names[0]), (test, names[1])):
+        images, labels = images_in(tmp_path / name)
+        assert torch.equal(split.images, images)
+        assert (split.labels.tolist(), split.index.tolist()) == (labels, list(range(len(labels))))
+    data = load_data(toy_config(dataset=f"folder:{tmp_path}"), at_most=True)
+    assert torch.equal(data.test.images, test.images)
+    assert len(data.train.labels) == 52
+    validation = images_in(tmp_path / names[-1])[0]  # its own, or the test images
+    assert torch.equal(data.validation.images, validation)
+    if len(names) == 3:
+        assert "2 classes, training + test + validation images: 0 40 + 39 + 38, 1 12 + 11 + 10" in data.said[0]
+    shutil.copy(tmp_path / names[1] / "0/005.png", tmp_path / names[0] / "1/copy.png")
+    shutil.copy(tmp_path / names[0] / "0/007.png", tmp_path / names[1] / "0/copy.png")
+    pool, test = load_dataset(f"folder:{tmp_path}")
+    assert (len(pool.images), len(test.images)) == (51, 51)
+    assert not {image.numpy().tobytes() for image in pool.images} & {image.numpy().tobytes() for image in test.images}
+
+
+def test_a_training_folder_alone_is_split_as_its_classes_would_be(tmp_path):
+    image_folder(tmp_path / "train", {"a": 20, "b": 15})
+    around, inside = (load_dataset(f"folder:{path}") for path in (tmp_path, tmp_path / "train"))
+    assert all(torch.equal(split.images, other.images) for split, other in zip(around, inside, strict=True))
+
+
+FOLDERS = {
+    "two levels": (("greek/alpha", "greek/beta", "latin/a"), "the folder greek holds folders of images, alpha, beta"),
+    "three levels": (("train/greek/alpha", "test/greek/alpha"), "the folder test/greek holds folders of images"),
+    "a folder around it": (("mine/a", "mine/b"), "the folder mine holds folders of images, a, b"),
+    "some nested": (("a", "b", "b/old"), "the folder b holds folders of images, old"),
+    "a folder beside the splits": (("train/a", "test/a", "more/a"), "of which more is no split"),
+    "no training images": (("test/a", "val/a"), "none called train"),
+    "two of a kind": (("train/a", "Training/a"), "two are the train folder"),
+    "other classes": (("train/a", "train/b", "test/a", "test/c"), "train and test have other classes: b, c"),
+    "one name, written in two ways": (("\u00e9", "e\u0301"), "two folders are called \u00e9; rename one"),
+    "no classes in a split": (("train/a", "train/b", "test"), "test/ holds 12 images and no folders"),
+    "splits without classes": (("train", "test"), "holds 12 images and no folders; put them into one folder for each"),
+    "flat": ((".",), "it holds 12 images and no folders; put them into one folder for each class"),
+}
+
+
+@pytest.mark.parametrize(("folders", "message"), FOLDERS.values(), ids=FOLDERS.keys())
+def test_folders_of_another_form_are_refused_with_what_was_seen(tmp_path, folders, message):
+    for seed, name in enumerate(folders):
+        image_folder(tmp_path / name, {"": 12}, seed=seed)
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_dataset(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", [b"b\xff", b"two\nlines", b" "])
+def test_a_class_whose_name_no_table_can_hold_is_refused(tmp_path, name):
+    image_folder(tmp_path, {"a": 12, "日本": 12, os.fsdecode(name): 12})
+    with pytest.raises(
+        InputError, match="name that is empty, not UTF-8, or with a control character; rename it"
+    ) as error:
+        load_dataset(f"folder:{tmp_path}")
+    str(error.value).encode()
+
+
+def test_the_same_name_in_both_unicode_forms_is_one_class(tmp_path):
+    """A folder packed on macOS beside one made elsewhere."""
+    for seed, folder in enumerate(("train/\u00e9", "train/b", "test/e\u0301", "test/b")):
+        image_folder(tmp_path / folder, {"": 12}, seed=seed)
+    train, test = load_dataset(f"folder:{tmp_path}")
+    assert train.classes == test.classes == ("b", "\u00e9")
+    assert train.counts() == test.counts() == {"b": 12, "\u00e9": 12}
+    for seed, name in enumerate(("\u00e9", "f", "e\u0301", "f")):  # they sort differently as they are written
+        image_folder(tmp_path / str(seed // 2), {name: 12}, seed=seed % 2)
+    one, other = (load_dataset(f"folder:{tmp_path / name}") for name in "01")
+    assert [split.digest for split in one] == [split.digest for split in other]
+
+
+def test_a_path_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    image_folder(tmp_path / "mine", {"": 2})
+    assert load_images("~/mine").shape == load_images(["~/mine/000.png", "~/mine/001.png"]).shape == (2, 1, 28, 28)
+
+
+def test_images_that_are_perhaps_not_as_meant_are_said(tmp_path):
+    """A class on another scale, an inverted split, an empty image, a picture in two formats, a split's name."""
+    folder = image_folder(tmp_path / "plain", {"a": 12, "train": 12}, seed=1)
+    assert "left out" not in said_of(folder)
+    assert "taken as a class, not as a split: train" in said_of(folder)
+
+    image_folder(tmp_path / "named", {"cats_train": 12, "catsTest": 12, "train_dogs": 12}, seed=1)
+    assert "as a split: catsTest, cats_train, train_dogs" in said_of(tmp_path / "named")
+
+    def digits(path, count, *, white=255, inverted=False, seed=0):
+        path.mkdir(parents=True)
+        for number, shift in enumerate(np.random.default_rng(seed).integers(0, 9, (count, 2))):
+            pixels = np.zeros((28, 28), np.uint8)
+            pixels[5 + shift[0] : 15 + shift[0], 5 + shift[1] : 12 + shift[1]] = white - number
+            Image.fromarray(255 - pixels if inverted else pixels).save(path / f"{number}.png")
+
+    for place, (split, name) in enumerate([("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")]):
+        digits(tmp_path / "split" / split / name, 12, inverted=split == "test", seed=place)
+    assert "most images of test/a, test/b are dark on a light ground, most others not" in said_of(tmp_path / "split")
+    digits(tmp_path / "scales/a", 20)
+    digits(tmp_path / "scales/b", 20, white=40, seed=1)
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "scales/a/blank.png")
+    Image.open(tmp_path / "scales/a/3.png").save(tmp_path / "scales/a/3.jpg")
+    said = said_of(tmp_path / "scales")
+    assert "all images of b are dark beside the others" in said
+    assert "images of nearly one grey value: 1" in said
+    assert "files called like another one, but for the extension (copies?): 1" in said
+    for name, seed in (("a", 2), ("b", 3)):
+        digits(tmp_path / "mixed" / name, 12, seed=seed)
+        digits(tmp_path / "more" / name, 6, white=40, seed=seed)
+        digits(tmp_path / "turned" / name, 5, inverted=True, seed=seed)
+        for kind in ("more", "turned"):
+            for path in (tmp_path / kind / name).iterdir():
+                shutil.copy(path, tmp_path / "mixed" / name / f"{kind}{path.name}")
+    assert "saved again" not in said_of(tmp_path / "plain")
+    for path in list((tmp_path / "plain/a").iterdir()):
+        Image.open(path).save(tmp_path / f"plain/train/again_{path.stem}.jpg", quality=98)
+    said = said_of(tmp_path / "plain")
+    assert re.search(r"saved again\?\): 12 files, such as plain/a/0\d+.png and plain/train/again_0", said)
+    said = said_of(tmp_path / "mixed")
+    assert (
+        "12 of 46 images (a/more0.png, a/more1.png, a/more2.png, a/more3.png, a/more4.png and 7 more) are dark" in said
+    )
+    assert "10 of 46 images (a/turned0.png," in said
+    assert "are dark on a light ground, the others not: is that meant?" in said
+
+
+def test_a_folder_is_read_as_far_as_its_rights_go_and_as_its_path_says(tmp_path, monkeypatch):
+    image_folder(tmp_path / "right", {"a": 12, "b": 12})
+    image_folder(tmp_path / "wrong", {"c": 12, "d": 12})
+    (tmp_path / "wrong/link").symlink_to(tmp_path / "right/a")
+    assert TrainConfig(dataset=f"folder:{tmp_path}/wrong/link/..").dataset.endswith("/wrong/link/..")
+    assert load_dataset(f"folder:{tmp_path}/wrong/link/..")[0].classes == ("a", "b")
+    for number in range(20):
+        (tmp_path / f"right/a/scan.{number}").touch()
+    assert " and 5 further kinds" in said_of(tmp_path / "right")
+    known = os.stat
+
+    def as_another_user(path, **options):
+        if str(path).endswith("b/003.png"):
+            raise PermissionError(13, "Permission denied", path)
+        return known(path, **options)
+
+    monkeypatch.setattr(os, "stat", as_another_user)
+    with pytest.raises(InputError, match=r"right: .*right/b/003.png: Permission denied"):
+        load_dataset(f"folder:{tmp_path / 'right'}")
+
+
+def test_classes_may_be_called_by_what_editors_put_at_ends_of_names(tmp_path):
+    image_folder(tmp_path, {"#": 12, "~": 12})
+    assert load_dataset(f"folder:{tmp_path}")[0].classes == ("#", "~")
+    image_folder(tmp_path, {"#1#": 12, "b~": 12, "~$c": 12}, seed=5)
+    assert load_dataset(f"folder:{tmp_path}")[0].classes == ("#", "#1#", "b~", "~", "~$c")
+    (tmp_path / "b~/.lock").touch()
+    (tmp_path / "b~/#000.png#").touch()
+    assert "left out: hidden or temporary files 2" in said_of(tmp_path)
+
+
+def test_a_validation_folder_needs_no_more_images_than_a_test_folder(tmp_path):
+    for split, count in (("train", 20), ("val", 5)):
+        image_folder(tmp_path / split, {"a": count, "b": count}, seed=count)
+    data = load_data(TrainConfig(dataset=f"folder:{tmp_path}", train_size=20), at_most=True)
+    assert len(data.validation.labels) == 10
+    (tmp_path / "val/a/000.png").unlink()
+    for number in range(1, 5):
+        (tmp_path / f"val/a/{number:03}.png").unlink()
+    with pytest.raises(InputError, match="Found no valid file for the classes val/a"):
+        load_data(TrainConfig(dataset=f"folder:{tmp_path}", train_size=20), at_most=True)

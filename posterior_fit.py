@@ -13,6 +13,8 @@ from vae_utils import GaussianPosterior, check_inputs, elbo, random_generator
 SCORED_PAIRS, SCORED_PAIRS_FULL = 8, 32  # antithetic pairs of samples for which two q are compared
 FORWARD_DIFFERENTIATION = threading.Lock()  # PyTorch's has one level for all threads
 SCORED_AT_ONCE = 500  # samples of z that are decoded at once when q are compared
+# With so few dimensions an image may have several modes; a fit also begins at the best of so many draws of the prior.
+FEW_DIMENSIONS, PRIOR_DRAWS, SEARCH_STEPS = 10, 1000, 100
 
 unpack = GaussianPosterior.from_parameters
 
@@ -95,11 +97,11 @@ def balanced_noise(count, q, *, noise):
 def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
     """The Gaussian that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018): a Fit.
 
-    x: (B, *image); q: where to start, (B, D). covariance: "diagonal", for q*; "low rank", for the best q with a factor
-    of the rank of that of q; or "full", for q*full, which starts best from q*, or goes on from a full q. options: of
-    `fit_diagonal`, which finds the first two, or of `fit_full`; they say when an image has converged, and is left
-    alone. q is selected on few samples, which biases its trace upwards: evaluate it with fresh ones. Raises ValueError
-    if x, q and the model do not fit.
+    x: (B, *image); q: where to start, (B, D); with at most FEW_DIMENSIONS dimensions see `better_start`. covariance:
+    "diagonal", for q*; "low rank", for the best q with a factor of the rank of that of q; or "full", for q*full, which
+    starts best from q*, or goes on from a full q. options: of `fit_diagonal`, which finds the first two, or of
+    `fit_full`; they say when an image has converged, and is left alone. q is selected on few samples, which biases its
+    trace upwards: evaluate it with fresh ones. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise, "fit_posterior")
     if torch.is_inference_mode_enabled():
@@ -111,7 +113,32 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
     if q.is_full and covariance == "low rank":
         raise ValueError("covariance 'low rank': starts from a q with a factor, not from a full one")
     q = q if covariance == "low rank" or (q.is_full and covariance == "full") else q.diagonal()
-    return (fit_full if covariance == "full" else fit_diagonal)(model, x, q, noise=noise, **options)
+    if covariance == "full":
+        return fit_full(model, x, q, noise=noise, **options)
+    if not q.is_diagonal or model.latent_dim > FEW_DIMENSIONS:
+        return fit_diagonal(model, x, q, noise=noise, **options)
+    fit = fit_diagonal(model, x, better_start(model, x, q, noise=noise), noise=noise, **options)
+    return fit._replace(gradients=fit.gradients + 2 * SEARCH_STEPS)
+
+
+@torch.no_grad()
+def better_start(model, x, q, *, noise):
+    """A diagonal q (B, D), but of images where it lies at a worse mode the end of a short fit from elsewhere.
+
+    Of PRIOR_DRAWS draws of the prior, the same for all images, the fit starts at the one where p(x, z) is highest; it
+    is compared with as short a fit from q.
+    """
+    generator = random_generator(0, "draws of the prior")
+    z = torch.randn(PRIOR_DRAWS, model.latent_dim, generator=generator, dtype=x.dtype).to(x.device)
+    heights = [model.log_joint(x, part.unsqueeze(1)) for part in z.split(max(1, SCORED_AT_ONCE // len(x)))]
+    best = torch.cat(heights).nan_to_num(-math.inf).argmax(0)
+    fits = [PosteriorFit(q), PosteriorFit(GaussianPosterior(z[best], q.scale))]
+    for fit in fits:
+        draws = noise.normal((SEARCH_STEPS, *q.mean.shape), like=x)
+        fit.run(model, x, noise=draws, learning_rates=cosine(0.1, 0.02, SEARCH_STEPS))
+    here, there = bounds(model, x, [fit.q() for fit in fits], noise)
+    is_better = (there > here + 1).unsqueeze(-1)  # by a nat: not by chance
+    return unpack(torch.where(is_better, fits[1].q().parameters(), q.parameters()))
 
 
 @torch.no_grad()

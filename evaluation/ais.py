@@ -204,20 +204,16 @@ def _weighted_runs(target, noise, z, chains, temperatures, log_weight_std, chunk
 
 
 def annealed_importance_sampling(
-    model, x, q, *, noise, chains=8, temperatures=None, log_weight_std=LOG_WEIGHT_STD, chunk=500, mixture=None
+    model, x, q, *, noise, chains=8, temperatures=None, log_weight_std=LOG_WEIGHT_STD, chunk=500
 ):
     """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017).
 
     x: (B, *image); q: GaussianPosterior (B, D). temperatures: of every image; None: from FEWEST to MOST, as many as the
     pilot run predicts for log-weights whose standard deviation over the chains is `log_weight_std`, in nats. chunk:
     chains in memory at once. Returns an AISEstimate; p(x) is exactly the expectation of the exponential of a
-    log-weight. Raises ValueError for inputs that do not fit.
-
-    mixture: a Mixture of which q is one Gaussian: then only q's share of p(x) is estimated, the integral of
-    p(x, z) q(z) / sum_m q_m(z). The shares of all its Gaussians add up to p(x), wherever they lie.
+    log-weight. Chains stay in the mode that q is in. Raises ValueError for inputs that do not fit.
     """
-    target = AISTarget(model, x, q, mixture)
-    runs = _weighted_runs(target, noise, None, chains, temperatures, log_weight_std, chunk)
+    runs = _weighted_runs(AISTarget(model, x, q), noise, None, chains, temperatures, log_weight_std, chunk)
     log_w, _, acceptance, temperatures, predicted_std = runs
     # A weight of 0, or without a value, is a sign that the others cannot be relied on.
     std = log_w.std(0).masked_fill(~log_w.isfinite().all(0), math.inf)

@@ -8,14 +8,15 @@ With q* the best diagonal q of an image and q*full the best one of full covarian
     log_prob - elbo           inference gap, their sum
 
 The second and third together are the approximation gap. Of an image whose posterior has several modes, q*full is that
-of the mode of q*; the other modes are in the non-Gaussian gap.
+of the mode of q*; annealing from there sees no other, unless log p(x) is integrated, as with two dimensions.
 """
 
 import torch
 
-from evaluation.log_prob import fit_and_anneal
+from evaluation.log_prob import estimate_log_prob
 from evaluation.quadrature import MOST_DIMENSIONS
 from posterior_fit import Fit, fit_posterior
+from runtime.config import choose_precision
 from vae_utils import evaluate_bound, importance_sampling
 
 BOUND_DRAWS = 100  # of z, for the bounds of an image; where its log p(x) is exact, ten times as many
@@ -58,8 +59,11 @@ def measure(model, x, q, config, *, noise, annealed, fitted=False):
     if annealed:
         first = torch.arange(annealed, device=x.device)
         part, part_noise = x[first], noise[first]
-        more, _, full = fit_and_anneal(model, part, fit.q[first], config=config, noise=part_noise, fitted=True)
-        more["fit_converged"] &= fit.converged[first]
+        fast = model.in_precision(choose_precision(config.precision, x.device))
+        options = {"covariance": "full", "noise": part_noise, "fit_steps": config.fit_steps}
+        full, _, full_converged, _ = fit_posterior(fast, part, fit.q[first], **options)
+        more = estimate_log_prob(model, part, full, noise=part_noise, config=config)
+        more["fit_converged"] = fit.converged[first] & full_converged
         for prefix, sampled in (("", q[first]), ("full_", full)):
             estimate = importance_sampling(model, part, sampled, noise=part_noise, num_samples=config.num_samples)
             more[f"{prefix}importance_sampling"] = estimate.log_prob

@@ -7,9 +7,8 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch.distributions import MultivariateNormal
 
-from vae_utils import GaussianPosterior, log_weight
+from vae_utils import log_weight
 
 LEAPFROG_STEPS = 5  # gradients of a transition
 JITTER = 0.2  # the share by which the length of a path varies: at a fixed length some directions would be periodic
@@ -23,47 +22,25 @@ class ChainState(NamedTuple):
     gradient: torch.Tensor  # (K, B, D): of l with respect to e
 
 
-class Mixture(NamedTuple):
-    """M Gaussians in z for each of B images, of which some may be missing."""
-
-    gaussians: GaussianPosterior  # mean (B, M, D), scale (B, M, D, D)
-    present: torch.Tensor  # (B, M), bool
-
-    def of_rows(self, rows):
-        """The Mixture of the images at `rows` (M,)."""
-        return Mixture(*(part[rows] for part in self))
-
-    def log_sum(self, z):
-        """log of the sum of the Gaussians' densities at z (K, B, D), (K, B)."""
-        gaussians = MultivariateNormal(self.gaussians.mean, scale_tril=self.gaussians.scale, validate_args=False)
-        return gaussians.log_prob(z.unsqueeze(2)).masked_fill(~self.present, -math.inf).logsumexp(-1)
-
-
 class AISTarget:
-    """l(e) of images in full precision, and its gradient in the model's precision; with a Mixture, of q's share."""
+    """l(e) of images in full precision, and its gradient in the model's precision."""
 
-    def __init__(self, model, x, q, mixture=None):
-        self.model, self.x, self.q, self.mixture = model, x, q, mixture
+    def __init__(self, model, x, q):
+        self.model, self.x, self.q = model, x, q
         self.full_precision = model.in_precision("float32")
 
     def __getitem__(self, rows):
-        return AISTarget(self.model, self.x[rows], self.q[rows], self.mixture and self.mixture.of_rows(rows))
-
-    def _log_weight(self, model, e):
-        if self.mixture is None:
-            return log_weight(model, self.x, self.q, e)
-        z = self.q.rsample(e)
-        return model.log_joint(self.x, z) - self.mixture.log_sum(z)
+        return AISTarget(self.model, self.x[rows], self.q[rows])
 
     def at(self, e, *, exact=True):
         """The ChainState at e (K, B, D); exact: l(e) in full precision. No gradient flows to the decoder's weights."""
         position = e.detach().requires_grad_()
         with torch.enable_grad():
-            values = self._log_weight(self.model, position)
+            values = log_weight(self.model, self.x, self.q, position)
             (gradient,) = torch.autograd.grad(values.sum(), position)
         if exact and self.model.precision != "float32":
             with torch.no_grad():
-                values = self._log_weight(self.full_precision, e)
+                values = log_weight(self.full_precision, self.x, self.q, e)
         return ChainState(e, values.detach(), gradient)
 
 

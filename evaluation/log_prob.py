@@ -1,4 +1,4 @@
-"""log p(x) of any images in one call, `log_prob`; its steps, `fit_and_anneal`, are those of the evaluation, too."""
+"""log p(x) of any images: `log_prob` in one call; `estimate_log_prob` from a known q, as in the evaluation."""
 
 import sys
 from typing import NamedTuple
@@ -6,48 +6,64 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from evaluation.ais import bidirectional_bounds
-from evaluation.modes import estimate_log_prob
+from evaluation.ais import annealed_importance_sampling, bidirectional_bounds
 from evaluation.quadrature import MOST_DIMENSIONS, integrate
 from images import warn_unlike_mnist
-from posterior_fit import Fit, fit_posterior
+from posterior_fit import fit_posterior
 from runtime.config import EvalConfig, choose_precision
 from runtime.progress import bar_width
-from vae_utils import GaussianPosterior, Noise, check_mode, check_model, check_range, check_weights, mean_and_error
+from vae_utils import Noise, check_inputs, check_mode, check_model, check_range, check_weights, mean_and_error
 
 AT_ONCE = 20  # images: more would save little time, and the bar would stand still for long
+# Fits of q* and of q*full that are good enough to anneal from: the sum of both and of annealing takes least time.
+SHORT_FIT, SHORT_FULL_FIT = {"fit_steps": 50, "max_cycles": 1}, {"fit_steps": 150, "pairs": 4, "rate": 0.1}
 
 
 @torch.no_grad()
-def fit_and_anneal(model, x, q=None, *, config, noise, fitted=False, z=None, progress=lambda step: None):
-    """Fits q*, from there q*full, and anneals from there: (columns {name: (B,)}, q*, q*full), the q (B, D).
+def estimate_log_prob(model, x, q, *, noise, config):
+    """log p(x) of images x (B, *image) under any LatentVariableModel: columns {name: (B,)}, nats.
 
-    x: (B, *image); q: where the fit starts, diagonal, by default the model's `initial_posterior`; config: an
-    EvalConfig. The columns are `fit_converged` (of both fits) and those of `estimate_log_prob`; fitted: q is q*
-    already. z (B, D): for simulated images, the z they were drawn from; then `lower` and `upper`, the bidirectional
-    bounds, stand in place of the estimate. progress: called with the name of each step.
+    q: from where chains start, (B, D), best q*full: they stay in the mode of the posterior that it is in; config: an
+    EvalConfig. Columns: log_prob, log_prob_standard_error, log_prob_bias, log_weight_std, acceptance, temperatures and
+    trusted, see AISEstimate. With at most MOST_DIMENSIONS dimensions log p(x) is integrated, and q is not used; then
+    temperatures are 0. Raises ValueError for inputs that do not fit.
     """
-    precision, fit_steps = choose_precision(config.precision, x.device), config.fit_steps
-    fast = model.in_precision(precision)
-    # Fit q* and q*full
-    progress("fit of q")
-    q = model.initial_posterior(x, noise) if q is None else q
-    fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, fit_steps=fit_steps)
-    full = fit_posterior(fast, x, fit.q, covariance="full", noise=noise, fit_steps=fit_steps)
-    columns = {"fit_converged": fit.converged & full.converged}
-    # Anneal
-    progress("annealing")
-    annealing = {"noise": noise, "chains": config.chains, "temperatures": config.temperatures}
-    annealing["log_weight_std"] = config.log_weight_std
-    if z is None:
-        options = {"precision": precision, "fit_steps": fit_steps, **annealing}
-        columns |= estimate_log_prob(model, x, fit.q, full.q, **options)
-    elif model.latent_dim <= MOST_DIMENSIONS:  # log p(x) is integrated, and so are its bounds
-        value, error = integrate(model, x)
-        columns |= {"lower": value - error, "upper": value + error}
+    check_inputs(model, x, q, noise, "estimate_log_prob")
+    if model.latent_dim > MOST_DIMENSIONS:
+        fast, options = _annealing(model, x, config)
+        found = annealed_importance_sampling(fast, x, q, noise=noise, **options)
+        log_prob, error, bias, std = found[:4]
+        chains = {"acceptance": found.acceptance, "temperatures": found.temperatures, "trusted": found.trusted}
     else:
-        columns |= bidirectional_bounds(fast, x, z, full.q, **annealing)._asdict()
-    return columns, fit.q, full.q
+        log_prob, error = integrate(model, x)
+        bias = std = torch.where(error.isfinite(), 0.0, error)
+        # An integral that has not settled is trusted as little as chains that disagree.
+        chains = {"acceptance": torch.ones_like(error), "temperatures": torch.zeros_like(error, dtype=torch.int64)}
+        chains["trusted"] = error.isfinite()
+    errors = {"log_prob_standard_error": error, "log_prob_bias": bias, "log_weight_std": std}
+    return {"log_prob": log_prob, **errors, **chains}
+
+
+@torch.no_grad()
+def bound_log_prob(model, x, z, *, noise, config):
+    """Lower and upper bounds on log p(x), (2, B), of draws x (B, *image), z (B, D) of the model's own p(x, z)."""
+    if model.latent_dim <= MOST_DIMENSIONS:
+        value, error = integrate(model, x)
+        return torch.stack((value - error, value + error))
+    fast, options = _annealing(model, x, config)
+    return torch.stack(bidirectional_bounds(fast, x, z, short_full_fit(fast, x, noise=noise), noise=noise, **options))
+
+
+def _annealing(model, x, config):
+    """The model in the precision of an EvalConfig, and the options of annealing."""
+    options = {"chains": config.chains, "temperatures": config.temperatures, "log_weight_std": config.log_weight_std}
+    return model.in_precision(choose_precision(config.precision, x.device)), options
+
+
+def short_full_fit(model, x, *, noise):
+    """A full q (B, D) of images x, from which to anneal: short of q*full by some tenths of a nat, or by a few."""
+    q = fit_posterior(model, x, model.initial_posterior(x, noise), noise=noise, **SHORT_FIT).q
+    return fit_posterior(model, x, q, covariance="full", noise=noise, **SHORT_FULL_FIT).q
 
 
 class LogProb(NamedTuple):
@@ -58,54 +74,38 @@ class LogProb(NamedTuple):
     bias: torch.Tensor  # an estimate, mostly negative
     log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains
     acceptance: torch.Tensor  # share of accepted transitions
-    modes: torch.Tensor  # int64: modes of the posterior that were combined; 0: integrated, or annealed from the prior
+    temperatures: torch.Tensor  # int64; 0: log p(x) was integrated
     trusted: torch.Tensor  # bool: whether the stated errors can be relied on
-    converged: torch.Tensor  # bool: the fits of q* and q*full
-    q: GaussianPosterior  # the fitted q*, diagonal, (B, D)
-    full: GaussianPosterior | None = None  # the fitted q*full, (B, D)
 
     def __repr__(self):
         value, count = mean_and_error(self.log_prob), len(self.log_prob)
         monte_carlo = float(self.standard_error.square().sum().sqrt()) / count
         if count == 1:
             error = f"± {monte_carlo:.2g} (standard error of the estimate)"
-            fits = "fit converged" if self.converged else "fit not converged"
         else:
             error = f"± {value['standard_error']:.1f} (mean of {count:,} images, standard error over images)"
             error += f", Monte Carlo error {monte_carlo:.2g}"
-            fits = f"{int(self.converged.sum()) / count:.0%} of the fits converged"
         bias = f"bias about {float(self.bias.mean()):.2f} (not corrected)"
-        texts = [f"log p(x) = {value['mean']:.1f} nats, {error}, {bias}", fits]
-        if self.q.mean.shape[-1] <= MOST_DIMENSIONS:
+        texts = [f"log p(x) = {value['mean']:.1f} nats, {error}, {bias}"]
+        if not self.temperatures.any():
             return "; ".join([*texts, "integrated on a grid"])
         texts.append(f"acceptance {float(self.acceptance.min()):.2f}" + " or more" * (count > 1))
-        if several := int((self.modes > 1).sum()):
-            texts.append(f"several modes in {several:,} of {count:,}")
         if vague := int((~self.trusted).sum()):
             texts.append(f"may be wrong by more than that for {vague:,} of {count:,}: lower log_weight_std")
         return "; ".join(texts)
 
 
-def log_prob(
-    model,
-    images,
-    *,
-    seed=0,
-    chains=EvalConfig.chains,
-    log_weight_std=EvalConfig.log_weight_std,
-    fit_steps=EvalConfig.fit_steps,
-):
-    """log p(x) of images under a LatentVariableModel, by `fit_and_anneal`: a LogProb.
+def log_prob(model, images, *, seed=0, chains=EvalConfig.chains, log_weight_std=EvalConfig.log_weight_std):
+    """log p(x) of images under a LatentVariableModel, by `estimate_log_prob` from a `short_full_fit`: a LogProb.
 
     images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. The other
     arguments are EvalConfig's. What is random about an image is a function of the seed and its pixels: its result does
     not depend on the other images. Warns of images that cannot be like MNIST's. Raises ValueError for images that the
     model cannot have been made for, and for settings out of range.
     """
-    config = EvalConfig(
-        seed=seed, precision="float32", chains=chains, log_weight_std=log_weight_std, fit_steps=fit_steps
-    )
+    config = EvalConfig(seed=seed, chains=chains, log_weight_std=log_weight_std)
     x, batches = _batch(model, images), []
+    fast, _ = _annealing(model, x, config)
     trained_on = getattr(getattr(model, "config", None), "dataset", "mnist")  # as far as is known
     if hasattr(model, "image_shape") and not trained_on.startswith("folder:"):  # a decoder of model.py
         warn_unlike_mnist(x)
@@ -113,13 +113,10 @@ def log_prob(
         for part in x.split(AT_ONCE):
             pixels = [image.cpu().numpy().tobytes() for image in part]
             noise = Noise.of_images(seed, "log p(x)", index=pixels, device=x.device)
-            batches.append(fit_and_anneal(model, part, config=config, noise=noise, progress=bar.set_postfix_str))
+            q = short_full_fit(fast, part, noise=noise)
+            batches.append(estimate_log_prob(model, part, q, noise=noise, config=config).values())
             bar.update(len(part))
-    of_batches, q, full = zip(*batches, strict=True)
-    columns = {name: torch.cat([part[name] for part in of_batches]) for name in of_batches[0]}
-    renamed = {"standard_error": "log_prob_standard_error", "bias": "log_prob_bias", "converged": "fit_converged"}
-    values = {name: columns[renamed.get(name, name)] for name in LogProb._fields if name not in ("q", "full")}
-    return LogProb(**values, q=GaussianPosterior.concatenate(q), full=GaussianPosterior.concatenate(full))
+    return LogProb(*map(torch.cat, zip(*batches, strict=True)))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 
 from data import Split, rows_per_class
 from evaluation.gaps import measure
-from evaluation.log_prob import fit_and_anneal
+from evaluation.log_prob import bound_log_prob
 from posterior_fit import Fit
 from vae_utils import GaussianPosterior, Noise, evaluate_bound, random_generator
 
@@ -224,8 +224,7 @@ def bound_simulated(method, index, config, device):
     generator = random_generator(config.seed, "simulated images", method.name, device=device)
     x, z = (values[index] for values in model.sample(config.simulated_images, generator))
     noise = Noise.of_images(config.seed, "bidirectional bounds", method.name, index=index, device=device)
-    columns, _, _ = fit_and_anneal(model, x, config=config, noise=noise, z=z)
-    return torch.stack((columns["lower"], columns["upper"])).cpu()
+    return bound_log_prob(model, x, z, noise=noise, config=config).cpu()
 
 
 def task_results(results, name):

@@ -104,7 +104,6 @@ def _trust_scores(columns, annealed, **labels):
         "bias": columns["log_prob_bias"].mean(),
         "acceptance": columns["acceptance"].mean(),
         "images_not_trusted": (columns["trusted"] == 0).sum(),
-        "images_with_several_modes": (columns["modes"] > 1).sum(),
     }
     return rows + [plain_score(name, value, annealed, **labels) for name, value in others.items()]
 

@@ -125,7 +125,6 @@ def _method_rows(scores, name):
             yield detail("Monte Carlo error of their mean", "monte_carlo_error", "± {:.2f}")
             yield detail("bias of their mean, an estimate", "bias", "{:.2f}", biased)
             yield detail("acceptance of transitions", "acceptance", "{:.2f}")
-            yield detail("images with several modes", "images_with_several_modes", "{:.0f}")
             if gap := find(scores, "bidirectional_gap", name, "simulated"):
                 text = f"bidirectional bounds (simulated images: {gap.images}) are {number(gap)} nats apart"
                 yield Row(f"{text} {_beyond(gap.mean, min(errors))}".rstrip(), depth=2)

@@ -37,7 +37,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no core waits for them at the end; while one makes `whole_run`, documents."""
-    names = "main_vae", "documents", "resume", "distributed", "seeds", "modes", "methods", "evaluate_only", "benchmarks"
+    names = "main_vae", "documents", "resume", "distributed", "seeds", "methods", "evaluate_only", "benchmarks"
     longest = [f"test_{name}.py" for name in names]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 

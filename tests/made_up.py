@@ -13,7 +13,7 @@ METHODS = [
     for name, label, color in NAMED
 ]
 LABELS = {method.name: method.label for method in METHODS}
-COUNTED = """draws monte_carlo_error bias acceptance images_not_trusted images_with_several_modes fit_converged
+COUNTED = """draws monte_carlo_error bias acceptance images_not_trusted fit_converged
 temperatures effective_sample_size full_effective_sample_size annealed_images log_weight_std used_dimensions
 used_dimensions_lower used_dimensions_upper active_units active_units_lower active_units_upper share_of_kl"""
 COUNTS = COUNTED.split()

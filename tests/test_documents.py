@@ -10,7 +10,7 @@ from PIL import Image
 
 from evaluation.log_prob import log_prob
 
-ROUGH = {"chains": 2, "log_weight_std": 5.0, "fit_steps": 10}
+ROUGH = {"chains": 2, "log_weight_std": 5.0}
 
 
 def test_pasted_snippets_work(mnist, tmp_path, monkeypatch, capsys, rough):

@@ -252,7 +252,7 @@ def test_a_decoder_may_have_no_parameters_and_end_in_a_view():
     x, _ = model.sample(4, seeded(0))
     draws = torch.randn(5, 4, 3, generator=seeded(1))
     assert torch.equal(model.decode(draws), draws.repeat(1, 1, 4).view(5, 4, 2, 2, 3))
-    found = log_prob(model, x.clamp(-1, 1), chains=2, fit_steps=5)
+    found = log_prob(model, x.clamp(-1, 1), chains=2)
     assert found.log_prob.shape == (4,)
 
 

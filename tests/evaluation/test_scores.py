@@ -22,7 +22,7 @@ SAMPLES = {"train": SAMPLE, "test": SAMPLE}
 def made_up_columns():
     """Random columns, as of measurements.collect_images, with what is beyond the annealed images missing."""
     annealed = """log_prob full_elbo importance_sampling full_importance_sampling log_prob_standard_error log_prob_bias
-        acceptance trusted modes fit_converged"""
+        acceptance trusted fit_converged"""
     names, generator = ("elbo", "fitted_elbo", *scores.KNOWN[3:], *annealed.split(), *scores.MEDIANS), seeded(0)
     columns = {name: torch.randn(25, generator=generator, dtype=torch.float64) for name in names}
     for name in names[3:]:
@@ -101,12 +101,10 @@ def test_what_is_said_beside_the_means():
     first = slice(SAMPLE.annealed)
     columns["log_prob_standard_error"][first] = 0.3
     columns["trusted"][first] = torch.tensor([1.0, 0, 1, 1]).repeat(5).double()
-    columns["modes"][first] = torch.tensor([1.0, 2, 3, 0]).repeat(5).double()
     rows = scores.image_scores(measured(a=columns), SAMPLES, epoch=3)
     expected = {
         "annealed_images": 20,
         "images_not_trusted": 5,
-        "images_with_several_modes": 10,
         "monte_carlo_error": 0.3 / 20**0.5,  # of the mean of 20 independent estimates
         "bias": columns["log_prob_bias"][first].mean(),
         "acceptance": columns["acceptance"][first].mean(),

@@ -1,0 +1,118 @@
+"""Integrals over one or two dimensions, and fits where a posterior has several modes."""
+
+import math
+
+import pytest
+import torch
+from conftest import SIGMA, LinearGaussian, gaussian, seeded
+from torch import nn
+from torch.distributions import Normal
+
+from evaluation.log_prob import bound_log_prob, estimate_log_prob
+from evaluation.quadrature import integrate
+from model import Gaussian, LatentVariableModel
+from posterior_fit import fit_diagonal, fit_posterior
+from runtime.config import EvalConfig
+from vae_utils import Noise
+
+
+class Even(nn.Module):
+    """A decoder that draws three pixels for each dimension of z from the feature of that dimension alone."""
+
+    def __init__(self, feature, latent_dim):
+        super().__init__()
+        self.feature = feature
+        self.slope = nn.Parameter(0.5 + torch.rand(latent_dim, 3, generator=seeded(3), dtype=torch.float64))
+
+    def forward(self, z):
+        return (self.feature(z).unsqueeze(-1) * self.slope).flatten(-2)
+
+
+class EvenModel(LatentVariableModel):
+    """log p(x) is a sum of one-dimensional integrals, since no pixel depends on two dimensions of z."""
+
+    def __init__(self, feature, latent_dim, sigma=SIGMA):
+        super().__init__(Even(feature, latent_dim), Gaussian(sigma), latent_dim=latent_dim)
+
+    @torch.no_grad()
+    def log_prob(self, x, points=40_001):
+        """log p(x), (B,), by the trapezoidal rule."""
+        axis = torch.linspace(-9, 9, points, dtype=torch.float64)
+        z = axis.unsqueeze(1).expand(points, self.latent_dim)
+        drawn = self.decoder.feature(z).unsqueeze(-1) * self.decoder.slope  # (points, D, 3)
+        log_likelihood = Normal(drawn, self.likelihood.sigma).log_prob(x.view(len(x), 1, self.latent_dim, 3)).sum(-1)
+        log_prior = Normal(0.0, 1.0).log_prob(axis) + math.log(18 / (points - 1))
+        return (log_likelihood + log_prior[:, None]).logsumexp(1).sum(-1)
+
+
+FEATURES = {"square": torch.square, "sine": lambda z: torch.sin(3 * z), "absolute value": torch.abs}
+
+
+def images_of(model, count):
+    return model.sample(count, seeded(1))[0]
+
+
+def estimate(model, x):
+    q = gaussian(torch.zeros(len(x), model.latent_dim).double(), 1.0)
+    return estimate_log_prob(model, x, q, noise=Noise(0), config=EvalConfig())
+
+
+@pytest.mark.parametrize("sigma", [SIGMA, 0.01])  # 0.01: modes far narrower than the first cells
+@pytest.mark.parametrize("latent_dim", [1, 2])
+@pytest.mark.parametrize("feature", FEATURES.values(), ids=FEATURES.keys())
+def test_one_or_two_dimensions_are_integrated(feature, latent_dim, sigma):
+    model = EvenModel(feature, latent_dim, sigma)
+    x = images_of(model, 8)
+    found = estimate(model, x)
+    assert ((found["log_prob"] - model.log_prob(x)).abs() <= found["log_prob_standard_error"]).all()
+    assert (found["log_prob_standard_error"] < 0.01).all()
+    assert (found["temperatures"] == 0).all()
+    assert found["trusted"].all()
+
+
+def test_the_grid_grows_until_it_holds_the_posterior():
+    """A posterior 20 standard deviations from the prior's mean, far narrower than a cell of the grid."""
+    model = LinearGaussian(torch.full((9, 1), 2.0).double(), torch.zeros(9).double(), sigma=0.02)
+    x = 2.0 * torch.tensor([[20.0], [0.0], [-11.0]]).double().expand(3, 9)
+    found, error = integrate(model, x)
+    assert ((found - model.log_prob(x)).abs() <= error).all()
+    assert (error < 0.01).all()
+
+
+def test_an_integral_without_a_value_is_not_trusted():
+    model = EvenModel(torch.square, 2)
+    x = images_of(model, 2)
+    x[1, 0] = 1e200  # its square is infinite
+    found = estimate(model, x)
+    assert found["trusted"].tolist() == [True, False]
+    assert found["log_prob_standard_error"][1] == math.inf
+
+
+def test_simulated_images_are_integrated_too():
+    model = EvenModel(torch.square, 2)
+    x, z = model.sample(4, seeded(1))
+    lower, upper = bound_log_prob(model, x, z, noise=Noise(0), config=EvalConfig())
+    exact = model.log_prob(x)
+    assert ((lower <= exact) & (exact <= upper) & (upper - lower < 0.01)).all()
+
+
+def test_a_fit_leaves_a_worse_mode():
+    """Three features (z - 0.5)^2, eight modes; a fit from the farthest stays there unless it also begins elsewhere."""
+    model = EvenModel(lambda z: (z - 0.5).square(), 3)
+    x = model.mean(torch.full((5, 3), 2.0).double()).detach()  # z is 2 or, nearer to the mean of the prior, -1
+    start, noise = gaussian(torch.full((5, 3), 2.0).double(), 0.1), Noise.of_images(0, index=range(5))
+    found = fit_posterior(model, x, start, noise=noise, fit_steps=60).q
+    stays = fit_diagonal(model, x, start, noise=noise, fit_steps=60).q
+    assert (stays.mean > 1.5).all()
+    assert (found.mean < -0.5).all()
+    few = torch.tensor([3, 1])
+    again = fit_posterior(model, x[few], start[few], noise=Noise.of_images(0, index=few), fit_steps=60).q
+    torch.testing.assert_close(again.mean, found.mean[few])
+
+
+def test_a_fit_stays_at_the_better_mode():
+    model = EvenModel(lambda z: (z - 0.5).square(), 3)
+    x = model.mean(torch.full((5, 3), 2.0).double()).detach()
+    start = gaussian(torch.full((5, 3), -1.0).double(), 0.1)
+    found, stays = (fit(model, x, start, noise=Noise(0), fit_steps=60).q for fit in (fit_posterior, fit_diagonal))
+    torch.testing.assert_close(found.mean, stays.mean, atol=0.05, rtol=0)

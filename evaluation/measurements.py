@@ -22,7 +22,7 @@ from vae_utils import GaussianPosterior, Noise, evaluate_bound, random_generator
 
 MEASURED_AT_ONCE, SIMULATED_AT_ONCE = 100, 20  # images of a task
 PICTURED_PER_CLASS = 2  # test images: one in the reconstructions, one in the comparison
-DRAWS, MOST_DRAWS, DECODED = 4, 64, 20_000  # of z for the ELBO of an image of a whole split: more where images are few
+DRAWS, MOST_DRAWS, DECODED = 4, 64, 4_000  # of z for the ELBO of an image of a whole split: more where images are few
 GAP_BOUNDS = {  # the bounds whose differences they are, see gaps.py
     "amortization_gap": ("fitted_elbo", "elbo"),
     "mean_field_gap": ("full_elbo", "fitted_elbo"),

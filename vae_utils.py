@@ -39,12 +39,6 @@ class Noise:
         index = index.tolist() if isinstance(index, torch.Tensor) else index
         return cls(None, generators=[random_generator(seed, *purpose, entry, device=device) for entry in index])
 
-    @classmethod
-    def concatenate(cls, parts):
-        """The Noise of the images of several, in their order. One generator for all images stays alone."""
-        shared = parts[0].images is None
-        return parts[0] if shared else cls(None, generators=[one for noise in parts for one in noise._generators])
-
     @property
     def images(self):
         """How many images have a generator of their own; None if one serves all."""
@@ -57,12 +51,11 @@ class Noise:
         rows = torch.arange(self.images)[rows.cpu() if isinstance(rows, torch.Tensor) else rows].reshape(-1)
         return Noise(None, generators=[self._generators[row] for row in rows.tolist()])
 
-    def spawn(self, rows, *purpose):
-        """New generators, for the images at `rows`, a list which may name a row several times."""
+    def spawn(self, *purpose):
+        """New generators of the same images, whatever these have drawn; one that serves all images stays."""
         if self.images is None:
             return self
-        parents = [(self._generators[row], rows[:place].count(row)) for place, row in enumerate(rows)]
-        children = (random_generator(one.initial_seed(), *purpose, n, device=one.device) for one, n in parents)
+        children = (random_generator(one.initial_seed(), *purpose, device=one.device) for one in self._generators)
         return Noise(None, generators=list(children))
 
     def normal(self, shape, *, like):

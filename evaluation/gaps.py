@@ -34,7 +34,7 @@ METRICS = (squared_error,)
 
 def bound_at(model, x, q, *, noise):
     """The bound of each image x (B, *image) at q, (B,), always at the same noise, whatever else it was used for."""
-    same = noise.spawn(list(range(len(q))), "bound")
+    same = noise.spawn("bound", 0)
     draws = BOUND_DRAWS if model.latent_dim > MOST_DIMENSIONS else 10 * BOUND_DRAWS
     return evaluate_bound(model, x, lambda x, rows: q[rows], noise=same, draws=draws).elbo
 

@@ -158,12 +158,9 @@ def test_every_image_has_random_numbers_of_its_own():
     uniform = three[torch.tensor([2, 1])].uniform((400, 2), like=like)
     assert torch.equal(uniform[:, 1:], one.uniform((400, 1), like=like))
     assert 0 <= uniform.min() < 0.02 < 0.98 < uniform.max() < 1
-    children = three.spawn([1, 0, 1], "mode")
-    first, again, second = children.normal((9, 3), like=like).T[[0, 2, 1]]
-    assert not torch.equal(first, again)
-    assert not torch.equal(first, second)
-    assert torch.equal(one.spawn([0], "mode").normal((9, 1), like=like)[:, 0], first)
-    assert Noise.concatenate([three, children]).images == 6
+    spawned = three.spawn("bound").normal((9, 3), like=like)
+    assert torch.equal(one.spawn("bound").normal((9, 1), like=like), spawned[:, 1:2])
+    assert not torch.equal(one.spawn("fit").normal((9, 1), like=like), spawned[:, 1:2])
     assert Noise(5)[torch.tensor([2])].images is None
 
 

@@ -25,7 +25,7 @@ from amortized_vae import AmortizedVAE
 from benchmarks.harness import plus_minus, print_table
 from data import load_data, stratified_subset
 from evaluation.ais import annealed_importance_sampling, bidirectional_bounds
-from evaluation.log_prob import short_full_fit
+from evaluation.log_prob import start_of_chains
 from latent_optimization import LatentOptimization
 from posterior_fit import PosteriorFit, cosine, fit_posterior, gauss_newton_posterior, unpack
 from runtime.config import EvalConfig, choose_precision
@@ -49,7 +49,7 @@ def cost_rows(model, precision, *, images=20, num_samples=1000):
     fit, fitting = timed(fit_posterior, model, x, model.initial_posterior(x), **own)
     gauss_newton, linearizing = timed(gauss_newton_posterior, fast, x, fit.q, **own)
     full, fitting_full = timed(fit_posterior, fast, x, fit.q, covariance="full", **own)
-    short, fitting_short = timed(short_full_fit, fast, x, **own)
+    short, fitting_short = timed(start_of_chains, fast, x, **own)
     prior = GaussianPosterior(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean))
     starts = {
         "a short full fit, as log_prob does it": (short, fitting_short),

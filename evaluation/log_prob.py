@@ -51,7 +51,7 @@ def bound_log_prob(model, x, z, *, noise, config):
         value, error = integrate(model, x)
         return torch.stack((value - error, value + error))
     fast, options = _annealing(model, x, config)
-    return torch.stack(bidirectional_bounds(fast, x, z, short_full_fit(fast, x, noise=noise), noise=noise, **options))
+    return torch.stack(bidirectional_bounds(fast, x, z, start_of_chains(fast, x, noise=noise), noise=noise, **options))
 
 
 def _annealing(model, x, config):
@@ -60,9 +60,12 @@ def _annealing(model, x, config):
     return model.in_precision(choose_precision(config.precision, x.device)), options
 
 
-def short_full_fit(model, x, *, noise):
-    """A full q (B, D) of images x, from which to anneal: short of q*full by some tenths of a nat, or by a few."""
-    q = fit_posterior(model, x, model.initial_posterior(x, noise), noise=noise, **SHORT_FIT).q
+def start_of_chains(model, x, *, noise):
+    """A q of images x, (B, D), of full covariance: short of q*full by a few nats at most, mostly by tenths of one."""
+    q = model.initial_posterior(x, noise)
+    if model.latent_dim <= MOST_DIMENSIONS:  # log p(x) is integrated, without chains
+        return q
+    q = fit_posterior(model, x, q, noise=noise, **SHORT_FIT).q
     return fit_posterior(model, x, q, covariance="full", noise=noise, **SHORT_FULL_FIT).q
 
 
@@ -96,7 +99,7 @@ class LogProb(NamedTuple):
 
 
 def log_prob(model, images, *, seed=0, chains=EvalConfig.chains, log_weight_std=EvalConfig.log_weight_std):
-    """log p(x) of images under a LatentVariableModel, by `estimate_log_prob` from a `short_full_fit`: a LogProb.
+    """log p(x) of images under a LatentVariableModel, by `estimate_log_prob` from a `start_of_chains`: a LogProb.
 
     images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. The other
     arguments are EvalConfig's. What is random about an image is a function of the seed and its pixels: its result does
@@ -113,7 +116,7 @@ def log_prob(model, images, *, seed=0, chains=EvalConfig.chains, log_weight_std=
         for part in x.split(AT_ONCE):
             pixels = [image.cpu().numpy().tobytes() for image in part]
             noise = Noise.of_images(seed, "log p(x)", index=pixels, device=x.device)
-            q = short_full_fit(fast, part, noise=noise)
+            q = start_of_chains(fast, part, noise=noise)
             batches.append(estimate_log_prob(model, part, q, noise=noise, config=config).values())
             bar.update(len(part))
     return LogProb(*map(torch.cat, zip(*batches, strict=True)))

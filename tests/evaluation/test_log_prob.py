@@ -51,7 +51,7 @@ def test_chains_start_near_the_posterior():
     """Correlated dimensions: the best diagonal Gaussian is two nats away; the encoder's q is where the fit begins."""
     model = linear_gaussian()
     x = images_of(model, 4)
-    full = module.short_full_fit(model, x, noise=Noise(0))
+    full = module.start_of_chains(model, x, noise=Noise(0))
     bound = elbo(model, x, full, torch.randn(2000, 4, 3, generator=seeded(4), dtype=x.dtype)).elbo.detach()
     assert (model.log_prob(x) - bound < 0.1).all()
     asked = []

@@ -68,7 +68,7 @@ def measure(model, x, q, config, *, noise, annealed, fitted=False):
             estimate = importance_sampling(model, part, sampled, noise=part_noise, num_samples=config.num_samples)
             more[f"{prefix}importance_sampling"] = estimate.log_prob
             more[f"{prefix}effective_sample_size"] = estimate.effective_sample_size
-        more["full_elbo"] = bound_at(model, part, full, noise=noise)
+        more["full_elbo"] = bound_at(model, part, full, noise=part_noise)
         for name, values in more.items():
             column = columns.get(name, torch.full((len(x),), torch.nan)).to(x)
             columns[name] = torch.cat((values.to(x), column[annealed:]))

@@ -15,7 +15,7 @@ from model import ConvModel, Gaussian, LatentVariableModel
 from runtime.config import TrainConfig
 from vae_utils import Noise, elbo
 
-SETTINGS = {"seed": 5, "chains": 24, "log_weight_std": 0.2}
+SETTINGS = {"seed": 5, "chains": 16, "log_weight_std": 0.3}
 
 
 def images_of(model, count):
@@ -60,10 +60,10 @@ def test_chains_start_near_the_posterior():
     assert torch.equal(*asked, x)
 
 
-def test_one_image_or_many_with_or_without_a_channel():
+def test_one_image_or_many_with_or_without_a_channel(rough):
     model = ConvModel(3, Gaussian(SIGMA), image_shape=(1, 8, 12), seed=1)
     x = torch.rand(2, 1, 8, 12, generator=seeded(0)) * 2 - 1
-    few = {"chains": 2}
+    few = {"chains": 2, "log_weight_std": 100.0}
     many = log_prob(model, x, **few)
     for images in (x[:, 0].numpy(), x.double()):
         torch.testing.assert_close(log_prob(model, images, **few).log_prob, many.log_prob)
@@ -71,7 +71,7 @@ def test_one_image_or_many_with_or_without_a_channel():
         torch.testing.assert_close(log_prob(model, image, **few).log_prob, many.log_prob[1:])
 
 
-def test_a_bar_is_shown(capsys):
+def test_a_bar_is_shown(capsys, rough):
     model = linear_gaussian()
     log_prob(model, images_of(model, 3), chains=2)
     out, errors = capsys.readouterr()
@@ -131,7 +131,7 @@ def test_a_call_that_is_refused_leaves_the_model_as_it_was():
     assert not decoder[1].running_mean.any()
 
 
-def test_grey_pixels_have_no_probability_under_a_bernoulli_likelihood(capsys):
+def test_grey_pixels_have_no_probability_under_a_bernoulli_likelihood(capsys, rough):
     model = NONLINEAR["bernoulli, latent dimension 1"]
     x = torch.linspace(-1, 1, 6)
     with pytest.raises(ValueError, match=re.escape("data.binarized(127.5 * (x + 1), 0)")):
@@ -140,7 +140,7 @@ def test_grey_pixels_have_no_probability_under_a_bernoulli_likelihood(capsys):
     assert log_prob(model, binarized(127.5 * (x + 1), 0)).log_prob < 0
 
 
-def test_pixels_in_the_wrong_range_give_a_warning_that_names_the_call():
+def test_pixels_in_the_wrong_range_give_a_warning_that_names_the_call(rough):
     model = ConvModel(2, Gaussian(SIGMA), image_shape=(1, 4, 4), seed=1)
     with pytest.warns(UserWarning, match=r"pixels in \[0, 1\]\?") as caught:
         log_prob(model, torch.rand(1, 4, 4, generator=seeded(2)), **SETTINGS)

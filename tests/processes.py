@@ -1,5 +1,6 @@
 """The scripts as real processes in folders of their own, shared by the tests of runs that are stopped or fail."""
 
+import csv
 import os
 import time
 from functools import partial
@@ -52,6 +53,23 @@ def stop(script, folder, *flags, after, number, settings=None):
     os.kill(process.pid, number)
     process.join()
     return process.exitcode, (folder / "err").read_text()
+
+
+def refused(script, folder, *flags, said, settings=None):
+    """Runs a script that ends with one line that holds the text `said` and changes nothing. Returns the line."""
+    before = contents(folder)
+    status, out, errors = run(script, folder, *flags, settings=settings)
+    assert (status, out, len(errors)) == (2, "", 1)
+    assert errors[0].startswith(f"{script}: error: ")
+    assert said in errors[0]
+    assert contents(folder) == before
+    return errors[0]
+
+
+def read_csv(path):
+    """The rows of a table, {column: text}."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def contents(folder):

@@ -22,16 +22,7 @@ from runtime.config import InputError
 from runtime.learners import Checkpoints, find_checkpoints
 
 AGAIN = {"settings": EVALUATE_ONLY}
-run, stop = partial(processes.run, MAIN, **AGAIN), partial(processes.stop, MAIN, **AGAIN)
-
-
-def refused(folder, message, *flags):
-    """Nothing is changed, and one line says why."""
-    before = contents(folder)
-    status, out, errors = run(folder, *flags)
-    assert (status, out, len(errors)) == (2, "", 1)
-    assert message in errors[0]
-    assert contents(folder) == before
+run, stop, refused = (partial(f, MAIN, **AGAIN) for f in (processes.run, processes.stop, processes.refused))
 
 
 def test_other_seeds_and_counts_give_other_numbers_elsewhere(copy):
@@ -90,7 +81,7 @@ def test_a_checkpoint_of_another_training_is_not_loaded_after_a_run(tmp_path):
     ],
 )
 def test_what_contradicts_the_checkpoints_is_refused(copy, flags, message):
-    refused(copy(), message, *flags)
+    refused(copy(), *flags, said=message)
 
 
 def test_what_agrees_with_the_checkpoints_is_not_refused(copy):
@@ -126,7 +117,7 @@ def test_checkpoints_that_do_not_belong_together_are_refused(copy, name, change,
         save_checkpoint(path, {**old, **change(old)})
     else:
         os.truncate(path, 1000)
-    refused(folder, message)
+    refused(folder, said=message)
 
 
 def test_the_last_epoch_of_both_is_scored(copy):
@@ -140,7 +131,9 @@ def test_the_last_epoch_of_both_is_scored(copy):
     path = folder / "checkpoints/vae_epoch_3.pt"
     checkpoint = load_checkpoint(path)
     save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": 4}})
-    refused(folder, "vae_epoch_3.pt: of another training than vae_epoch_5.pt: --epochs 4 there, 3 in vae_epoch_5.pt")
+    refused(
+        folder, said="vae_epoch_3.pt: of another training than vae_epoch_5.pt: --epochs 4 there, 3 in vae_epoch_5.pt"
+    )
 
 
 def test_checkpoints_that_do_not_say_their_images_are_said(copy):
@@ -155,7 +148,7 @@ def test_checkpoints_that_do_not_say_their_images_are_said(copy):
 def test_other_data_are_refused(folder_of_runs):
     stress.small_mnist(folder_of_runs / "few/data", train=120)
     folder = shutil.copytree(folder_of_runs / "whole", folder_of_runs / "few/run")
-    refused(folder, "has 120 training images; the checkpoints were trained on others")
+    refused(folder, said="has 120 training images; the checkpoints were trained on others")
 
 
 def test_results_of_another_training_are_not_replaced_by_mistake(copy):
@@ -165,7 +158,7 @@ def test_results_of_another_training_are_not_replaced_by_mistake(copy):
     save_file(path, {**there, "train_config": {**there["train_config"], "beta": 0.25}})
     (folder / "results/mine.png").write_text("not of this program")
     message = "summary.json: of another run (--beta 0.25 there, 1.0 here); other --checkpoint-dir"
-    refused(folder, message, "--seed", "2")
+    refused(folder, "--seed", "2", said=message)
     before = contents(folder)
     stop(folder, "--overwrite", after="evaluation with seed 0", number=signal.SIGKILL)
     after = contents(folder)

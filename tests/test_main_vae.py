@@ -1,6 +1,5 @@
 """main_vae.py as a user runs it, on a small part of MNIST: the tour, Bernoulli, and a third method."""
 
-import csv
 import json
 import math
 import os
@@ -16,6 +15,7 @@ import pytest
 import torch
 from browser import open_page
 from conftest import ROOT, image_folder
+from processes import read_csv
 
 import main_vae
 import sup_classification
@@ -45,11 +45,6 @@ QUICK = "--num-samples 20 --chains 2 --temperatures 2 --fit-steps 2 --classified
 def files(*epochs):
     """The names of the files in results/."""
     return {f"{name}_{epoch}.png" for name in DRAWN for epoch in epochs} | set(WRITTEN.split())
-
-
-def read_csv(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def names_in(folder):

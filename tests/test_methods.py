@@ -16,9 +16,8 @@ def test_methods_can_be_added_to_a_run_and_scored_alone(folder_of_runs):
     folder = folder_of_runs / "added"
     after = {"after": "semi_amortized: epoch 1/1", "number": signal.SIGTERM}
     assert processes.stop(processes.MAIN, folder, *OPTIONS, "--methods", "semi_amortized", **after)[0] == 143
-    status, _, errors = processes.run(processes.MAIN, folder, *OPTIONS, *CHOSEN)
-    assert status == 2
-    assert "of a run of --methods semi_amortized, to which --resume adds the others" in errors[0]
+    said = "of a run of --methods semi_amortized, to which --resume adds the others"
+    processes.refused(processes.MAIN, folder, *OPTIONS, *CHOSEN, said=said)
     status, out, _ = processes.run(processes.MAIN, folder, *OPTIONS, *CHOSEN, "--resume")
     assert status == 0
     assert max(map(len, out.splitlines())) <= 100
@@ -42,6 +41,5 @@ def test_methods_can_be_added_to_a_run_and_scored_alone(folder_of_runs):
         assert find(of_one, quantity, "semi_amortized") == find(scores, quantity, "semi_amortized")
     assert {entry.method for entry in of_one if entry.quantity == "elbo"} == {"semi_amortized"}
     (folder / "checkpoints/vae_epoch_1.pt").unlink()
-    status, _, errors = processes.run(processes.MAIN, folder, *OPTIONS, *CHOSEN, "--evaluate-only")
-    assert (status, len(errors)) == (2, 1)
-    assert errors[0].endswith("checkpoints: no checkpoints vae_epoch_N.pt")
+    said = "checkpoints: no checkpoints vae_epoch_N.pt"
+    assert processes.refused(processes.MAIN, folder, *OPTIONS, *CHOSEN, "--evaluate-only", said=said).endswith(said)

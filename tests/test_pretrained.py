@@ -1,11 +1,11 @@
 """The weights in pretrained/ are worth what the summary beside them says; how they are made, and how they are read."""
 
-import csv
 from dataclasses import asdict
 
 import pytest
 import torch
 from conftest import ROOT, toy_config, toy_data, train
+from processes import read_csv
 
 import amortized_vae
 import latent_optimization
@@ -39,8 +39,8 @@ def test_the_amortized_elbo_of_all_test_images_is_the_summarys(mnist):
 def test_the_fitted_elbo_of_test_images_under_latent_optimization_is_that_of_the_run(mnist):
     """Within three standard errors, by how much repeated fits of the same images differ."""
     repeats, images = 2, 5
-    with open(FOLDER / "log_probabilities.csv", newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if (row["method"], row["split"]) == ("latent_optimization", "test")]
+    rows = read_csv(FOLDER / "log_probabilities.csv")
+    rows = [row for row in rows if (row["method"], row["split"]) == ("latent_optimization", "test")]
     rows = rows[:: len(rows) // images][:images]
     model = latent_optimization.load_model(FOLDER / "latent_opt.pt")
     x = mnist[1].images[[int(row["index"]) for row in rows]].repeat(repeats, 1, 1, 1)

@@ -1,6 +1,5 @@
 """--seeds: a run per seed in directories of its own, then seeds.csv and a table over seeds."""
 
-import csv
 import json
 import re
 import shutil
@@ -14,7 +13,7 @@ import processes
 import pytest
 from conftest import toy_config
 from made_up import METHODS, made_up_scores
-from processes import MAIN, contents
+from processes import MAIN, contents, read_csv
 from scipy import stats
 
 from benchmarks import stress
@@ -30,11 +29,6 @@ SEEDS = ["--seeds", "2", "3", "--resume"]
 run, stop = partial(processes.run, MAIN, **FLAGS), partial(processes.stop, MAIN, **FLAGS)
 FINISHED = "this run is finished, there is nothing to do"
 ADVICE = "the same command with --resume continues"
-
-
-def rows_of(folder, results="results"):
-    with open(folder / results / "seeds.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def times(folder):
@@ -92,7 +86,7 @@ def test_finished_seeds_are_compared_without_work(copy):
 
 def test_the_csv_holds_the_numbers_of_the_scores(folder_of_runs):
     folder = folder_of_runs / "seeds"
-    rows = rows_of(folder)
+    rows = read_csv(folder / "results/seeds.csv")
     assert list(rows[0]) == ["seed", *Score._fields]
     cells = {(row["seed"], row["method"], row["split"], row["quantity"]): row for row in rows}
     assert len(cells) == len(rows)
@@ -217,7 +211,8 @@ def test_evaluate_only_scores_the_checkpoints_of_a_seed_with_that_seed(folder_of
     assert "evaluation with seed 2" in said
     assert "mean over the images of seed 2 ± half width of its 95% t interval over images" in said
     assert (contents(folder / "checkpoints"), contents(folder / "results")) == before
-    assert rows_of(folder, "again") == [row for row in rows_of(folder_of_runs / "seeds") if row["seed"] == "2"]
+    again, rows = read_csv(folder / "again/seeds.csv"), read_csv(folder_of_runs / "seeds/results/seeds.csv")
+    assert again == [row for row in rows if row["seed"] == "2"]
 
 
 @pytest.mark.parametrize(
@@ -242,10 +237,5 @@ def test_bad_input_is_refused_before_any_work(copy, flags, message):
     (folder / "results/seed_6").write_text("a file")
     shutil.copytree(folder / "checkpoints/seed_2", folder / "checkpoints/seed_8")
     (folder / "used/seed_2").mkdir(parents=True)
-    before = contents(folder)
     with exclusive_lock(folder / "used/seed_2"):
-        status, out, errors = run(folder, "--seeds", *flags.split())
-    assert (status, out, len(errors)) == (2, "", 1)
-    assert errors[0].startswith(f"{MAIN}: error: ")
-    assert message in errors[0]
-    assert contents(folder) == before
+        processes.refused(MAIN, folder, "--seeds", *flags.split(), said=message, **FLAGS)

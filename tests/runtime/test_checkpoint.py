@@ -1,6 +1,5 @@
 """Files appear whole or not at all and run no code; one run per directory."""
 
-import csv
 import errno
 import os
 import pickle
@@ -9,7 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from processes import Poison
+from processes import Poison, read_csv
 
 from runtime import checkpoint
 from runtime.checkpoint import atomic_write, directory_lock, load_checkpoint, save_checkpoint
@@ -88,8 +87,7 @@ def test_arrays_tables_and_json_are_read_as_they_were_written(tmp_path):
     checkpoint.save_file(tmp_path / "values.npy", values)
     assert np.array_equal(np.load(tmp_path / "values.npy", allow_pickle=False), values)
     checkpoint.save_file(tmp_path / "values.csv", [{"value": float(value)} for value in values])
-    with open(tmp_path / "values.csv", newline="") as file:
-        assert [float(row["value"]) for row in csv.DictReader(file)] == values.tolist()
+    assert [float(row["value"]) for row in read_csv(tmp_path / "values.csv")] == values.tolist()
     with pytest.raises(ValueError, match="allow_pickle"):
         checkpoint.save_file(tmp_path / "objects.npy", np.array([Poison(tmp_path)], dtype=object))
     assert not (tmp_path / "objects.npy").exists()

@@ -1,6 +1,5 @@
 """Several ranks, as torchrun starts them, end like one process, but for rounding, and like each other to the bit."""
 
-import csv
 import os
 import re
 import shutil
@@ -8,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from processes import EVALUATE_ONLY, MAIN, arguments, run, start, stop, wait_for
+from processes import EVALUATE_ONLY, MAIN, arguments, read_csv, run, start, stop, wait_for
 
 from benchmarks import stress
 from evaluation.statistics import find
@@ -46,10 +45,7 @@ def test_two_ranks_end_like_one_process(folder_of_runs):
     folders = [folder_of_runs / name for name in ("whole", "two")]
     names = [{path.name for path in folder.glob("checkpoints/*_epoch_*.pt")} for folder in folders]
     assert names[0] == names[1]
-    histories = []
-    for folder in folders:
-        with open(folder / "results/history.csv", newline="") as file:
-            histories.append(list(csv.DictReader(file)))
+    histories = (read_csv(folder / "results/history.csv") for folder in folders)
     for row, other in zip(*histories, strict=True):
         for name in ("train_elbo", "validation_elbo"):
             assert float(row[name]) == pytest.approx(float(other[name]), abs=0.02)

@@ -1,12 +1,11 @@
 """Runs that are stopped, killed, continued, and kept apart: real processes, real signals."""
 
-import csv
 import os
 import re
 import signal
 
 import pytest
-from processes import CLASSIFIER, MAIN, arguments, contents, run, stop
+from processes import CLASSIFIER, MAIN, arguments, read_csv, refused, run, stop
 from rough import make_rough
 
 from benchmarks import stress
@@ -64,8 +63,7 @@ def test_a_stopped_and_killed_run_is_continued_to_the_same_bits(folder_of_runs, 
     assert re.search("resumed after epoch|this run is finished", (folder / "out").read_text())
     assert stress.differences(whole, folder) == [], kills
     if script == MAIN:  # the times of its parts are added up
-        with open(folder / "results/history.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(folder / "results/history.csv")
         assert [row["epoch"] for row in before] == [1, 2, 3, 1]
         assert [float(row["seconds"]) for row in rows[:4]] == [row["seconds"] for row in before]
 
@@ -77,13 +75,9 @@ def test_a_run_with_other_flags_changes_nothing(copy, state, resumed):
         (MAIN, ["--seed", "5", "--sigma-p", "0.5"], ["--seed 2 there, 5 here", "--sigma-p 0.3 there, 0.5 here"]),
         (CLASSIFIER, ["--batch-size", "32", "--epochs", "5"], ["--batch-size 128 there", "--epochs 4 there, 5 here"]),
     ):
-        folder = copy(f"{script} {state}")
-        before = contents(folder)
-        status, _, errors = run(script, folder, *flags, *resumed)
-        assert (status, len(errors)) == (2, 1)
-        assert all(text in errors[0] for text in (*named, "--overwrite removes them"))
-        assert errors[0].count(" there, ") == len(named)
-        assert contents(folder) == before
+        error = refused(script, copy(f"{script} {state}"), *flags, *resumed, said="--overwrite removes them")
+        assert all(text in error for text in named)
+        assert error.count(" there, ") == len(named)
 
 
 def trained(folder):

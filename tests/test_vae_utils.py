@@ -1,6 +1,5 @@
 """The bound, its parts and importance sampling against closed forms and quadrature."""
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +19,6 @@ from vae_utils import (
     elbo,
     evaluate_bound,
     importance_sampling,
-    mean_and_error,
     random_generator,
 )
 
@@ -124,12 +122,6 @@ def test_the_bound_is_an_expectation_and_below_log_prob(model):
     torch.testing.assert_close(bound.elbo, model.elbo(q, x), rtol=0.03, atol=0.05)
     torch.testing.assert_close(bound.elbo, bound.log_likelihood - bound.kl)
     assert (model.elbo(q, x) < model.log_prob(x)).all()
-
-
-def test_mean_and_error():
-    score = mean_and_error(torch.tensor([1.0, 2.0, 3.0, 6.0]))
-    assert score == {"mean": 3.0, "standard_error": pytest.approx(math.sqrt(14 / 3) / 2), "images": 4}
-    assert mean_and_error(torch.tensor([1.0]))["standard_error"] is None
 
 
 def test_a_bound_of_several_draws_is_the_mean_over_them():

@@ -1,5 +1,6 @@
 """What the latents hold, on latents made up so that the answer is known."""
 
+from dataclasses import replace
 from itertools import product
 from statistics import NormalDist
 
@@ -14,7 +15,7 @@ from sklearn.utils import resample
 from test_samples import compute, toy_methods
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from data import Data, Split, stratified_subset
+from data import Split, stratified_subset
 from evaluation import latents
 from evaluation.statistics import find, select_scores
 from model import Classifier
@@ -244,22 +245,25 @@ def random_q(methods, count):
     return posteriors
 
 
-def test_the_analysis_is_of_what_it_says_and_the_same_twice(mnist, monkeypatch):
+def test_the_analysis_is_of_what_it_says_and_the_same_twice(monkeypatch):
+    """Of three methods, five classes and images of two channels."""
     monkeypatch.setattr(latents, "PROBE_DRAWS", 2)
     monkeypatch.setattr(latents, "PROBE_C", (0.01, 1.0))
-    train, test, sample = (stratified_subset(mnist[part], size=size) for part, size in ((0, 200), (1, 100), (1, 60)))
-    methods = toy_methods((3, 1), (1, 28, 28))
-    train_q, data, classifier = random_q(methods, 200), Data(train, train, train, test), Classifier(seed=0).eval()
-    options = {"sample": sample, "sample_q": random_q(methods, 60), "epoch": 1, "keep": compute}
+    data, names = toy_data(), ["method_0", "method_1", "method_2"]
+    methods, train = toy_methods((3, 1, 5), data.image_shape), data.train
+    sample = replace(data.test, images=torch.randn(35, 2, 12, 16, generator=seeded(1)))  # neighbors of any class
+    train_q, sample_q = random_q(methods, len(train.labels)), random_q(methods, len(sample.labels))
+    classifier = Classifier(5, image_shape=data.image_shape, seed=1).eval()
+    options = {"sample": sample, "sample_q": sample_q, "epoch": 1, "keep": compute}
 
     def analyse(seed):
         return latents.analyse(train_q, data, classifier, EvalConfig(seed=seed), **options)
 
     scores, table, points = analyse(4)
-    assert {name: values.shape for name, values in points.items()} == {"method_0": (60, 2), "method_1": (60, 2)}
+    assert {name: values.shape for name, values in points.items()} == dict.fromkeys(names, (35, 2))
     # As many training images as test images, and those of the same draw.
-    assert find(scores, "used_dimensions", "method_0", "train")[5:8] == (2, None, 60)
-    compared = torch.isin(train.index, stratified_subset(train, size=60, seed=4).index)
+    assert find(scores, "used_dimensions", "method_0", "train")[5:8] == (2, None, 35)
+    compared = torch.isin(train.index, stratified_subset(train, size=35, seed=4).index)
     kl = train_q["method_0"].kl_per_dimension()[compared].mean(0)
     assert [row["kl"] for row in table[:3]] == pytest.approx(kl.tolist(), rel=1e-4)
     distance = (sample.images.flatten(1)[:, None] - sample.images.flatten(1)).square().sum(-1)
@@ -267,28 +271,21 @@ def test_the_analysis_is_of_what_it_says_and_the_same_twice(mnist, monkeypatch):
     share = float((sample.labels[nearest] == sample.labels).double().mean())
     assert find(scores, "nearest_neighbor_accuracy", "pixels").mean == pytest.approx(share)
     # Of method_1 no dimension is used.
-    features = {"method_0", "method_0_used", "method_1", "pixels", "baseline_features"}
+    features = {*names, "method_0_used", "method_2_used", "pixels", "baseline_features"}
     accuracies = select_scores(scores, quantity="probe_accuracy")
-    assert {(entry.method, entry.group) for entry in accuracies} == set(product(features, ("100", "200")))
+    assert {(entry.method, entry.group) for entry in accuracies} == set(product(features, ("100", "150")))
     assert analyse(4)[0] == scores != analyse(5)[0]
 
 
-def test_any_number_of_methods_and_classes_can_be_analysed(monkeypatch):
-    monkeypatch.setattr(latents, "PROBE_DRAWS", 2)
-    monkeypatch.setattr(latents, "PROBE_C", (0.01, 1.0))
+def test_traversals_and_interpolations_are_of_test_images():
     data = toy_data()
     methods, sample = toy_methods((2, 5, 3), data.image_shape), data.test
     train_q, sample_q = random_q(methods, len(data.train.labels)), random_q(methods, len(sample.labels))
     classifier = Classifier(5, image_shape=data.image_shape, seed=1).eval()
-    options = {"sample": sample, "sample_q": sample_q, "epoch": 1, "keep": compute}
-    scores, _, points = latents.analyse(train_q, data, classifier, EvalConfig(seed=2), **options)
-    names = ["method_0", "method_1", "method_2"]
-    assert list(points) == names
-    assert {f"{name}_used" for name in names} <= {entry.method for entry in scores}
     values, columns = latents.traversals(methods, train_q, sample_q, sample)
     assert all(len(images) == len(values) for rows in columns.values() for _, images in rows)
     between = latents.interpolations(methods, sample_q, sample, classifier)
-    assert list(between) == ["pixels", *names]
+    assert list(between) == ["pixels", "method_0", "method_1", "method_2"]
     images = between["pixels"][0]
     distances = torch.cdist(images[[0, -1]].flatten(1), sample.images.flatten(1))
     assert distances.min(1).values.tolist() == pytest.approx([0, 0], abs=1e-2)  # both ends are test images

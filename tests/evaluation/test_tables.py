@@ -89,12 +89,6 @@ def test_bidirectional_bounds_stand_in_the_table_if_there_are_any():
     assert "bidirectional" not in tables.table(scores, BOTH, "p(x|z)")
 
 
-def test_seconds_that_are_not_known_are_said_to_be():
-    scores = [entry for entry in SCORES if (entry.quantity, entry.method) != ("training_seconds", "two")]
-    rows = dict(tables.cost_rows(scores, BOTH))
-    assert rows["training: seconds, the decoder's included"][1] == "not known"
-
-
 @pytest.mark.parametrize(
     ("difference", "start"),
     [

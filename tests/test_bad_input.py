@@ -42,10 +42,8 @@ CASES = [
     (MAIN, "--device meta", "--device meta: this machine or this PyTorch has 0 of this kind"),
     (MAIN, "--precision float16", "--precision: invalid choice: 'float16'"),
     (MAIN, "--checkpoint-dir=", "--checkpoint-dir: the name is empty"),
-    (MAIN, f"--checkpoint-dir {'long' * 100}", "cannot be written to (File name too long)"),
     (MAIN, "--checkpoint-dir file", "--checkpoint-dir file: cannot be written to (file is not a directory)"),
     (MAIN, "--checkpoint-dir new/one --results-dir /proc/none", "none: cannot be written to"),
-    (MAIN, "--results-dir new/two --checkpoint-dir circle", "circle: cannot be written to"),
     (MAIN, "--results-dir 'two\nlines/file'", "--results-dir two lines/file: cannot be written to"),
     (MAIN, "--data-dir file", "file/MNIST/raw: MNIST cannot be read"),
     (MAIN, "--data-dir damaged", "damaged/MNIST/raw: MNIST cannot be read"),
@@ -93,7 +91,6 @@ def folder(tmp_path_factory):
     image_folder(folder / "images/large", {"a": 10, "b": 10}, size=(30, 30))
     (image_folder(folder / "images/damaged", {"a": 10, "b": 10}) / "b/000.png").write_text("no image")
     (folder / "two\nlines/file").write_text("a file")
-    (folder / "circle").symlink_to("circle")
     return folder
 
 

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, image_folder, toy_config, toy_data
 from torchvision.datasets import MNIST, FashionMNIST, ImageFolder
 
-from data import binarized, load_data, load_dataset, remaining, rows_per_class, stratified_subset
+from data import binarized, load_data, load_dataset, rows_per_class, stratified_subset
 from images import load_images
 from runtime.config import InputError
 
@@ -37,32 +37,12 @@ def test_a_subset_has_every_class_in_its_share(mnist, size):
     assert ((torch.bincount(subset.labels, minlength=10) - share).abs() <= 1).all()
 
 
-def test_a_subset_of_other_images_and_classes():
-    train = toy_data().train
-    part = stratified_subset(train, size=10, seed=1)
-    assert part.labels.bincount().tolist() == [2] * 5
-    assert part.classes == ("a", "b", "c", "d", "e")
-    assert torch.equal(part.images, train.images[part.index - 40])
-    for size in (0, 4, 151):
-        with pytest.raises(InputError, match=f"{size} images is impossible: 5 to 150"):
-            stratified_subset(train, size=size)
-
-
 def test_rows_per_class():
     train = toy_data().train
     rows = rows_per_class(train, 3)
     assert rows.tolist() == [[label, label + 5, label + 10] for label in range(5)]
     with pytest.raises(InputError, match="only 30"):
         rows_per_class(train, 31)
-
-
-def test_the_remaining_images_are_those_that_were_not_drawn(mnist):
-    test = mnist[1]
-    part = stratified_subset(test, size=3000, seed=1)
-    rest = remaining(test, part)
-    assert torch.equal(torch.cat((part.index, rest.index)).sort().values, torch.arange(10_000))
-    assert torch.equal(rest.images, test.images[rest.index])
-    assert torch.equal(rest.labels, test.labels[rest.index])
 
 
 def test_the_data_of_an_experiment_do_not_overlap(mnist, monkeypatch):
@@ -72,6 +52,8 @@ def test_the_data_of_an_experiment_do_not_overlap(mnist, monkeypatch):
     assert (len(train), len(validation), len(rest)) == (30_000, 5000, 30_000)
     assert not train & rest
     assert validation < rest
+    for name, values in (("images", data.rest.images), ("labels", data.rest.labels)):
+        assert torch.equal(values, getattr(mnist[0], name)[data.rest.index])
     assert data.test is mnist[1]
     assert torch.equal(load_data(toy_config(), train_index=data.train.index).train.images, data.train.images)
     assert not torch.equal(load_data(toy_config(train_size=30_000, seed=3)).train.index, data.train.index)
@@ -297,17 +279,6 @@ def test_a_folder_gives_what_it_has_unless_a_number_is_asked_for(pictures):
     with pytest.raises(InputError, match="1000 images is impossible: 3 to 61"):
         load_data(config)
     assert len(load_data(toy_config(dataset=f"folder:{pictures}", train_size=20), at_most=True).train.labels) == 20
-
-
-def test_training_images_are_found_again_only_in_the_same_folder(pictures, tmp_path):
-    config = toy_config(dataset=f"folder:{pictures}", train_size=30)
-    data = load_data(config)
-    again = load_data(config, train_index=data.train.index)
-    assert torch.equal(again.train.images, data.train.images)
-    assert torch.equal(again.rest.index, data.rest.index)
-    other = image_folder(tmp_path / "other", {**COUNTS, "ants": 11})
-    with pytest.raises(InputError, match="the checkpoints were trained on others"):
-        load_data(toy_config(dataset=f"folder:{other}"), train_index=data.train.index)
 
 
 def test_images_of_a_folder_are_resized_and_binarized(tmp_path):

@@ -163,9 +163,6 @@ def test_what_a_machine_does_not_have_is_not_a_damaged_file(tmp_path):
     with pytest.raises(InputError) as raised:
         amortized_vae.load_model(path)
     assert re.search(r"size mismatch for decoder.layers.0.weight: .*\[512, 5\].*\[512, 6\]", str(raised.value))
-    save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "width": 6}})
-    with pytest.raises(InputError, match=r"do not fit this program .*'width'"):
-        amortized_vae.load_model(path)
 
 
 @pytest.mark.parametrize(

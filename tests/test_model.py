@@ -97,11 +97,7 @@ def test_a_view_in_low_precision_shares_the_weights_and_changes_only_its_own_val
     assert torch.equal(view.in_precision("float32").decode(z), before[0])
 
 
-def test_networks_of_other_images_and_classes_and_of_samples_that_lead():
-    x = toy_data().train.images[:6]
-    assert Encoder(7, image_shape=SHAPE)(x).shape == (6, 14)
-    assert Decoder(7, image_shape=SHAPE)(torch.randn(6, 7)).shape == x.shape
-    assert Classifier(5, image_shape=SHAPE)(x).shape == (6, 5)
+def test_networks_of_samples_that_lead_and_of_images_that_do_not_fit():
     model, z = ConvModel(3, image_shape=SHAPE, seed=0), torch.randn(5, 4, 3)
     torch.testing.assert_close(model.decode(z), torch.stack([model.decode(each) for each in z]))
     for network in (Encoder, Decoder, Classifier):

@@ -73,7 +73,6 @@ def test_other_files_are_refused(trained, data, tmp_path):
         ({"train_index": data.train.index + 1}, "trained on other images"),
         ({"method": "amortized"}, "not a checkpoint of classifier"),
         ({"weights": {}}, "do not fit this program"),
-        ({"weights": None}, "do not fit this program"),
         ({"train_index": None}, "do not fit this program"),
         ({"config": {"epochs": 0}}, "do not fit this program"),
     ):

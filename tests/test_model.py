@@ -65,7 +65,6 @@ def test_a_likelihood_is_pytorchs_distribution(likelihood):
 def test_densities_have_a_ceiling_and_probabilities_are_never_above_one():
     x = torch.rand(2, 1, 28, 28)
     assert Gaussian().log_prob(x, x).tolist() == pytest.approx([-2.08] * 2, abs=0.005)
-    assert Gaussian(SIGMA).log_prob(x, x).tolist() == pytest.approx([-392 * math.log(2 * math.pi * SIGMA**2)] * 2)
     x = signs(4, 50).float()
     for logit in (0.0, 5.0, 200.0, 1e6):
         right, wrong = (Bernoulli().log_prob(x, sign * logit * x) for sign in (1, -1))

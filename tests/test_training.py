@@ -210,21 +210,17 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path, learning_rate, messa
     assert not list(tmp_path.iterdir())
 
 
-def test_settings_come_before_data():
-    with pytest.raises(ValueError, match=r"AmortizedVAE\(config, data\): settings come first"):
-        AmortizedVAE(toy_data(), toy_config())
-
-
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("given", "message"),
     [
-        ({"train_size": 149}, r"train_size=149, of 150 training images"),
-        ({"binarize": True}, r"binarize=True, but the training images are not binarized: data = load_data\(config\)"),
+        ((toy_data(), toy_config()), r"AmortizedVAE\(config, data\): settings come first"),
+        ((toy_config(train_size=149), toy_data()), r"train_size=149, of 150 training images"),
+        ((toy_config(binarize=True), toy_data()), r"images are not binarized: data = load_data\(config\)"),
     ],
 )
-def test_data_are_those_of_the_settings(changes, message):
+def test_data_are_those_of_the_settings_which_come_first(given, message):
     with pytest.raises(ValueError, match=message):
-        AmortizedVAE(toy_config(**changes), toy_data())
+        AmortizedVAE(*given)
 
 
 def test_a_step_of_the_table_reads_no_value():

@@ -275,17 +275,11 @@ def test_the_analysis_is_of_what_it_says_and_the_same_twice(monkeypatch):
     accuracies = select_scores(scores, quantity="probe_accuracy")
     assert {(entry.method, entry.group) for entry in accuracies} == set(product(features, ("100", "150")))
     assert analyse(4)[0] == scores != analyse(5)[0]
-
-
-def test_traversals_and_interpolations_are_of_test_images():
-    data = toy_data()
-    methods, sample = toy_methods((2, 5, 3), data.image_shape), data.test
-    train_q, sample_q = random_q(methods, len(data.train.labels)), random_q(methods, len(sample.labels))
-    classifier = Classifier(5, image_shape=data.image_shape, seed=1).eval()
+    # Traversals and interpolations
     values, columns = latents.traversals(methods, train_q, sample_q, sample)
     assert all(len(images) == len(values) for rows in columns.values() for _, images in rows)
     between = latents.interpolations(methods, sample_q, sample, classifier)
-    assert list(between) == ["pixels", "method_0", "method_1", "method_2"]
+    assert list(between) == ["pixels", *names]
     images = between["pixels"][0]
     distances = torch.cdist(images[[0, -1]].flatten(1), sample.images.flatten(1))
     assert distances.min(1).values.tolist() == pytest.approx([0, 0], abs=1e-2)  # both ends are test images

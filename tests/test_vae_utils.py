@@ -236,6 +236,7 @@ def annealed(vae, x, q, **options):
     [
         (lambda vae, x, q: vae.encode(x[0]), r"x \(2, 12, 16\): encode\(x\) .* encode\(x.reshape\(1, 2, 12, 16\)\)"),
         (lambda vae, x, q: vae.encode(x[:, :1]), r"x \(3, 1, 12, 16\): encode\(x\) takes x \(B, 2, 12, 16\)$"),
+        (lambda vae, x, q: elbo(vae, x, q), r"noise: elbo\(model, x, q, torch.randn_like\(q.mean\)\)"),
         (lambda vae, x, q: elbo(vae, x, q, Noise(0)), r"noise: elbo\(model, x, q, torch.randn"),
         (lambda vae, x, q: vae.log_joint(x[0], q.mean), r"x \(2, 12, 16\): .*x.reshape\(1, 2, 12, 16\), z\)"),
         (lambda vae, x, q: importance_sampling(vae, x, q, noise=0), r"importance_sampling\(model, x, q, noise=Noise"),

@@ -183,16 +183,14 @@ def test_the_map_of_few_dimensions_is_z_itself_beside_the_prior():
     points["two"][7] = torch.tensor([4.0, 0.5])
     options = {"scores": made_up_scores(METHODS), "methods": METHODS, "classes": "abc", "labels": labels}
     figure = latent_figures.latent_map(points=points, latent_dims={"one": 2, "two": 1, "three": 7}, **options)
-    plane, line, other = figure.axes
+    plane, line, _ = figure.axes
     assert any("z itself; dashed: 1 and 2 standard deviations" in t and "or t-SNE" in t for t in texts(figure))
     assert [circle.radius for circle in plane.patches] == [1, 2]
-    assert plane.get_aspect() == 1
     assert plane.get_xlim() == plane.get_ylim() == line.get_xlim() == (-4.2, 4.2)
     assert np.asarray(plane.collections[1].get_offsets()) == pytest.approx(points["one"][labels == 1].numpy())
     assert [mark.get_xdata()[0] for mark in line.lines] == [-2, -1, 1, 2]
     rows = points["two"][labels == 2].numpy() * [1, 0.7] + [0, 2]
     assert np.asarray(line.collections[2].get_offsets()) == pytest.approx(rows)
-    assert (len(other.patches), len(other.lines), len(other.get_xticks())) == (0, 0, 0)
     figure = latent_figures.latent_map(points=points, latent_dims=dict.fromkeys(points, 2), **options)
     assert not any("t-SNE" in text for text in texts(figure))
 
@@ -235,16 +233,13 @@ def test_usage_says_both_numbers_with_their_thresholds():
     row = {"images": 30, "kl_standard_error": 0.1, "variance_of_mean": 1.0}
     of_methods = product(METHODS, SPLITS, (0.4, 3.0, 0.01))
     table = [{"method": method.name, "split": split, "kl": value, **row} for method, split, value in of_methods]
-    table += [{"method": "three", "split": split, "kl": 0.2, **row} for split in SPLITS]  # one dimension more
     means = {"used_dimensions": 2, "used_dimensions_lower": 1, "used_dimensions_upper": 3, "share_of_kl": 0.9971}
     means |= {"active_units": 3, "active_units_lower": 2, "active_units_upper": 4}
     scores = with_means(made_up_scores(METHODS), means)
     shown = texts(latent_figures.latent_usage(table=table, scores=scores, methods=METHODS))
     expected = "2 dimensions above 0.1 nats (1 to 3): 99.7% of the KL\n3 active units (2 to 4)"
     assert sum(text.endswith(expected) for text in shown) == 6
-    ranks = [text for text in shown if text.startswith("rank of the dimension")]
-    assert ranks == [f"rank of the dimension, of {count}" for count in (3, 3, 4)]
-    assert any("dotted: 0.1 nats" in text and "above 0.01" in text for text in shown)
+    assert any("dotted: 0.1 nats" in text and "above 0.01" in text for text in shown)  # the thresholds
 
 
 def test_sample_quality_shows_ratios_and_the_floor():

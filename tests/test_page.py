@@ -62,7 +62,7 @@ def posteriors(methods, images):
 
 
 def write(folder, methods, posteriors, images, points):
-    """Writes a page of Results, which it returns: the first ANNEALED images have a log p(x)."""
+    """Writes a page of Results: the first ANNEALED images have a log p(x)."""
     sample, values = images.at(torch.arange(SAMPLE)), torch.arange(float(SAMPLE))
     values[ANNEALED:] = torch.nan
     log_probs = dict.fromkeys(points, (-90 - values, 0.1 + values / 10))
@@ -74,23 +74,16 @@ def write(folder, methods, posteriors, images, points):
     shared = {"methods": methods, "classes": images.classes, "labels": SUMMARY["labels"]}
     results = SimpleNamespace(scores=SCORES, images=rows, explorer=moved, **shared)
     (folder / "report.html").write_text(fill_page(folder, results, SUMMARY), encoding="utf-8")
-    return results
 
 
 @pytest.fixture(scope="module")
 def folder(methods, posteriors, images, tmp_path_factory):
-    """A results directory with a page and figures, some of them the user's own; in `numbered`, classes have numbers."""
+    """A results directory with a page and figures, some of them the user's own."""
     folder = tmp_path_factory.mktemp("page")
-    (folder / "numbered").mkdir()
-    for name in (*FIGURES, "mine_epoch_5", "comparison_epoch_5b", "numbered/gaps_per_digit"):
+    for name in (*FIGURES, "mine_epoch_5", "comparison_epoch_5b"):
         save_file(folder / f"{name}.png", Figure())
     points = torch.randn(SAMPLE, 2, generator=random_generator(0, "points"))
-    results = write(folder, methods, posteriors, images, dict.fromkeys(posteriors, points))
-    results.classes = ("猫", *images.classes[1:])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "are_numbered", lambda classes: True)
-        numbered = fill_page(folder / "numbered", results, SUMMARY)
-        (folder / "numbered/report.html").write_text(numbered, encoding="utf-8")
+    write(folder, methods, posteriors, images, dict.fromkeys(posteriors, points))
     return folder
 
 
@@ -274,20 +267,24 @@ def test_the_page_agrees_with_pytorch_and_needs_no_other_file(page, folder):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_page_of_any_number_of_methods_has_every_figure_and_escapes_labels(count, tmp_path):
-    """With one method, also of one image of each class, whose mean has no interval."""
+def test_a_page_of_any_number_of_methods_has_every_figure_and_escapes_labels(count, tmp_path, monkeypatch):
+    """With one method, also of one image of each class, whose mean has no interval; with three, of numbered classes."""
+    monkeypatch.setattr(style, "are_numbered", lambda classes: count > 1)
     model = SimpleNamespace(likelihood=SimpleNamespace(name="", units="U!"))
     made_up = [with_model(method, model, label=f"<{method.label}>") for method in METHODS[:count]]
     labels = {method.name: method.label for method in made_up}
     names = [name.replace("*recon", "one").replace("[0-9]*", "7") for name in RESULTS if name.endswith(".png")]
     for name in names:
         save_file(tmp_path / name, Figure(figsize=(0.1, 0.1)))
-    scores = [entry._replace(images=count) if entry.group in ("a", "b") else entry for entry in made_up_scores(made_up)]
+    scores = made_up_scores(made_up, classes := ("猫", "b"))
+    scores = [entry._replace(images=count) if entry.group in classes else entry for entry in scores]
     moved = {"methods": {name: {"layers": None, "latent_dim": 5} for name in labels}}
-    results = {"scores": scores, "labels": labels, "methods": made_up, "images": [], "explorer": moved, "classes": "ab"}
-    text = fill_page(tmp_path, SimpleNamespace(**results), SUMMARY)
+    results = {"scores": scores, "labels": labels, "methods": made_up, "images": [], "explorer": moved}
+    text = fill_page(tmp_path, SimpleNamespace(**results, classes=classes), SUMMARY)
     assert sorted(re.findall(r'<img alt=".*?: (\w+\.png)"', text)) == sorted(names)
     assert ("at the last epoch, with 95% intervals" in text) == (count > 1)
+    for legend in ('<p id="class-numbers">', "0: 猫, 1: b", "Classes are shown by number"):
+        assert (legend in text.replace("\n", "")) == (count > 1)
     assert "does not know a layer" in text
     assert "U!" in text
     assert all(escape(label) in text and label not in text for label in labels.values())
@@ -306,11 +303,3 @@ def test_a_phone_shows_the_headline_without_a_scroll_bar(page):
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert beyond <= 0
     assert titles[0] == '"Amortized VAE"'
-
-
-def test_classes_shown_as_numbers_have_a_legend(folder):
-    for part, expected in ((".", False), ("numbered", True)):
-        text = (folder / part / "report.html").read_text(encoding="utf-8")
-        assert ('<p id="class-numbers">' in text) == expected
-        assert ("0: 猫, 1: 1, 2: 2" in text.replace("\n", "")) == expected
-        assert ("Classes are shown by number" in text) == expected

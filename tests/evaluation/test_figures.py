@@ -39,7 +39,7 @@ def draw_log_probabilities(scores, methods, classes, values=None):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_a_row_shows_its_images_side_by_side(channels):
+def test_a_row_shows_its_images_side_by_side_and_nothing_across_them(channels):
     images = torch.rand(3, channels, 12, 20) * 4 - 2  # some of it out of range
     figure = style.image_rows(rows=[("upper", images), ("lower", -images)], captions={"lower": "abc"}, title="")
     upper, lower = figure.axes
@@ -48,6 +48,7 @@ def test_a_row_shows_its_images_side_by_side(channels):
     for left, image in zip((3, 26, 49), expected, strict=True):
         torch.testing.assert_close(shown[:, 3:15, left : left + 20], (image.clamp(-1, 1) + 1) / 2)
     assert [label.get_text() for label in upper.get_yticklabels()] == ["upper"]
+    assert not any(line.get_visible() for axes in figure.axes for line in axes.get_ygridlines())
     captions = [[(text.get_text(), text.xy[0]) for text in axes.texts if text.get_text()] for axes in (upper, lower)]
     assert captions == [[], [("a", 12.5), ("b", 35.5), ("c", 58.5)]]
 

@@ -87,9 +87,7 @@ def test_help_shows_meaning_default_and_what_is_scaled():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("--steps 1.5", "argument --steps: invalid int value: '1.5'"),
         ("--steps 1e2", "argument --steps: invalid int value: '1e2'"),
-        ("--step-size 0,4", "argument --step-size: invalid float value: '0,4'"),
         ("--step 3", "unrecognized arguments: --step 3 (did you mean --steps?)"),
         ("--step-sise=3 --kint", "(did you mean --step-size, --kind?)"),
         ("--step 3 --stepsize 2 --step 4", "(did you mean --steps, --step-size?)"),

@@ -1,7 +1,5 @@
 """The bound, its parts and importance sampling against closed forms and quadrature."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -246,10 +244,6 @@ def annealed(vae, x, q, **options):
         (lambda vae, x, q: elbo(vae, x.numpy(), q, q.mean), "x: a tensor of floats"),
         (lambda vae, x, q: importance_sampling(vae, x.long(), q, noise=Noise(0)), "x: a tensor of floats"),
         (lambda vae, x, q: importance_sampling(vae, x, q, noise=Noise(0), num_samples=0), "0 samples of 3 images"),
-        (
-            lambda vae, x, q: evaluate_bound(binary(vae), x, lambda x, rows: q, noise=Noise(0)),
-            "pixels that are -1 or 1",
-        ),
         (lambda vae, x, q: vae.encode(x.half()), "x: a tensor of floats"),
         (lambda vae, x, q: vae.encode(x.double()), "x: of torch.float64, where .* torch.float32: x.to\\(model.like\\)"),
         (lambda vae, x, q: sampled(vae, x.double(), q), "x: of torch.float64, where the model's weights are of"),
@@ -257,10 +251,7 @@ def annealed(vae, x, q, **options):
         (lambda vae, x, q: elbo(vae, x, GaussianPosterior(q.mean, -q.scale), q.mean), "scale must be above 0"),
         (lambda vae, x, q: sampled(vae, x[:0], q[torch.arange(0)]), "no images"),
         (lambda vae, x, q: evaluate_bound(vae, x[:0], vae.encode, noise=Noise(0)), "1 of 0 images: one at least"),
-        (
-            lambda vae, x, q: elbo(SimpleNamespace(model=vae), x, q, q.mean),
-            "model: .* such as method.model, not Simple",
-        ),
+        (lambda vae, x, q: elbo(x, x, q, q.mean), "model: .* such as method.model, not Tensor"),
         (lambda vae, x, q: vae.encode(255 * x.abs()), r"pixels from .* they must be scaled to \[-1, 1\]"),
         (lambda vae, x, q: elbo(vae, x.fill_(-torch.inf), q, q.mean), "pixels from -inf to -inf: they must be scaled"),
         (lambda vae, x, q: sampled(vae, x.fill_(torch.nan), q), "pixels from nan to nan: they must be scaled"),
@@ -273,18 +264,12 @@ def annealed(vae, x, q, **options):
         (lambda vae, x, q: sampled(dropping(vae), x, q), r"model.eval\(\)"),
         (lambda vae, x, q: elbo(binary(vae), x, q, q.mean), "pixels that are -1 or 1"),
         (lambda vae, x, q: Noise(torch.Generator()), r"Noise\(.*\): takes a seed"),
-        (
-            lambda vae, x, q: evaluate_bound(vae, x, lambda x, rows: q, noise=Noise(0), draws=0),
-            "draws 0 of 3 images: one at least",
-        ),
+        (lambda vae, x, q: evaluate_bound(vae, x, vae.encode, noise=Noise(0), draws=0), "draws 0 of 3 images: one at"),
         (lambda vae, x, q: fit_posterior(vae, x, q, noise=Noise(0), max_cycles=0), "max_cycles 0: not above 0"),
         (lambda vae, x, q: annealed(vae, x, q, temperatures=-3), "temperatures -3.*out of range"),
         (lambda vae, x, q: annealed(vae, x, q, log_weight_std=-1.0), "out of range"),
         (lambda vae, x, q: annealed(vae, x, q, chains=0), "chains 0"),
-        (
-            lambda vae, x, q: vae.mean(q.mean[:, :3]),
-            r"z \(3, 3\) of .*: this model takes z \(..., 4\) of torch.float32",
-        ),
+        (lambda vae, x, q: vae.mean(q.mean[:, :3]), r"z \(3, 3\) of .*: this model takes z \(..., 4\) of torch"),
         (lambda vae, x, q: elbo(vae, x, q, q.mean.double()), r"z \(3, 4\) of torch.float64 on cpu: this model takes"),
         (lambda vae, x, q: vae.mean(q.mean.to("meta")), "on meta: this model takes z .* on cpu"),
         (lambda vae, x, q: vae.log_joint(x[:2], q.mean), r"x \(2, 2, 12, 16\) and z \(3, 4\) are of different images"),

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-from dataclasses import replace
 from functools import partial
 
 import processes
@@ -18,7 +17,6 @@ from benchmarks.pretrained import METHODS
 from evaluation.statistics import find
 from evaluation.tables import read_scores
 from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_file
-from runtime.config import InputError
 from runtime.learners import Checkpoints, find_checkpoints
 
 AGAIN = {"settings": EVALUATE_ONLY}
@@ -47,21 +45,12 @@ def test_other_seeds_and_counts_give_other_numbers_elsewhere(copy):
     assert "other/scores.csv: of an earlier evaluation, as all that this one does not write" in said
 
 
-def test_a_checkpoint_of_another_training_is_not_loaded_after_a_run(tmp_path):
+def test_methods_are_loaded_in_evaluation_mode_and_float32(tmp_path):
     data, config = toy_data(), toy_config(epochs=1, precision="bfloat16")
     train(AmortizedVAE(config, data), tmp_path)
     known = Checkpoints((AmortizedVAE,), tmp_path, config, [1], data.train.index)
     (loaded,) = known.load(1, data)
     assert (loaded.model.training, loaded.model.precision) == (False, "float32")
-    shutil.copy(tmp_path / "vae_epoch_1.pt", tmp_path / "vae_epoch_3.pt")
-    another = "vae_epoch_1.pt: of another training than vae_epoch_1.pt: "
-    for other, epoch, message in (
-        (known, 3, "vae_epoch_3.pt: of epoch 1"),
-        (known._replace(config=replace(config, seed=9)), 1, f"{another}--seed 3 there, 9 in vae_epoch_1.pt"),
-        (known._replace(train_index=data.train.index + 1), 1, f"{another}its training images are others"),
-    ):
-        with pytest.raises(InputError, match=message):
-            other.load(epoch, data)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +92,7 @@ def test_what_agrees_with_the_checkpoints_is_not_refused(copy):
             lambda old: {"config": {**old["config"], "seed": 3}},
             "latent_opt_epoch_3.pt: of another training than vae_epoch_3.pt: --seed 3 there, 2 in vae_epoch_3.pt",
         ),
-        ("latent_opt", lambda old: {"train_index": old["train_index"].flip(0)}, "training images are others"),
+        ("latent_opt", lambda old: {"train_index": old["train_index"].flip(0)}, "its training images are others"),
         ("latent_opt", lambda old: {"weights": {}}, "do not fit this program"),
         ("latent_opt", lambda old: {"weights": {"mean": torch.tensor([0, torch.nan])}}, "that are not finite"),
         ("vae", lambda old: {"epoch": None}, "do not fit this program"),

@@ -279,7 +279,6 @@ def annealed(vae, x, q, **options):
         (lambda vae, x, q: sampled(vae.half(), x, q), r"weights are of torch.float16.*: model.float\(\)"),
         (lambda vae, x, q: log_prob(vae.bfloat16(), x), r"weights are of torch.bfloat16.*: model.float\(\)"),
         (lambda vae, x, q: log_prob(x, vae), "model: a LatentVariableModel, such as method.model, not Tensor"),
-        (lambda vae, x, q: log_prob(dropping(vae), x), r"model.eval\(\)"),
         (
             lambda vae, x, q: fit_posterior(
                 vae, x, GaussianPosterior(q.mean, torch.diag_embed(q.scale)), noise=Noise(0), covariance="low rank"

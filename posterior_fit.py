@@ -97,11 +97,12 @@ def balanced_noise(count, q, *, noise):
 def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
     """The Gaussian that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018): a Fit.
 
-    x: (B, *image); q: where to start, (B, D); with at most FEW_DIMENSIONS dimensions see `better_start`. covariance:
-    "diagonal", for q*; "low rank", for the best q with a factor of the rank of that of q; or "full", for q*full, which
-    starts best from q*, or goes on from a full q. options: of `fit_diagonal`, which finds the first two, or of
-    `fit_full`; they say when an image has converged, and is left alone. q is selected on few samples, which biases its
-    trace upwards: evaluate it with fresh ones. Raises ValueError if x, q and the model do not fit.
+    x: (B, *image); q: where to start, (B, D); a diagonal one with at most FEW_DIMENSIONS dimensions: see
+    `better_start`. covariance: "diagonal", for q*; "low rank", for the best q with a factor of the rank of that of q;
+    or "full", for q*full, which starts best from q*, or goes on from a full q. options: of `fit_diagonal`, which finds
+    the first two, or of `fit_full`; they say when an image has converged, and is left alone. q is selected on few
+    samples, which biases its trace upwards: evaluate it with fresh ones. Raises ValueError if x, q and the model do not
+    fit.
     """
     check_inputs(model, x, q, noise, "fit_posterior")
     if torch.is_inference_mode_enabled():
@@ -136,7 +137,7 @@ def better_start(model, x, q, *, noise):
     for fit in fits:
         draws = noise.normal((SEARCH_STEPS, *q.mean.shape), like=x)
         fit.run(model, x, noise=draws, learning_rates=cosine(0.1, 0.02, SEARCH_STEPS))
-    here, there = bounds(model, x, [fit.q() for fit in fits], noise)
+    here, there = bounds(model, x, [fit.q() for fit in fits], noise).nan_to_num(-math.inf)
     is_better = (there > here + 1).unsqueeze(-1)  # by a nat: not by chance
     return unpack(torch.where(is_better, fits[1].q().parameters(), q.parameters()))
 

@@ -5,10 +5,10 @@
 Tables for either method's decoder. Seconds are processor time of one thread: other processes do not change it.
 
 cost    Seconds per image for log p(x) of images simulated from the model, whose true value lies between bidirectional
-        bounds (Grosse et al. 2015): annealing from a short fit, as log_prob does it; from q*full, as the
-        evaluation does it, whose gaps need that; from the Gauss-Newton posterior, from q*, and from the prior (Wu et
-        al. 2017), with at most as many temperatures as the program takes.
-        Importance sampling from q*full has no such bounds; the table says what it is short of annealing from there.
+        bounds (Grosse et al. 2015): annealing from the Gauss-Newton posterior around a short fit, as log_prob does
+        it; from q*full, as the evaluation does it; from the Gauss-Newton posterior around q*, from q*, and from the
+        prior (Wu et al. 2017), with at most as many temperatures as the program takes. Importance sampling from
+        q*full has no such bounds; the table says what it is short of annealing from there.
 fits    q* and q*full of test images against long fits, of 24,000 and 28,800 gradients, after the first epoch, the tenth
         and the last. A long fit is itself short of the optimum: the numbers are lower limits.
 errors  Test images annealed with 4 times the chains and 4 times the temperatures: for how many the difference is within
@@ -52,7 +52,7 @@ def cost_rows(model, precision, *, images=20, num_samples=1000):
     short, fitting_short = timed(start_of_chains, fast, x, **own)
     prior = GaussianPosterior(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean))
     starts = {
-        "a short full fit, as log_prob does it": (short, fitting_short),
+        "Gauss-Newton, short fit, as log_prob does it": (short, fitting_short),
         "q*full, as the evaluation does it": (full.q, fitting + fitting_full),
         "Gauss-Newton": (gauss_newton, fitting + linearizing),
         "q*": (fit.q, fitting),

@@ -47,7 +47,10 @@ class AISEstimate(NamedTuple):
 
     @property
     def trusted(self):
-        """Whether the stated errors can be relied on, (B,) bool: log-weights vary little, and chains do move."""
+        """Whether the stated errors can be relied on, (B,) bool: log-weights vary little, and chains do move.
+
+        Chains do not see a mode of the posterior other than that of q.
+        """
         largest = torch.maximum(self.log_weight_std, self.predicted_std)
         return (largest <= TRUSTED_STD) & (self.acceptance >= TRUSTED_ACCEPTANCE)
 

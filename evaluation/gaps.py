@@ -8,7 +8,7 @@ With q* the best diagonal q of an image and q*full the best one of full covarian
     log_prob - elbo           inference gap, their sum
 
 The second and third together are the approximation gap. Of an image whose posterior has several modes, q*full is that
-of the mode of q*; annealing from there sees no other, unless log p(x) is integrated, as with two dimensions.
+of the mode of q*; annealing from there sees no other, unless log p(x) is integrated, as with one or two dimensions.
 """
 
 import torch

@@ -9,14 +9,13 @@ from tqdm import tqdm
 from evaluation.ais import annealed_importance_sampling, bidirectional_bounds
 from evaluation.quadrature import MOST_DIMENSIONS, integrate
 from images import warn_unlike_mnist
-from posterior_fit import fit_posterior
+from posterior_fit import fit_posterior, gauss_newton_posterior
 from runtime.config import EvalConfig, choose_precision
 from runtime.progress import bar_width
 from vae_utils import Noise, check_inputs, check_mode, check_model, check_range, check_weights, mean_and_error
 
 AT_ONCE = 20  # images: more would save little time, and the bar would stand still for long
-# Fits of q* and of q*full that are good enough to anneal from: the sum of both and of annealing takes least time.
-SHORT_FIT, SHORT_FULL_FIT = {"fit_steps": 50, "max_cycles": 1}, {"fit_steps": 150, "pairs": 4, "rate": 0.1}
+SHORT_FIT = {"fit_steps": 100, "max_cycles": 1}  # of q*, from where it is not far to the posterior
 
 
 @torch.no_grad()
@@ -51,7 +50,7 @@ def bound_log_prob(model, x, z, *, noise, config):
         value, error = integrate(model, x)
         return torch.stack((value - error, value + error))
     fast, options = _annealing(model, x, config)
-    return torch.stack(bidirectional_bounds(fast, x, z, start_of_chains(fast, x, noise=noise), noise=noise, **options))
+    return torch.stack(bidirectional_bounds(fast, x, z, start_of_chains(model, x, noise=noise), noise=noise, **options))
 
 
 def _annealing(model, x, config):
@@ -61,12 +60,12 @@ def _annealing(model, x, config):
 
 
 def start_of_chains(model, x, *, noise):
-    """A q of images x, (B, D), of full covariance: short of q*full by a few nats at most, mostly by tenths of one."""
+    """A q of images x, (B, D), for where q*full is not worth its fit: the Gauss-Newton posterior around a short fit."""
     q = model.initial_posterior(x, noise)
     if model.latent_dim <= MOST_DIMENSIONS:  # log p(x) is integrated, without chains
         return q
     q = fit_posterior(model, x, q, noise=noise, **SHORT_FIT).q
-    return fit_posterior(model, x, q, covariance="full", noise=noise, **SHORT_FULL_FIT).q
+    return gauss_newton_posterior(model, x, q, noise=noise, draws=2)
 
 
 class LogProb(NamedTuple):
@@ -78,7 +77,7 @@ class LogProb(NamedTuple):
     log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains
     acceptance: torch.Tensor  # share of accepted transitions
     temperatures: torch.Tensor  # int64; 0: log p(x) was integrated
-    trusted: torch.Tensor  # bool: whether the stated errors can be relied on
+    trusted: torch.Tensor  # bool: whether the stated errors can be relied on, as far as chains can tell: in one mode
 
     def __repr__(self):
         value, count = mean_and_error(self.log_prob), len(self.log_prob)
@@ -106,9 +105,9 @@ def log_prob(model, images, *, seed=0, chains=EvalConfig.chains, log_weight_std=
     not depend on the other images. Warns of images that cannot be like MNIST's. Raises ValueError for images that the
     model cannot have been made for, and for settings out of range.
     """
-    config = EvalConfig(seed=seed, chains=chains, log_weight_std=log_weight_std)
+    # In bfloat16 a batch of another size would give an image other values.
+    config = EvalConfig(seed=seed, precision="float32", chains=chains, log_weight_std=log_weight_std)
     x, batches = _batch(model, images), []
-    fast, _ = _annealing(model, x, config)
     trained_on = getattr(getattr(model, "config", None), "dataset", "mnist")  # as far as is known
     if hasattr(model, "image_shape") and not trained_on.startswith("folder:"):  # a decoder of model.py
         warn_unlike_mnist(x)
@@ -116,8 +115,9 @@ def log_prob(model, images, *, seed=0, chains=EvalConfig.chains, log_weight_std=
         for part in x.split(AT_ONCE):
             pixels = [image.cpu().numpy().tobytes() for image in part]
             noise = Noise.of_images(seed, "log p(x)", index=pixels, device=x.device)
-            q = start_of_chains(fast, part, noise=noise)
-            batches.append(estimate_log_prob(model, part, q, noise=noise, config=config).values())
+            q = start_of_chains(model, part, noise=noise)
+            columns = estimate_log_prob(model, part, q, noise=noise, config=config)
+            batches.append(columns.values())  # in the order of the fields
             bar.update(len(part))
     return LogProb(*map(torch.cat, zip(*batches, strict=True)))
 

@@ -111,8 +111,8 @@ def _trust_scores(columns, annealed, **labels):
 def bidirectional_scores(methods, results, epoch):
     """Scores "bidirectional_lower", "_upper" and "_gap" of log p(x) of simulated images; see `bidirectional_tasks`.
 
-    The gap bounds the mean error of annealing with the same settings, in either direction, on such images, where
-    posteriors have one mode.
+    The gap bounds the mean error of annealing with the same settings from `start_of_chains`, in either direction, on
+    such images; the evaluation anneals from q*full, which is nearer.
     """
     rows = []
     for method in methods:

@@ -12,7 +12,7 @@ import latent_optimization
 import posterior_fit
 from latent_optimization import LEAST_NATS, LatentOptimization, probabilistic_pca
 from latent_table import LOADING_RATE
-from posterior_fit import Fit, balanced_noise, fit_posterior
+from posterior_fit import SEARCH_STEPS, Fit, balanced_noise, fit_posterior
 from training import train_epoch
 from vae_utils import GaussianPosterior, Noise
 
@@ -98,7 +98,7 @@ def test_a_fit_says_when_it_has_not_converged(three):
     assert not fit.converged.any()
     assert fit.trace.shape == (4, 3)
     assert (fit.trace.diff(dim=0) > 0).all()
-    assert (fit.gradients == 5 + 3 * 5).all()  # a cycle has one step more than dimensions
+    assert (fit.gradients == 2 * SEARCH_STEPS + 5 + 3 * 5).all()  # a cycle has one step more than dimensions
 
 
 def test_a_lower_bound_is_no_convergence_and_the_best_q_is_kept(three):

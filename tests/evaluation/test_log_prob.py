@@ -53,7 +53,7 @@ def test_chains_start_near_the_posterior():
     x = images_of(model, 4)
     full = module.start_of_chains(model, x, noise=Noise(0))
     bound = elbo(model, x, full, torch.randn(2000, 4, 3, generator=seeded(4), dtype=x.dtype)).elbo.detach()
-    assert (model.log_prob(x) - bound < 0.1).all()
+    assert (model.log_prob(x) - bound < 0.3).all()
     asked = []
     model.encode = lambda x: asked.append(x) or model.best_diagonal(x)[0]
     log_prob(model, x, chains=2)

@@ -23,8 +23,7 @@ FAR = 10  # standard deviations: no pixel is drawn so far from [-1, 1]
 class Likelihood(nn.Module):
     """p(x|z) of pixels that are independent given z; its parameters, if any, are trained with the decoder's.
 
-    Shapes: x (B, C, H, W); the decoder's output (..., B, channels * C, H, W), where B may be 1 for all images. Values:
-    nats; no constant is dropped.
+    Shapes: x (B, C, H, W); the decoder's output (..., B or 1, channels * C, H, W). Nats; no constant is dropped.
     A subclass sets the class attributes below, and defines
 
         log_prob(x, output)         log p(x|z), (..., B)

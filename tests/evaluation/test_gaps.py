@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import linear_gaussian, seeded
 
-from evaluation import gaps, log_prob
-from posterior_fit import fit_full
+from evaluation import gaps
+from posterior_fit import fit_full, fit_posterior
 from runtime.config import EvalConfig
 from vae_utils import Noise, importance_sampling
 
@@ -15,7 +15,7 @@ CONFIG = EvalConfig(num_samples=4000, chains=16, temperatures=50, fit_steps=150,
 @pytest.mark.parametrize("fitted", [False, True])
 def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted, monkeypatch):
     if fitted:  # then no diagonal q is fitted
-        monkeypatch.setattr(log_prob, "fit_posterior", lambda *args, covariance, **o: fit_full(*args, **o))
+        monkeypatch.setattr(gaps, "fit_posterior", lambda *args, covariance, **o: fit_full(*args, **o))
     model = linear_gaussian()
     x, _ = model.sample(6, seeded(1))
     best, bound = model.best_diagonal(x)
@@ -80,3 +80,16 @@ def test_bounds_beside_an_exact_log_prob_have_more_draws(monkeypatch, latent_dim
     q, _ = model.best_diagonal(x)
     gaps.bound_at(model, x, q, noise=Noise(0))
     assert asked == [draws]
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_the_fits_of_an_annealed_image_have_converged_if_both_have(covariance, monkeypatch):
+    def fit(*arguments, **options):
+        fit = fit_posterior(*arguments, **options)
+        return fit._replace(converged=fit.converged & (options.get("covariance", "diagonal") != covariance))
+
+    monkeypatch.setattr(gaps, "fit_posterior", fit)
+    model = linear_gaussian()
+    x, _ = model.sample(3, seeded(1))
+    columns = gaps.measure(model, x, model.poor(x), CONFIG, noise=Noise.of_images(0, index=range(3)), annealed=2)
+    assert columns["fit_converged"].tolist() == [0, 0, covariance == "full"]

@@ -48,12 +48,12 @@ def test_what_is_found_for_an_image_depends_on_no_other_and_not_on_its_place(mon
 
 
 def test_chains_start_near_the_posterior():
-    """Correlated dimensions: the best diagonal Gaussian is two nats away; the encoder's q is where the fit begins."""
-    model = linear_gaussian()
+    """Correlated dimensions: the best diagonal Gaussian is half a nat away. A fit begins at the encoder's q."""
+    model = linear_gaussian(pixels=30, latent_dim=12)
     x = images_of(model, 4)
     full = module.start_of_chains(model, x, noise=Noise(0))
-    bound = elbo(model, x, full, torch.randn(2000, 4, 3, generator=seeded(4), dtype=x.dtype)).elbo.detach()
-    assert (model.log_prob(x) - bound < 0.3).all()
+    bound = elbo(model, x, full, torch.randn(4000, 4, 12, generator=seeded(4), dtype=x.dtype)).elbo.detach()
+    assert (model.log_prob(x) - bound < 0.2).all()
     asked = []
     model.encode = lambda x: asked.append(x) or model.best_diagonal(x)[0]
     log_prob(model, x, chains=2)

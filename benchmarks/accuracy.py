@@ -49,19 +49,19 @@ def cost_rows(model, precision, *, images=20, num_samples=1000):
     fit, fitting = timed(fit_posterior, model, x, model.initial_posterior(x), **own)
     gauss_newton, linearizing = timed(gauss_newton_posterior, fast, x, fit.q, **own)
     full, fitting_full = timed(fit_posterior, fast, x, fit.q, covariance="full", **own)
-    short, fitting_short = timed(start_of_chains, fast, x, **own)
+    short, fitting_short = timed(start_of_chains, model, x, **own)
     prior = GaussianPosterior(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean))
     starts = {
-        "Gauss-Newton, short fit, as log_prob does it": (short, fitting_short),
-        "q*full, as the evaluation does it": (full.q, fitting + fitting_full),
-        "Gauss-Newton": (gauss_newton, fitting + linearizing),
-        "q*": (fit.q, fitting),
-        "the prior": (prior, 0),
+        "Gauss-Newton, short fit, as log_prob does it": (short, fitting_short, model),
+        "q*full, as the evaluation does it": (full.q, fitting + fitting_full, fast),
+        "Gauss-Newton": (gauss_newton, fitting + linearizing, fast),
+        "q*": (fit.q, fitting, fast),
+        "the prior": (prior, 0, fast),
     }
     rows, log_prob = [], {}
-    for name, (q, before) in starts.items():
-        estimate, seconds = timed(annealed_importance_sampling, fast, x, q, chains=CHAINS, **own)
-        bounds, log_prob[name] = bidirectional_bounds(fast, x, z, q, chains=CHAINS, **own), estimate.log_prob
+    for name, (q, before, annealed) in starts.items():
+        estimate, seconds = timed(annealed_importance_sampling, annealed, x, q, chains=CHAINS, **own)
+        bounds, log_prob[name] = bidirectional_bounds(annealed, x, z, q, chains=CHAINS, **own), estimate.log_prob
         gap = plus_minus(mean_and_error(bounds.upper - bounds.lower))
         rows.append([name, f"{estimate.temperatures.double().mean():.0f}", gap, f"{(before + seconds) / images:.2f}"])
     sampled, seconds = timed(importance_sampling, model, x, full.q, num_samples=num_samples, **own)

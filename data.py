@@ -25,11 +25,11 @@ from vae_utils import random_generator
 VALIDATION_SIZE, FEWEST_VALIDATION = 5_000, 20
 SPLITS = ("train", "test")  # those that are scored at the end
 DATASETS = {"mnist": MNIST, "fashion-mnist": FashionMNIST, "kmnist": KMNIST}
-UNPACKED = {  # the MD5 of what MNIST's archives hold
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+UNPACKED = {  # the files in MNIST's archives, by their MD5
+    "6bbc9ace898e44ae57da46a324031adb": "train-images-idx3-ubyte",
+    "a25bea736e30d166cdddb491f175f624": "train-labels-idx1-ubyte",
+    "2646ac647ad5339dbf082846283269ea": "t10k-images-idx3-ubyte",
+    "27ae3e4e09519cfbb04c329615203637": "t10k-labels-idx1-ubyte",
 }
 
 
@@ -108,11 +108,13 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
         with about(f"--train-size {size}"):
             train = stratified_subset(whole, size=size, seed=config.seed)
             _check(train, test)
-    rest = remaining(whole, train)
-    count = min(VALIDATION_SIZE, len(rest.labels))
-    validation = given[0] if given else test
-    if not given and count >= fewest:
-        validation = stratified_subset(rest, size=count, seed=config.seed)
+    rest = whole.at(~torch.isin(whole.index, train.index))
+    if given:
+        (validation,) = given
+    elif len(rest.labels) >= fewest:
+        validation = stratified_subset(rest, size=min(VALIDATION_SIZE, len(rest.labels)), seed=config.seed)
+    else:
+        validation = test
     kinds = dict(zip(("training", "test", "validation"), (whole, test, *given), strict=False))
     digest = {kind: {"counts": split.counts(), "sha256": split.digest} for kind, split in kinds.items()}
     said = [whole.note] if whole.note else []
@@ -156,7 +158,6 @@ def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False,
     kind, _, path = name.partition(":")
     if kind == "folder" and path:
         classes, parts, note = read_folder(path, resize=resize)
-        parts = parts if "test" in parts else _draw_test_images(parts)
     elif name not in DATASETS:
         hint = f"; for that folder say folder:{name}" if Path(name).is_dir() else ""
         raise InputError(f"--dataset {name}: not one of {', '.join(DATASETS)}, folder:PATH{hint}")
@@ -164,24 +165,26 @@ def load_dataset(name="mnist", *, data_dir="data", binarize=False, resize=False,
         raise InputError(f"--resize: for the images of --dataset folder:PATH, not for {name}")
     else:
         classes, parts, note = _read_archives(name, data_dir)
+    parts = {split: (*columns, torch.arange(len(columns[0]))) for split, columns in parts.items()}
+    if "test" not in parts:
+        parts["train"], parts["test"] = _draw_test_images(parts["train"])
     splits = []
     for split in [*SPLITS, "validation"] if validation and "validation" in parts else SPLITS:
-        grey, labels, index, contents = parts[split]
+        grey, labels, contents, index = parts[split]
         digest = hashlib.sha256(contents.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
         images = binarized(grey, split) if binarize else grey.to(device).float() / 127.5 - 1
         splits.append(Split(images.to(device), labels.to(device), index.to(device), classes, digest, note))
     return tuple(splits)
 
 
-def _draw_test_images(parts):
-    """The parts of a folder with a fifth of every class as test images."""
-    _, labels, *_ = parts["train"]
+def _draw_test_images(columns):
+    """The columns (N, ...) of a folder's training and test images: a fifth of every class; the labels come second."""
+    labels = columns[1]
     order = torch.randperm(len(labels), generator=random_generator(0, "test images of a folder"))
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     for label, count in enumerate(labels.bincount().tolist()):
         is_test[order[labels[order] == label][: count // 5]] = True
-    train, test = ([column[rows] for column in parts["train"]] for rows in (~is_test, is_test))
-    return {**parts, "train": train, "test": test}
+    return [[column[rows] for column in columns] for rows in (~is_test, is_test)]
 
 
 def _read_archives(name, data_dir):
@@ -200,13 +203,12 @@ def _read_archives(name, data_dir):
         if (label := max(int(labels.max(initial=0)) for labels in arrays[1::2])) >= len(dataset.classes):
             raise InputError(f"label {label}, of {len(dataset.classes)} classes from 0")
     except (OSError, RuntimeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        advice = _advice(dataset, Path(data_dir).resolve())
+        reason, advice = getattr(error, "strerror", None) or error, _advice(dataset, Path(data_dir).resolve())
         raise InputError(f"{raw}: {dataset.__name__} cannot be read ({reason}); {advice}") from None
     parts = {}
     for split, images, labels in zip(SPLITS, arrays[::2], arrays[1::2], strict=True):
         grey = torch.from_numpy(images).unsqueeze(1)
-        parts[split] = grey, torch.from_numpy(labels).long(), torch.arange(len(labels)), grey
+        parts[split] = grey, torch.from_numpy(labels).long(), grey
     size = f"{train[0]:,} and {test[0]:,} images of {train[1]} x {train[2]} pixels"
     classes = tuple(title.split(" - ")[0] for title in dataset.classes)  # MNIST's are like "7 - seven"
     notes = [] if all(known) else [f"{raw}: not verified, without archives: {size}", *_notes_on_splits(*arrays[::2])]
@@ -219,16 +221,14 @@ def _notes_on_splits(train, test):
     notes = [f"{same:,} pictures are both test and training images"] * (same > 0)
     some = [torch.from_numpy(grey[:1000, None]) / 127.5 - 1 for grey in (train, test)]
     if len({bool(dark_on_light(images).float().mean() > 0.5) for images in some}) > 1:
-        notes.append(
-            "most images of training or test are dark on a light ground, those of the other not: is that meant?"
-        )
+        inverted = "most images of training or test are dark on a light ground, those of the other not"
+        notes.append(f"{inverted}: is that meant?")
     return notes
 
 
 def _read_idx(archive, dataset):
     """The array (N, ...) uint8 in an archive of MNIST's format, or in the file beside it; whether it was verified."""
-    file = archive.with_suffix("")
-    packed = archive.exists()
+    file, packed = archive.with_suffix(""), archive.exists()
     if file.is_dir():
         raise InputError(f"{file.name} is a directory")
     contents = gzip.decompress(archive.read_bytes()) if packed else file.read_bytes()
@@ -236,11 +236,10 @@ def _read_idx(archive, dataset):
     shape = np.frombuffer(contents[4:start], ">i4") if len(contents) >= start else np.empty(0)
     if len(shape) == 0 or (shape < 0).any() or len(contents) - start != shape.prod():
         raise InputError(f"{file.name} is damaged")
-    names = {md5: name for name, md5 in UNPACKED.items()}
-    mnist = None if packed else names.get(hashlib.md5(contents).hexdigest())  # archives were verified
+    mnist = None if packed else UNPACKED.get(hashlib.md5(contents).hexdigest())  # archives were verified
     if mnist and (dataset, file.name) != (MNIST, mnist):
         raise InputError(f"{file.name} is MNIST's {mnist}")
-    known = bool(packed or mnist)
+    known = packed or bool(mnist)
     # Other files of MNIST's format may take their place, but none that look like MNIST's.
     if dataset is MNIST and not known and shape[0] == (60_000 if file.name.startswith("train") else 10_000):
         raise InputError(f"{file.name} is not MNIST's, it was changed")
@@ -303,16 +302,10 @@ def stratified_subset(split, *, size, seed=0):
     return split.at(torch.from_numpy(np.sort(rows)))
 
 
-def remaining(split, part):
-    """The Split of the images of `split` that are not in the Split `part`, by their `index`."""
-    return split.at(torch.nonzero(~torch.isin(split.index, part.index)).flatten())
-
-
 def rows_per_class(split, count):
     """The rows of the first `count` images of each class, (classes, count). Raises InputError if one has fewer."""
     rows = [torch.nonzero(split.labels == label).flatten()[:count] for label in range(split.num_classes)]
-    fewest = min(len(row) for row in rows)
-    if fewest < count:
+    if (fewest := min(map(len, rows))) < count:
         images = f"{count} image{'s' * (count > 1)} of each class"
         raise InputError(f"{images} were asked for, but one class has only {fewest}")
     return torch.stack(rows)

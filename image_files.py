@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import TiffImagePlugin as tiff
 from torchvision.transforms import functional as transforms
 from tqdm import tqdm
 
 from runtime.config import InputError
 from runtime.progress import bar_width
 
-# Numbers of the fields of a TIFF.
-TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLES, TIFF_PLANES, TIFF_EXTRA, TIFF_FORMAT = 258, 262, 277, 284, 338, 339
 MOST_UNEVEN, LONGEST = 100, 16_000  # of the longer side of an image: times the shorter one, pixels
 WHITE = {"I": (255, 4095, 65_535), "F": (1, 255, 4095, 65_535)}  # of whole numbers and of floats
 
@@ -58,7 +57,7 @@ def read_images(paths, *, resize):
     for path in tqdm(paths, desc="images", unit="img", delay=2, leave=False, disable=None, **bar_width()):
         with _opened(path) as image:
             grey = _grey(ImageOps.exif_transpose(image), white)
-            if image.mode[0] in white and getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0:
+            if image.mode[0] in white and getattr(image, "tag_v2", {}).get(tiff.PHOTOMETRIC_INTERPRETATION) == 0:
                 grey = 255 - grey  # white is zero, which Pillow sees to with 8 bits alone
             digest = blake2b(grey.numpy().tobytes(), key=str(tuple(grey.shape)).encode(), digest_size=8).digest()
             hashes.append(int.from_bytes(digest, "little", signed=True))
@@ -81,12 +80,13 @@ def _has_deep_colours(image):
     """Whether the colours of a PIL image have 16 bits. Raises InputError for TIFFs that Pillow reads wrongly."""
     if image.format == "TIFF":
         tags = image.tag_v2
-        deep = max(tags.get(TIFF_BITS, (1,))) > 8
-        if deep and tags.get(TIFF_PLANES) == 2:
+        deep = max(tags.get(tiff.BITSPERSAMPLE, (1,))) > 8
+        if deep and tags.get(tiff.PLANAR_CONFIGURATION) == 2:
             raise InputError("colours of 16 bits in a plane each; save 8 bits")
-        if tags.get(TIFF_PHOTOMETRIC) == 2 and tags.get(TIFF_SAMPLES) == 4 and TIFF_EXTRA not in tags:
+        four = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 2 and tags.get(tiff.SAMPLESPERPIXEL) == 4
+        if four and tiff.EXTRASAMPLES not in tags:
             raise InputError("colours of four values, of which the last is not said to be opacity; save three")
-        if not deep and 2 in np.atleast_1d(tags.get(TIFF_FORMAT, 1)):
+        if not deep and 2 in np.atleast_1d(tags.get(tiff.SAMPLEFORMAT, 1)):
             raise InputError("grey values of 8 bits with a sign; save them without")
         return deep
     if image.format == "PPM":

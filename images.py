@@ -5,7 +5,7 @@ import re
 import stat
 import unicodedata
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from runtime.config import InputError, about
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 SPLIT_NAMES = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
 SPLIT_NAMES |= {name: name for name in ("train", "test", "validation")}
-MOST_LISTED = 15  # kinds of files in a line
 NEARLY_EQUAL = 0.99  # correlation of two pictures; of MNIST's 10,000 test images the highest is 0.986
 MOST_COMPARED = 10_000  # images, each with all others
 KEPT_FIRST = "test", "validation", "train"  # of pictures that are there twice
@@ -32,40 +31,39 @@ def read_folder(path, *, resize=False):
     """The images in PATH/class, or in PATH/train/class, PATH/test/class and PATH/validation/class.
 
     Returns the names of the classes, {"train", and "test", "validation" if they are there: grey values (N, 1, 28, 28),
-    labels, index, hashes of the pixels (N,)}, and a note on what was left out or is not sure, perhaps empty. index: the
-    number among the split's images, copies not counted. Of pictures that are there twice one is kept, rather for
-    testing than for training. Raises InputError if the folder has another form or too few images, or if an image cannot
-    be read.
+    labels (N,), hashes of the pixels (N,)}, and a note on what was left out or is not sure, perhaps empty. Of pictures
+    that are there twice one is kept, rather for testing than for training. Raises InputError if the folder has another
+    form or too few images, or if an image cannot be read.
     """
     path, left_out, parts = os.path.expanduser(path), Counter(), {}
     try:
         layout = _layout(path, left_out)
-        if len(classes := tuple(layout["train"])) == 1:
+        classes = tuple(layout["train"])
+        if len(classes) == 1:
             raise InputError(f"has one class, {classes[0]}; it needs a folder for each of two or more")
-        names = [(split, label) for split in layout for label in range(len(classes))]
-        files = [(split, label, file) for split, label in names for file in layout[split][classes[label]]]
-        split_of, label_of, paths = zip(*files, strict=True)
-        grey, hashes, notes = read_images(paths, resize=resize)
+        files = [(split, name, file) for split in layout for name in classes for file in layout[split][name]]
+        grey, hashes, notes = read_images([file for *_, file in files], resize=resize)
         order = [(KEPT_FIRST.index(split), os.path.islink(file), row) for row, (split, _, file) in enumerate(files)]
-        kept = {hashes[row]: row for _, _, row in sorted(order, reverse=True)}  # a file rather than a link to it
-        left_out["copies of the same picture"] = len(files) - len(kept)
-        moved = [row for row, value in enumerate(hashes) if label_of[row] != label_of[kept[value]]]
+        kept = {hashes[row]: row for *_, row in sorted(order, reverse=True)}  # a file rather than a link to it
+        rows = sorted(kept.values())
+        twice = [(one, files[kept[value]]) for one, value in zip(files, hashes, strict=True)]
+        moved = [(copy, first) for (_, name, copy), (_, other, first) in twice if name != other]
+        left_out["copies of the same picture"] = len(files) - len(rows)
         left_out["of which in another class"] = len(moved)
-        kept_files = [files[row] for row in sorted(kept.values())]
         if moved:
-            pairs = [[os.path.relpath(paths[place], path) for place in (row, kept[hashes[row]])] for row in moved]
-            notes.append(f"in two classes: {_few(f'{copy}, kept as {first}' for copy, first in pairs)}")
-        notes += _unlike_others(grey[sorted(kept.values())], kept_files, classes, several=len(layout) > 1)
+            pairs = (f"{os.path.relpath(copy, path)}, kept as {os.path.relpath(first, path)}" for copy, first in moved)
+            notes.append(f"in two classes: {_few(pairs)}")
+        notes += _unlike_others(grey[rows], [files[row] for row in rows], classes, several=len(layout) > 1)
+        number = {name: label for label, name in enumerate(classes)}
+        labels, hashes = torch.tensor([number[name] for _, name, _ in files]), torch.tensor(hashes)
         for split in layout:
-            rows = [row for row in sorted(kept.values()) if split_of[row] == split]
-            columns = [(label_of[row], number, hashes[row]) for number, row in enumerate(rows)]
-            parts[split] = grey[rows], *torch.tensor(columns, dtype=torch.long).reshape(-1, 3).T.contiguous()
-            counts = parts[split][1].bincount(minlength=len(classes)).tolist()
+            chosen = [row for row in rows if files[row][0] == split]
+            parts[split] = grey[chosen], labels[chosen], hashes[chosen]
+            counts = labels[chosen].bincount(minlength=len(classes)).tolist()
             needed = FEWEST if split == "train" and "test" not in layout else FEWEST_SPLIT
-            where = f" in {split}" * (len(layout) > 1)
             if (fewest := min(counts)) < needed:
-                few = f"class {classes[counts.index(fewest)]} has {fewest} image{'s' * (fewest != 1)}{where}"
-                raise InputError(f"{few}; every class needs {needed} or more")
+                few = f"class {classes[counts.index(fewest)]} has {fewest} image{'s' * (fewest != 1)}"
+                raise InputError(f"{few}{f' in {split}' * (len(layout) > 1)}; every class needs {needed} or more")
     except (InputError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         if getattr(error, "filename", None) not in (None, path):  # a class
@@ -75,17 +73,16 @@ def read_folder(path, *, resize=False):
 
 
 def _unlike_others(grey, files, classes, *, several):
-    """Sentences on kept images (N, 1, 28, 28) that are perhaps not as meant; files: (split, label, path) of each."""
-    notes, groups, pixels = [], {}, grey.flatten(1)
-    for row, (split, label, _) in enumerate(files):
-        groups.setdefault(f"{split}/{classes[label]}" if several else classes[label], []).append(row)
+    """Sentences on kept images (N, 1, 28, 28) that are perhaps not as meant; files: (split, class, path) of each."""
+    notes, groups, pixels = [], defaultdict(list), grey.flatten(1)
+    for row, (split, name, _) in enumerate(files):
+        groups[f"{split}/{name}" if several else name].append(row)
     is_blank = ((pixels - pixels.median(1, keepdim=True).values).abs() > 8).float().mean(1) < 0.001
-    is_dark = (4 * pixels.amax(1) < pixels.max()) & ~is_blank
-    dark = [name for name, rows in groups.items() if 4 * grey[rows].max() < grey.max()]
-    if dark:
-        notes.append(f"all images of {_few(dark)} are dark beside the others: brighten the files, if not meant so")
-    elif is_dark.any():
-        notes.append(f"{_some(is_dark, files)} dark beside the others: brighten the files, if not meant so")
+    is_dark = 4 * pixels.amax(1) < pixels.max()
+    dark = [name for name, rows in groups.items() if is_dark[rows].all()]
+    if dark or (is_dark & ~is_blank).any():
+        which = f"all images of {_few(dark)} are" if dark else _some(is_dark & ~is_blank, files)
+        notes.append(f"{which} dark beside the others: brighten the files, if not meant so")
     is_dark_on_light = dark_on_light(grey / 127.5 - 1)
     inverted = [name for name, rows in groups.items() if is_dark_on_light[rows].float().mean() > 0.5]
     if 0 < len(inverted) < len(groups):
@@ -96,12 +93,10 @@ def _unlike_others(grey, files, classes, *, several):
         notes.append(f"{_some(is_dark_on_light != usual, files)} {form}: is that meant?")
     if is_blank.any():
         notes.append(f"images of nearly one grey value: {int(is_blank.sum()):,}")
-    names = {(split, label, os.path.splitext(path)[0]) for split, label, path in files}
-    if doubled := len(files) - len(names):
+    if doubled := len(files) - len({(split, name, os.path.splitext(path)[0]) for split, name, path in files}):
         notes.append(f"files called like another one, but for the extension (copies?): {doubled:,}")
     if pairs := _nearly_equal(pixels):
-        row, other = pairs[0]
-        example = " and ".join(os.path.join(*Path(files[one][2]).parts[-3:]) for one in (other, row))
+        example = " and ".join(os.path.join(*Path(files[row][2]).parts[-3:]) for row in reversed(pairs[0]))
         notes.append(f"nearly the same picture as another one (saved again?): {len(pairs):,} files, such as {example}")
     words = {name: {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} for name in classes}
     named = [name for name in classes if not several and words[name] & SPLIT_NAMES.keys()]
@@ -126,8 +121,8 @@ def _layout(path, left_out):
     _check_name(path)
     folders, images = _entries(path, left_out)
     splits = {name: SPLIT_NAMES.get(name.lower()) for name in folders}
-    named = [_entries(folder, Counter()) for name, folder in folders.items() if splits[name]]
-    if any(_holds_images(inner) for inside, _ in named for inner in inside.values()):
+    named = [folder for name, folder in folders.items() if splits[name]]
+    if any(_holds_images(inner) for folder in named for inner in _entries(folder, Counter())[0].values()):
         for name in [name for name in folders if not splits[name]]:
             if _holds_images(folders[name]):
                 raise InputError(f"holds the folders {_few(folders)}, of which {name} is no split; {NEEDED}")
@@ -151,9 +146,9 @@ def _layout(path, left_out):
 
 def _classes(within, folders, images, left_out):
     """{class: paths of its images}; within: "", or a split's name and "/". Raises InputError for other folders."""
-    if not folders and images:
-        flat = f"{within or 'it'} holds {len(images)} images and no folders"
-        raise InputError(f"{flat}; put them into one folder for each class; {NEEDED}")
+    if images and not folders:
+        advice = "put them into one folder for each class"
+        raise InputError(f"{within or 'it'} holds {len(images)} images and no folders; {advice}; {NEEDED}")
     if not folders:
         raise InputError(f"Couldn't find any class folder in {within or 'it'}; {NEEDED}")
     left_out["images beside the folders"] += len(images)
@@ -175,9 +170,8 @@ def _classes(within, folders, images, left_out):
 def _check_name(name):
     """Raises InputError for the name of a folder that tables and JSON files cannot hold."""
     if {unicodedata.category(character) for character in name} & {"Cc", "Cs"} or not name.strip():
-        raise InputError(
-            f"the folder {name!a} has a name that is empty, not UTF-8, or with a control character; rename it"
-        )
+        reason = "has a name that is empty, not UTF-8, or with a control character"
+        raise InputError(f"the folder {name!a} {reason}; rename it")
 
 
 def _some(chosen, files):
@@ -191,29 +185,23 @@ def _normalized(name):
     return unicodedata.normalize("NFC", name)
 
 
-def _few(names):
-    """The first names, and how many there are, in words."""
+def _few(names, most=5, others="more"):
+    """The first names, and how many others there are, in words."""
     names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most} {others}" if len(names) > most else "")
 
 
 def _holds_images(folder):
     """Whether an image is anywhere below a folder."""
-    pending = [folder]
-    while pending:
-        folders, images = _entries(pending.pop(), Counter())
-        if images:
-            return True
-        pending += [inner for inner in folders.values() if not os.path.islink(inner)]
-    return False
+    folders, images = _entries(folder, Counter())
+    return bool(images) or any(_holds_images(inner) for inner in folders.values() if not os.path.islink(inner))
 
 
 def _entries(folder, left_out):
     """{name: path} of the folders in a folder, and the paths of its images, by name; counts all else in `left_out`."""
     folders, images, here = {}, [], Path(os.path.realpath(folder))
     for name in sorted(os.listdir(folder), key=_normalized):
-        path = os.path.join(folder, name)
-        suffix = os.path.splitext(name)[1].lower()
+        path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
         try:
             mode = os.stat(path).st_mode
         except PermissionError:
@@ -243,9 +231,8 @@ def _entries(folder, left_out):
 
 def _listed(left_out):
     """A list of one sentence on what a Counter counts, or an empty one."""
-    parts = [f"{what} {count:,}" for what, count in left_out.items() if count]
-    more = f" and {len(parts) - MOST_LISTED} further kinds" * (len(parts) > MOST_LISTED)
-    return [f"left out: {', '.join(parts[:MOST_LISTED])}{more}"] if parts else []
+    kinds = [f"{what} {count:,}" for what, count in left_out.items() if count]
+    return [f"left out: {_few(kinds, 15, 'further kinds')}"] if kinds else []
 
 
 def load_images(images, *, resize=False, invert=False):

@@ -33,10 +33,8 @@ ROTATION, SHIFT, SCALE = 12.0, 2.0, 0.1  # of the augmentation, at most: degrees
 
 
 class ImageErrors(NamedTuple):
-    """The classifier's loss and error on each image, (M,) each."""
-
-    loss: torch.Tensor  # nats
-    error: torch.Tensor  # 0 or 1
+    loss: torch.Tensor  # (M,), nats
+    error: torch.Tensor  # (M,), 0 or 1
 
 
 class ClassifierTraining(Learner):
@@ -62,9 +60,8 @@ class ClassifierTraining(Learner):
 
     def train_step(self, rows, noise):
         """One step on the augmented training images at `rows` (B,). Returns loss and errors summed over them, (2,)."""
-        (adam,) = self.optimizers
+        (adam,), labels = self.optimizers, self.labels[rows]
         adam.zero_grad()
-        labels = self.labels[rows]
         with autocast(self.config.precision, self.images.device):
             logits = self.model(augment(self.images[rows], noise))
         loss = F.cross_entropy(logits, labels)
@@ -88,15 +85,8 @@ class ClassifierTraining(Learner):
 
 
 SUMMARY, FIGURE, JUDGE = "classification.json", "classification.png", "classifier_of_samples.pt"
-OWNED = Owned(
-    (ClassifierTraining,),
-    ("classification.json", "classification.png"),
-    summary=SUMMARY,
-    page=FIGURE,
-    checkpoints=("state*",),
-    evaluates=False,
-    extendable=False,
-)
+FILES = {"summary": SUMMARY, "page": FIGURE, "checkpoints": ("state*",)}
+OWNED = Owned((ClassifierTraining,), (SUMMARY, FIGURE), **FILES, evaluates=False, extendable=False)
 
 
 def augment(x, noise):
@@ -122,10 +112,7 @@ def predict(model, images, *, batch_size=100):
 
 
 def load_classifier(path, data):
-    """The Classifier of a checkpoint `classifier.pt`, on the device of the Data, frozen.
-
-    Raises InputError for any other file, and for a classifier that was trained on other images.
-    """
+    """The Classifier of a `classifier.pt`, on the device of the Data, frozen; InputError if its images were others."""
     checkpoint = read_checkpoint(path, ClassifierTraining.name, config_class=ClassifierConfig, device=data.device)
     with invalid_contents(path):
         model = Classifier(data.train.num_classes, image_shape=checkpoint["image_shape"])
@@ -142,8 +129,8 @@ def load_classifier(path, data):
 def find_classifier(data, config, run):
     """The Classifier of these training images and this ClassifierConfig: loaded if it is there, else trained.
 
-    The same settings give the same classifier, up to rounding if another machine trained it. Beside a `classifier.pt`
-    of another training, such as the user's, it is called JUDGE. An evaluation only reads the checkpoints' directory.
+    Beside a `classifier.pt` of another training, such as the user's, it is called JUDGE. An evaluation only reads the
+    checkpoints' directory.
     """
     found, names = None, (ClassifierTraining.file, JUDGE)
     for there in (folder / name for name in names for folder in (Path(run.config.checkpoint_dir), run.directory)):
@@ -192,26 +179,24 @@ def main():
 
 def report(model, test, run, settings):
     """Yields the figure and the numbers, the numbers last, see `save_file`; then prints the table."""
-    count, names = test.num_classes, test.classes
-    log_prob = predict(model, test.images)
+    count, log_prob = test.num_classes, predict(model, test.images)
     predicted = log_prob.argmax(-1)
     correct = predicted == test.labels
     overall = statistics.accuracy(correct)
-    per_class = [statistics.accuracy(correct[test.labels == label]) for label in range(count)]
+    classes = {name: statistics.accuracy(correct[test.labels == label]) for label, name in enumerate(test.classes)}
     confusion = torch.bincount(test.labels * count + predicted, minlength=count**2).reshape(count, count)
     shown = {"confusion": confusion.cpu().numpy(), "wrong": most_confidently_wrong(log_prob, test, count=10)}
-    figure = figures.classification(history=run.history, per_class=per_class, classes=names, **shown)
-    yield OWNED.page, figure
-    numbers = {"test": overall, "classes": dict(zip(names, per_class, strict=True)), "confusion": confusion.tolist()}
-    numbers |= {"history": run.history, "seconds": run.seconds()}
-    yield OWNED.summary, {"settings": settings, "versions": versions(), **numbers}
-    width = max(8, 1 + max(map(len, names)))
+    shown |= {"history": run.history, "per_class": [*classes.values()], "classes": test.classes}
+    yield FIGURE, figures.classification(**shown)
+    numbers = {"test": overall, "classes": classes, "confusion": confusion.tolist(), "history": run.history}
+    yield SUMMARY, {"settings": settings, "versions": versions(), **numbers, "seconds": run.seconds()}
+    width = max(8, 1 + max(map(len, classes)))
     print(f"{'class':>{width}}{'accuracy':>10}{'95% interval':>18}{'images':>8}")
-    for name, score in (*zip(names, per_class, strict=True), ("all", overall)):
+    for name, score in (*classes.items(), ("all", overall)):
         low, high = score["interval_95"]
         print(f"{name:>{width}}{score['accuracy']:>10.2%}{f'{low:.2%} to {high:.2%}':>18}{score['images']:>8,}")
     print(f"{run.seconds():.0f} seconds")
-    print(f"{run.results / OWNED.page}: open it; numbers: {OWNED.summary} beside it; {run.directory / 'classifier.pt'}")
+    print(f"{run.results / FIGURE}: open it; numbers: {SUMMARY} beside it; {run.directory / ClassifierTraining.file}")
 
 
 def most_confidently_wrong(log_prob, test, *, count):

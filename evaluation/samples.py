@@ -15,15 +15,11 @@ BASELINE = "pixel_gaussian"  # the kind to whose distance that of the others is 
 
 
 class Moments(NamedTuple):
-    """Mean and covariance of features, float64."""
-
-    mean: torch.Tensor  # (F,)
+    mean: torch.Tensor  # of features, (F,), float64
     covariance: torch.Tensor  # (F, F)
 
 
 class Classified(NamedTuple):
-    """What a classifier finds in images, on the CPU."""
-
     features: torch.Tensor  # (N, F), float64
     label: torch.Tensor  # (N,), the most probable class
     confidence: torch.Tensor  # (N,), its probability
@@ -31,15 +27,14 @@ class Classified(NamedTuple):
 
 @torch.no_grad()
 def classify(classifier, images, *, batch_size=100):
-    """The Classified of images (N, C, H, W); the classifier must be in evaluation mode."""
+    """The Classified of images (N, C, H, W), on the CPU; the classifier must be in evaluation mode."""
     features = torch.cat([classifier.features(x) for x in images.split(batch_size)])
     confidence, label = classifier.logits(features).softmax(-1).max(-1)
     return Classified(features.cpu().double(), label.cpu(), confidence.cpu())
 
 
 def moments(features):
-    """The Moments of features (N, F)."""
-    features = features.double()
+    features = features.double()  # (N, F)
     return Moments(features.mean(0), torch.cov(features.T).reshape(features.shape[1], -1))
 
 
@@ -66,9 +61,9 @@ def sample_pixel_gaussian(images, count, *, generator):
 def frechet_distances(features, reference, *, seed, resamples):
     """{name: (distance, (resamples,) of bootstrap resamples of all sets)}, Fréchet distances from the reference.
 
-    features: {name: (N, F)}; reference: (M, F). Distances are in units of the classifier, which differ from training to
-    training: compare ratios. Both distances of a ratio share each resample of the reference. The bootstrap
-    leaves out the bias, see `finite_sample_floor`: compare only distances of equally many images.
+    features: {name: (N, F)}; reference: (M, F). Units differ from one classifier to another: compare ratios, whose two
+    distances share each resample of the reference. The bootstrap leaves out the bias, see `finite_sample_floor`:
+    compare only distances of equally many images.
     """
     target, targets = moments(reference), list(_resampled(reference, len(reference), seed, "reference", resamples))
     distances = {}

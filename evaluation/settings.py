@@ -13,8 +13,6 @@ from runtime.plan import plan_evaluation, plan_run, refuse_used
 
 
 class Experiment(NamedTuple):
-    """What an experiment is."""
-
     run_config: RunConfig
     config: TrainConfig
     eval_config: EvalConfig
@@ -36,8 +34,7 @@ def prepare(given, *, owned):
     data = load_data(config, data_dir=run_config.data_dir, device=device, at_most="train_size" not in given)
     config = replace(config, train_size=len(data.train.labels))
     eval_config = choose_counts(config, given, data, precision=config.precision)
-    methods = choose_methods(given, owned.learners)
-    experiment = Experiment(run_config, config, eval_config, data, methods)
+    experiment = Experiment(run_config, config, eval_config, data, choose_methods(given, owned.learners))
     refuse_used(run_config)
     plan_run(run_config, experiment.settings, owned=owned, scoring=asdict(eval_config))
     return experiment
@@ -56,10 +53,9 @@ def prepare_again(given, *, owned):
     free = ("precision",) if "seeds" in given else ("seed", "precision")
     # A folder may have been moved: its images, of which the checkpoints hold a digest, say whether it is the same.
     dataset = getattr(given, "dataset", config.dataset)
-    moved = checkpoints.images and all(name.startswith("folder:") for name in (dataset, config.dataset))
-    free += ("dataset",) * bool(moved)
-    fixed = {name: value for name, value in asdict(config).items() if name not in free}
-    if others := differences(fixed, vars(given)):
+    if checkpoints.images and all(name.startswith("folder:") for name in (dataset, config.dataset)):
+        free += ("dataset",)
+    if others := differences(asdict(config), vars(given), but=free):
         raise InputError(f"{run_config.checkpoint_dir}: the checkpoints are of another training: {others}")
     scored = EvalConfig.for_training(config, vars(given))
     device, eval_config = prepare_run(run_config, scored, written=("results_dir",), dataset=dataset)
@@ -83,15 +79,13 @@ def add_own_flags(parser, methods):
     """Adds --evaluate-only, --methods and --seeds to the Parser."""
     meaning = "score the checkpoints again, without training; --seed and --precision are then the evaluation's"
     parser.add_argument("--evaluate-only", action="store_true", help=meaning)
-    names = [method.name for method in methods]
+    several, names = {"nargs": "+", "action": "extend", "default": SUPPRESS}, [method.name for method in methods]
     default = " ".join(method.name for method in methods if method.by_default)
     meaning = f"what is trained (default: {default}), or scored again (default: those whose checkpoints are there)"
-    parser.add_argument(
-        "--methods", nargs="+", action="extend", choices=names, metavar="NAME", default=SUPPRESS, help=meaning
-    )
+    parser.add_argument("--methods", choices=names, metavar="NAME", help=meaning, **several)
     meaning = "do it all for each of these seeds, in subdirectories seed_N of both directories; then write seeds.csv"
     meaning += " and print means over seeds as Markdown. Finished seeds are skipped, --resume continues the others"
-    parser.add_argument("--seeds", nargs="+", action="extend", type=int, metavar="N", default=SUPPRESS, help=meaning)
+    parser.add_argument("--seeds", type=int, metavar="N", help=meaning, **several)
 
 
 def choose_methods(given, methods, there=()):
@@ -108,11 +102,10 @@ def choose_counts(config, given, data, *, precision):
 
     Raises InputError if there are too few images for the counts that the user gave.
     """
-    splits, classes = (data.train, data.test), data.test.num_classes
-    fewest = min(int(split.labels.bincount(minlength=split.num_classes).min()) for split in splits)
+    classes, fewest = data.test.num_classes, min(min(split.counts().values()) for split in (data.train, data.test))
     eval_config = EvalConfig.for_training(config, vars(given), fewest=fewest, classes=classes)
     with about(f"--images-per-digit {eval_config.images_per_digit}"):
-        for split in splits:
+        for split in (data.train, data.test):
             rows_per_class(split, eval_config.images_per_digit)
     with about(f"--dataset {config.dataset}, test images"):
         rows_per_class(data.test, 2)

@@ -6,6 +6,7 @@ import stat
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ NEEDED = "it needs a folder of images for each class, or such folders in train, 
 # What file managers, archive tools and disks make; hidden files and those of editors begin or end as `_entries` says.
 LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "lost+found"}
 LEFT_BEHIND |= {"@eadir", "@recycle", "@__thumb", "#recycle", "$recycle.bin", "system volume information"}
+normalized = partial(unicodedata.normalize, "NFC")  # macOS writes accents apart, which sorts otherwise
 
 
 def read_folder(path, *, resize=False):
@@ -155,7 +157,7 @@ def _classes(within, folders, images, left_out):
     classes = {}
     for name, folder in folders.items():
         _check_name(name)
-        label = _normalized(name)
+        label = normalized(name)
         if label in classes:
             raise InputError(f"two folders are called {within}{label}; rename one")
         inner, classes[label] = _entries(folder, left_out)
@@ -180,11 +182,6 @@ def _some(chosen, files):
     return f"{len(names):,} of {len(files):,} images ({_few(names)}) {'is' if len(names) == 1 else 'are'}"
 
 
-def _normalized(name):
-    """The name in Unicode's composed form: macOS writes accents as characters of their own, which sort differently."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _few(names, most=5, others="more"):
     """The first names, and how many others there are, in words."""
     names = list(names)
@@ -200,7 +197,7 @@ def _holds_images(folder):
 def _entries(folder, left_out):
     """{name: path} of the folders in a folder, and the paths of its images, by name; counts all else in `left_out`."""
     folders, images, here = {}, [], Path(os.path.realpath(folder))
-    for name in sorted(os.listdir(folder), key=_normalized):
+    for name in sorted(os.listdir(folder), key=normalized):
         path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
         try:
             mode = os.stat(path).st_mode
@@ -253,9 +250,8 @@ def load_images(images, *, resize=False, invert=False):
     try:
         paths = [os.path.expanduser(path) for path in ([images] if isinstance(images, str | os.PathLike) else images)]
     except TypeError:
-        raise InputError(
-            "images: a path, a list of paths or a folder; of an array of grey values x / 127.5 - 1"
-        ) from None
+        needed = "a path, a list of paths or a folder; of an array of grey values x / 127.5 - 1"
+        raise InputError(f"images: {needed}") from None
     left_out = Counter()
     if len(paths) == 1 and os.path.isdir(paths[0]):
         folder = paths[0]
@@ -269,8 +265,7 @@ def load_images(images, *, resize=False, invert=False):
         raise InputError("no images: the list of paths is empty")
     grey, _, notes = read_images(paths, resize=resize)
     images = 1 - grey / 127.5 if invert else grey / 127.5 - 1
-    if not invert and (count := int(dark_on_light(images).sum())):
-        notes.append(f"{_unlike_mnist(count, len(images))}: for a model of such, invert=True turns all images")
+    notes += [] if invert else _dark_on_light_note(images, "for a model of such, invert=True")
     for note in [*_listed(left_out), *notes, *one_value_note(images)]:
         warnings.warn(note, stacklevel=2)
     return images
@@ -295,9 +290,11 @@ def dark_on_light(images):
     return (edge.median(1).values > 0) & (edge.mean(1) > images.flatten(1).mean(1))
 
 
-def _unlike_mnist(count, total):
-    images = f"{count:,} of {total:,} image{'s' * (total > 1)}"
-    return f"dark strokes on a light ground in {images}, where MNIST has light ones on a dark ground"
+def _dark_on_light_note(images, advice):
+    """A list of one sentence on how many images (N, C, H, W) are `dark_on_light`, or an empty one."""
+    count, total = int(dark_on_light(images).sum()), len(images)
+    which = f"{count:,} of {total:,} image{'s' * (total > 1)}, where MNIST has light ones on a dark ground"
+    return [f"dark strokes on a light ground in {which}: {advice} turns all images"] if count else []
 
 
 def warn_unlike_mnist(images):
@@ -305,10 +302,8 @@ def warn_unlike_mnist(images):
 
     To be called by a function that a user calls: the warning names the line of that call.
     """
+    notes = _dark_on_light_note(images, "-x")
     if count := int((images.flatten(1).amin(1) >= 0).sum()):
-        text = f"pixels in [0, 1]? expected [-1, 1]: 2 * x - 1 ({count:,} of {len(images):,} images)"
-    elif count := int(dark_on_light(images).sum()):
-        text = f"{_unlike_mnist(count, len(images))}: -x turns all images"
-    else:
-        return
-    warnings.warn(text, stacklevel=3)
+        notes = [f"pixels in [0, 1]? expected [-1, 1]: 2 * x - 1 ({count:,} of {len(images):,} images)"]
+    for text in notes:
+        warnings.warn(text, stacklevel=3)

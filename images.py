@@ -254,13 +254,11 @@ def load_images(images, *, resize=False, invert=False):
         raise InputError(f"images: {needed}") from None
     left_out = Counter()
     if len(paths) == 1 and os.path.isdir(paths[0]):
-        folder = paths[0]
-        with about(folder):
+        with about(folder := paths[0]):
             folders, paths = _entries(folder, left_out)
-        if not paths:
-            hint = f", only folders; with one folder per class, use --dataset folder:{folder}" if folders else ""
-            reason = f"{folder}: no image files ({', '.join(EXTENSIONS)}){hint}"
-            raise InputError("; ".join([reason, *_listed(left_out)]))
+            if not paths:
+                hint = f", only folders; with one folder per class, use --dataset folder:{folder}" if folders else ""
+                raise InputError("; ".join([f"no image files ({', '.join(EXTENSIONS)}){hint}", *_listed(left_out)]))
     if not paths:
         raise InputError("no images: the list of paths is empty")
     grey, _, notes = read_images(paths, resize=resize)

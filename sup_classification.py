@@ -4,9 +4,9 @@ import contextlib
 import math
 import os
 import signal
+from collections import namedtuple
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads soon leave the processor
 if __name__ == "__main__":
@@ -30,11 +30,7 @@ from runtime.run import open_run
 from training import Learner, train_epoch, validate
 
 ROTATION, SHIFT, SCALE = 12.0, 2.0, 0.1  # of the augmentation, at most: degrees, pixels, share
-
-
-class ImageErrors(NamedTuple):
-    loss: torch.Tensor  # (M,), nats
-    error: torch.Tensor  # (M,), 0 or 1
+ImageErrors = namedtuple("ImageErrors", ("loss", "error"))  # of each image, (M,): nats; 0 or 1
 
 
 class ClassifierTraining(Learner):
@@ -112,7 +108,7 @@ def predict(model, images, *, batch_size=100):
 
 
 def load_classifier(path, data):
-    """The Classifier of a `classifier.pt`, on the device of the Data, frozen; InputError if its images were others."""
+    """The Classifier in a file, on the device of the Data, frozen; InputError for another file, or other images."""
     checkpoint = read_checkpoint(path, ClassifierTraining.name, config_class=ClassifierConfig, device=data.device)
     with invalid_contents(path):
         model = Classifier(data.train.num_classes, image_shape=checkpoint["image_shape"])

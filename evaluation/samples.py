@@ -3,6 +3,7 @@
 A sample is the mean of p(x|z) at z ~ N(0, I), without the noise of p(x|z), which would look the same for all models.
 """
 
+from collections import namedtuple
 from typing import NamedTuple
 
 import torch
@@ -12,11 +13,7 @@ from vae_utils import mean_and_error, random_generator
 
 EXAMPLES = 12  # images of every kind, in the figure
 BASELINE = "pixel_gaussian"  # the kind to whose distance that of the others is compared
-
-
-class Moments(NamedTuple):
-    mean: torch.Tensor  # of features, (F,), float64
-    covariance: torch.Tensor  # (F, F)
+Moments = namedtuple("Moments", ("mean", "covariance"))  # of features, (F,) and (F, F), float64
 
 
 class Classified(NamedTuple):

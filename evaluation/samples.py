@@ -4,7 +4,6 @@ A sample is the mean of p(x|z) at z ~ N(0, I), without the noise of p(x|z), whic
 """
 
 from collections import namedtuple
-from typing import NamedTuple
 
 import torch
 
@@ -13,13 +12,9 @@ from vae_utils import mean_and_error, random_generator
 
 EXAMPLES = 12  # images of every kind, in the figure
 BASELINE = "pixel_gaussian"  # the kind to whose distance that of the others is compared
+# What a classifier finds: (N, F), float64; (N,), the most probable class; (N,), its probability.
+Classified = namedtuple("Classified", ("features", "label", "confidence"))
 Moments = namedtuple("Moments", ("mean", "covariance"))  # of features, (F,) and (F, F), float64
-
-
-class Classified(NamedTuple):
-    features: torch.Tensor  # (N, F), float64
-    label: torch.Tensor  # (N,), the most probable class
-    confidence: torch.Tensor  # (N,), its probability
 
 
 @torch.no_grad()

@@ -95,12 +95,11 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
     with about(f"--dataset {config.dataset}, --data-dir {data_dir}"):
         _check(whole, test)
         if train_index is not None:
-            train_index = torch.as_tensor(train_index, device=device)
-            rows, kind = train_index.unique(), train_index.dtype
-            if kind != torch.int64 or not len(rows) or rows.shape != train_index.shape:
+            index = torch.as_tensor(train_index, device=device)
+            if index.dtype != torch.int64 or not index.numel() or index.unique().shape != index.shape:
                 raise InputError("train_index: rows of the data set, whole numbers, all different, as Split.index")
-            train = whole.at(torch.searchsorted(whole.index, train_index).clamp(max=total - 1))
-            if not torch.equal(train.index, train_index):
+            train = whole.at(torch.searchsorted(whole.index, index).clamp(max=total - 1))
+            if not torch.equal(train.index, index):
                 raise InputError(f"has {total:,} training images; the checkpoints were trained on others")
     if train_index is None:
         left = 0 if given or total // 8 < fewest else total // 8  # to validate
@@ -109,12 +108,9 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
             train = stratified_subset(whole, size=size, seed=config.seed)
             _check(train, test)
     rest = whole.at(~torch.isin(whole.index, train.index))
-    if given:
-        (validation,) = given
-    elif len(rest.labels) >= fewest:
+    validation = given[0] if given else test
+    if not given and len(rest.labels) >= fewest:
         validation = stratified_subset(rest, size=min(VALIDATION_SIZE, len(rest.labels)), seed=config.seed)
-    else:
-        validation = test
     kinds = dict(zip(("training", "test", "validation"), (whole, test, *given), strict=False))
     digest = {kind: {"counts": split.counts(), "sha256": split.digest} for kind, split in kinds.items()}
     said = [whole.note] if whole.note else []

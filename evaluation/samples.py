@@ -26,7 +26,8 @@ def classify(classifier, images, *, batch_size=100):
 
 
 def moments(features):
-    features = features.double()  # (N, F)
+    """The Moments of features (N, F)."""
+    features = features.double()
     return Moments(features.mean(0), torch.cov(features.T).reshape(features.shape[1], -1))
 
 

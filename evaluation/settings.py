@@ -13,6 +13,8 @@ from runtime.plan import plan_evaluation, plan_run, refuse_used
 
 
 class Experiment(NamedTuple):
+    """All that an experiment depends on."""
+
     run_config: RunConfig
     config: TrainConfig
     eval_config: EvalConfig

@@ -27,7 +27,6 @@ CLASS_COLORS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000"
 )  # fmt: skip
 
-LONGEST_NAME = 24  # of a class, characters in a figure
 FONT = "DejaVu Sans"  # comes with matplotlib
 PLACEHOLDERS = re.compile(r"\.|Last ?Resort|Adobe Blank")  # fonts that draw a box for every character
 STYLE = mpl.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
@@ -100,26 +99,22 @@ def class_colors(count):
     return CLASS_COLORS[:count] if count <= len(CLASS_COLORS) else mpl.colormaps["turbo"](np.linspace(0, 1, count))
 
 
-def _shortened(classes):
-    """The names without the middle of long ones, as short as they differ; None if that is too long for a figure."""
-    for most in range(12, LONGEST_NAME, 2):
-        half = most // 2
-        names = [name if len(name) <= most else f"{name[:half]}…{name[1 - half :]}" for name in classes]
-        if len({*names}) == len(names):
-            return names
-    return None
+def shown(classes):
+    """The names of classes as figures show them, long ones without their middle, as short as they differ.
+
+    Their numbers, if no installed font has all characters, or names of 22 characters do not differ.
+    """
+    if not _fonts(frozenset("".join(classes)))[1]:
+        for half in range(6, 12):
+            names = [name if len(name) <= 2 * half else f"{name[:half]}…{name[1 - half :]}" for name in classes]
+            if len({*names}) == len(names):
+                return [name.replace("$", r"\$") for name in names]  # or a dollar would begin mathematics
+    return [str(number) for number in range(len(classes))]
 
 
 def are_numbered(classes):
-    """Whether figures show classes by number: no installed font has all characters, or short names do not differ."""
-    return bool(_fonts(frozenset("".join(classes)))[1]) or _shortened(classes) is None
-
-
-def shown(classes):
-    """The names of classes as figures show them, long ones without their middle, or their numbers."""
-    if are_numbered(classes):
-        return [str(number) for number in range(len(classes))]
-    return [name.replace("$", r"\$") for name in _shortened(classes)]  # or a dollar would begin mathematics
+    """Whether figures show the numbers of classes in place of their names."""
+    return [*classes] != shown(classes) == [str(number) for number in range(len(classes))]
 
 
 def are_short(classes):

@@ -18,6 +18,7 @@ from evaluation.statistics import (
     find,
     how_found,
     intervals,
+    plain_score,
     select_scores,
 )
 from evaluation.style import SPLIT_NAMES, Figure
@@ -236,7 +237,7 @@ def classification(*, history, per_class, confusion, wrong, classes):
     style.log_axis(curves)
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.legend()
-    accuracies = [(score["accuracy"], score["images"]) for score in per_class]
+    accuracies = [plain_score("accuracy", score["accuracy"], score["images"]) for score in per_class]
     style.plot_shares(shares, range(len(classes)), accuracies, fmt="o", color=style.BASELINE)
     shares.set(title="Accuracy per class, 95% interval", ylabel="accuracy, %")
     style.class_axis(shares, classes)
@@ -254,6 +255,5 @@ def classification(*, history, per_class, confusion, wrong, classes):
         captions = [("", line, style.INK) for line in zip(*texts, strict=True)]
         style.show_images(lower.subplots(), torch.stack([image for image, *_ in wrong]), captions=captions)
     lower.suptitle("The most confidently wrong test images: label as prediction, its probability")
-    total = sum(images for _, images in accuracies)
-    figure.suptitle(f"Supervised baseline on all {total:,} test images")
+    figure.suptitle(f"Supervised baseline on all {sum(entry.images for entry in accuracies):,} test images")
     return figure

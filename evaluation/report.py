@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from data import SPLITS
@@ -111,12 +110,10 @@ def evaluate(load, epochs, data, classifier, config, run):
     log_probs = {name: [measured[name, "test"].columns[column] for column in columns] for name in sample_q}
     moved = explorer(methods, train_q, sample, sample_q, log_probs, points=points, seed=config.seed)
     annealed = {split: drawn[split].first(config.images_per_digit) for split in SPLITS}  # (classes, annealed of each)
-    log_prob = np.array(
-        [
-            [measured[method.name, split].columns["log_prob"][places].numpy() for split, places in annealed.items()]
-            for method in methods
-        ]
-    )
+    values = [
+        measured[method.name, split].columns["log_prob"][annealed[split]] for method in methods for split in SPLITS
+    ]
+    log_prob = torch.stack(values).unflatten(0, (len(methods), len(SPLITS))).numpy()
     places = annealed["test"][:MOST_PICTURED, 0]
     examples = {"images": sample.images[places].cpu(), "num_samples": config.num_samples}
     examples["example_values"] = log_prob[:, SPLITS.index("test"), : len(places), 0]

@@ -114,7 +114,8 @@ def shown(classes):
 
 def are_numbered(classes):
     """Whether figures show the numbers of classes in place of their names."""
-    return [*classes] != shown(classes) == [str(number) for number in range(len(classes))]
+    numbers = [str(number) for number in range(len(classes))]
+    return shown(classes) == numbers != list(classes)
 
 
 def are_short(classes):
@@ -158,12 +159,11 @@ def show_images(axes, images, *, label="", captions=(), columns=None, size=8, ga
     axes.grid(False)
     edge = gap if count > 1 else 0  # make_grid leaves a single image as it is
     for line, (name, texts, color) in enumerate(captions):
-        style = {"textcoords": "offset points", "va": "top", "fontsize": size, "color": color}
-        below = -1 - 1.35 * size * line
+        below, form = -1 - 1.35 * size * line, {"va": "top", "fontsize": size, "color": color}
         for position, text in enumerate(texts):
             x = edge + (width - 1) / 2 + (width + gap) * position
-            axes.annotate(text, (x, 0), (0, below), ("data", "axes fraction"), ha="center", **style)
-        axes.annotate(name, (0, 0), (-4, below), "axes fraction", ha="right", **style)
+            axes.annotate(text, (x, 0), (0, below), ("data", "axes fraction"), "offset points", ha="center", **form)
+        axes.annotate(name, (0, 0), (-4, below), "axes fraction", "offset points", ha="right", **form)
 
 
 def show_rows(parent, rows, captions):
@@ -231,25 +231,25 @@ def plot_band(axes, x, mean, half, *, color, line="-", marker=None, **style):
     axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
 
 
-def plot_shares(axes, x, shares, **style):
-    """Pairs (share, of how many images) in percent with Wilson's intervals."""
-    ends = 100 * np.array([wilson_interval(share, images) for share, images in shares])  # (N, 2)
-    share = 100 * np.array([share for share, _ in shares])
+def plot_shares(axes, x, scores, **style):
+    """Scores that are shares of images, in percent with Wilson's intervals."""
+    ends = 100 * np.array([wilson_interval(entry.mean, entry.images) for entry in scores])  # (N, 2)
+    share = 100 * np.array([entry.mean for entry in scores])
     # Not a difference with sign: rounding may put a share of exactly one a hair outside its interval.
     axes.errorbar(x, share, yerr=np.abs(ends.T - share), **style)
 
 
 def class_axis(axes, classes, *, which="x", label="class"):
     """Names the classes along an axis; long names are turned, many are small."""
-    form, names = {}, shown(classes)
-    if which == "x" and not are_short(names):
-        form = {"rotation": 45, "ha": "right"} if len(classes) <= 12 else {"rotation": 90}
-    if len(classes) > 12:
-        form["fontsize"] = 7 if len(classes) <= 36 else 5
-    if which == "x" and len(classes) > 20:
-        form["rotation"] = 90
+    form, names, count = {}, shown(classes), len(classes)
+    if which == "x" and count > (20 if are_short(names) else 12):
+        form = {"rotation": 90}
+    elif which == "x" and not are_short(names):
+        form = {"rotation": 45, "ha": "right"}
+    if count > 12:
+        form["fontsize"] = 7 if count <= 36 else 5
     axes.set(**{f"{which}label": label + ", by number" * (bool(label) and are_numbered(classes))})
-    getattr(axes, f"set_{which}ticks")(range(len(classes)), names, **form)
+    getattr(axes, f"set_{which}ticks")(range(count), names, **form)
 
 
 def spaced(epochs):

@@ -179,7 +179,7 @@ function explore(data) {
     drawMaps();
   }
 
-  // Shows z of the same numbers under all methods; origin: what they are, by default the numbers themselves.
+  // Shows z of the same numbers under all methods, or if null, of the image; origin: what they are, by default themselves.
   const rounded = (value) => (Math.round(100 * value) / 100 || 0).toFixed(2);
   function put(z, origin = `(${z.slice(0, dimensions).map(rounded).join(", ")})`) {
     state.free = z;
@@ -190,12 +190,10 @@ function explore(data) {
 
   function choose(n) {
     state.image = (n + count) % count;
-    state.free = null;
     state.walk = 0;
     byId("walk").value = 0;
     byId("image").value = state.image;
-    sliders.forEach((slider) => (slider.value = 0));
-    draw();
+    put(null, "");
   }
 
   // ---- The maps: the first images of the list have points ----

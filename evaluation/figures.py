@@ -11,16 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from data import SPLITS
 from evaluation import style
-from evaluation.statistics import (
-    FEWEST_OF_INTERVAL,
-    TRACKED,
-    column_intervals,
-    find,
-    how_found,
-    intervals,
-    plain_score,
-    select_scores,
-)
+from evaluation.statistics import TRACKED, column_intervals, find, how_found, intervals, plain_score, select_scores
 from evaluation.style import SPLIT_NAMES, Figure
 
 PARTS = {
@@ -65,13 +56,6 @@ def training_curves(*, history, methods, saved_epochs):
     return figure
 
 
-def class_intervals(scores, quantity, method, split, classes):
-    """Means and half widths of the 95% intervals of each class; NaN below FEWEST_OF_INTERVAL images."""
-    entries = [find(scores, quantity, method.name, split, name) for name in classes]
-    mean, half = intervals(entries)
-    return mean, np.where([entry.images < FEWEST_OF_INTERVAL for entry in entries], np.nan, half)
-
-
 @style.styled
 def log_probabilities(*, scores, images, example_values, num_samples, methods, classes):
     """One image of each class with its log p(x), over the mean of each class, training images next to test images.
@@ -95,7 +79,7 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
             for number, (quantity, (marker, color)) in enumerate(ESTIMATES.items()):
                 x = np.arange(len(classes)) + shift + 0.1 * number
                 form = {"color": color or method.color, "mfc": "white" if color else inside, "fmt": marker}
-                mean, half = class_intervals(scores, quantity, method, split, classes)
+                mean, half = style.class_intervals(scores, quantity, method, split, classes)
                 label = how if quantity == "log_prob" else "importance sampling"
                 axes.errorbar(x, mean, half, label=f"{SPLIT_NAMES[split]}, {label}", **form)
                 halves.append(half)
@@ -207,7 +191,7 @@ def gaps_per_class(*, scores, methods, classes):
     for method, split, axes in panels:
         base, x = 0, np.arange(len(classes))
         for quantity, (label, strength, shift, *_) in GAPS.items():
-            mean, half = class_intervals(scores, quantity, method, split, classes)
+            mean, half = style.class_intervals(scores, quantity, method, split, classes)
             axes.bar(x, mean, bottom=base, color=method.color, alpha=strength, width=0.7, label=label)
             base = base + mean
             axes.errorbar(x + shift, base, half, **style.WHISKER)

@@ -130,8 +130,7 @@ def latent_map(*, points, labels, scores, methods, classes, latent_dims):
     figure.suptitle(
         f"Means of q of {len(labels):,} test images, each drawn {'as' if short else 'in the colour of'} its class: "
         f"{', or '.join(kinds)}\nNearest neighbors are those in {'all dimensions of ' * (len(dims) < len(methods))}z; "
-        "with their 95% interval\n"
-        f"In raw pixels {agreement('pixels')}"
+        f"with their 95% interval\nIn raw pixels {agreement('pixels')}"
     )
     return figure
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator
 from torchvision.utils import make_grid
 
 from data import SPLITS
-from evaluation.statistics import wilson_interval
+from evaluation.statistics import FEWEST_OF_INTERVAL, find, intervals, wilson_interval
 
 SPLIT_NAMES = {"train": "training images", "validation": "validation images", "test": "test images"}
 # Okabe and Ito's palette, which colour-blind readers can tell apart; methods take theirs from the rest.
@@ -220,6 +220,13 @@ def method_grid(methods):
     for axes in grid[:, 0]:
         axes.set_ylabel("nats per image")
     return figure, [(*pair, axes) for pair, axes in zip(product(methods, SPLITS), grid.flat, strict=True)]
+
+
+def class_intervals(scores, quantity, method, split, classes):
+    """Means and half widths of the 95% intervals of each class; NaN below FEWEST_OF_INTERVAL images."""
+    entries = [find(scores, quantity, method.name, split, name) for name in classes]
+    mean, half = intervals(entries)
+    return mean, np.where([entry.images < FEWEST_OF_INTERVAL for entry in entries], np.nan, half)
 
 
 def plot_band(axes, x, mean, half, *, color, line="-", marker=None, **style):

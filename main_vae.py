@@ -86,7 +86,7 @@ def score(run, experiment, checkpoints):
         raise RunError(f"{checkpoints.directory}: another run has changed the checkpoints while they were scored")
     summary |= {"scored_epoch": checkpoints.epochs[-1], "likelihood": results.likelihood, "labels": results.labels}
     with run.timed("figures and tables"):
-        run.write(draw_report(results, summary))
+        run.write(draw_report(results))
     seconds = {"training": training_seconds, "evaluation": time.perf_counter() - started, "total": run.seconds()}
     summary["seconds"] = seconds | {"stages": run.stage_seconds}
     if full:

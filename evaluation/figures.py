@@ -11,15 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from data import SPLITS
 from evaluation import style
-from evaluation.statistics import (
-    FEWEST_OF_INTERVAL,
-    TRACKED,
-    column_intervals,
-    find,
-    how_found,
-    intervals,
-    select_scores,
-)
+from evaluation.statistics import TRACKED, column_intervals, find, how_found, intervals, plain_score, select_scores
 from evaluation.style import SPLIT_NAMES, Figure
 
 PARTS = {
@@ -37,12 +29,11 @@ GAPS = {  # of the scores: label, strength of the color, shift of the whisker, l
 
 def plot_history(axes, history, name, *, scale, label, color):
     """A column of a training's history, training images solid, validation images dashed with their interval."""
-    for split, line in (("train", "-"), ("validation", "--")):
+    epochs = [row["epoch"] for row in history]
+    for split, line, inside in (("train", "-", color), ("validation", "--", "white")):
         mean, half = column_intervals(history, f"{split}_{name}", f"{split}_images")
-        text = f"{label}{history[0][f'{split}_images']:,} {SPLIT_NAMES[split]}"
-        epochs = [row["epoch"] for row in history]
-        form = {"color": color, "mfc": color if split == "train" else "white", "line": line, "label": text}
-        style.plot_band(axes, epochs, scale * mean, abs(scale) * half, **form)
+        form = {"label": f"{label}{history[0][f'{split}_images']:,} {SPLIT_NAMES[split]}", "line": line, "mfc": inside}
+        style.plot_band(axes, epochs, scale * mean, abs(scale) * half, color=color, **form)
     axes.set_xlabel("epoch")
 
 
@@ -63,13 +54,6 @@ def training_curves(*, history, methods, saved_epochs):
         "Training: running means over the epoch (solid); validation images with the 95% interval of their mean (dashed)"
     )
     return figure
-
-
-def class_intervals(scores, quantity, method, split, classes):
-    """Means and half widths of the 95% intervals of each class; NaN below FEWEST_OF_INTERVAL images."""
-    entries = [find(scores, quantity, method.name, split, name) for name in classes]
-    mean, half = intervals(entries)
-    return mean, np.where([entry.images < FEWEST_OF_INTERVAL for entry in entries], np.nan, half)
 
 
 @style.styled
@@ -95,22 +79,19 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
             for number, (quantity, (marker, color)) in enumerate(ESTIMATES.items()):
                 x = np.arange(len(classes)) + shift + 0.1 * number
                 form = {"color": color or method.color, "mfc": "white" if color else inside, "fmt": marker}
-                mean, half = class_intervals(scores, quantity, method, split, classes)
+                mean, half = style.class_intervals(scores, quantity, method, split, classes)
                 label = how if quantity == "log_prob" else "importance sampling"
                 axes.errorbar(x, mean, half, label=f"{SPLIT_NAMES[split]}, {label}", **form)
                 halves.append(half)
         style.class_axis(axes, classes)
         axes.legend(fontsize=8, ncols=2, loc="lower center")
     low, high = axes.get_ylim()
-    panels[0][1].set_ylim(low - 0.3 * (high - low), high)  # leaves room for the legends; above, there may be no values
-    panels[0][1].set_ylabel("log p(x), nats per image")
-    of_each = (
-        f", of one or two images {how}"
-        if np.isnan(halves).all()
-        else " with its 95% t interval over images, of three or more"
-    )
+    low -= 0.3 * (high - low)  # leaves room for the legends; above, there may be no values
+    panels[0][1].set(ylim=(low, high), ylabel="log p(x), nats per image")
+    few = np.isnan(halves).all()
+    means = f", of one or two images {how}" if few else " with its 95% t interval over images, of three or more"
     lower.suptitle(
-        f"Mean of each class{of_each}; log p(x), and by importance sampling\nwith {num_samples:,} samples from q, "
+        f"Mean of each class{means}; log p(x), and by importance sampling\nwith {num_samples:,} samples from q, "
         "which is low where few of them are effective"
     )
     return figure
@@ -121,8 +102,7 @@ def where_the_nats_go(*, scores, methods):
     """How log p(x) - ELBO(q) divides into its three gaps, a bar for each method and split, with their values."""
     bars = [(method, split) for method in methods for split in SPLITS]
     figure = Figure(figsize=(10, 1.3 + 0.75 * len(bars)))
-    axes, base, texts = figure.subplots(), np.zeros(len(bars)), [[] for _ in bars]
-    y = np.arange(len(bars))[::-1] + 0.0
+    axes, base, texts, y = figure.subplots(), np.zeros(len(bars)), [[] for _ in bars], np.arange(len(bars))[::-1]
     for number, (quantity, (label, strength, *_)) in enumerate(GAPS.items()):
         mean, half = intervals([find(scores, quantity, method.name, split) for method, split in bars])
         colors = [to_rgba(method.color, strength) for method, _ in bars]
@@ -133,8 +113,7 @@ def where_the_nats_go(*, scores, methods):
             parts += [f"{round(width, 1) + 0:.1f}" + f" ± {error:.1f}" * bool(error >= 0)] if width else ["0"]
         base = base + mean
     for place, parts in zip(y, texts, strict=True):  # one text a bar: its parts may be narrower than their numbers
-        form = {"textcoords": "offset points", "va": "bottom", "fontsize": 8}
-        axes.annotate("  +  ".join(parts), (0, place + 0.31), (3, 0), **form)
+        axes.annotate("  +  ".join(parts), (0, place + 0.31), (3, 0), "data", "offset points", va="bottom", fontsize=8)
     axes.set_yticks(y, [f"{method.label},\n{SPLIT_NAMES[split]}" for method, split in bars])
     axes.set(xlabel="log p(x) - ELBO(q), nats per image", ylim=(-0.6, len(bars) - 0.3), axisbelow=True)
     axes.grid(axis="y", visible=False)
@@ -159,8 +138,8 @@ def gaps_over_epochs(*, scores, methods):
             axes.errorbar([1.04 * epochs[-1]], mean, half, color=color, fmt=marker, mfc="white", capsize=3)
         tracked = select_scores(scores, quantity="fitted_elbo", group=TRACKED, **labels)
         epochs, more = [entry.epoch for entry in tracked], find(scores, "elbo", **labels).images
-        title = f"{method.label}, {SPLIT_NAMES[split]} ({tracked[-1].images} images; open marker: {more})"
-        axes.set_title(title, fontsize=10)
+        images = f"{tracked[-1].images} images; open marker: {more}"
+        axes.set_title(f"{method.label}, {SPLIT_NAMES[split]} ({images})", fontsize=10)
         axes.set(xlabel="epoch" if method is methods[-1] else "", xticks=style.spaced(epochs))
         if len(epochs) == 1:  # of a run whose earlier epochs were not measured
             axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
@@ -175,21 +154,21 @@ def quality_over_seconds(*, scores, methods):
     """ELBO(q) and log p(x) of the same test images over the seconds of training, which grow evenly with the epochs."""
     figure = Figure(figsize=(11, 4.2))
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    training = {method.name: find(scores, "training_seconds", method.name, "train") for method in methods}
+    longest = max(seconds.mean for seconds in training.values())
     for axes, (quantity, title) in zip(panels, (("elbo", "ELBO(q)"), ("log_prob", "log p(x)")), strict=True):
         where = {"quantity": quantity, "split": "test", "group": TRACKED}
         curves = {method.name: select_scores(scores, method=method.name, **where) for method in methods}
         highest = max(curves, key=lambda name: curves[name][0].mean)  # its epochs stand above it, others below
         for method in methods:
-            tracked = curves[method.name]
-            seconds = find(scores, "training_seconds", method.name, "train")
+            tracked, seconds = curves[method.name], training[method.name]
             x = [seconds.mean * entry.epoch / seconds.epoch for entry in tracked]
             mean, half = intervals(tracked)
             style.plot_band(axes, x, -mean, half, color=method.color, marker="o", label=method.label)
-            form = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "color": method.color}
+            beside = (8, -3) if len(tracked) == 1 else (0, 8 if method.name == highest else -14)
             for entry, *point in zip(tracked, x, -mean, strict=True):
-                beside = (8, -3) if len(tracked) == 1 else (0, 8 if method.name == highest else -14)
-                axes.annotate(str(entry.epoch), point, beside, **form)
-        longest = max(find(scores, "training_seconds", method.name, "train").mean for method in methods)
+                form = {"fontsize": 8, "ha": "center", "color": method.color}
+                axes.annotate(str(entry.epoch), point, beside, "data", "offset points", **form)
         axes.set(title=title, xlabel="seconds of training", xlim=(0, 1.05 * longest))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=len(methods))
     axes.invert_yaxis()  # what is drawn is the negative, which can have a logarithmic axis
@@ -212,7 +191,7 @@ def gaps_per_class(*, scores, methods, classes):
     for method, split, axes in panels:
         base, x = 0, np.arange(len(classes))
         for quantity, (label, strength, shift, *_) in GAPS.items():
-            mean, half = class_intervals(scores, quantity, method, split, classes)
+            mean, half = style.class_intervals(scores, quantity, method, split, classes)
             axes.bar(x, mean, bottom=base, color=method.color, alpha=strength, width=0.7, label=label)
             base = base + mean
             axes.errorbar(x + shift, base, half, **style.WHISKER)
@@ -242,14 +221,13 @@ def classification(*, history, per_class, confusion, wrong, classes):
     style.log_axis(curves)
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.legend()
-    accuracies = [(score["accuracy"], score["images"]) for score in per_class]
+    accuracies = [plain_score("accuracy", score["accuracy"], score["images"]) for score in per_class]
     style.plot_shares(shares, range(len(classes)), accuracies, fmt="o", color=style.BASELINE)
     shares.set(title="Accuracy per class, 95% interval", ylabel="accuracy, %")
     style.class_axis(shares, classes)
-    mistakes = confusion * (1 - np.eye(len(classes)))
+    mistakes, size = confusion * (1 - np.eye(len(classes))), min(7, 110 * scale / len(classes))
     matrix.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1, 1.3 * mistakes.max()))
     matrix.grid(False)
-    size = min(7, 110 * scale / len(classes))
     for label, prediction in np.argwhere(confusion):
         matrix.text(prediction, label, confusion[label, prediction], ha="center", va="center", fontsize=size)
     matrix.set(title="Confusion matrix, mistakes shaded")
@@ -261,6 +239,5 @@ def classification(*, history, per_class, confusion, wrong, classes):
         captions = [("", line, style.INK) for line in zip(*texts, strict=True)]
         style.show_images(lower.subplots(), torch.stack([image for image, *_ in wrong]), captions=captions)
     lower.suptitle("The most confidently wrong test images: label as prediction, its probability")
-    total = sum(images for _, images in accuracies)
-    figure.suptitle(f"Supervised baseline on all {total:,} test images")
+    figure.suptitle(f"Supervised baseline on all {sum(entry.images for entry in accuracies):,} test images")
     return figure

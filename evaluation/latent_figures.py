@@ -21,23 +21,24 @@ def latent_usage(*, table, scores, methods):
     """KL per dimension, sorted, with the number of used ones; table: rows of latent_usage.csv."""
     figure = Figure(figsize=(1 + 5 * max(2, len(methods)), 4.4))
     panels = style.method_row(figure, methods, sharey=True)
-    for (method, axes), (split, line) in product(panels, zip(SPLITS, ("-", "--"), strict=True)):
-        rows = [row for row in table if (row["method"], row["split"]) == (method.name, split)]
-        rows.sort(key=lambda row: row["kl"], reverse=True)
-        used, fewest_used, most_used, active, fewest, most = (
-            int(find(scores, quantity + end, method.name, split).mean)
-            for quantity, end in product(("used_dimensions", "active_units"), ("", "_lower", "_upper"))
-        )
-        label = (
-            f"{rows[0]['images']:,} {SPLIT_NAMES[split]}\n{used} dimension{'s' * (used != 1)} above {USED:g} nats "
-            f"({fewest_used} to {most_used}): {find(scores, 'share_of_kl', method.name, split).mean:.1%} of the KL\n"
-            f"{active} active unit{'s' * (active != 1)} ({fewest} to {most})"
-        )
-        form = {"color": method.color if split == "train" else style.INK, "line": line, "label": label}
-        style.plot_band(axes, range(1, len(rows) + 1), *column_intervals(rows, "kl"), **form)
+    for method, axes in panels:
+        for split, line, color in zip(SPLITS, ("-", "--"), (method.color, style.INK), strict=True):
+            rows = [row for row in table if (row["method"], row["split"]) == (method.name, split)]
+            rows.sort(key=lambda row: row["kl"], reverse=True)
+            used, fewest_used, most_used, active, fewest, most = (
+                int(find(scores, quantity + end, method.name, split).mean)
+                for quantity, end in product(("used_dimensions", "active_units"), ("", "_lower", "_upper"))
+            )
+            share = find(scores, "share_of_kl", method.name, split).mean
+            label = (
+                f"{rows[0]['images']:,} {SPLIT_NAMES[split]}\n{used} dimension{'s' * (used != 1)} above {USED:g} nats "
+                f"({fewest_used} to {most_used}): {share:.1%} of the KL\n"
+                f"{active} active unit{'s' * (active != 1)} ({fewest} to {most})"
+            )
+            ranks = range(1, len(rows) + 1)
+            style.plot_band(axes, ranks, *column_intervals(rows, "kl"), color=color, line=line, label=label)
         margin = max(0.5, 0.05 * len(rows))
         axes.set(xlabel=f"rank of the dimension, of {len(rows)}", xlim=(1 - margin, len(rows) + margin))
-    for _, axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         below = {} if len(rows) > PLANE else {"bbox_to_anchor": (1, -0.2)}
         axes.legend(loc="upper right", labelspacing=1, **below)
@@ -71,8 +72,7 @@ def probes(*, scores, methods):
         form = {"color": color, "mfc": "white" if used else color, "linestyle": "--" if used else "-"}
         entries = select_scores(accuracies, method=name)
         x = [int(entry.group) * apart ** (number - len(features) / 2) for entry in entries]
-        shares = [(entry.mean, entry.images) for entry in entries]
-        style.plot_shares(axes, x, shares, marker="osv^DPX"[number % 7], label=label, **form)
+        style.plot_shares(axes, x, entries, marker="osv^DPX"[number % 7], label=label, **form)
     baseline = find(scores, "classifier_accuracy", "baseline")
     low, high = (100 * end for end in wilson_interval(baseline.mean, baseline.images))
     axes.axhspan(low, high, color=style.BASELINE, alpha=0.15, linewidth=0)
@@ -130,8 +130,7 @@ def latent_map(*, points, labels, scores, methods, classes, latent_dims):
     figure.suptitle(
         f"Means of q of {len(labels):,} test images, each drawn {'as' if short else 'in the colour of'} its class: "
         f"{', or '.join(kinds)}\nNearest neighbors are those in {'all dimensions of ' * (len(dims) < len(methods))}z; "
-        "with their 95% interval\n"
-        f"In raw pixels {agreement('pixels')}"
+        f"with their 95% interval\nIn raw pixels {agreement('pixels')}"
     )
     return figure
 
@@ -195,6 +194,7 @@ def sample_quality(*, scores, examples, methods, classes):
     distances = [find(scores, "frechet_distance", name) for name in examples]
     confidences = [find(scores, "confidence", name) for name in (*examples, "test")]
     for axes, entries in ((distance, distances), (confidence, confidences)):
+        form = {"va": "bottom", "fontsize": 8} if axes is distance else {"va": "center", "fontsize": 9}
         for position, entry in enumerate(entries):
             half = half_width(entry.standard_error, entry.freedom) if entry.freedom else 1.96 * entry.standard_error
             axes.errorbar(position, entry.mean, half, fmt="o", color=look[entry.method][1])
@@ -202,26 +202,11 @@ def sample_quality(*, scores, examples, methods, classes):
             if axes is distance and entry.method != BASELINE:
                 ratio = find(scores, "frechet_ratio", entry.method)
                 text += f"\n{ratio.mean:.3f}\n± {1.96 * ratio.standard_error:.3f}"
-            form = {"va": "bottom", "fontsize": 8} if axes is distance else {"va": "center", "fontsize": 9}
             axes.annotate(text, (position, entry.mean), (7, 0), textcoords="offset points", **form)
         names = [look[entry.method][0] for entry in entries]
         axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=9)
         axes.set_xlim(-0.5, len(names))
-    # Class histogram.
-    for number, name in enumerate(examples):
-        x = np.arange(len(classes)) + 0.64 * ((number + 0.5) / len(examples) - 0.5)
-        form = {"color": look[name][1], "fmt": "o", "ms": 3.5, "lw": 1, "capsize": 2, "label": look[name][0]}
-        entries = [find(scores, "class_share", name, group=group) for group in classes]
-        style.plot_shares(histogram, x, [(entry.mean, entry.images) for entry in entries], **form)
     count, images = confidences[-1].images, distances[0].images
-    expected = [100 * find(scores, "class_share", "test", group=group).mean for group in classes]
-    edges = np.arange(len(classes) + 1) - 0.5
-    histogram.stairs(expected, edges, baseline=None, color=style.INK, label=f"{count:,} test images")
-    style.class_axis(histogram, classes)
-    top = 1.35 * histogram.dataLim.y1  # leaves room for the legend
-    histogram.set(title="What the classifier takes them for", ylabel="share, %", ylim=(0, top))
-    histogram.legend(fontsize=8, ncols=2, loc="upper center")
-    # Axes and texts.
     reached = [floor, *(entry.mean for entry in distances)]
     distance.set(yscale="log", ylim=(min(reached) / 3, 4 * max(reached)))  # leaves room for the numbers
     distance.set_title(f"Fréchet distance from the {count:,} test images;\nbelow it, its ratio to the Gaussian's")
@@ -229,6 +214,19 @@ def sample_quality(*, scores, examples, methods, classes):
     distance.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     distance.yaxis.set_minor_formatter(NullFormatter())
     confidence.set(title="How surely", ylabel="mean probability\nof the most probable class")
+    # Class histogram.
+    x = np.arange(len(classes))
+    for number, name in enumerate(examples):
+        form = {"color": look[name][1], "fmt": "o", "ms": 3.5, "lw": 1, "capsize": 2, "label": look[name][0]}
+        shares = [find(scores, "class_share", name, group=group) for group in classes]
+        style.plot_shares(histogram, x + 0.64 * ((number + 0.5) / len(examples) - 0.5), shares, **form)
+    expected = [100 * find(scores, "class_share", "test", group=group).mean for group in classes]
+    edges = np.arange(len(classes) + 1) - 0.5
+    histogram.stairs(expected, edges, baseline=None, color=style.INK, label=f"{count:,} test images")
+    style.class_axis(histogram, classes)
+    top = 1.35 * histogram.dataLim.y1  # leaves room for the legend
+    histogram.set(title="What the classifier takes them for", ylabel="share, %", ylim=(0, top))
+    histogram.legend(fontsize=8, ncols=2, loc="upper center")
     figure.suptitle(
         f"{images:,} samples of each kind before the supervised baseline: the mean of p(x|z) at z from p(z)"
         + ", real training images (the best to be expected)" * ("real_images" in examples)

@@ -31,19 +31,12 @@ def compare_seeds(folders, results_dir):
 
 
 def headline_scores(scores):
-    """{(method, split, title): Score} of a run's Scores, in the order of the table: it says what is in it.
-
-    Paired differences of two methods follow the numbers of each.
-    """
-    methods = dict.fromkeys(entry.method for entry in scores if entry.quantity == "elbo")
-    names = [name for name in methods if " - " not in name]
-    asked = dict.fromkeys(names, QUANTITIES)
-    asked |= dict.fromkeys((" - ".join(both) for both in combinations(names, 2)), DIFFERENCES)
+    """{(method, split, title): Score} of a run's Scores, in the order of the table: it says what is in it."""
     rows = {}
-    for name, quantities in asked.items():
-        for split, quantity in product(SPLITS, quantities):
-            if entry := find(scores, quantity, name, split):
-                rows[name, split, title(quantity)] = entry
+    for method in dict.fromkeys(entry.method for entry in scores if entry.quantity == "elbo"):
+        for split, quantity in product(SPLITS, DIFFERENCES if " - " in method else QUANTITIES):
+            if entry := find(scores, quantity, method, split):
+                rows[method, split, title(quantity)] = entry
     return rows
 
 
@@ -66,7 +59,7 @@ def table(headlines, labels, likelihood):
     headlines: {seed: its `headline_scores`}; labels: {method's name: its label}. Of several seeds the intervals are
     over seeds; of one, over images.
     """
-    first, several = next(iter(headlines.values())), len(headlines) > 1
+    first = next(iter(headlines.values()))
     labels = labels | {f"{a} - {b}": f"{labels[a]} - {labels[b]} (paired)" for a, b in combinations(labels, 2)}
 
     # A line per method and quantity.
@@ -79,13 +72,14 @@ def table(headlines, labels, likelihood):
         above = method
 
     # What the intervals are of.
-    what = f"seeds {', '.join(map(str, headlines))}" if several else f"the images of seed {next(iter(headlines))}"
-    interval = f"mean over {what} ± half width of its 95% t interval over {'seeds' if several else 'images'}"
-    if several:
-        interval += " (over their images, if that is wider: each seed draws its own)"
+    of, over = f"the images of seed {next(iter(headlines))}", "images"
+    if len(headlines) > 1:
+        of = f"seeds {', '.join(map(str, headlines))}"
+        over = "seeds (over their images, if that is wider: each seed draws its own)"
     *few, (most, _) = sorted(counts.items(), key=lambda item: len(item[1]))
     images = "".join(f"{count} for {', '.join(names)}; " for count, names in few)
     images += f"{most} for all{' else' if few else ''}"
+    interval = f"mean over {of} ± half width of its 95% t interval over {over}"
     return "\n".join([*lines, "", f"{likelihood}; {interval}; images (train and test): {images}."])
 
 

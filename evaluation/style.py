@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator
 from torchvision.utils import make_grid
 
 from data import SPLITS
-from evaluation.statistics import wilson_interval
+from evaluation.statistics import FEWEST_OF_INTERVAL, find, intervals, wilson_interval
 
 SPLIT_NAMES = {"train": "training images", "validation": "validation images", "test": "test images"}
 # Okabe and Ito's palette, which colour-blind readers can tell apart; methods take theirs from the rest.
@@ -27,7 +27,6 @@ CLASS_COLORS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000"
 )  # fmt: skip
 
-LONGEST_NAME = 24  # of a class, characters in a figure
 FONT = "DejaVu Sans"  # comes with matplotlib
 PLACEHOLDERS = re.compile(r"\.|Last ?Resort|Adobe Blank")  # fonts that draw a box for every character
 STYLE = mpl.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
@@ -100,26 +99,23 @@ def class_colors(count):
     return CLASS_COLORS[:count] if count <= len(CLASS_COLORS) else mpl.colormaps["turbo"](np.linspace(0, 1, count))
 
 
-def _shortened(classes):
-    """The names without the middle of long ones, as short as they differ; None if that is too long for a figure."""
-    for most in range(12, LONGEST_NAME, 2):
-        half = most // 2
-        names = [name if len(name) <= most else f"{name[:half]}…{name[1 - half :]}" for name in classes]
-        if len({*names}) == len(names):
-            return names
-    return None
+def shown(classes):
+    """The names of classes as figures show them, long ones without their middle, as short as they differ.
+
+    Their numbers, if no installed font has all characters, or names of 22 characters do not differ.
+    """
+    if not _fonts(frozenset("".join(classes)))[1]:
+        for half in range(6, 12):
+            names = [name if len(name) <= 2 * half else f"{name[:half]}…{name[1 - half :]}" for name in classes]
+            if len({*names}) == len(names):
+                return [name.replace("$", r"\$") for name in names]  # or a dollar would begin mathematics
+    return [str(number) for number in range(len(classes))]
 
 
 def are_numbered(classes):
-    """Whether figures show classes by number: no installed font has all characters, or short names do not differ."""
-    return bool(_fonts(frozenset("".join(classes)))[1]) or _shortened(classes) is None
-
-
-def shown(classes):
-    """The names of classes as figures show them, long ones without their middle, or their numbers."""
-    if are_numbered(classes):
-        return [str(number) for number in range(len(classes))]
-    return [name.replace("$", r"\$") for name in _shortened(classes)]  # or a dollar would begin mathematics
+    """Whether figures show the numbers of classes in place of their names."""
+    numbers = [str(number) for number in range(len(classes))]
+    return shown(classes) == numbers != list(classes)
 
 
 def are_short(classes):
@@ -163,12 +159,11 @@ def show_images(axes, images, *, label="", captions=(), columns=None, size=8, ga
     axes.grid(False)
     edge = gap if count > 1 else 0  # make_grid leaves a single image as it is
     for line, (name, texts, color) in enumerate(captions):
-        style = {"textcoords": "offset points", "va": "top", "fontsize": size, "color": color}
-        below = -1 - 1.35 * size * line
+        below, form = -1 - 1.35 * size * line, {"va": "top", "fontsize": size, "color": color}
         for position, text in enumerate(texts):
             x = edge + (width - 1) / 2 + (width + gap) * position
-            axes.annotate(text, (x, 0), (0, below), ("data", "axes fraction"), ha="center", **style)
-        axes.annotate(name, (0, 0), (-4, below), "axes fraction", ha="right", **style)
+            axes.annotate(text, (x, 0), (0, below), ("data", "axes fraction"), "offset points", ha="center", **form)
+        axes.annotate(name, (0, 0), (-4, below), "axes fraction", "offset points", ha="right", **form)
 
 
 def show_rows(parent, rows, captions):
@@ -227,6 +222,13 @@ def method_grid(methods):
     return figure, [(*pair, axes) for pair, axes in zip(product(methods, SPLITS), grid.flat, strict=True)]
 
 
+def class_intervals(scores, quantity, method, split, classes):
+    """Means and half widths of the 95% intervals of each class; NaN below FEWEST_OF_INTERVAL images."""
+    entries = [find(scores, quantity, method.name, split, name) for name in classes]
+    mean, half = intervals(entries)
+    return mean, np.where([entry.images < FEWEST_OF_INTERVAL for entry in entries], np.nan, half)
+
+
 def plot_band(axes, x, mean, half, *, color, line="-", marker=None, **style):
     """A line through `mean` (N,) with a band of `half` (N,) to either side."""
     if len(mean) == 1:  # neither a line nor a band shows
@@ -236,25 +238,25 @@ def plot_band(axes, x, mean, half, *, color, line="-", marker=None, **style):
     axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
 
 
-def plot_shares(axes, x, shares, **style):
-    """Pairs (share, of how many images) in percent with Wilson's intervals."""
-    ends = 100 * np.array([wilson_interval(share, images) for share, images in shares])  # (N, 2)
-    share = 100 * np.array([share for share, _ in shares])
+def plot_shares(axes, x, scores, **style):
+    """Scores that are shares of images, in percent with Wilson's intervals."""
+    ends = 100 * np.array([wilson_interval(entry.mean, entry.images) for entry in scores])  # (N, 2)
+    share = 100 * np.array([entry.mean for entry in scores])
     # Not a difference with sign: rounding may put a share of exactly one a hair outside its interval.
     axes.errorbar(x, share, yerr=np.abs(ends.T - share), **style)
 
 
 def class_axis(axes, classes, *, which="x", label="class"):
     """Names the classes along an axis; long names are turned, many are small."""
-    form, names = {}, shown(classes)
-    if which == "x" and not are_short(names):
-        form = {"rotation": 45, "ha": "right"} if len(classes) <= 12 else {"rotation": 90}
-    if len(classes) > 12:
-        form["fontsize"] = 7 if len(classes) <= 36 else 5
-    if which == "x" and len(classes) > 20:
-        form["rotation"] = 90
+    form, names, count = {}, shown(classes), len(classes)
+    if which == "x" and count > (20 if are_short(names) else 12):
+        form = {"rotation": 90}
+    elif which == "x" and not are_short(names):
+        form = {"rotation": 45, "ha": "right"}
+    if count > 12:
+        form["fontsize"] = 7 if count <= 36 else 5
     axes.set(**{f"{which}label": label + ", by number" * (bool(label) and are_numbered(classes))})
-    getattr(axes, f"set_{which}ticks")(range(len(classes)), names, **form)
+    getattr(axes, f"set_{which}ticks")(range(count), names, **form)
 
 
 def spaced(epochs):

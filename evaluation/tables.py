@@ -99,11 +99,12 @@ def _method_rows(scores, name):
     """The Rows of a method: of the measured images, from ELBO(q) up to log p(x), and of whole splits."""
     row = partial(_row, scores, name)
 
-    def values(quantity):
-        return [find(scores, quantity, name, split).mean for split in SPLITS]
+    def entries(quantity):
+        return [find(scores, quantity, name, split) for split in SPLITS]
 
     def detail(label, quantity, form, remarks=("", "")):
-        return Row(label, tuple(zip(map(form.format, values(quantity)), remarks, strict=True)), depth=2)
+        texts = [form.format(entry.mean) for entry in entries(quantity)]
+        return Row(label, tuple(zip(texts, remarks, strict=True)), depth=2)
 
     yield row("ELBO(q)", "elbo")
     yield row("+ amortization gap", "amortization_gap")
@@ -117,21 +118,19 @@ def _method_rows(scores, name):
         yield detail(f"of these images, {how}", "annealed_images", "{:.0f}")
         yield detail("images whose log p(x) may be off by more", "images_not_trusted", "{:.0f}")
         if how == "annealed":
-            errors, gap_errors = (
-                [find(scores, quantity, name, split).standard_error or math.inf for split in SPLITS]
-                for quantity in ("log_prob", "non_gaussian_gap")
-            )
-            biased = [_beyond(-bias, error) for bias, error in zip(values("bias"), gap_errors, strict=True)]
+            both = zip(entries("bias"), entries("non_gaussian_gap"), strict=True)
+            biased = [_beyond(-bias.mean, gap) for bias, gap in both]
             yield detail("Monte Carlo error of their mean", "monte_carlo_error", "± {:.2f}")
             yield detail("bias of their mean, an estimate", "bias", "{:.2f}", biased)
             yield detail("acceptance of transitions", "acceptance", "{:.2f}")
             if gap := find(scores, "bidirectional_gap", name, "simulated"):
                 text = f"bidirectional bounds (simulated images: {gap.images}) are {number(gap)} nats apart"
-                yield Row(f"{text} {_beyond(gap.mean, min(errors))}".rstrip(), depth=2)
+                remark = max(_beyond(gap.mean, entry) for entry in entries("log_prob"))
+                yield Row(f"{text} {remark}".rstrip(), depth=2)
         for q, prefix in (("q", ""), ("q*full", "full_")):
             yield row(f"log p(x), importance sampling from {q}", f"{prefix}importance_sampling")
             size = f"{prefix}effective_sample_size"
-            remarks = ["too low" if value < FEW else "" for value in values(size)]
+            remarks = ["too low" * (entry.mean < FEW) for entry in entries(size)]
             yield detail("rests on (median effective samples)", size, "{:.1f}", remarks)
     yield row("ELBO(q) of all images", "elbo_all")
     yield row("E_q log p(x|z)", "log_likelihood")
@@ -140,9 +139,9 @@ def _method_rows(scores, name):
         yield row(title(metric.__name__), metric.__name__)
 
 
-def _beyond(error, standard_error):
-    """A mark for an error that is larger than the standard error of what it is part of."""
-    return "> ±" if error > standard_error else ""
+def _beyond(error, entry):
+    """A mark for an error that is larger than the standard error of the Score that it is part of."""
+    return "> ±" * (error > (entry.standard_error or math.inf))
 
 
 def table(scores, labels, likelihood):
@@ -173,9 +172,8 @@ def cost_table(scores, labels):
     def line(label, texts):
         return f"{label:50}" + "".join(f" {text:>{width - 1}}" for text in texts)
 
-    wrapped = [textwrap.wrap(label, width - 1) for label in labels.values()]
-    first, *others = zip_longest(*wrapped, fillvalue="")
-    headings = [line("computation", first), *(line("", texts) for texts in others)]
+    wrapped = zip_longest(*(textwrap.wrap(label, width - 1) for label in labels.values()), fillvalue="")
+    headings = [line(*row) for row in zip_longest(["computation"], wrapped, fillvalue="")]
     rule = "-" * len(headings[0])
     return "\n".join([*headings, rule, *(line(*row) for row in cost_rows(scores, labels)), rule])
 
@@ -185,18 +183,15 @@ def headline_rows(scores, labels):
 
     A column for each method; with two methods, one more for their paired difference.
     """
-    columns, titles = list(labels), list(labels.values())
-    if len(labels) == 2:
-        columns.append(" - ".join(labels))
-        titles.append("difference (paired)")
+    columns = labels | ({" - ".join(labels): "difference (paired)"} if len(labels) == 2 else {})
     rows = {"ELBO(q)": "elbo", "+ amortization gap": "amortization_gap"}
-    if find(scores, "log_prob", columns[0]):
+    if find(scores, "log_prob", next(iter(labels))):
         rows |= {"+ mean-field gap": "mean_field_gap", "+ non-Gaussian gap": "non_gaussian_gap"}
         rows |= {"= log p(x)": "log_prob"}
     else:
         rows |= {"= ELBO(q*)": "fitted_elbo"}
     texts = {label: [number(find(scores, name, method)) for method in columns] for label, name in rows.items()}
-    return titles, list(texts.items())
+    return list(columns.values()), list(texts.items())
 
 
 def basis(scores, labels):
@@ -205,8 +200,8 @@ def basis(scores, labels):
     text = f"{find(scores, 'elbo', name).images:,} test images, the same in every column; ± standard error over images"
     if annealed := find(scores, "annealed_images", name):
         carried = find(scores, "mean_field_gap", name).images > annealed.mean
-        by = "a regression on ELBO(q*) extends it" if carried else "their mean gap to ELBO(q*) stands for that"
-        by += " to all" if carried else " of all"
+        mean_gap = "their mean gap to ELBO(q*) stands for that of all"
+        by = "a regression on ELBO(q*) extends it to all" if carried else mean_gap
         text += f"; log p(x) of {annealed.mean:.0f} of them is {how_found(scores, name)}; {by}"
     return text
 
@@ -214,13 +209,12 @@ def basis(scores, labels):
 def headline(scores, labels):
     """`headline_rows` as a table for the terminal, what they are of, and what follows from them."""
     titles, rows = headline_rows(scores, labels)
-    widths = [max(20, len(title) + 2) for title in titles]
     lines = [
-        f"{label:20}" + "".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
+        f"{label:20}" + "".join(f"{text:>{max(20, len(title) + 2)}}" for text, title in zip(texts, titles, strict=True))
         for label, texts in [("test images, nats", titles), *rows]
     ]
     texts = [f"({basis(scores, labels)})", *conclusions(scores, labels)]
-    return "\n".join([*lines, *(line for text in texts for line in textwrap.wrap(text, 98))])
+    return "\n".join([*lines, *(textwrap.fill(text, 98) for text in texts)])
 
 
 def conclusions(scores, labels):
@@ -242,10 +236,8 @@ def print_tables(scores, summary):
     """Prints the tables, the headline, and what training and evaluation took; summary: the contents of summary.json."""
     labels, seconds = summary["labels"], summary["seconds"]
     if scores:
-        print(table(scores, labels, summary["likelihood"]))
-        print(cost_table(scores, labels))
+        print(table(scores, labels, summary["likelihood"]), cost_table(scores, labels), sep="\n")
         print(headline(scores, labels))
-    times = {**seconds["training"], **seconds["stages"]}
-    times |= {"evaluation": seconds["evaluation"], "total": seconds["total"]}
+    times = seconds["training"] | seconds["stages"] | {name: seconds[name] for name in ("evaluation", "total")}
     line = "seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in times.items())
     print(textwrap.fill(line, 98))

@@ -42,34 +42,33 @@ def explorer(methods, train_q, sample, sample_q, log_prob, *, points, seed):
             "label": method.label,
             "color": method.color,
             "layers": layers(method.model),
-            "first": half(method.model.mean(q.mean[0])),  # by which the page checks what it draws
+            "first": encoded(method.model.mean(q.mean[0])),  # by which the page checks what it draws
             "latent_dim": q.mean.shape[1],
-            "means": half(q.mean),
+            "means": encoded(q.mean),
             "elbo": [round(value, 2) for value in bound.elbo.tolist()],
             "log_prob": [None if isnan(value) else [round(value, 3), round(error, 3)] for value, error in known],
             "points": [[round(value, 2) for value in point] for point in points[method.name].tolist()],
             "sliders": names,
-            "directions": half(vectors),
+            "directions": encoded(vectors),
             "deviations": [round(value, 4) for value in (q_train.mean @ vectors.T).std(0).tolist()],
         }
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
     return {
         "image_shape": list(images.shape[1:]),
         "classes": list(sample.classes),
         "labels": sample.labels.tolist(),
         "index": sample.index.tolist(),
-        "images": base64.b64encode(pixels.numpy().tobytes()).decode(),
+        "images": encoded(((images.clamp(-1, 1) + 1) * 127.5).round(), "u1"),
         "methods": parts,
     }
 
 
-def half(values):
-    """Values of a tensor in half precision, little-endian, as base64."""
-    return base64.b64encode(values.detach().cpu().contiguous().numpy().astype("<f2").tobytes()).decode()
+def encoded(values, kind="<f2"):
+    """Values of a tensor as base64, of a type of numpy: by default in half precision, little-endian."""
+    return base64.b64encode(values.detach().cpu().numpy().astype(kind).tobytes()).decode()
 
 
 def layers(model):
-    """The layers from z to E[x|z] as plain values, weights as `half` gives them.
+    """The layers from z to E[x|z] as plain values, weights `encoded`.
 
     None if the decoder's `layers` are no Sequential of LAYER_SETTINGS, or the likelihood is not in MEAN_LAYERS.
     """
@@ -80,6 +79,6 @@ def layers(model):
     described = []
     for module in modules:
         values = {name: getattr(module, name) for name in LAYER_SETTINGS[type(module)]}
-        values |= {name: half(weights) for name, weights in module.named_parameters()}
+        values |= {name: encoded(weights) for name, weights in module.named_parameters()}
         described.append({"type": type(module).__name__, **values})
     return described + last

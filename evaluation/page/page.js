@@ -21,6 +21,9 @@ function floatsOf(base64) {
   return floats;
 }
 
+const rowsOf = (values, width) =>
+  Array.from({ length: values.length / width }, (_, n) => values.subarray(n * width, (n + 1) * width));
+
 // A convolution moves a kernel over the larger of two pictures; if transposed, it draws the larger from the smaller.
 function convolve({ weight, bias, out_channels: outputs, kernel_size, stride, padding }, { values, shape }, transposed) {
   const [inputs, ...given] = shape;
@@ -90,18 +93,13 @@ const LAYERS = {
   ConvTranspose2d: (layer, input) => convolve(layer, input, true),
   Conv2d: (layer, input) => convolve(layer, input, false),
   PixelShuffle({ upscale_factor: factor }, { values, shape }) {
-    const [channels, height, width] = [shape[0] / factor ** 2, shape[1], shape[2]];
-    const drawn = new Float32Array(values.length);
-    for (let c = 0; c < shape[0]; c++) {
-      const channel = Math.floor(c / factor ** 2);
-      const [down, right] = [Math.floor((c % factor ** 2) / factor), c % factor];
-      for (let y = 0; y < height; y++)
-        for (let x = 0; x < width; x++) {
-          const row = channel * height * factor + y * factor + down;
-          drawn[row * width * factor + x * factor + right] = values[(c * height + y) * width + x];
-        }
-    }
-    return { values: drawn, shape: [channels, height * factor, width * factor] };
+    const [channels, height, width] = [shape[0] / factor ** 2, shape[1] * factor, shape[2] * factor];
+    const drawn = values.map((_, n) => {
+      const [x, y, channel] = [n % width, Math.floor(n / width) % height, Math.floor(n / (width * height))];
+      const from = (channel * factor + (y % factor)) * factor + (x % factor); // the channel of this pixel
+      return values[(from * shape[1] + Math.floor(y / factor)) * shape[2] + Math.floor(x / factor)];
+    });
+    return { values: drawn, shape: [channels, height, width] };
   },
 };
 
@@ -118,16 +116,11 @@ function explore(data) {
   const methods = Object.values(data.methods);
   const [channels, height, width] = data.image_shape;
   const pixels = channels * height * width;
-  const images = Float32Array.from(bytesOf(data.images), (value) => value / 127.5 - 1);
+  const images = rowsOf(Float32Array.from(bytesOf(data.images), (value) => value / 127.5 - 1), pixels);
   const count = data.labels.length;
   for (const method of methods) {
-    const means = floatsOf(method.means);
-    const vectors = floatsOf(method.directions);
-    const split = (values) =>
-      Array.from({ length: values.length / method.latent_dim }, (_, n) =>
-        values.subarray(n * method.latent_dim, (n + 1) * method.latent_dim));
-    method.means = split(means);
-    method.directions = split(vectors);
+    method.means = rowsOf(floatsOf(method.means), method.latent_dim);
+    method.directions = rowsOf(floatsOf(method.directions), method.latent_dim);
     for (const layer of method.layers)
       for (const name of ["weight", "bias"]) if (name in layer) layer[name] = floatsOf(layer[name]);
   }
@@ -137,7 +130,6 @@ function explore(data) {
   const dimensions = Math.max(...methods.map((method) => method.latent_dim));
   const sliders = [...document.querySelectorAll("#sliders input")];
 
-  const image = (n) => images.subarray(n * pixels, (n + 1) * pixels);
   const title = (n) => `${data.classes[data.labels[n]]}, test image ${data.index[n].toLocaleString("en")}`;
 
   function latent(method) {
@@ -165,12 +157,12 @@ function explore(data) {
   }
 
   function draw() {
-    paint(byId("original"), image(state.image));
+    paint(byId("original"), images[state.image]);
     byId("original-title").textContent = title(state.image);
     methods.forEach((method, m) => {
       const picture = decode(method.layers, latent(method)).slice(0, pixels);
       paint(byId(`picture-${m}`), picture);
-      const error = picture.reduce((sum, value, i) => sum + (value - image(state.image)[i]) ** 2, 0);
+      const error = picture.reduce((sum, value, i) => sum + (value - images[state.image][i]) ** 2, 0);
       const known = method.log_prob[state.image];
       byId(`elbo-${m}`).textContent = method.elbo[state.image].toFixed(1);
       byId(`log-prob-${m}`).textContent = known ? `${known[0].toFixed(1)} ± ${known[1].toFixed(1)}` : "not measured";
@@ -187,7 +179,7 @@ function explore(data) {
     drawMaps();
   }
 
-  // Shows z of the same numbers under all methods; origin: what they are, by default the numbers themselves.
+  // Shows z of the same numbers under all methods, or if null, of the image; origin: what they are, by default themselves.
   const rounded = (value) => (Math.round(100 * value) / 100 || 0).toFixed(2);
   function put(z, origin = `(${z.slice(0, dimensions).map(rounded).join(", ")})`) {
     state.free = z;
@@ -198,12 +190,10 @@ function explore(data) {
 
   function choose(n) {
     state.image = (n + count) % count;
-    state.free = null;
     state.walk = 0;
     byId("walk").value = 0;
     byId("image").value = state.image;
-    sliders.forEach((slider) => (slider.value = 0));
-    draw();
+    put(null, "");
   }
 
   // ---- The maps: the first images of the list have points ----
@@ -219,15 +209,12 @@ function explore(data) {
   const inside = (method, canvas) => {
     if (isPlane(method))
       return method.points.map((point, n) => (method.latent_dim > 1 ? onPlane : onLine)(canvas, point, n));
-    const ends = [0, 1].map((d) => {
-      const values = method.points.map((point) => point[d]);
-      return [Math.min(...values), Math.max(...values)];
-    });
-    const place = (value, [low, high], size) => 14 + ((value - low) / (high - low || 1)) * (size - 28);
-    return method.points.map(([x, y]) => [
-      place(x, ends[0], canvas.width),
-      canvas.height - place(y, ends[1], canvas.height),
-    ]);
+    const fill = (values, size) => {
+      const [low, high] = [Math.min(...values), Math.max(...values)];
+      return values.map((value) => 14 + ((value - low) / (high - low || 1)) * (size - 28));
+    };
+    const y = fill(method.points.map((point) => point[1]), canvas.height);
+    return fill(method.points.map((point) => point[0]), canvas.width).map((x, n) => [x, canvas.height - y[n]]);
   };
   const places = methods.map((method, m) => inside(method, byId(`map-${m}`)));
   const short = Math.max(...data.classes.map((name) => name.length)) <= 2;

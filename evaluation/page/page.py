@@ -7,7 +7,6 @@ from io import BytesIO
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -18,7 +17,6 @@ from evaluation.page.explorer import ELBO_DRAWS
 from evaluation.statistics import FEWEST_OF_INTERVAL, TRACKED, find, how_found, select_scores
 from evaluation.tables import basis, conclusions, cost_rows, final_rows, headline_rows, number, pairs, title
 
-FOLDER = Path(__file__).parent
 # Columns of log_probabilities.csv with numbers that are shown, and their titles where the tables have another one.
 NUMBERS = ("log_prob", "log_prob_standard_error", "log_prob_bias", "elbo", "fitted_elbo", "full_elbo")
 NUMBERS += ("importance_sampling", "temperatures", *(metric.__name__ for metric in METRICS))
@@ -37,19 +35,13 @@ def fill_page(results_dir, results, summary):
     tables = (basis, conclusions, cost_rows, final_rows, headline_rows)
     values = {
         **{function.__name__: function(scores, labels) for function in tables},
-        "style": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-        "script": Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
         "summary": summary,
-        "labels": labels,
-        "methods": results.methods,
-        "units": results.methods[0].model.likelihood.units,
+        "results": results,
         "drawable": all(method["layers"] for method in explorer["methods"].values()),
         "explorer": {**explorer, "colors": colors},
-        "legend": list(zip(classes, colors, strict=True)),
         "elbo_draws": ELBO_DRAWS,
-        "numbered": list(enumerate(classes)) if style.are_numbered(classes) else [],
+        "numbered": style.are_numbered(classes),
         "plane": any(method["latent_dim"] <= PLANE for method in explorer["methods"].values()),
-        "images": results.images,
         "numbers": {name: TITLES.get(name, title(name)) for name in NUMBERS},
         "seconds": {name: f"{value:.0f}" for name, value in seconds.items()},
         # For the captions.
@@ -66,8 +58,8 @@ def fill_page(results_dir, results, summary):
         "metrics": [metric.__name__ for metric in METRICS],
     }
     options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
-    template = Environment(loader=FileSystemLoader(FOLDER), **options).get_template("page.html")
-    return template.render(values)
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **options)
+    return environment.get_template("page.html").render(values)
 
 
 def by_method(scores, labels, quantity, form=".1f", **where):

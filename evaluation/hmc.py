@@ -15,11 +15,11 @@ JITTER = 0.2  # the share by which the length of a path varies: at a fixed lengt
 
 
 class ChainState(NamedTuple):
-    """The positions of chains, with the log-weight and its gradient there."""
+    """Positions of chains, and the log-weight l(e) there."""
 
     e: torch.Tensor  # (K, B, D)
-    log_weight: torch.Tensor  # (K, B): l(e)
-    gradient: torch.Tensor  # (K, B, D): of l with respect to e
+    log_weight: torch.Tensor  # (K, B)
+    gradient: torch.Tensor  # (K, B, D), with respect to e
 
 
 class AISTarget:
@@ -33,7 +33,7 @@ class AISTarget:
         return AISTarget(self.model, self.x[rows], self.q[rows])
 
     def at(self, e, *, exact=True):
-        """The ChainState at e (K, B, D); exact: l(e) in full precision. No gradient flows to the decoder's weights."""
+        """The ChainState at e (K, B, D); not exact: l(e), too, is in the model's precision."""
         position = e.detach().requires_grad_()
         with torch.enable_grad():
             values = log_weight(self.model, self.x, self.q, position)

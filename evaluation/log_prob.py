@@ -1,18 +1,17 @@
 """log p(x) of any images: `log_prob` in one call; `estimate_log_prob` from a known q, as in the evaluation."""
 
 import sys
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from evaluation.ais import annealed_importance_sampling, bidirectional_bounds
+from evaluation.ais import LogProb, annealed_importance_sampling, bidirectional_bounds
 from evaluation.quadrature import MOST_DIMENSIONS, integrate
 from images import warn_unlike_mnist
 from posterior_fit import fit_posterior, gauss_newton_posterior
 from runtime.config import EvalConfig, choose_precision
 from runtime.progress import bar_width
-from vae_utils import Noise, check_inputs, check_mode, check_model, check_range, check_weights, mean_and_error
+from vae_utils import Noise, check_inputs, check_mode, check_model, check_range, check_weights
 
 AT_ONCE = 20  # images: more would save little time, and the bar would stand still for long
 SHORT_FIT = {"fit_steps": 100, "max_cycles": 1}  # of q*, from where it is not far to the posterior
@@ -23,24 +22,22 @@ def estimate_log_prob(model, x, q, *, noise, config):
     """log p(x) of images x (B, *image) under any LatentVariableModel: columns {name: (B,)}, nats.
 
     q: from where chains start, (B, D), best q*full: they stay in the mode of the posterior that it is in; config: an
-    EvalConfig. Columns: log_prob, log_prob_standard_error, log_prob_bias, log_weight_std, acceptance, temperatures and
-    trusted, see AISEstimate. With at most MOST_DIMENSIONS dimensions log p(x) is integrated, and q is not used; then
-    temperatures are 0. Raises ValueError for inputs that do not fit.
+    EvalConfig. Columns are those of LogProb, its errors by the names log_prob_standard_error and log_prob_bias. With at
+    most MOST_DIMENSIONS dimensions log p(x) is integrated, and q is not used. Raises ValueError for inputs that do not
+    fit.
     """
     check_inputs(model, x, q, noise, "estimate_log_prob")
     if model.latent_dim > MOST_DIMENSIONS:
         fast, options = _annealing(model, x, config)
         found = annealed_importance_sampling(fast, x, q, noise=noise, **options)
-        log_prob, error, bias, std = found[:4]
-        chains = {"acceptance": found.acceptance, "temperatures": found.temperatures, "trusted": found.trusted}
     else:
-        log_prob, error = integrate(model, x)
-        bias = std = torch.where(error.isfinite(), 0.0, error)
+        value, error = integrate(model, x)
         # An integral that has not settled is trusted as little as chains that disagree.
-        chains = {"acceptance": torch.ones_like(error), "temperatures": torch.zeros_like(error, dtype=torch.int64)}
-        chains["trusted"] = error.isfinite()
-    errors = {"log_prob_standard_error": error, "log_prob_bias": bias, "log_weight_std": std}
-    return {"log_prob": log_prob, **errors, **chains}
+        settled = error.isfinite()
+        exact, none = torch.where(settled, 0.0, error), torch.zeros_like(error, dtype=torch.int64)
+        found = LogProb(value, error, exact, exact, torch.ones_like(error), none, settled)
+    names = {"standard_error": "log_prob_standard_error", "bias": "log_prob_bias"}
+    return {names.get(name, name): values for name, values in found._asdict().items()}
 
 
 @torch.no_grad()
@@ -66,35 +63,6 @@ def start_of_chains(model, x, *, noise):
         return q
     q = fit_posterior(model, x, q, noise=noise, **SHORT_FIT).q
     return gauss_newton_posterior(model, x, q, noise=noise, draws=2)
-
-
-class LogProb(NamedTuple):
-    """log p(x) of each image, (B,) each, nats; as text, one line: of one image its numbers, of many their means."""
-
-    log_prob: torch.Tensor  # a lower bound in expectation: not corrected by `bias`
-    standard_error: torch.Tensor  # of the estimate, over the annealed chains
-    bias: torch.Tensor  # an estimate, mostly negative
-    log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains
-    acceptance: torch.Tensor  # share of accepted transitions
-    temperatures: torch.Tensor  # int64; 0: log p(x) was integrated
-    trusted: torch.Tensor  # bool: whether the stated errors can be relied on, as far as chains can tell: in one mode
-
-    def __repr__(self):
-        value, count = mean_and_error(self.log_prob), len(self.log_prob)
-        monte_carlo = float(self.standard_error.square().sum().sqrt()) / count
-        if count == 1:
-            error = f"± {monte_carlo:.2g} (standard error of the estimate)"
-        else:
-            error = f"± {value['standard_error']:.1f} (mean of {count:,} images, standard error over images)"
-            error += f", Monte Carlo error {monte_carlo:.2g}"
-        bias = f"bias about {float(self.bias.mean()):.2f} (not corrected)"
-        texts = [f"log p(x) = {value['mean']:.1f} nats, {error}, {bias}"]
-        if not self.temperatures.any():
-            return "; ".join([*texts, "integrated on a grid"])
-        texts.append(f"acceptance {float(self.acceptance.min()):.2f}" + " or more" * (count > 1))
-        if vague := int((~self.trusted).sum()):
-            texts.append(f"may be wrong by more than that for {vague:,} of {count:,}: lower log_weight_std")
-        return "; ".join(texts)
 
 
 def log_prob(model, images, *, seed=0, chains=EvalConfig.chains, log_weight_std=EvalConfig.log_weight_std):

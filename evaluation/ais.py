@@ -109,8 +109,8 @@ class Pilot(NamedTuple):
 def run_pilot(target, *, noise):
     """The Pilot of some images, by PILOT_CHAINS chains that pass evenly spaced temperatures and are then thrown away.
 
-    At each temperature every image's step size is adapted until its acceptance lies in ACCEPTABLE. So transitions are
-    fixed before the weighted run begins: a step size that depends on a chain's past would not leave pi_beta invariant.
+    At each, step sizes are adapted until the acceptance lies in ACCEPTABLE. So transitions are fixed before the
+    weighted run begins: a step size that depends on a chain's past would not leave pi_beta invariant.
     """
     state = target.at(noise.normal((PILOT_CHAINS, *target.q.mean.shape), like=target.q.mean))
     longest = math.log(LONGEST_PATH / LEAPFROG_STEPS)
@@ -127,9 +127,8 @@ def run_pilot(target, *, noise):
             for whole, new in zip(state, part, strict=True):
                 whole[:, rows] = new
             # Adapt the step size
-            acceptance = acceptance.mean(0)
-            in_range = (acceptance > ACCEPTABLE[0]) & (acceptance < ACCEPTABLE[1])
-            in_range |= (acceptance >= ACCEPTABLE[1]) & (log_step[rows] >= longest)
+            acceptance, (low, high) = acceptance.mean(0), ACCEPTABLE
+            in_range = (acceptance > low) & ((acceptance < high) | (log_step[rows] >= longest))
             gain = torch.where(in_range, 0.5, 1.5)
             log_step[rows] = (log_step[rows] + gain * (acceptance - TARGET_ACCEPTANCE)).clamp(max=longest)
             rows = rows[~in_range]
@@ -216,8 +215,7 @@ def weighted_runs(model, x, q, z=None, *, noise, chains=8, temperatures=None, lo
 def annealed_importance_sampling(model, x, q, *, noise, **options):
     """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017): a LogProb.
 
-    Arguments are those of `weighted_runs`. p(x) is exactly the expectation of the exponential of a log-weight. Chains
-    stay in the mode that q is in.
+    Arguments are those of `weighted_runs`. Chains stay in the mode that q is in.
     """
     log_w, _, acceptance, temperatures, predicted_std = weighted_runs(model, x, q, noise=noise, **options)
     # A weight of 0, or without a value, is a sign that the others cannot be relied on.
@@ -233,8 +231,8 @@ def bidirectional_bounds(model, x, z, q, *, noise, **options):
     """Bounds on log p(x) of simulated images, by annealing forwards and backwards (Grosse et al. 2015).
 
     (x, z) must be draws of the model's own p(x, z), as model.sample gives them: then z (B, D) is a draw of the
-    posterior, at which the backward chains start. q may depend on x but not on z. The distance between the Bounds
-    limits the error of `annealed_importance_sampling`, whose arguments these are, in either direction.
+    posterior. q may depend on x but not on z. The distance between the Bounds limits the error of
+    `annealed_importance_sampling`, whose arguments these are, in either direction.
     """
     if z.shape != q.mean.shape:
         raise ValueError(f"z {tuple(z.shape)} and q {tuple(q.mean.shape)} are of different images")

@@ -33,7 +33,7 @@ METRICS = (squared_error,)
 
 
 def bound_at(model, x, q, *, noise):
-    """The bound of each image x (B, *image) at q, (B,), always at the same noise, whatever else it was used for."""
+    """The bound of each image x (B, *image) at q, (B,), always at the same draws of this noise."""
     same = noise.spawn("bound", 0)
     draws = BOUND_DRAWS if model.latent_dim > MOST_DIMENSIONS else 10 * BOUND_DRAWS
     return evaluate_bound(model, x, lambda x, rows: q[rows], noise=same, draws=draws).elbo
@@ -44,8 +44,7 @@ def measure(model, x, q, config, *, noise, annealed, fitted=False):
     """The columns of images x (B, *image) under a model, {name: (B,)} of the type of x.
 
     q: of a method, (B, D); config: an EvalConfig; annealed: q*full and log p(x) are found of the first so many images,
-    the others have NaN there; None: no fits, the columns are only the bound at q and METRICS. fitted: q is q* already,
-    as of unseen images under latent optimization. The bounds of an image are at the same noise.
+    the others have NaN there; None: no fits, the columns are only the bound at q and METRICS. fitted: q is q* already.
     """
     # Of all images
     columns = {"elbo": bound_at(model, x, q, noise=noise)}
@@ -57,18 +56,16 @@ def measure(model, x, q, config, *, noise, annealed, fitted=False):
     columns["fit_converged"] = fit.converged
     # Of the annealed ones
     if annealed:
-        first = torch.arange(annealed, device=x.device)
-        part, part_noise = x[first], noise[first]
+        part, start, same = x[:annealed], fit.q[:annealed], {"noise": noise[:annealed]}
         fast = model.in_precision(choose_precision(config.precision, x.device))
-        options = {"covariance": "full", "noise": part_noise, "fit_steps": config.fit_steps}
-        full, _, full_converged, _ = fit_posterior(fast, part, fit.q[first], **options)
-        more = estimate_log_prob(model, part, full, noise=part_noise, config=config)
-        more["fit_converged"] = fit.converged[first] & full_converged
-        for prefix, sampled in (("", q[first]), ("full_", full)):
-            estimate = importance_sampling(model, part, sampled, noise=part_noise, num_samples=config.num_samples)
+        full = fit_posterior(fast, part, start, covariance="full", fit_steps=config.fit_steps, **same)
+        more = estimate_log_prob(model, part, full.q, config=config, **same)
+        more["fit_converged"] = fit.converged[:annealed] & full.converged
+        for prefix, sampled in (("", q[:annealed]), ("full_", full.q)):
+            estimate = importance_sampling(model, part, sampled, num_samples=config.num_samples, **same)
             more[f"{prefix}importance_sampling"] = estimate.log_prob
             more[f"{prefix}effective_sample_size"] = estimate.effective_sample_size
-        more["full_elbo"] = bound_at(model, part, full, noise=part_noise)
+        more["full_elbo"] = bound_at(model, part, full.q, **same)
         for name, values in more.items():
             column = columns.get(name, torch.full((len(x),), torch.nan)).to(x)
             columns[name] = torch.cat((values.to(x), column[annealed:]))

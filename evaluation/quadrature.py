@@ -43,7 +43,7 @@ def integrate(model, x):
 
 
 def _shared_cells(model, x, reach):
-    """Equal cells of [-reach, reach]^D, M of them: what `_refine` takes of all images, (M, ...), float64 on the CPU.
+    """Equal cells of [-reach, reach]^D, M of them: what `_refine` takes of all images, float64 on the CPU.
 
     Centres (M, D); the log of each image's mass (M, B), and by how much that of neighbors differs (M, B); and
     whether an image has mass at the border, (B,).

@@ -10,6 +10,7 @@ Shapes: K chains, B images, D latent dimensions, T temperatures.
 """
 
 import math
+from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
@@ -63,11 +64,7 @@ class LogProb(NamedTuple):
         return text
 
 
-class Bounds(NamedTuple):
-    """Bounds on log p(x), each in expectation, (B,) each, nats."""
-
-    lower: torch.Tensor
-    upper: torch.Tensor
+Bounds = namedtuple("Bounds", ("lower", "upper"))  # on log p(x), each in expectation, (B,) each, nats
 
 
 class Pilot(NamedTuple):
@@ -79,8 +76,8 @@ class Pilot(NamedTuple):
     def log_weight_std(self, temperatures):
         """The predicted standard deviation of the log-weights for this number of temperatures, (B,), nats.
 
-        If l(e) varies equally and independently between T temperatures, the variance of the log-weight is (integral of
-        the deviation over beta)^2 / T (Gelman & Meng 1998). DEPENDENCE corrects for their dependence.
+        If l(e) varies independently between T temperatures, the variance of the log-weight is (integral of the
+        deviation over beta)^2 / T (Gelman & Meng 1998). DEPENDENCE corrects for their dependence.
         """
         return DEPENDENCE * self.deviations.mean(0) / temperatures**0.5
 
@@ -181,10 +178,10 @@ def log_mean_errors(log_weight_std, chains):
 def weighted_runs(model, x, q, z=None, *, noise, chains=8, temperatures=None, log_weight_std=LOG_WEIGHT_STD, chunk=500):
     """(forward log-weights from q (K, B), backward ones from z, acceptance, temperatures, predicted_std) of all images.
 
-    x: (B, *image); q: GaussianPosterior (B, D); z: draws of the posterior, (B, D), or None: then the backward
-    log-weights have no values. temperatures: of every image; None: from FEWEST to MOST, as many as the pilot run
-    predicts for log-weights whose standard deviation over the chains is `log_weight_std`, in nats. chunk: chains in
-    memory at once. Raises ValueError for inputs that do not fit.
+    x: (B, *image); q: GaussianPosterior (B, D); z: draws of the posterior, (B, D); None: the backward ones have no
+    values. temperatures: of every image; None: from FEWEST to MOST, as many as the pilot run predicts for log-weights
+    whose standard deviation over the chains is `log_weight_std`. chunk: chains in memory at once. Raises ValueError for
+    inputs that do not fit.
     """
     check_inputs(model, x, q, noise)
     if chains < 1 or (temperatures or 0) < 0 or not log_weight_std > 0:
@@ -213,10 +210,7 @@ def weighted_runs(model, x, q, z=None, *, noise, chains=8, temperatures=None, lo
 
 
 def annealed_importance_sampling(model, x, q, *, noise, **options):
-    """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017): a LogProb.
-
-    Arguments are those of `weighted_runs`. Chains stay in the mode that q is in.
-    """
+    """A LogProb by annealing from q (Neal 2001; Wu et al. 2017), in whose mode chains stay; see `weighted_runs`."""
     log_w, _, acceptance, temperatures, predicted_std = weighted_runs(model, x, q, noise=noise, **options)
     # A weight of 0, or without a value, is a sign that the others cannot be relied on.
     std = log_w.std(0).masked_fill(~log_w.isfinite().all(0), math.inf)
@@ -230,9 +224,8 @@ def annealed_importance_sampling(model, x, q, *, noise, **options):
 def bidirectional_bounds(model, x, z, q, *, noise, **options):
     """Bounds on log p(x) of simulated images, by annealing forwards and backwards (Grosse et al. 2015).
 
-    (x, z) must be draws of the model's own p(x, z), as model.sample gives them: then z (B, D) is a draw of the
-    posterior. q may depend on x but not on z. The distance between the Bounds limits the error of
-    `annealed_importance_sampling`, whose arguments these are, in either direction.
+    (x, z) must be draws of the model's own p(x, z), as model.sample gives them; q may depend on x but not on z. The
+    distance between the Bounds limits the error of `annealed_importance_sampling` in either direction.
     """
     if z.shape != q.mean.shape:
         raise ValueError(f"z {tuple(z.shape)} and q {tuple(q.mean.shape)} are of different images")

@@ -187,14 +187,11 @@ def draws_of(images):
 
 
 def whole_bounds(methods, data, train_q, config):
-    """{(method's name, split): Bound} of all images of a split at each method's own q; train_q: {name: q}.
-
-    Where inference is a fit, test images are left out.
-    """
+    """{(method's name, split): Bound} of all images of a split at each method's own q; train_q: {name: q}."""
     bounds, device = {}, data.device
     for method in methods:
         q_of = {"train": train_q[method.name]}
-        if method.shared_inference:
+        if method.shared_inference:  # a fit would take too long
             noise = Noise(config.seed, "inference", method.name, device=device)
             q_of["test"] = method.infer(data.test.images, noise=noise, fit_steps=config.fit_steps).q
         for split, q in q_of.items():

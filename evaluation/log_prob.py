@@ -21,10 +21,9 @@ SHORT_FIT = {"fit_steps": 100, "max_cycles": 1}  # of q*, from where it is not f
 def estimate_log_prob(model, x, q, *, noise, config):
     """log p(x) of images x (B, *image) under any LatentVariableModel: columns {name: (B,)}, nats.
 
-    q: from where chains start, (B, D), best q*full: they stay in the mode of the posterior that it is in; config: an
-    EvalConfig. Columns are those of LogProb, its errors by the names log_prob_standard_error and log_prob_bias. With at
-    most MOST_DIMENSIONS dimensions log p(x) is integrated, and q is not used. Raises ValueError for inputs that do not
-    fit.
+    q: from where chains start, (B, D), best q*full; config: an EvalConfig. Columns are those of LogProb, its errors by
+    the names log_prob_standard_error and log_prob_bias. With at most MOST_DIMENSIONS dimensions log p(x) is integrated,
+    and q is not used. Raises ValueError for inputs that do not fit.
     """
     check_inputs(model, x, q, noise, "estimate_log_prob")
     if model.latent_dim > MOST_DIMENSIONS:
@@ -68,10 +67,10 @@ def start_of_chains(model, x, *, noise):
 def log_prob(model, images, *, seed=0, chains=EvalConfig.chains, log_weight_std=EvalConfig.log_weight_std):
     """log p(x) of images under a LatentVariableModel, by `estimate_log_prob` from a `start_of_chains`: a LogProb.
 
-    images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. The other
-    arguments are EvalConfig's. What is random about an image is a function of the seed and its pixels: its result does
-    not depend on the other images. Warns of images that cannot be like MNIST's. Raises ValueError for images that the
-    model cannot have been made for, and for settings out of range.
+    images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. What is
+    random about an image is a function of the seed and its pixels: its result does not depend on the other images.
+    Warns of images that cannot be like MNIST's. Raises ValueError for images that the model cannot have been made for,
+    and for settings out of range.
     """
     # In bfloat16 a batch of another size would give an image other values.
     config = EvalConfig(seed=seed, precision="float32", chains=chains, log_weight_std=log_weight_std)
@@ -95,8 +94,7 @@ def _batch(model, images):
     """The images as a batch (N, *image) of the model's type, on its device. Raises ValueError if they do not fit."""
     check_model(model)
     check_mode(model)
-    like = model.like
-    check_weights(like)
+    check_weights(like := model.like)
     shape = tuple(model.mean(torch.zeros(1, model.latent_dim).to(like)).shape[1:])
     try:
         x = torch.as_tensor(images).detach().to(like)
@@ -104,9 +102,8 @@ def _batch(model, images):
         raise ValueError(
             "images: give one tensor or array, such as torch.stack(images); images.load_images reads files"
         ) from None
-    shapes = (shape, shape[1:]) if len(shape) == 3 and shape[0] == 1 else (shape,)
-    fitting = any(x.shape in (shape_of_one, (*x.shape[:1], *shape_of_one)) for shape_of_one in shapes)
-    if not fitting or not len(x):
+    of_one = {shape, shape[1:]} if len(shape) == 3 and shape[0] == 1 else {shape}
+    if of_one.isdisjoint((x.shape, x.shape[1:])) or not len(x):
         raise ValueError(f"images of shape {tuple(x.shape)}: the model needs {shape} or (N, {str(shape)[1:]}")
     if not x.isfinite().all():
         raise ValueError("images: pixels that are no finite numbers")

@@ -93,11 +93,10 @@ def image_tasks(methods, samples, epoch, config):
     tasks = {}
     for method, (split, sample) in product(methods, samples.items()):
         for number, block in enumerate(_blocks(len(sample.rows), MEASURED_AT_ONCE)):
-            part, q, annealed = sample.part.at(block), None, sample.annealed
+            part, q = sample.part.at(block), None
             if split == "train":  # q as trained
                 q = method.posterior(part.images, sample.rows[block].to(part.images.device))
-            if annealed is not None:
-                annealed = min(max(annealed - int(block[0]), 0), len(block))
+            annealed = None if sample.annealed is None else max(sample.annealed - int(block[0]), 0)
             task = partial(measure_images, method.frozen(), part, q, config, annealed, split, epoch)
             tasks[f"images_{epoch}_{method.name}_{split}_{number}"] = task
     return tasks

@@ -155,7 +155,7 @@ def accuracy(correct):
 
 
 def count_interval(count, images, *, seed, resamples=200):
-    """The 95% interval of count(rows), a whole number, by bootstrap resamples of the rows of images: whole numbers."""
+    """The 95% interval, two whole numbers, of count(rows): percentiles of bootstrap resamples of so many images."""
     options = {"n_resamples": resamples, "vectorized": False, "method": "percentile", "rng": seed}
     interval = bootstrap((np.arange(images),), lambda rows: float(count(rows)), **options).confidence_interval
     return math.floor(interval.low), math.ceil(interval.high)

@@ -1,14 +1,8 @@
 """The metrics of an image: METRICS, and the bounds whose differences are the gaps of inference (Cremer et al. 2018).
 
-With q* the best diagonal q of an image and q*full the best one of full covariance, both fitted to convergence,
-
-    fitted_elbo - elbo        amortization gap; of a row of the latent table, how far it is from convergence
-    full_elbo - fitted_elbo   mean-field gap: what correlations in q would gain
-    log_prob - full_elbo      non-Gaussian gap: no Gaussian comes nearer
-    log_prob - elbo           inference gap, their sum
-
-The second and third together are the approximation gap. Of an image whose posterior has several modes, q*full is that
-of the mode of q*; annealing from there sees no other, unless log p(x) is integrated, as with one or two dimensions.
+q* is the best diagonal q of an image, q*full the best one of full covariance, both fitted to convergence; fitted_elbo
+and full_elbo are their bounds. Of an image whose posterior has several modes, q*full is that of the mode of q*;
+annealing from there sees no other, unless log p(x) is integrated, as with one or two dimensions.
 """
 
 import torch
@@ -20,6 +14,13 @@ from runtime.config import choose_precision
 from vae_utils import evaluate_bound, importance_sampling
 
 BOUND_DRAWS = 100  # of z, for the bounds of an image; where its log p(x) is exact, ten times as many
+GAP_BOUNDS = {  # the bounds whose differences the gaps are
+    "amortization_gap": ("fitted_elbo", "elbo"),  # of a row of the latent table, how far it is from convergence
+    "mean_field_gap": ("full_elbo", "fitted_elbo"),  # what correlations in q would gain
+    "non_gaussian_gap": ("log_prob", "full_elbo"),  # no Gaussian comes nearer
+    "approximation_gap": ("log_prob", "fitted_elbo"),  # the two above together
+    "inference_gap": ("log_prob", "elbo"),  # the first three together
+}
 
 
 def squared_error(model, x, q):
@@ -30,6 +31,11 @@ def squared_error(model, x, q):
 # Metrics of an image beside its bounds: functions (model, x, q) -> (B,). A new one is a function and an entry here; its
 # name is then a column of log_probabilities.csv and of the page, and a quantity in scores.csv.
 METRICS = (squared_error,)
+
+
+def gap_columns(columns):
+    """The GAP_BOUNDS as columns, as far as their bounds are there."""
+    return {gap: columns[high] - columns[low] for gap, (high, low) in GAP_BOUNDS.items() if high in columns}
 
 
 def bound_at(model, x, q, *, noise):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from data import Split, rows_per_class
-from evaluation.gaps import measure
+from evaluation.gaps import gap_columns, measure
 from evaluation.log_prob import bound_log_prob
 from posterior_fit import Fit
 from vae_utils import GaussianPosterior, Noise, evaluate_bound, random_generator
@@ -22,13 +22,6 @@ from vae_utils import GaussianPosterior, Noise, evaluate_bound, random_generator
 MEASURED_AT_ONCE, SIMULATED_AT_ONCE = 100, 20  # images of a task
 PICTURED_PER_CLASS = 2  # test images: one in the reconstructions, one in the comparison
 DRAWS, MOST_DRAWS, DECODED = 4, 64, 4_000  # of z for the ELBO of an image of a whole split: more where images are few
-GAP_BOUNDS = {  # the bounds whose differences they are, see gaps.py
-    "amortization_gap": ("fitted_elbo", "elbo"),
-    "mean_field_gap": ("full_elbo", "fitted_elbo"),
-    "non_gaussian_gap": ("log_prob", "full_elbo"),
-    "approximation_gap": ("log_prob", "fitted_elbo"),
-    "inference_gap": ("log_prob", "elbo"),
-}
 TRAIN_SHARE = 5  # measured test images for each training image, which is only a diagnosis
 
 
@@ -154,11 +147,6 @@ def collect_images(methods, samples, results, epoch):
         seconds = sum(block["seconds"] for block in blocks)
         collected[method.name, split] = Measured(columns | gap_columns(columns), fit, seconds)
     return collected
-
-
-def gap_columns(columns):
-    """The GAP_BOUNDS as columns, as far as their bounds are there."""
-    return {gap: columns[high] - columns[low] for gap, (high, low) in GAP_BOUNDS.items() if high in columns}
 
 
 def image_table(measured, samples):

@@ -77,13 +77,18 @@ def choose_penalty(features, labels, *, seed):
     if np.unique(y, return_counts=True)[1].min() < PROBE_FOLDS:  # a fold would lack a class
         return 1.0
     folds = StratifiedKFold(PROBE_FOLDS, shuffle=True, random_state=seed)
-    search = LogisticRegressionCV(Cs=PROBE_C, cv=folds, scoring="accuracy", **PROBE_OPTIONS)
-    return float(np.ravel(search.fit(x, y).C_)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # that of the probe itself is returned
+        warnings.simplefilter("ignore", FutureWarning)  # of attributes that are not read
+        search = LogisticRegressionCV(Cs=PROBE_C, cv=folds, scoring="accuracy", **PROBE_OPTIONS)
+        return float(np.ravel(search.fit(x, y).C_)[0])
 
 
 def probe(features, labels, penalty):
     """A logistic regression on features (N, F) with the labels (N,): (scikit-learn model, converged)."""
-    model = LogisticRegression(C=penalty, **PROBE_OPTIONS).fit(features.cpu().numpy(), labels.cpu().numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LogisticRegression(C=penalty, **PROBE_OPTIONS).fit(features.cpu().numpy(), labels.cpu().numpy())
     return model, bool(model.n_iter_.max() < PROBE_OPTIONS["max_iter"])
 
 
@@ -99,19 +104,15 @@ def probe_predictions(features, *, train, sample, seed):
     rarest = int(train.labels.bincount().min())
     sizes = sorted({min(size, count) for size in PROBE_LABELS})
     rescaled, y = {name: rescale(*both) for name, both in features.items()}, sample.labels.cpu().numpy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # `probe` returns it
-        warnings.simplefilter("ignore", FutureWarning)  # of attributes that are not read
-        for size in [size for size in sizes if size * rarest >= count] or [count]:
-            draws = range(PROBE_DRAWS if size < count else 1)
-            seeds = [scikit_seed(seed, "labels of the probe", size, draw) for draw in draws]
-            drawn = [in_subset(train, size=size, seed=draw_seed) for draw_seed in seeds]
-            for name, (known, asked) in rescaled.items():
-                penalty = choose_penalty(known[drawn[0]], train.labels[drawn[0]], seed=seeds[0])
-                probes = [probe(known[part], train.labels[part], penalty) for part in drawn]
-                correct = np.stack([model.predict(asked.cpu().numpy()) == y for model, _ in probes])
-                converged = [converged for _, converged in probes]
-                results[name][size] = {"correct": torch.from_numpy(correct), "converged": converged}
+    for size in [size for size in sizes if size * rarest >= count] or [count]:
+        draws = range(PROBE_DRAWS if size < count else 1)
+        seeds = [scikit_seed(seed, "labels of the probe", size, draw) for draw in draws]
+        drawn = [in_subset(train, size=size, seed=draw_seed) for draw_seed in seeds]
+        for name, (known, asked) in rescaled.items():
+            penalty = choose_penalty(known[drawn[0]], train.labels[drawn[0]], seed=seeds[0])
+            models, converged = zip(*(probe(known[part], train.labels[part], penalty) for part in drawn), strict=True)
+            correct = np.stack([model.predict(asked.cpu().numpy()) == y for model in models])
+            results[name][size] = {"correct": torch.from_numpy(correct), "converged": list(converged)}
     return results
 
 

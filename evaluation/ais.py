@@ -10,13 +10,14 @@ Shapes: K chains, B images, D latent dimensions, T temperatures.
 """
 
 import math
+from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from evaluation.hmc import LEAPFROG_STEPS, AISTarget, ChainState, hmc_step
-from vae_utils import check_inputs, random_generator
+from vae_utils import check_inputs, mean_and_error, random_generator
 
 FEWEST, MOST = 16, 1024  # temperatures
 DEPENDENCE = 1.7  # by which successive temperatures raise the standard deviation: 1.5 to 1.9, measured
@@ -30,8 +31,8 @@ UNKNOWN_DEVIATION = 1e4  # nats, where log-weights are not finite
 LONGEST_PATH = math.pi / 2  # a quarter turn: on N(0, I) it ends at a draw that is independent of the start
 
 
-class AISEstimate(NamedTuple):
-    """Estimates by annealing, (B,) each, nats but for shares and counts.
+class LogProb(NamedTuple):
+    """log p(x) of each image, (B,) each, nats; as text, one line: of one image its numbers, of many their means.
 
     Both errors are those of normal log-weights (`log_mean_errors`) whose standard deviation is the larger of that over
     the chains and the pilot's prediction, so that a few chains that agree by chance do not make an error small.
@@ -41,25 +42,29 @@ class AISEstimate(NamedTuple):
     standard_error: torch.Tensor  # of log_prob, over draws of the chains; NaN for one chain
     bias: torch.Tensor  # of log_prob, an estimate, mostly negative; NaN for one chain
     log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains; infinite if one is
-    acceptance: torch.Tensor  # mean over transitions and chains
-    temperatures: torch.Tensor
-    predicted_std: torch.Tensor  # of the log-weights, by the pilot run
+    acceptance: torch.Tensor  # share of accepted transitions
+    temperatures: torch.Tensor  # int64; 0: log p(x) was integrated
+    trusted: torch.Tensor  # bool: log-weights vary little and chains move; they see no other mode than that of q
 
-    @property
-    def trusted(self):
-        """Whether the stated errors can be relied on, (B,) bool: log-weights vary little, and chains do move.
+    def __repr__(self):
+        value, count = mean_and_error(self.log_prob), len(self.log_prob)
+        monte_carlo = float(self.standard_error.square().sum().sqrt()) / count
+        errors = f"± {monte_carlo:.2g} (standard error of the estimate)"
+        if count > 1:
+            errors = f"± {value['standard_error']:.1f} (mean of {count:,} images, standard error over images)"
+            errors += f", Monte Carlo error {monte_carlo:.2g}"
+        text = (
+            f"log p(x) = {value['mean']:.1f} nats, {errors}, bias about {float(self.bias.mean()):.2f} (not corrected)"
+        )
+        if not self.temperatures.any():
+            return f"{text}; integrated on a grid"
+        text += f"; acceptance {float(self.acceptance.min()):.2f}" + " or more" * (count > 1)
+        if vague := int((~self.trusted).sum()):
+            text += f"; may be wrong by more than that for {vague:,} of {count:,}: lower log_weight_std"
+        return text
 
-        Chains do not see a mode of the posterior other than that of q.
-        """
-        largest = torch.maximum(self.log_weight_std, self.predicted_std)
-        return (largest <= TRUSTED_STD) & (self.acceptance >= TRUSTED_ACCEPTANCE)
 
-
-class Bounds(NamedTuple):
-    """Bounds on log p(x), each in expectation, (B,) each, nats."""
-
-    lower: torch.Tensor
-    upper: torch.Tensor
+Bounds = namedtuple("Bounds", ("lower", "upper"))  # on log p(x), each in expectation, (B,) each, nats
 
 
 class Pilot(NamedTuple):
@@ -71,8 +76,8 @@ class Pilot(NamedTuple):
     def log_weight_std(self, temperatures):
         """The predicted standard deviation of the log-weights for this number of temperatures, (B,), nats.
 
-        If l(e) varies equally and independently between T temperatures, the variance of the log-weight is (integral of
-        the deviation over beta)^2 / T (Gelman & Meng 1998). DEPENDENCE corrects for their dependence.
+        If l(e) varies independently between T temperatures, the variance of the log-weight is (integral of the
+        deviation over beta)^2 / T (Gelman & Meng 1998). DEPENDENCE corrects for their dependence.
         """
         return DEPENDENCE * self.deviations.mean(0) / temperatures**0.5
 
@@ -101,8 +106,8 @@ class Pilot(NamedTuple):
 def run_pilot(target, *, noise):
     """The Pilot of some images, by PILOT_CHAINS chains that pass evenly spaced temperatures and are then thrown away.
 
-    At each temperature every image's step size is adapted until its acceptance lies in ACCEPTABLE. So transitions are
-    fixed before the weighted run begins: a step size that depends on a chain's past would not leave pi_beta invariant.
+    At each, step sizes are adapted until the acceptance lies in ACCEPTABLE. So transitions are fixed before the
+    weighted run begins: a step size that depends on a chain's past would not leave pi_beta invariant.
     """
     state = target.at(noise.normal((PILOT_CHAINS, *target.q.mean.shape), like=target.q.mean))
     longest = math.log(LONGEST_PATH / LEAPFROG_STEPS)
@@ -119,9 +124,8 @@ def run_pilot(target, *, noise):
             for whole, new in zip(state, part, strict=True):
                 whole[:, rows] = new
             # Adapt the step size
-            acceptance = acceptance.mean(0)
-            in_range = (acceptance > ACCEPTABLE[0]) & (acceptance < ACCEPTABLE[1])
-            in_range |= (acceptance >= ACCEPTABLE[1]) & (log_step[rows] >= longest)
+            acceptance, (low, high) = acceptance.mean(0), ACCEPTABLE
+            in_range = (acceptance > low) & ((acceptance < high) | (log_step[rows] >= longest))
             gain = torch.where(in_range, 0.5, 1.5)
             log_step[rows] = (log_step[rows] + gain * (acceptance - TARGET_ACCEPTANCE)).clamp(max=longest)
             rows = rows[~in_range]
@@ -131,32 +135,26 @@ def run_pilot(target, *, noise):
     return Pilot(torch.stack(deviations), torch.stack(log_steps).exp())
 
 
-def anneal(e, temperatures, betas, step_sizes, *, target, noise, backwards=False):
-    """Takes chains from e (K, B, D) along a Pilot's schedule. Returns their log-weights (K, B) and acceptances (K, B).
+def anneal(e, temperatures, betas, step_sizes, *, target, noise):
+    """Takes chains from e (K, B, D) through betas (T + 1, B) that rise from 0 to 1, or fall from 1 to 0.
 
-    Forwards they start at draws of q, and the mean of exp(w) is p(x) (Neal 2001). Backwards they start at draws of the
-    posterior, in the opposite order, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015). Raises ValueError if the
-    images are not sorted, those with most temperatures first: an image that is through leaves the batch.
+    Rising they start at draws of q, and the mean of exp(w) is p(x) (Neal 2001). Falling they start at draws of the
+    posterior, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015). Returns the log-weights w and the acceptances,
+    (K, B) each. temperatures: (B,), falling from T: an image that is through leaves the batch.
     """
-    if (temperatures.diff() > 0).any():
-        raise ValueError(f"the images are not sorted by their temperatures, most first: {temperatures.tolist()}")
     counts, state = temperatures.tolist(), target.at(e)
     total, accepted = torch.zeros_like(state.log_weight), torch.zeros_like(state.log_weight)
-    columns = torch.arange(len(counts), device=betas.device)
     for step in range(counts[0]):
-        # Images that are through leave the batch
         running = sum(count > step for count in counts)
-        columns = columns[:running]
         if running < state.log_weight.shape[1]:
             state = ChainState(*(part[:, :running] for part in state))
-            target, noise = target[columns], noise[columns]
-        # A transition, then the weight of the interval between `before` and the next temperature
-        before = (temperatures[:running] - 1 - step) if backwards else torch.full_like(columns, step)
+            target, noise = target[:running], noise[:running]
+            betas, step_sizes = betas[:, :running], step_sizes[:, :running]
+        # A transition, then the weight of the interval up to the next temperature
         if step:
-            beta, step_size = (values[before + backwards, columns] for values in (betas, step_sizes))
-            state, acceptance = hmc_step(state, target, beta, step_size, noise=noise)
+            state, acceptance = hmc_step(state, target, betas[step], step_sizes[step], noise=noise)
             accepted[:, :running] += acceptance
-        total[:, :running] += (betas[before + 1, columns] - betas[before, columns]) * state.log_weight
+        total[:, :running] += (betas[step + 1] - betas[step]).abs() * state.log_weight
     transitions = temperatures - 1
     return total, torch.where(transitions > 0, accepted / transitions.clamp(min=1), 1)
 
@@ -177,16 +175,18 @@ def log_mean_errors(log_weight_std, chains):
     return torch.tensor(results).to(log_weight_std).T
 
 
-def _weighted_runs(target, noise, z, chains, temperatures, log_weight_std, chunk):
-    """(forward log-weights (K, B), backward ones from z (B, D), acceptance, temperatures, predicted_std) of all images.
+def weighted_runs(model, x, q, z=None, *, noise, chains=8, temperatures=None, log_weight_std=LOG_WEIGHT_STD, chunk=500):
+    """(forward log-weights from q (K, B), backward ones from z, acceptance, temperatures, predicted_std) of all images.
 
-    Without z, draws of the posterior, the backward log-weights have no values. The other three are an AISEstimate's.
+    x: (B, *image); q: GaussianPosterior (B, D); z: draws of the posterior, (B, D); None: the backward ones have no
+    values. temperatures: of every image; None: from FEWEST to MOST, as many as the pilot run predicts for log-weights
+    whose standard deviation over the chains is `log_weight_std`. chunk: chains in memory at once. Raises ValueError for
+    inputs that do not fit.
     """
-    x, q = target.x, target.q
-    check_inputs(target.model, x, q, noise)
+    check_inputs(model, x, q, noise)
     if chains < 1 or (temperatures or 0) < 0 or not log_weight_std > 0:
         raise ValueError(f"chains {chains}, temperatures {temperatures}, log_weight_std {log_weight_std}: out of range")
-    rows = torch.arange(len(x), device=x.device)
+    target, rows = AISTarget(model, x, q), torch.arange(len(x), device=x.device)
     # Pilot runs
     parts = rows.split(max(1, chunk // PILOT_CHAINS))
     pilots = [run_pilot(target[part], noise=noise[part]) for part in parts]
@@ -195,48 +195,40 @@ def _weighted_runs(target, noise, z, chains, temperatures, log_weight_std, chunk
     # Weighted runs; images with many temperatures run together, so that batches stay large
     forwards, backwards, acceptance = torch.empty(3, chains, len(x), dtype=x.dtype, device=x.device)
     for part in counts.argsort(descending=True, stable=True).split(max(1, chunk // chains)):
-        schedule = counts[part], *pilot.schedule(part, counts[part])
+        rising = pilot.schedule(part, counts[part])
+        steps = torch.arange(len(rising[0]), device=x.device).unsqueeze(1)
+        falling = [values.gather(0, (counts[part] - steps).clamp(min=0)) for values in rising]
         options = {"target": target[part], "noise": noise[part]}
         for block in torch.arange(chains, device=x.device).split(chunk):
             at, shape = (block[:, None], part), (len(block), *q[part].mean.shape)
-            forwards[at], acceptance[at] = anneal(noise[part].normal(shape, like=q.mean), *schedule, **options)
+            start = noise[part].normal(shape, like=q.mean)
+            forwards[at], acceptance[at] = anneal(start, counts[part], *rising, **options)
             if z is not None:
                 start = q[part].whiten(z[part]).expand(shape)
-                backwards[at], _ = anneal(start, *schedule, **options, backwards=True)
+                backwards[at], _ = anneal(start, counts[part], *falling, **options)
     return forwards, backwards, acceptance.mean(0), counts, pilot.log_weight_std(counts)
 
 
-def annealed_importance_sampling(
-    model, x, q, *, noise, chains=8, temperatures=None, log_weight_std=LOG_WEIGHT_STD, chunk=500
-):
-    """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017).
-
-    x: (B, *image); q: GaussianPosterior (B, D). temperatures: of every image; None: from FEWEST to MOST, as many as the
-    pilot run predicts for log-weights whose standard deviation over the chains is `log_weight_std`, in nats. chunk:
-    chains in memory at once. Returns an AISEstimate; p(x) is exactly the expectation of the exponential of a
-    log-weight. Chains stay in the mode that q is in. Raises ValueError for inputs that do not fit.
-    """
-    runs = _weighted_runs(AISTarget(model, x, q), noise, None, chains, temperatures, log_weight_std, chunk)
-    log_w, _, acceptance, temperatures, predicted_std = runs
+def annealed_importance_sampling(model, x, q, *, noise, **options):
+    """A LogProb by annealing from q (Neal 2001; Wu et al. 2017), in whose mode chains stay; see `weighted_runs`."""
+    log_w, _, acceptance, temperatures, predicted_std = weighted_runs(model, x, q, noise=noise, **options)
     # A weight of 0, or without a value, is a sign that the others cannot be relied on.
     std = log_w.std(0).masked_fill(~log_w.isfinite().all(0), math.inf)
     log_prob = log_w.nan_to_num(-math.inf, neginf=-math.inf).logsumexp(0) - math.log(len(log_w))
-    errors = log_mean_errors(torch.maximum(std, predicted_std), len(log_w))
-    return AISEstimate(log_prob, *errors, std, acceptance, temperatures, predicted_std)
+    largest = torch.maximum(std, predicted_std)
+    errors = log_mean_errors(largest, len(log_w))
+    trusted = (largest <= TRUSTED_STD) & (acceptance >= TRUSTED_ACCEPTANCE)
+    return LogProb(log_prob, *errors, std, acceptance, temperatures, trusted)
 
 
-def bidirectional_bounds(
-    model, x, z, q, *, noise, chains=8, temperatures=None, log_weight_std=LOG_WEIGHT_STD, chunk=500
-):
+def bidirectional_bounds(model, x, z, q, *, noise, **options):
     """Bounds on log p(x) of simulated images, by annealing forwards and backwards (Grosse et al. 2015).
 
-    (x, z) must be draws of the model's own p(x, z), as model.sample gives them: then z (B, D) is a draw of the
-    posterior, at which the backward chains start. q may depend on x but not on z. The distance between the Bounds
-    limits the error of `annealed_importance_sampling`, whose arguments these are, in either direction.
+    (x, z) must be draws of the model's own p(x, z), as model.sample gives them; q may depend on x but not on z. The
+    distance between the Bounds limits the error of `annealed_importance_sampling` in either direction.
     """
     if z.shape != q.mean.shape:
         raise ValueError(f"z {tuple(z.shape)} and q {tuple(q.mean.shape)} are of different images")
-    runs = _weighted_runs(AISTarget(model, x, q), noise, z, chains, temperatures, log_weight_std, chunk)
-    forwards, backwards, *_ = runs
+    forwards, backwards, *_ = weighted_runs(model, x, q, z, noise=noise, **options)
     log_chains = math.log(len(forwards))
     return Bounds(lower=forwards.logsumexp(0) - log_chains, upper=log_chains - backwards.neg().logsumexp(0))

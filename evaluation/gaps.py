@@ -1,14 +1,8 @@
 """The metrics of an image: METRICS, and the bounds whose differences are the gaps of inference (Cremer et al. 2018).
 
-With q* the best diagonal q of an image and q*full the best one of full covariance, both fitted to convergence,
-
-    fitted_elbo - elbo        amortization gap; of a row of the latent table, how far it is from convergence
-    full_elbo - fitted_elbo   mean-field gap: what correlations in q would gain
-    log_prob - full_elbo      non-Gaussian gap: no Gaussian comes nearer
-    log_prob - elbo           inference gap, their sum
-
-The second and third together are the approximation gap. Of an image whose posterior has several modes, q*full is that
-of the mode of q*; annealing from there sees no other, unless log p(x) is integrated, as with one or two dimensions.
+q* is the best diagonal q of an image, q*full the best one of full covariance, both fitted to convergence; fitted_elbo
+and full_elbo are their bounds. Of an image whose posterior has several modes, q*full is that of the mode of q*;
+annealing from there sees no other, unless log p(x) is integrated, as with one or two dimensions.
 """
 
 import torch
@@ -20,6 +14,13 @@ from runtime.config import choose_precision
 from vae_utils import evaluate_bound, importance_sampling
 
 BOUND_DRAWS = 100  # of z, for the bounds of an image; where its log p(x) is exact, ten times as many
+GAP_BOUNDS = {  # the bounds whose differences the gaps are
+    "amortization_gap": ("fitted_elbo", "elbo"),  # of a row of the latent table, how far it is from convergence
+    "mean_field_gap": ("full_elbo", "fitted_elbo"),  # what correlations in q would gain
+    "non_gaussian_gap": ("log_prob", "full_elbo"),  # no Gaussian comes nearer
+    "approximation_gap": ("log_prob", "fitted_elbo"),  # the two above together
+    "inference_gap": ("log_prob", "elbo"),  # the first three together
+}
 
 
 def squared_error(model, x, q):
@@ -32,8 +33,13 @@ def squared_error(model, x, q):
 METRICS = (squared_error,)
 
 
+def gap_columns(columns):
+    """The GAP_BOUNDS as columns, as far as their bounds are there."""
+    return {gap: columns[high] - columns[low] for gap, (high, low) in GAP_BOUNDS.items() if high in columns}
+
+
 def bound_at(model, x, q, *, noise):
-    """The bound of each image x (B, *image) at q, (B,), always at the same noise, whatever else it was used for."""
+    """The bound of each image x (B, *image) at q, (B,), always at the same draws of this noise."""
     same = noise.spawn("bound", 0)
     draws = BOUND_DRAWS if model.latent_dim > MOST_DIMENSIONS else 10 * BOUND_DRAWS
     return evaluate_bound(model, x, lambda x, rows: q[rows], noise=same, draws=draws).elbo
@@ -44,8 +50,7 @@ def measure(model, x, q, config, *, noise, annealed, fitted=False):
     """The columns of images x (B, *image) under a model, {name: (B,)} of the type of x.
 
     q: of a method, (B, D); config: an EvalConfig; annealed: q*full and log p(x) are found of the first so many images,
-    the others have NaN there; None: no fits, the columns are only the bound at q and METRICS. fitted: q is q* already,
-    as of unseen images under latent optimization. The bounds of an image are at the same noise.
+    the others have NaN there; None: no fits, the columns are only the bound at q and METRICS. fitted: q is q* already.
     """
     # Of all images
     columns = {"elbo": bound_at(model, x, q, noise=noise)}
@@ -57,18 +62,16 @@ def measure(model, x, q, config, *, noise, annealed, fitted=False):
     columns["fit_converged"] = fit.converged
     # Of the annealed ones
     if annealed:
-        first = torch.arange(annealed, device=x.device)
-        part, part_noise = x[first], noise[first]
+        part, start, same = x[:annealed], fit.q[:annealed], {"noise": noise[:annealed]}
         fast = model.in_precision(choose_precision(config.precision, x.device))
-        options = {"covariance": "full", "noise": part_noise, "fit_steps": config.fit_steps}
-        full, _, full_converged, _ = fit_posterior(fast, part, fit.q[first], **options)
-        more = estimate_log_prob(model, part, full, noise=part_noise, config=config)
-        more["fit_converged"] = fit.converged[first] & full_converged
-        for prefix, sampled in (("", q[first]), ("full_", full)):
-            estimate = importance_sampling(model, part, sampled, noise=part_noise, num_samples=config.num_samples)
+        full = fit_posterior(fast, part, start, covariance="full", fit_steps=config.fit_steps, **same)
+        more = estimate_log_prob(model, part, full.q, config=config, **same)
+        more["fit_converged"] = fit.converged[:annealed] & full.converged
+        for prefix, sampled in (("", q[:annealed]), ("full_", full.q)):
+            estimate = importance_sampling(model, part, sampled, num_samples=config.num_samples, **same)
             more[f"{prefix}importance_sampling"] = estimate.log_prob
             more[f"{prefix}effective_sample_size"] = estimate.effective_sample_size
-        more["full_elbo"] = bound_at(model, part, full, noise=part_noise)
+        more["full_elbo"] = bound_at(model, part, full.q, **same)
         for name, values in more.items():
             column = columns.get(name, torch.full((len(x),), torch.nan)).to(x)
             columns[name] = torch.cat((values.to(x), column[annealed:]))

@@ -15,11 +15,11 @@ JITTER = 0.2  # the share by which the length of a path varies: at a fixed lengt
 
 
 class ChainState(NamedTuple):
-    """The positions of chains, with the log-weight and its gradient there."""
+    """Positions of chains, and the log-weight l(e) there."""
 
     e: torch.Tensor  # (K, B, D)
-    log_weight: torch.Tensor  # (K, B): l(e)
-    gradient: torch.Tensor  # (K, B, D): of l with respect to e
+    log_weight: torch.Tensor  # (K, B)
+    gradient: torch.Tensor  # (K, B, D), with respect to e
 
 
 class AISTarget:
@@ -33,7 +33,7 @@ class AISTarget:
         return AISTarget(self.model, self.x[rows], self.q[rows])
 
     def at(self, e, *, exact=True):
-        """The ChainState at e (K, B, D); exact: l(e) in full precision. No gradient flows to the decoder's weights."""
+        """The ChainState at e (K, B, D); not exact: l(e), too, is in the model's precision."""
         position = e.detach().requires_grad_()
         with torch.enable_grad():
             values = log_weight(self.model, self.x, self.q, position)
@@ -50,12 +50,16 @@ def hmc_step(state, target, beta, step_size, *, noise):
     The Gaussian part of pi_beta is followed exactly, by rotating (e, momentum) by the angle `step_size` (B,); beta l(e)
     changes the momentum (Shahbaba et al. 2014). Both maps preserve volume and are reversible for any gradients.
     """
+
+    def log_density(e, momentum, log_weight):  # of pi_beta(e) N(momentum; 0, I), up to a constant: (K, B)
+        return beta * log_weight - 0.5 * (e.square() + momentum.square()).sum(-1)
+
     e, gradient = state.e, state.gradient
     momentum = noise.normal(e.shape, like=e)
     (uniform,) = noise.uniform((1, *step_size.shape), like=e)
     step_size = step_size * (1 + JITTER * (2 * uniform - 1))
     cos, sin, kick = (part.unsqueeze(-1) for part in (step_size.cos(), step_size.sin(), beta * step_size))  # (B, 1)
-    before = _log_density(e, momentum, beta * state.log_weight)
+    before = log_density(e, momentum, state.log_weight)
     # Leapfrog
     momentum = momentum + 0.5 * kick * gradient
     for step in range(1, LEAPFROG_STEPS + 1):
@@ -64,14 +68,9 @@ def hmc_step(state, target, beta, step_size, *, noise):
         _, log_weight, gradient = target.at(e, exact=last)
         momentum = momentum + (0.5 * kick if last else kick) * gradient
     # Accept or refuse; a path whose values overflow is refused
-    log_ratio = (_log_density(e, momentum, beta * log_weight) - before).nan_to_num(nan=-math.inf)
+    log_ratio = (log_density(e, momentum, log_weight) - before).nan_to_num(nan=-math.inf)
     acceptance = log_ratio.clamp(max=0).exp()  # (K, B)
     accepted = noise.uniform(acceptance.shape, like=acceptance) < acceptance
     wide = accepted.unsqueeze(-1)
     e, gradient = torch.where(wide, e, state.e), torch.where(wide, gradient, state.gradient)
     return ChainState(e, torch.where(accepted, log_weight, state.log_weight), gradient), acceptance
-
-
-def _log_density(e, momentum, tempered):
-    """log of pi_beta(e) N(momentum; 0, I) up to a constant, (K, B)."""
-    return tempered - 0.5 * (e.square() + momentum.square()).sum(-1)

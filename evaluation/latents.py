@@ -38,51 +38,43 @@ def usage_table(q):
     """One dict per dimension of q, diagonal, (B, D): KL over images with its error, variance of the mean."""
     images, nats, mean = len(q.mean), q.kl_per_dimension().cpu().double(), q.mean.cpu().double()
     columns = {"kl": nats.mean(0), "kl_standard_error": nats.std(0) / images**0.5, "variance_of_mean": mean.var(0)}
-    rows = enumerate(zip(*(values.tolist() for values in columns.values()), strict=True))
+    rows = enumerate(torch.stack([*columns.values()], dim=1).tolist())
     return [{"dimension": number, "images": images, **dict(zip(columns, row, strict=True))} for number, row in rows]
 
 
 def usage_scores(q, *, seed, **labels):
-    """Scores "used_dimensions" and "active_units" of q, diagonal, (B, D), with "_lower" and "_upper" ends.
+    """Yields Scores of q, diagonal, (B, D): counts of dimensions, with 95% bootstrap intervals, and "share_of_kl".
 
-    A dimension is used if its mean KL is above USED. It is an active unit if the mean of q varies over the images by
-    more than ACTIVE (Burda et al. 2016), which is also true of many dimensions with next to no KL. The ends are those
-    of 95% of the bootstrap resamples of the images. "share_of_kl" is what the used dimensions carry.
+    A dimension is an active unit if the mean of q varies over the images by more than ACTIVE (Burda et al. 2016), which
+    is also true of many dimensions with next to no KL. "share_of_kl" is what the used dimensions carry.
     """
     nats, mean = (values.cpu().double().numpy() for values in (q.kl_per_dimension(), q.mean))
     counts = {
         "used_dimensions": lambda rows: (nats[rows].mean(0) > USED).sum(),
         "active_units": lambda rows: (mean[rows].var(0, ddof=1) > ACTIVE).sum(),
     }
-    images, scores = len(nats), []
+    images, kl = len(nats), nats.mean(0)
     for name, count in counts.items():
         ends = count_interval(count, images, seed=scikit_seed(seed, name, labels["method"], labels["split"]))
         for end, value in zip(("", "_lower", "_upper"), (count(np.arange(images)), *ends), strict=True):
-            scores.append(plain_score(name + end, value, images, **labels))
-    kl, used = nats.mean(0), nats.mean(0) > USED
-    share = kl[used].sum() / kl.sum() if used.any() else 0.0
-    return [*scores, plain_score("share_of_kl", share, images, **labels)]
+            yield plain_score(name + end, value, images, **labels)
+    share = kl[kl > USED].sum() / kl.sum() if (kl > USED).any() else 0.0
+    yield plain_score("share_of_kl", share, images, **labels)
 
 
 def rescale(features, others):
-    """Both (N, F) and (M, F) centered and divided by one number, from features alone: their mean variance becomes 1.
-
-    One number for each dimension would make an unused dimension as large as a used one.
-    """
+    """Both (N, F) and (M, F) centered and divided by one number, from features alone: their mean variance becomes 1."""
+    # One number for each dimension would make an unused dimension as large as a used one.
     scale = features.var(0).mean().sqrt().clamp(min=torch.finfo(features.dtype).tiny)
     return tuple((values - features.mean(0)) / scale for values in (features, others))
 
 
 def choose_penalty(features, labels, *, seed):
-    """The C of PROBE_C with the best accuracy of a logistic regression on features (N, F) in cross-validation.
-
-    By a path over C, on a stratified sample of at most ENOUGH_LABELS of the labels (N,); of equals, the smallest. Where
-    a class has fewer labels there than there are folds, it is 1.
-    """
+    """The C of PROBE_C with the best accuracy in cross-validation on features (N, F); of equals, the smallest."""
     x, y = features.cpu().numpy(), labels.cpu().numpy()
     if len(y) > ENOUGH_LABELS:
         x, y = resample(x, y, replace=False, n_samples=ENOUGH_LABELS, stratify=y, random_state=seed)
-    if np.unique(y, return_counts=True)[1].min() < PROBE_FOLDS:
+    if np.unique(y, return_counts=True)[1].min() < PROBE_FOLDS:  # a fold would lack a class
         return 1.0
     folds = StratifiedKFold(PROBE_FOLDS, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
@@ -104,10 +96,9 @@ def probe(features, labels, penalty):
 def probe_predictions(features, *, train, sample, seed):
     """{name: {number of labels: {"correct" (draws, M) and "converged", a list}}} of probes of features.
 
-    features: {name: (of the training images (N, F), of the test images (M, F))}, which are `rescale`d; train, sample:
-    the Splits of these images. The numbers of labels are PROBE_LABELS, at most N, without those in which the rarest
-    class has no share of one label. Fewer than N labels are drawn PROBE_DRAWS times, stratified, the same draws for all
-    features; the first one chooses C.
+    features: {name: (of the training images (N, F), of the test images (M, F))}; train, sample: the Splits of these
+    images. The numbers of labels are PROBE_LABELS, at most N, without those in which the rarest class has no share of
+    one label. All features have the same draws of the labels; the first one chooses C.
     """
     count, results = len(train.labels), {name: {} for name in features}
     rarest = int(train.labels.bincount().min())
@@ -131,10 +122,7 @@ def in_subset(split, *, size, seed):
 
 
 def probe_scores(predictions, epoch):
-    """Scores "probe_accuracy", the mean over draws, its "probe_deviation" over draws, and "probe_draws".
-
-    predictions: of `probe_predictions`; the group is the number of labels. The error is over the test images alone.
-    """
+    """Scores of `probe_predictions`, whose group is the number of labels; the error is over the test images alone."""
     rows = []
     for name, sizes in predictions.items():
         for size, values in sizes.items():
@@ -149,12 +137,9 @@ def probe_scores(predictions, epoch):
 
 
 def map_2d(features, *, seed):
-    """Features (B, F) as points (B, 2), the same on every call: t-SNE (van der Maaten & Hinton 2008), if F is above 2.
-
-    Two features are the points. One is their first coordinate; the second, uniform in [-0.5, 0.5], keeps them apart.
-    """
+    """Features (B, F) as points (B, 2), the same on every call: by t-SNE (van der Maaten & Hinton 2008) if F > 2."""
     count, width = features.shape
-    if width <= PLANE:
+    if width <= PLANE:  # the points themselves; one feature is their first coordinate, the second keeps them apart
         apart = torch.rand(count, PLANE - width, generator=random_generator(seed, "map")) - 0.5
         return torch.cat((features.cpu(), apart), dim=1)
     if features.std(0).max() < 1e-15:  # all alike, whose variance is 0 in float32: t-SNE would end the process
@@ -165,10 +150,8 @@ def map_2d(features, *, seed):
 
 @torch.no_grad()
 def manifold(methods):
-    """{method's name: images (GRID^D, C, H, W)} on a grid of z, where D <= 2, as in figure 4 of Kingma & Welling 2014.
-
-    Row by row: z[0] rises to the right, z[1] to the top, in steps of equal shares of the prior.
-    """
+    """{method's name: images (GRID^D, C, H, W)} on a grid of z, where D <= 2 (Kingma & Welling 2014, figure 4)."""
+    # Row by row: z[0] rises to the right, z[1] to the top, in steps of equal shares of the prior.
     steps, drawn = torch.special.ndtri((torch.arange(GRID) + 0.5) / GRID), {}
     grids = {1: steps[:, None], 2: torch.cartesian_prod(steps.flip(0), steps).flip(1)}  # (GRID^D, D)
     for method in methods:
@@ -193,15 +176,12 @@ def principal_directions(mean, count):
 
 
 def strongest_directions(q, dimensions, directions):
-    """Unit vectors (K, D) and their names: the dimensions of q with most KL, then principal directions of its means.
-
-    With at most PLANE dimensions there are no principal directions: they would show the same again.
-    """
+    """Unit vectors (K, D) and their names: the dimensions of q with most KL, then principal directions of its means."""
     latent_dim = q.mean.shape[1]
     nats, strongest = q.kl_per_dimension().mean(0).topk(min(dimensions, latent_dim))
     vectors = torch.eye(latent_dim).to(q.mean)[strongest]
     names = [f"z[{d}], {kl:.2f} nats" for d, kl in zip(strongest.tolist(), nats.tolist(), strict=True)]
-    if latent_dim > PLANE:
+    if latent_dim > PLANE:  # else they would show the same again
         principal, variances = principal_directions(q.mean, directions)
         names += [f"direction {n}, variance {variance:.1f}" for n, variance in enumerate(variances.tolist(), 1)]
         vectors = torch.cat((vectors, principal))
@@ -222,17 +202,14 @@ def traversal(start, directions, values):
 
 @torch.no_grad()
 def traversals(methods, train_q, sample_q, sample):
-    """The values of z (V,), and {method's name: [(label, images (V, C, H, W))]} along `strongest_directions`.
-
-    The first row of each method holds the test image and its reconstruction, then white images.
-    """
+    """The values of z (V,), and {method's name: [(label, images (V, C, H, W))]} along `strongest_directions`."""
     row = int(rows_per_class(sample, 1)[TRAVERSED_CLASS % sample.num_classes])
     values, columns = torch.linspace(-3, 3, 7, device=sample.images.device), {}
     for method in methods:
         start, decode = sample_q[method.name].mean[row], method.model.mean
         directions, names = strongest_directions(train_q[method.name], TRAVERSED_DIMENSIONS, TRAVERSED_DIRECTIONS)
         drawn = decode(traversal(start, directions, values))  # (K, V, C, H, W)
-        first = torch.ones_like(drawn[0])
+        first = torch.ones_like(drawn[0])  # white beside the test image and its reconstruction
         first[:2] = torch.stack((sample.images[row], decode(start)))
         rows = [(name.replace(", ", "\n"), images.cpu()) for name, images in zip(names, drawn, strict=True)]
         columns[method.name] = [("test image,\nreconstruction", first.cpu()), *rows]
@@ -257,7 +234,7 @@ def analyse(train_q, data, classifier, config, *, sample, sample_q, epoch, keep)
     """The Scores of the latents, rows of latent_usage.csv, and {method's name: map (M, 2)}.
 
     train_q, sample_q: {method's name: diagonal q (N, D)}, of all training images and of sample, a stratified Split
-    of test images; config: an EvalConfig; keep: as `Tasks.keep`.
+    of test images; keep: as `Tasks.keep`.
     """
     scores, table, features, seed, train = [], [], {}, config.seed, data.train
 

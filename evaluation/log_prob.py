@@ -1,18 +1,17 @@
 """log p(x) of any images: `log_prob` in one call; `estimate_log_prob` from a known q, as in the evaluation."""
 
 import sys
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from evaluation.ais import annealed_importance_sampling, bidirectional_bounds
+from evaluation.ais import LogProb, annealed_importance_sampling, bidirectional_bounds
 from evaluation.quadrature import MOST_DIMENSIONS, integrate
 from images import warn_unlike_mnist
 from posterior_fit import fit_posterior, gauss_newton_posterior
 from runtime.config import EvalConfig, choose_precision
 from runtime.progress import bar_width
-from vae_utils import Noise, check_inputs, check_mode, check_model, check_range, check_weights, mean_and_error
+from vae_utils import Noise, check_inputs, check_mode, check_model, check_range, check_weights
 
 AT_ONCE = 20  # images: more would save little time, and the bar would stand still for long
 SHORT_FIT = {"fit_steps": 100, "max_cycles": 1}  # of q*, from where it is not far to the posterior
@@ -22,25 +21,22 @@ SHORT_FIT = {"fit_steps": 100, "max_cycles": 1}  # of q*, from where it is not f
 def estimate_log_prob(model, x, q, *, noise, config):
     """log p(x) of images x (B, *image) under any LatentVariableModel: columns {name: (B,)}, nats.
 
-    q: from where chains start, (B, D), best q*full: they stay in the mode of the posterior that it is in; config: an
-    EvalConfig. Columns: log_prob, log_prob_standard_error, log_prob_bias, log_weight_std, acceptance, temperatures and
-    trusted, see AISEstimate. With at most MOST_DIMENSIONS dimensions log p(x) is integrated, and q is not used; then
-    temperatures are 0. Raises ValueError for inputs that do not fit.
+    q: from where chains start, (B, D), best q*full; config: an EvalConfig. Columns are those of LogProb, its errors by
+    the names log_prob_standard_error and log_prob_bias. With at most MOST_DIMENSIONS dimensions log p(x) is integrated,
+    and q is not used. Raises ValueError for inputs that do not fit.
     """
     check_inputs(model, x, q, noise, "estimate_log_prob")
     if model.latent_dim > MOST_DIMENSIONS:
         fast, options = _annealing(model, x, config)
         found = annealed_importance_sampling(fast, x, q, noise=noise, **options)
-        log_prob, error, bias, std = found[:4]
-        chains = {"acceptance": found.acceptance, "temperatures": found.temperatures, "trusted": found.trusted}
     else:
-        log_prob, error = integrate(model, x)
-        bias = std = torch.where(error.isfinite(), 0.0, error)
+        value, error = integrate(model, x)
         # An integral that has not settled is trusted as little as chains that disagree.
-        chains = {"acceptance": torch.ones_like(error), "temperatures": torch.zeros_like(error, dtype=torch.int64)}
-        chains["trusted"] = error.isfinite()
-    errors = {"log_prob_standard_error": error, "log_prob_bias": bias, "log_weight_std": std}
-    return {"log_prob": log_prob, **errors, **chains}
+        settled = error.isfinite()
+        exact, none = torch.where(settled, 0.0, error), torch.zeros_like(error, dtype=torch.int64)
+        found = LogProb(value, error, exact, exact, torch.ones_like(error), none, settled)
+    names = {"standard_error": "log_prob_standard_error", "bias": "log_prob_bias"}
+    return {names.get(name, name): values for name, values in found._asdict().items()}
 
 
 @torch.no_grad()
@@ -68,42 +64,13 @@ def start_of_chains(model, x, *, noise):
     return gauss_newton_posterior(model, x, q, noise=noise, draws=2)
 
 
-class LogProb(NamedTuple):
-    """log p(x) of each image, (B,) each, nats; as text, one line: of one image its numbers, of many their means."""
-
-    log_prob: torch.Tensor  # a lower bound in expectation: not corrected by `bias`
-    standard_error: torch.Tensor  # of the estimate, over the annealed chains
-    bias: torch.Tensor  # an estimate, mostly negative
-    log_weight_std: torch.Tensor  # standard deviation of the log-weights over the chains
-    acceptance: torch.Tensor  # share of accepted transitions
-    temperatures: torch.Tensor  # int64; 0: log p(x) was integrated
-    trusted: torch.Tensor  # bool: whether the stated errors can be relied on, as far as chains can tell: in one mode
-
-    def __repr__(self):
-        value, count = mean_and_error(self.log_prob), len(self.log_prob)
-        monte_carlo = float(self.standard_error.square().sum().sqrt()) / count
-        if count == 1:
-            error = f"± {monte_carlo:.2g} (standard error of the estimate)"
-        else:
-            error = f"± {value['standard_error']:.1f} (mean of {count:,} images, standard error over images)"
-            error += f", Monte Carlo error {monte_carlo:.2g}"
-        bias = f"bias about {float(self.bias.mean()):.2f} (not corrected)"
-        texts = [f"log p(x) = {value['mean']:.1f} nats, {error}, {bias}"]
-        if not self.temperatures.any():
-            return "; ".join([*texts, "integrated on a grid"])
-        texts.append(f"acceptance {float(self.acceptance.min()):.2f}" + " or more" * (count > 1))
-        if vague := int((~self.trusted).sum()):
-            texts.append(f"may be wrong by more than that for {vague:,} of {count:,}: lower log_weight_std")
-        return "; ".join(texts)
-
-
 def log_prob(model, images, *, seed=0, chains=EvalConfig.chains, log_weight_std=EvalConfig.log_weight_std):
     """log p(x) of images under a LatentVariableModel, by `estimate_log_prob` from a `start_of_chains`: a LogProb.
 
-    images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. The other
-    arguments are EvalConfig's. What is random about an image is a function of the seed and its pixels: its result does
-    not depend on the other images. Warns of images that cannot be like MNIST's. Raises ValueError for images that the
-    model cannot have been made for, and for settings out of range.
+    images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. What is
+    random about an image is a function of the seed and its pixels: its result does not depend on the other images.
+    Warns of images that cannot be like MNIST's. Raises ValueError for images that the model cannot have been made for,
+    and for settings out of range.
     """
     # In bfloat16 a batch of another size would give an image other values.
     config = EvalConfig(seed=seed, precision="float32", chains=chains, log_weight_std=log_weight_std)
@@ -127,8 +94,7 @@ def _batch(model, images):
     """The images as a batch (N, *image) of the model's type, on its device. Raises ValueError if they do not fit."""
     check_model(model)
     check_mode(model)
-    like = model.like
-    check_weights(like)
+    check_weights(like := model.like)
     shape = tuple(model.mean(torch.zeros(1, model.latent_dim).to(like)).shape[1:])
     try:
         x = torch.as_tensor(images).detach().to(like)
@@ -136,9 +102,8 @@ def _batch(model, images):
         raise ValueError(
             "images: give one tensor or array, such as torch.stack(images); images.load_images reads files"
         ) from None
-    shapes = (shape, shape[1:]) if len(shape) == 3 and shape[0] == 1 else (shape,)
-    fitting = any(x.shape in (shape_of_one, (*x.shape[:1], *shape_of_one)) for shape_of_one in shapes)
-    if not fitting or not len(x):
+    of_one = {shape, shape[1:]} if len(shape) == 3 and shape[0] == 1 else {shape}
+    if of_one.isdisjoint((x.shape, x.shape[1:])) or not len(x):
         raise ValueError(f"images of shape {tuple(x.shape)}: the model needs {shape} or (N, {str(shape)[1:]}")
     if not x.isfinite().all():
         raise ValueError("images: pixels that are no finite numbers")

@@ -1,8 +1,7 @@
 """The work of an evaluation as tasks: which images of which split are measured, by gaps.py, and what each one gives.
 
 A task is a pure function of a model and of few images. What is random about an image is a function of (seed, purpose,
-method, image), so that its numbers depend on no other image; the bounds over whole splits alone have one generator for
-all images.
+method, image); only the bounds over whole splits have one generator for all images.
 """
 
 import copy
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from data import Split, rows_per_class
-from evaluation.gaps import measure
+from evaluation.gaps import gap_columns, measure
 from evaluation.log_prob import bound_log_prob
 from posterior_fit import Fit
 from vae_utils import GaussianPosterior, Noise, evaluate_bound, random_generator
@@ -23,13 +22,6 @@ from vae_utils import GaussianPosterior, Noise, evaluate_bound, random_generator
 MEASURED_AT_ONCE, SIMULATED_AT_ONCE = 100, 20  # images of a task
 PICTURED_PER_CLASS = 2  # test images: one in the reconstructions, one in the comparison
 DRAWS, MOST_DRAWS, DECODED = 4, 64, 4_000  # of z for the ELBO of an image of a whole split: more where images are few
-GAP_BOUNDS = {  # the bounds whose differences they are, see gaps.py
-    "amortization_gap": ("fitted_elbo", "elbo"),
-    "mean_field_gap": ("full_elbo", "fitted_elbo"),
-    "non_gaussian_gap": ("log_prob", "full_elbo"),
-    "approximation_gap": ("log_prob", "fitted_elbo"),
-    "inference_gap": ("log_prob", "elbo"),
-}
 TRAIN_SHARE = 5  # measured test images for each training image, which is only a diagnosis
 
 
@@ -81,28 +73,25 @@ def draw_samples(data, config, *, last):
     samples = {}
     for split, least in (("train", 1), ("test", PICTURED_PER_CLASS)):
         whole = getattr(data, split)
-        fewest = least * len(whole.labels) / int(whole.labels.bincount(minlength=whole.num_classes).min())
-        size = min(max(sizes.get(split, 0), round(fewest)), len(whole.labels))
-        sample = draw_sample(whole, size=size, per_class=per_class, seed=config.seed)
+        fewest = round(least * len(whole.labels) / min(whole.counts().values()))
+        sample = draw_sample(whole, size=max(sizes.get(split, 0), fewest), per_class=per_class, seed=config.seed)
         annealed = sample.annealed if full and (last or split == "test") else 0
         samples[split] = sample._replace(annealed=annealed if fitted else None)
     return samples
 
 
+@torch.no_grad()
 def image_tasks(methods, samples, epoch, config):
     """Tasks that measure the images of {split: Sample} under each method after an epoch: {name: function}."""
     tasks = {}
     for method, (split, sample) in product(methods, samples.items()):
         for number, block in enumerate(_blocks(len(sample.rows), MEASURED_AT_ONCE)):
-            part, q, annealed = sample.part.at(block), None, sample.annealed
+            part, q = sample.part.at(block), None
             if split == "train":  # q as trained
-                with torch.no_grad():
-                    q = method.posterior(part.images, sample.rows[block].to(part.images.device))
-            if annealed is not None:
-                annealed = min(max(annealed - int(block[0]), 0), len(block))
-            tasks[f"images_{epoch}_{method.name}_{split}_{number}"] = partial(
-                measure_images, method.frozen(), part.images, part.index, q, config, annealed, split, epoch
-            )
+                q = method.posterior(part.images, sample.rows[block].to(part.images.device))
+            annealed = None if sample.annealed is None else max(sample.annealed - int(block[0]), 0)
+            task = partial(measure_images, method.frozen(), part, q, config, annealed, split, epoch)
+            tasks[f"images_{epoch}_{method.name}_{split}_{number}"] = task
     return tasks
 
 
@@ -111,13 +100,13 @@ def _blocks(count, most):
     return torch.arange(count).chunk(math.ceil(count / most))
 
 
-def measure_images(method, images, index, q, config, annealed, split, epoch):
-    """{"columns" of gaps.measure, "q": its tensors, "costs", "seconds"} of a method's images, on the CPU.
+def measure_images(method, part, q, config, annealed, split, epoch):
+    """{"columns" of gaps.measure, "q": its tensors, "costs", "seconds"} of the images of a Split, on the CPU.
 
-    index: of the images in the data set; q: of training images as trained; None: it is inferred, as of test images;
-    annealed: how many, the first ones, are; None: the columns alone that need no fit.
+    q: of training images as trained; None: it is inferred, as of test images; annealed: see gaps.measure.
     """
-    noise_of = partial(Noise.of_images, config.seed, index=index.tolist(), device=images.device)
+    images = part.images
+    noise_of = partial(Noise.of_images, config.seed, index=part.index.tolist(), device=images.device)
     started = time.perf_counter()
     if q is None:
         fit = method.infer(images, noise=noise_of("inference", method.name), fit_steps=config.fit_steps)
@@ -153,34 +142,29 @@ def collect_images(methods, samples, results, epoch):
             for name in parts[0]  # of the first block some images are annealed, if any are
         }
         q = GaussianPosterior.concatenate([GaussianPosterior(**block["q"]) for block in blocks])
-        q = q.to(sample.part.images.device)
-        costs = {name: torch.cat([block["costs"][name] for block in blocks]) for name in ("converged", "gradients")}
-        fit, seconds = Fit(q, torch.empty(0, len(q)), **costs), sum(block["seconds"] for block in blocks)
+        costs = {name: torch.cat([block["costs"][name] for block in blocks]) for name in blocks[0]["costs"]}
+        fit = Fit(q.to(sample.part.images.device), torch.empty(0, len(q)), **costs)
+        seconds = sum(block["seconds"] for block in blocks)
         collected[method.name, split] = Measured(columns | gap_columns(columns), fit, seconds)
     return collected
-
-
-def gap_columns(columns):
-    """The GAP_BOUNDS as columns, as far as their bounds are there."""
-    return {gap: columns[high] - columns[low] for gap, (high, low) in GAP_BOUNDS.items() if high in columns}
 
 
 def image_table(measured, samples):
     """Rows of log_probabilities.csv, dicts, None where not measured; measured: of `collect_images`."""
     table = []
-    for (name, split), (columns, _, _) in measured.items():
-        part, values = samples[split].part, zip(*(column.tolist() for column in columns.values()), strict=True)
-        for label, index, numbers in zip(part.labels.tolist(), part.index.tolist(), values, strict=True):
-            row = {"method": name, "split": split, "class": part.classes[label], "index": index}
-            numbers = (None if math.isnan(number) else number for number in numbers)
-            table.append(row | dict(zip(columns, numbers, strict=True)))
+    for (method, split), (columns, _, _) in measured.items():
+        part, values = samples[split].part, torch.stack([*columns.values()], dim=1)  # (N, columns)
+        for label, index, numbers in zip(part.labels.tolist(), part.index.tolist(), values.tolist(), strict=True):
+            row = {"method": method, "split": split, "class": part.classes[label], "index": index}
+            known = (None if math.isnan(number) else number for number in numbers)
+            table.append(row | dict(zip(columns, known, strict=True)))
     return table
 
 
 @torch.no_grad()
-def posterior_of_train(method, data, batch_size=1000):
+def posterior_of_train(method, data):
     """q of every training image, (N, D)."""
-    rows = torch.arange(len(data.train.labels), device=data.device).split(batch_size)
+    rows = torch.arange(len(data.train.labels), device=data.device).split(1000)
     return GaussianPosterior.concatenate([method.posterior(data.train.images[part], part) for part in rows])
 
 
@@ -190,21 +174,17 @@ def draws_of(images):
 
 
 def whole_bounds(methods, data, train_q, config):
-    """{(method's name, split): Bound} of all images of a split at each method's own q; train_q: {name: q}.
-
-    Where inference is a fit, test images are left out.
-    """
-    bounds = {}
+    """{(method's name, split): Bound} of all images of a split at each method's own q; train_q: {name: q}."""
+    bounds, device = {}, data.device
     for method in methods:
         q_of = {"train": train_q[method.name]}
-        if method.shared_inference:
-            noise = Noise(config.seed, "inference", method.name, device=data.device)
+        if method.shared_inference:  # a fit would take too long
+            noise = Noise(config.seed, "inference", method.name, device=device)
             q_of["test"] = method.infer(data.test.images, noise=noise, fit_steps=config.fit_steps).q
         for split, q in q_of.items():
-            images = getattr(data, split).images
-            noise = Noise(config.seed, "final bound", method.name, split, device=data.device)
-            options = {"noise": noise, "draws": draws_of(len(images))}
-            bounds[method.name, split] = evaluate_bound(method.model, images, lambda x, rows, q=q: q[rows], **options)
+            x, noise = getattr(data, split).images, Noise(config.seed, "final bound", method.name, split, device=device)
+            bound = evaluate_bound(method.model, x, lambda x, rows, q=q: q[rows], noise=noise, draws=draws_of(len(x)))
+            bounds[method.name, split] = bound
     return bounds
 
 

@@ -20,12 +20,12 @@ AT_ONCE, POINTS_AT_ONCE = 20_000, 2000  # pictures compared with images; picture
 def integrate(model, x):
     """log p(x) = log of the integral of N(z; 0, I) p(x|z), and a bound on its error, (B,) each, nats.
 
-    x: (B, *image); model: a LatentVariableModel of at most MOST_DIMENSIONS dimensions. By the midpoint rule: on square
-    cells that all images share, then, image by image, on cells of half the side wherever there may be mass: where a
-    cell's value plus what neighbors differ by is near the whole, since a peak may lie between two centres. It ends when
-    the result changes by less than TOLERANCE, and neighbors are alike. For an integrand like a Gaussian the error of
-    the rule is below 1e-8 once a cell is as wide as its standard deviation. The stated error is the last change, but at
-    least TOLERANCE, since the networks compute in float32; infinite, where the result is not finite or not settled.
+    x: (B, *image); model: of at most MOST_DIMENSIONS dimensions. By the midpoint rule: on square cells that all images
+    share, then, image by image, on cells of half the side wherever there may be mass: where a cell's value plus what
+    neighbors differ by is near the whole, since a peak may lie between two centres. It ends when the result changes by
+    less than TOLERANCE, and neighbors are alike. For an integrand like a Gaussian the error of the rule is below 1e-8
+    once a cell is as wide as its standard deviation. The stated error is TOLERANCE, since the networks compute in
+    float32; infinite, where the result is not finite or not settled.
     """
     model, pending = model.in_precision("float32"), torch.arange(len(x), device=x.device)
     log_prob, error = torch.full((2, len(x)), math.inf, dtype=torch.float64)
@@ -43,10 +43,8 @@ def integrate(model, x):
 
 
 def _shared_cells(model, x, reach):
-    """Equal cells of [-reach, reach]^D, M of them: what `_refine` takes of all images, (M, ...), float64 on the CPU.
-
-    Centres (M, D); the log of each image's mass (M, B), and by how much that of neighbors differs (M, B); and
-    whether an image has mass at the border, (B,).
+    """Equal cells of [-reach, reach]^D, on the CPU: centres (M, D), the log of each image's mass, how much that of
+    neighbors differs, (M, B) each, and whether an image has mass at the border, (B,).
     """
     step, dimensions = STEPS[model.latent_dim], model.latent_dim
     axis = torch.arange(-reach + step / 2, reach, step, dtype=x.dtype, device=x.device)

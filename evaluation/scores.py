@@ -11,15 +11,11 @@ from vae_utils import mean_and_error
 
 # Columns whose means over images are Scores, of all and of every class; of PAIRED also the differences of two methods.
 KNOWN = ("elbo", "fitted_elbo", "amortization_gap", *(metric.__name__ for metric in METRICS))  # of all measured images
-OFFSETS = {  # of the annealed images alone: the column of KNOWN that is carried over to all measured images
+OFFSETS = {  # of the annealed images alone: the column of KNOWN that carries it over to all measured ones, or None
     "log_prob": "fitted_elbo",
     "inference_gap": "amortization_gap",
-    "mean_field_gap": None,
-    "non_gaussian_gap": None,
-    "approximation_gap": None,
-    "full_elbo": "fitted_elbo",
-    "importance_sampling": "fitted_elbo",
-    "full_importance_sampling": "fitted_elbo",
+    **dict.fromkeys(("mean_field_gap", "non_gaussian_gap", "approximation_gap")),
+    **dict.fromkeys(("full_elbo", "importance_sampling", "full_importance_sampling"), "fitted_elbo"),
 }
 MEANS = (*KNOWN, *OFFSETS)
 PAIRED = (*KNOWN, *(name for name in OFFSETS if name == "log_prob" or name.endswith("_gap")))
@@ -27,26 +23,22 @@ MEDIANS = ("effective_sample_size", "full_effective_sample_size", "log_weight_st
 
 
 def bound_scores(bounds, epoch):
-    """Scores "elbo_all", "log_likelihood", "kl" and "draws" (of z per image) of `whole_bounds`, errors over images."""
-    rows = []
+    """Yields Scores of `whole_bounds`, and "draws", of z for each image."""
     for (name, split), bound in bounds.items():
         labels, images = {"method": name, "split": split, "epoch": epoch}, len(bound.elbo)
         for quantity, values in zip(("elbo_all", "log_likelihood", "kl"), bound, strict=True):
-            rows.append(score(quantity, mean_and_error(values), **labels))
-        rows.append(plain_score("draws", draws_of(images), images, **labels))
-    return rows
+            yield score(quantity, mean_and_error(values), **labels)
+        yield plain_score("draws", draws_of(images), images, **labels)
 
 
 def tracked_scores(measured, samples, epoch, count):
-    """Scores of the images that are annealed at every saved epoch, the first `count` of each class."""
-    rows = []
+    """Yields Scores of the images that are annealed at every saved epoch, the first `count` of each class."""
     for (method, split), (columns, _, _) in measured.items():
         sample = samples[split]
         places = sample.first(count).flatten()
         for name in (name for name in MEANS if name in columns):
             values = stratified_mean(columns[name][places], sample.labels[places], sample.shares)
-            rows.append(score(name, values, method=method, split=split, epoch=epoch, group=TRACKED))
-    return rows
+            yield score(name, values, method=method, split=split, epoch=epoch, group=TRACKED)
 
 
 def image_scores(measured, samples, epoch):
@@ -74,8 +66,8 @@ def image_scores(measured, samples, epoch):
 
 
 def _means(columns, sample, predictors, places, **labels):
-    """Scores of those of MEANS that are among the columns (N,), over the images of the Sample at `places`."""
-    classes, annealed, rows = sample.labels[places], places[places < sample.annealed], []
+    """Yields Scores of those of MEANS that are among the columns (N,), of the images of the Sample at `places`."""
+    classes, annealed = sample.labels[places], places[places < sample.annealed]
     for name in (name for name in MEANS if name in columns):
         values = columns[name]
         if name in KNOWN:
@@ -86,41 +78,38 @@ def _means(columns, sample, predictors, places, **labels):
                 known["offset"], values = columns[OFFSETS[name]][places], values - columns[OFFSETS[name]]
             few = values[annealed], sample.labels[annealed], predictors[annealed]
             result = regression_estimate(*few, predictors[places], **known)
-        rows.append(score(name, result, **labels))
-    return rows
+        yield score(name, result, **labels)
 
 
 def _trust_scores(columns, annealed, **labels):
-    """Scores of the first `annealed` images that say how far their log p(x) can be trusted."""
+    """Yields Scores of the first `annealed` images that say how far their log p(x) can be trusted."""
     converged = columns["fit_converged"]
-    rows = [plain_score("fit_converged", converged.nanmean(), len(converged), **labels)]
+    yield plain_score("fit_converged", converged.nanmean(), len(converged), **labels)
     if "log_prob" not in columns:
-        return rows
+        return
     columns = {name: values[:annealed] for name, values in columns.items()}
-    rows += [plain_score(name, columns[name].quantile(0.5), annealed, **labels) for name in MEDIANS]
-    others = {
+    values = {name: columns[name].quantile(0.5) for name in MEDIANS} | {
         "annealed_images": annealed,
         "monte_carlo_error": columns["log_prob_standard_error"].square().sum().sqrt() / annealed,  # of their mean
         "bias": columns["log_prob_bias"].mean(),
         "acceptance": columns["acceptance"].mean(),
         "images_not_trusted": (columns["trusted"] == 0).sum(),
     }
-    return rows + [plain_score(name, value, annealed, **labels) for name, value in others.items()]
+    for name, value in values.items():
+        yield plain_score(name, value, annealed, **labels)
 
 
 def bidirectional_scores(methods, results, epoch):
-    """Scores "bidirectional_lower", "_upper" and "_gap" of log p(x) of simulated images; see `bidirectional_tasks`.
+    """Yields Scores of the bounds on log p(x) of simulated images, of `bidirectional_tasks`, and of their gap.
 
-    The gap bounds the mean error of annealing with the same settings from `start_of_chains`, in either direction, on
-    such images; the evaluation anneals from q*full, which is nearer.
+    It bounds the mean error of annealing with the same settings from `start_of_chains`, in either direction, on such
+    images; the evaluation anneals from q*full, which is nearer.
     """
-    rows = []
     for method in methods:
         lower, upper = torch.cat(task_results(results, f"bidirectional_{method.name}"), dim=1)
         for name, values in {"lower": lower, "upper": upper, "gap": upper - lower}.items():
             labels = {"method": method.name, "split": "simulated", "epoch": epoch}
-            rows.append(score(f"bidirectional_{name}", mean_and_error(values), **labels))
-    return rows
+            yield score(f"bidirectional_{name}", mean_and_error(values), **labels)
 
 
 def cost_scores(methods, epoch, measured, training_seconds):

@@ -58,10 +58,9 @@ def how_found(scores, method):
 def stratified_mean(values, labels, shares):
     """{"mean", "standard_error", "images", "freedom"} of one value per image, (N,), of images drawn class by class.
 
-    labels: (N,); shares: (classes,), of the classes in the population. Every class counts by its share. The error is
-    over images, that of a stratified sample (Cochran 1977, Eq. 5.7); its `freedom` is Satterthwaite's (ibid., 5.16).
-    Where a class has fewer than FEWEST_OF_CLASS images, all classes have one variance: that within the classes, or, if
-    that has too few degrees of freedom, that of all images.
+    labels: (N,); shares: (classes,), of the classes in the population. The error is over images, that of a stratified
+    sample (Cochran 1977, Eq. 5.7); its `freedom` is Satterthwaite's (ibid., 5.16). Where a class has fewer than
+    FEWEST_OF_CLASS images, all have one variance: that within the classes, or, with too few degrees of freedom, of all.
     """
     y, labels, shares = values.cpu().double(), labels.cpu(), shares.cpu().double()
     present, labels, counts = labels.unique(return_inverse=True, return_counts=True)
@@ -93,9 +92,9 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
     (N,), which is known of many images, and whose mean is added again. known (N, P), known_labels (N,): the predictors
     of the many, these among them; shares: (classes,). The slopes are those of a weighted least-squares fit, with an
     intercept for each class if every class has two of the n images or more, else with one; they are 0 if fewer than
-    FEWEST_REGRESSED images are left beyond its parameters. Returns a dict like that of `stratified_mean`; its images
-    are the many, if they are used. The error is over draws of images: that of the residuals, which may differ in size
-    (HC2, MacKinnon & White 1985), and that of the many. With the same predictors estimates of sums are sums of them.
+    FEWEST_REGRESSED images are left beyond its parameters. Returns a dict like that of `stratified_mean`. The error is
+    over draws of images: that of the residuals, which may differ in size (HC2, MacKinnon & White 1985), and that of the
+    many. With the same predictors estimates of sums are sums of them.
     """
     center, counts = known.mean(0), labels.bincount(minlength=len(shares))
     images = len(values) if offset is None else len(known)
@@ -156,10 +155,7 @@ def accuracy(correct):
 
 
 def count_interval(count, images, *, seed, resamples=200):
-    """The 95% interval of a count that depends on which images there are: percentiles of its bootstrap resamples.
-
-    count: function of the rows of a resample (images,), returning a whole number. Returns two whole numbers.
-    """
+    """The 95% interval, two whole numbers, of count(rows): percentiles of bootstrap resamples of so many images."""
     options = {"n_resamples": resamples, "vectorized": False, "method": "percentile", "rng": seed}
     interval = bootstrap((np.arange(images),), lambda rows: float(count(rows)), **options).confidence_interval
     return math.floor(interval.low), math.ceil(interval.high)

@@ -173,19 +173,33 @@ def draws_of(images):
     return min(max(DECODED // images, DRAWS), MOST_DRAWS)
 
 
-def whole_bounds(methods, data, train_q, config):
-    """{(method's name, split): Bound} of all images of a split at each method's own q; train_q: {name: q}."""
-    bounds, device = {}, data.device
+def bound_tasks(methods, data, train_q, config):
+    """Tasks that bound log p(x) of all images of a split at each method's own q; train_q: {method's name: q}."""
+    tasks = {}
     for method in methods:
         q_of = {"train": train_q[method.name]}
         if method.shared_inference:  # a fit would take too long
-            noise = Noise(config.seed, "inference", method.name, device=device)
-            q_of["test"] = method.infer(data.test.images, noise=noise, fit_steps=config.fit_steps).q
+            q_of["test"] = None
         for split, q in q_of.items():
-            x, noise = getattr(data, split).images, Noise(config.seed, "final bound", method.name, split, device=device)
-            bound = evaluate_bound(method.model, x, lambda x, rows, q=q: q[rows], noise=noise, draws=draws_of(len(x)))
-            bounds[method.name, split] = bound
-    return bounds
+            images = getattr(data, split).images
+            tasks[f"bound_{method.name}_{split}"] = partial(bound_split, method.frozen(), images, q, split, config)
+    return tasks
+
+
+def bound_split(method, x, q, split, config):
+    """The Bound, as (3, N), of all images x (N, *image) of a split at q, (N, D); None: it is inferred."""
+    if q is None:
+        noise = Noise(config.seed, "inference", method.name, device=x.device)
+        q = method.infer(x, noise=noise, fit_steps=config.fit_steps).q
+    noise = Noise(config.seed, "final bound", method.name, split, device=x.device)
+    bound = evaluate_bound(method.model, x, lambda x, rows: q[rows], noise=noise, draws=draws_of(len(x)))
+    return torch.stack(bound).cpu()
+
+
+def collect_bounds(results):
+    """{(method's name, split): (3, N)} of the results of `bound_tasks`."""
+    names = [name for name in results if name.startswith("bound_")]
+    return {tuple(name.removeprefix("bound_").rsplit("_", 1)): results[name] for name in names}
 
 
 def bidirectional_tasks(methods, config, *, device="cpu"):

@@ -64,9 +64,12 @@ def evaluate(load, epochs, data, classifier, config, run):
         work |= measurements.image_tasks(methods, samples_of[epoch], epoch, settings)
         methods_of[epoch] = methods if epoch == last else [method.frozen() for method in methods]
     methods = methods_of[last]
-    if full:
-        work |= measurements.bidirectional_tasks(methods, config, device=data.device)
     with run.timed("q of images, bounds and log p(x)" if full else "q of images and bounds"):
+        if config.evaluation != "none":
+            train_q = {method.name: measurements.posterior_of_train(method, data) for method in methods}
+            work = measurements.bound_tasks(methods, data, train_q, config) | work
+        if full:
+            work |= measurements.bidirectional_tasks(methods, config, device=data.device)
         results = run.tasks.map("evaluation", work, device=data.device)
     if rank():
         return None
@@ -84,9 +87,7 @@ def evaluate(load, epochs, data, classifier, config, run):
         return found
 
     # Bounds, log p(x), gaps, costs.
-    with run.timed("bounds of all images"):
-        train_q = {method.name: measurements.posterior_of_train(method, data) for method in methods}
-        rows += scores.bound_scores(measurements.whole_bounds(methods, data, train_q, config), last)
+    rows += scores.bound_scores(measurements.collect_bounds(results), last)
     rows += scores.image_scores(measured, drawn, last)
     rows += scores.cost_scores(methods, last, measured, run.training_seconds())
     found = found._replace(scores=rows, images=measurements.image_table(measured, drawn))

@@ -23,9 +23,9 @@ MEDIANS = ("effective_sample_size", "full_effective_sample_size", "log_weight_st
 
 
 def bound_scores(bounds, epoch):
-    """Yields Scores of `whole_bounds`, and "draws", of z for each image."""
+    """Yields Scores of `collect_bounds`, and "draws", of z for each image."""
     for (name, split), bound in bounds.items():
-        labels, images = {"method": name, "split": split, "epoch": epoch}, len(bound.elbo)
+        labels, images = {"method": name, "split": split, "epoch": epoch}, bound.shape[1]
         for quantity, values in zip(("elbo_all", "log_likelihood", "kl"), bound, strict=True):
             yield score(quantity, mean_and_error(values), **labels)
         yield plain_score("draws", draws_of(images), images, **labels)

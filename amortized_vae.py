@@ -28,7 +28,7 @@ class AmortizedVAE(training.Method):
 
     def validate(self, epoch):
         """The Bound of every validation image; each rank computes some of the batches."""
-        x, seed = self.validation_images, self.config.seed
+        x, seed = self.validation.images, self.config.seed
         values = torch.zeros(len(Bound._fields), len(x), device=x.device)
         batches = list(enumerate(torch.arange(len(x), device=x.device).split(VALIDATED_AT_ONCE)))
         for number, rows in batches[self.shard.rank :: self.shard.size]:
@@ -37,6 +37,4 @@ class AmortizedVAE(training.Method):
         return Bound(*self.shard.add(values))
 
 
-def load_model(path, *, device="cpu"):
-    """The ConvVAE of `vae_epoch_{N}.pt` or pretrained/vae.pt, in evaluation mode; see training.load_model."""
-    return training.load_model(path, AmortizedVAE, device=device)
+load_model = AmortizedVAE.load_model  # the ConvVAE of vae_epoch_{N}.pt or pretrained/vae.pt

@@ -9,15 +9,12 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 import training
-from data import stratified_subset
 from latent_table import LatentTable
 from model import INITIAL_LOG_VAR, ConvModel
 from posterior_fit import Fit, PosteriorFit, fit_posterior
 from vae_utils import GaussianPosterior, Noise, check_images, check_noise, elbo
 
-VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
-VALIDATION_STEPS = 30
-VALIDATION_RATE = 0.03
+VALIDATION_STEPS, VALIDATION_RATE = 30, 0.03  # of the q of validation images in an epoch
 LEAST_NATS = 1.2  # that a principal component must carry to be used
 LEAST_NOISE = 1e-4  # of the estimated noise variance of a pixel
 MOST_PIXELS = 40_000_000  # of all images that the principal components are of
@@ -102,7 +99,7 @@ class LatentModel(ConvModel):
 
     def initial_posterior(self, x, noise=None):
         """Where the q of images x (B, *image) begins, those of the table as well as any other's: (B, D)."""
-        check_images(x, self.image_shape, "initial_posterior(x)", self.like)
+        check_images(x, self.image_shape, self.like, "initial_posterior(x)")
         return self.start(x, noise)
 
     def _load_from_state_dict(self, state_dict, prefix, *others):
@@ -129,6 +126,7 @@ class LatentOptimization(training.Method):
     shared_inference, infers_best = False, True
     model_class = LatentModel
     sharded = ("table.rows", "table.last_visit")
+    most_validated = 100  # followed through training, warm-started from epoch to epoch
 
     def __init__(self, config, data):
         super().__init__(config, data)
@@ -141,10 +139,7 @@ class LatentOptimization(training.Method):
         batches = zip(self.images.split(STARTED_AT_ONCE), self.train_index.split(STARTED_AT_ONCE), strict=True)
         self.table.load_parameters(torch.cat([self._started(x, index).parameters() for x, index in batches]))
         self.optimizers.append(self.table)
-        count = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(self.validation_images))
-        validation = stratified_subset(data.validation, size=count, seed=config.seed)
-        self.validation_images = validation.images
-        self.validation_fit = PosteriorFit(self._started(validation.images, validation.index))
+        self.validation_fit = PosteriorFit(self._started(self.validation.images, self.validation.index))
         self.also_saved.append(self.validation_fit)
 
     def _make_start(self):
@@ -201,8 +196,8 @@ class LatentOptimization(training.Method):
         return super().train_step(rows, last)
 
     def validate(self, epoch):
-        """The Bound of VALIDATION_IMAGES images, after VALIDATION_STEPS steps from their q of the epoch before."""
-        x, noise = self.validation_images, Noise(self.config.seed, epoch, "validation", device=self.images.device)
+        """The Bound of the validation images, after VALIDATION_STEPS steps from their q of the epoch before."""
+        x, noise = self.validation.images, Noise(self.config.seed, epoch, "validation", device=self.images.device)
         shape, rates = (len(x), self.config.latent_dim), [VALIDATION_RATE] * VALIDATION_STEPS
         draws = noise.normal((VALIDATION_STEPS, *shape), like=x)
         self.validation_fit.run(self.model, x, noise=draws, learning_rates=rates)
@@ -219,6 +214,4 @@ class LatentOptimization(training.Method):
         self.table.load_parameters(*(weights[name] for name in PARTS if name in weights))
 
 
-def load_model(path, *, device="cpu"):
-    """The LatentModel of `latent_opt_epoch_{N}.pt` or pretrained/latent_opt.pt; see training.load_model."""
-    return training.load_model(path, LatentOptimization, device=device)
+load_model = LatentOptimization.load_model  # the LatentModel of latent_opt_epoch_{N}.pt or pretrained/latent_opt.pt

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vae_utils import GaussianPosterior, check_images, check_latents, check_pixels, check_range
+from vae_utils import GaussianPosterior, check_images, check_pixels, check_range
 
 INITIAL_LOG_VAR = -2.0  # of a q before any fit
 FAR = 10  # standard deviations: no pixel is drawn so far from [-1, 1]
@@ -146,7 +146,10 @@ class LatentVariableModel(nn.Module):
 
     def decode(self, z):
         """The parameters of p(x|z), (..., channels * C, H, W), for z (..., D)."""
-        check_latents(z, self.latent_dim, next(self.parameters(), z))
+        like = next(self.parameters(), z)
+        if z.shape[-1] != self.latent_dim or (z.dtype, z.device) != (like.dtype, like.device):
+            needed = f"z (..., {self.latent_dim}) of {like.dtype} on {like.device}"
+            raise ValueError(f"z {tuple(z.shape)} of {z.dtype} on {z.device}: this model takes {needed}")
         rows = z.reshape(-1, z.shape[-1])
         with autocast(self.precision, z.device):
             output = self.decoder(rows)
@@ -164,7 +167,7 @@ class LatentVariableModel(nn.Module):
         given = output.shape[z.dim() - 1 :]
         if given[0] % channels:
             raise ValueError(f"the decoder gives {tuple(given)} for an image: not {channels} channels for each of x")
-        check_images(x, (given[0] // channels, *given[1:]), "log_likelihood(x, z)")
+        check_images(x, (given[0] // channels, *given[1:]), self.like, "log_likelihood(x, z)")
         if z.dim() < 2 or (len(x) > 1 and z.shape[-2] not in (1, len(x))):
             raise ValueError(f"x {tuple(x.shape)} and z {tuple(z.shape)} are of different images: z (..., B, D)")
         if x.device.type == "cpu":  # elsewhere this would wait for the device
@@ -219,7 +222,9 @@ class ConvVAE(ConvModel):
 
     def encode(self, x):
         """q(z|x) of x (B, *image), diagonal, (B, D). Raises ValueError if x does not fit."""
-        check_images(x, self.image_shape, "encode(x)", self.like, beyond=self.reach)
+        check_images(x, self.image_shape, self.like, "encode(x)")
+        if x.device.type == "cpu":  # elsewhere this would wait for the device
+            check_range(x, self.reach)
         with autocast(self.precision, x.device):
             output = self.encoder(x)
         return GaussianPosterior.from_log_var(*output.to(x.dtype).chunk(2, dim=-1))

@@ -3,13 +3,11 @@
 import torch
 
 import training
-from data import stratified_subset
 from model import ConvVAE
 from posterior_fit import Fit
 from vae_utils import GaussianPosterior, Noise, check_noise
 
 REFINED_AT_ONCE = 1000  # images
-VALIDATION_IMAGES = 1000  # each takes the steps of a training image
 
 
 class SemiAmortizedVAE(training.Method):
@@ -24,13 +22,12 @@ class SemiAmortizedVAE(training.Method):
     name, label, color, prefix = "semi_amortized", "Semi-amortized VAE", "#E69F00", "semi_amortized_vae"
     model_class = ConvVAE
     by_default = False
+    most_validated = 1000  # each takes the steps of a training image
 
     def __init__(self, config, data):
         super().__init__(config, data)
         self.gradients_per_visit = config.refinement_steps  # the encoder learns by the first one
         self.noise_draws = config.refinement_steps + 1  # of each step, and of the bound that they reach
-        size = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(self.validation_images))
-        self.validation_images = stratified_subset(data.validation, size=size, seed=config.seed).images
 
     @torch.enable_grad()
     def refine(self, x, q, noise, *, beta=1.0):
@@ -83,6 +80,4 @@ class SemiAmortizedVAE(training.Method):
         return fit._replace(gradients=fit.gradients + steps)
 
 
-def load_model(path, *, device="cpu"):
-    """The ConvVAE of `semi_amortized_vae_epoch_{N}.pt`: `encode` gives q before the steps; see training.load_model."""
-    return training.load_model(path, SemiAmortizedVAE, device=device)
+load_model = SemiAmortizedVAE.load_model  # the ConvVAE of a checkpoint; its `encode` gives q before the steps

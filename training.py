@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from data import stratified_subset
 from model import make_likelihood
 from runtime.checkpoint import invalid_contents
 from runtime.config import InputError, LearnerConfig, TrainConfig, choose_precision
@@ -44,7 +45,7 @@ class Learner(nn.Module):
         config = replace(config, precision=choose_precision(config.precision, data.device))
         self.config, self.shard, self.train_index, self.digest = config, data.shard, data.train.index, data.digest
         self.register_buffer("images", data.train.images, persistent=False)
-        self.count = len(self.images) if self.shard == WHOLE else config.train_size  # of all ranks
+        self.count = config.train_size  # training images of all ranks
         self.optimizers = []
         self.also_saved = []  # what else has a state that the next epoch depends on, such as a schedule
         self.step = self.train_step  # or a recording of it
@@ -72,34 +73,28 @@ class Learner(nn.Module):
 class Method(Learner):
     """A way to find q(z), with the decoder that it trains: all that evaluation and figures know of a method.
 
-    A new method is one file and an entry in main_vae.METHODS. Its subclass sets
-
-        name, label, prefix     in files; in tables and figures; at the beginning of the names of checkpoints
-        color                   in figures; those of evaluation/style.py are taken
-        model_class             a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
-        shared_inference        whether one network infers every q: then each gradient of a training shapes all of
-                                them, and the ELBO is also found of all test images
-        infers_best             whether a diagonal q of `infer` is q*, the best one, so that the amortization gap of
-                                unseen images is 0; else q* is fitted
-        gradients_per_visit     gradients of the bound that a training step takes for the q of an image
-        noise_draws             standard normal draws that a training step takes for an image, see `draw_noise`
-        by_default              whether it is trained without --methods
-
-    and defines `posterior` and `infer`; its file has a `load_model`, see `training.load_model`, which loads all that
-    `weights` returns into a new model_class. The base class makes the model and an Adam of its weights, takes the
-    steps, validates, saves and loads. Figures of reconstructions are called {reconstruction_prefix}_epoch_{N}.png; the
-    prefix must end in "recon", by which report.py finds them.
+    A new method is one file and an entry in main_vae.METHODS. Its subclass sets `name` and `prefix` of a Learner and
+    the attributes below, and defines `posterior` and `infer`; its file calls its class method `load_model` by that
+    name. The base class makes the model and an Adam of its weights, takes the steps, validates, saves and loads.
     """
 
-    label = color = model_class = None
-    shared_inference = by_default = True
+    label = None  # in tables and figures
+    color = None  # in figures; those of evaluation/style.py are taken
+    model_class = None  # a LatentVariableModel, made with the arguments of ConvModel; `hidden` only with --hidden
+    # Whether one network infers every q. Then each gradient shapes all of them, and all test images have an ELBO.
+    shared_inference = True
+    # Whether a diagonal q of `infer` is q*: then unseen images have no amortization gap. Else q* is fitted.
     infers_best = False
-    gradients_per_visit = noise_draws = 1
+    gradients_per_visit = 1  # of the bound, that a training step takes for the q of an image
+    noise_draws = 1  # standard normal draws that a training step takes for an image, see `draw_noise`
+    by_default = True  # whether it is trained without --methods
+    most_validated = None  # validation images, or one of each class if that is more; None: all
     metrics = Bound._fields
     recordable = True
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
+        # Of figures; it must end in "recon", by which report.py finds them.
         cls.reconstruction_prefix = cls.__dict__.get("reconstruction_prefix", f"{cls.prefix}_recon")
 
     def __init__(self, config, data):
@@ -107,7 +102,26 @@ class Method(Learner):
         options = {"image_shape": data.image_shape, "seed": config.seed, "precision": self.config.precision}
         self.model = make_model(self.model_class, config, **options).to(data.device)
         self.optimizers.append(torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True))
-        self.validation_images = data.validation.images
+        self.validation = data.validation
+        if self.most_validated:
+            size = min(max(self.most_validated, data.validation.num_classes), len(data.validation.labels))
+            self.validation = stratified_subset(data.validation, size=size, seed=config.seed)
+
+    @classmethod
+    def load_model(cls, path, *, device="cpu"):
+        """The trained model in a checkpoint of this class, on the device, in evaluation mode.
+
+        It knows its likelihood, and gets the attributes config (a TrainConfig), epoch, and train_index (N,), the
+        training images' rows in the data set. Weights in half precision become float32. Raises InputError for any
+        other file.
+        """
+        checkpoint = read_checkpoint(path, cls.name, device=device)
+        with invalid_contents(path):
+            model = make_model(cls.model_class, checkpoint["config"], image_shape=checkpoint["image_shape"])
+            model.load_state_dict(checkpoint["weights"])
+            model.to(device)
+        model.config, model.epoch, model.train_index = (checkpoint[key] for key in ("config", "epoch", "train_index"))
+        return model.eval()
 
     def frozen(self):
         """This method with its model alone: it infers, but cannot train; small enough for another process."""
@@ -119,31 +133,29 @@ class Method(Learner):
     def posterior(self, x, rows):
         """q of the training images x (B, *image) at `rows` (B,) of this rank: a GaussianPosterior (B, D).
 
-        Gradients flow through it in a training step, unless `training_posterior` finds q in another way. What is random
-        about it is a function of the seed and the image alone.
+        A training step needs its gradients. What is random about it is a function of the seed and the image alone.
         """
         raise NotImplementedError
 
     def training_posterior(self, x, rows, noise):
         """The q of a training step, through which gradients flow, and the noise of its bound, (B, D).
 
-        A method overrides it that needs noise or further gradients to find q: `noise` is then all that `draw_noise`
-        gives. One whose training bound is not the ELBO overrides `backward`.
+        A method overrides it whose q needs noise or further gradients; noise: all that `draw_noise` gives. One whose
+        training bound is not the ELBO overrides `backward`.
         """
         return self.posterior(x, rows), noise
 
     def infer(self, x, *, noise, fit_steps=300):
         """q of any images x (B, *image) that were not trained on, as a Fit: by a forward pass, or by an optimization.
 
-        B is up to 10,000: work in batches. It may use `config` and `model` alone, see `frozen`. noise: a Noise,
-        one for all images or one for each; with the latter the q of an image may depend on no other image. fit_steps:
-        of an optimization.
+        B is up to 10,000: work in batches. It may use `config` and `model` alone, see `frozen`. fit_steps: of an
+        optimization. If the Noise has a generator for each image, the q of an image may depend on no other image.
         """
         raise NotImplementedError
 
     def validate(self, epoch):
         """The Bound of validation images under the present weights, (M,) each: by default at the q of `infer`."""
-        x, noise = self.validation_images, Noise(self.config.seed, epoch, "validation", device=self.images.device)
+        x, noise = self.validation.images, Noise(self.config.seed, epoch, "validation", device=self.images.device)
         q = self.infer(x, noise=noise).q
         return evaluate_bound(self.model, x, lambda x, rows: q[rows], noise=noise)
 
@@ -194,16 +206,15 @@ def train_epoch(learner, epoch, *, progress=None):
     FloatingPointError if the loss is not finite.
     """
     started, device, seed = time.perf_counter(), learner.images.device, learner.config.seed
-    if (epoch := int(operator.index(epoch))) not in range(1, learner.config.epochs + 1):
+    if (epoch := operator.index(epoch)) not in range(1, learner.config.epochs + 1):
         raise ValueError(f"epoch {epoch}: not from 1 to {learner.config.epochs}, the epochs in the settings")
     if not torch.is_grad_enabled():
         raise ValueError("train_epoch needs gradients: call it outside of torch.no_grad() and torch.inference_mode()")
     groups = [group for optimizer in learner.optimizers for group in getattr(optimizer, "param_groups", ())]
     weights = {*learner.model.parameters()}
     if weights and weights.isdisjoint(weight for group in groups for weight in group["params"]):
-        raise ValueError(
-            "no optimizer has the model's weights: method.load_weights(other.state_dict()) takes them over"
-        )
+        advice = "method.load_weights(other.state_dict()) takes them over"
+        raise ValueError(f"no optimizer has the model's weights: {advice}")
     order = torch.randperm(learner.count, generator=random_generator(seed, epoch, "order")).to(device)
     generator = random_generator(seed, epoch, "noise", device=device)
     sums = []
@@ -222,14 +233,13 @@ def train_epoch(learner, epoch, *, progress=None):
 
 def validate(learner, epoch):
     """{"validation_images", "validation_..." and its standard error for each metric}: means over validation images."""
-    row = {}
     learner.eval()
     validated = learner.validate(epoch)
     learner.train()
+    row = {"validation_images": len(validated[0])}
     for name, values in validated._asdict().items():
         score = mean_and_error(values)
-        row |= {"validation_images": score["images"], f"validation_{name}": score["mean"]}
-        row[f"validation_{name}_standard_error"] = score["standard_error"]
+        row |= {f"validation_{name}": score["mean"], f"validation_{name}_standard_error": score["standard_error"]}
     if not math.isfinite(row[f"validation_{learner.metrics[0]}"]):
         raise FloatingPointError(f"{learner.name}: the validation loss is not finite after epoch {epoch}")
     return row
@@ -244,19 +254,3 @@ def make_model(model_class, config, **options):
         except TypeError as error:
             raise InputError(f"--hidden {config.hidden}: {model_class.__name__} {error}") from None
     return model_class(config.latent_dim, make_likelihood(config), **options)
-
-
-def load_model(path, method_class, *, device="cpu"):
-    """The trained model in a checkpoint of the Method class, on the device, in evaluation mode.
-
-    It knows its likelihood, and gets the attributes config (a TrainConfig), epoch, and train_index (N,), the training
-    images' rows in the data set. Weights in half precision become float32. Raises InputError for any other file.
-    """
-    checkpoint = read_checkpoint(path, method_class.name, device=device)
-    config = checkpoint["config"]
-    with invalid_contents(path):
-        model = make_model(method_class.model_class, config, image_shape=checkpoint["image_shape"])
-        model.load_state_dict(checkpoint["weights"])
-        model.to(device)
-    model.config, model.epoch, model.train_index = (checkpoint[key] for key in ("config", "epoch", "train_index"))
-    return model.eval()

@@ -100,34 +100,19 @@ def check_weights(like):
         raise ValueError(f"the model's weights are of {like.dtype}, too coarse for sums over pixels: model.float()")
 
 
-def check_pixels(x, like=None):
+def check_pixels(x, like):
     """Raises ValueError if x is no tensor of floats, or not of the type of `like`, that of a model's weights."""
-    if like is not None:
-        check_weights(like)
+    check_weights(like)
     if not (isinstance(x, torch.Tensor) and x.dtype in PRECISE):
-        raise ValueError(
-            "x: a tensor of floats (32 or 64 bits) in [-1, 1], as images.load_images and load_data give it"
-        )
-    if like is not None and x.dtype != like.dtype:
+        needed = "a tensor of floats (32 or 64 bits) in [-1, 1], as images.load_images and load_data give it"
+        raise ValueError(f"x: {needed}")
+    if x.dtype != like.dtype:
         raise ValueError(f"x: of {x.dtype}, where the model's weights are of {like.dtype}: x.to(model.like)")
 
 
-def check_latents(z, latent_dim, like):
-    """Raises ValueError if z is not (..., latent_dim), or not of the type and on the device of `like`."""
-    if z.shape[-1] != latent_dim or (z.dtype, z.device) != (like.dtype, like.device):
-        needed = f"z (..., {latent_dim}) of {like.dtype} on {like.device}"
-        raise ValueError(f"z {tuple(z.shape)} of {z.dtype} on {z.device}: this model takes {needed}")
-
-
-def check_images(x, image_shape, call, like=None, beyond=None):
-    """Raises ValueError, which shows the call as it should be, if x is not (B, *image_shape), of floats.
-
-    like: see `check_pixels`; beyond: if given, see `check_range`; of images on a CPU alone, since another device would
-    have to be waited for.
-    """
+def check_images(x, image_shape, like, call):
+    """`check_pixels`; also raises ValueError, which shows the call as it should be, if x is not (B, *image_shape)."""
     check_pixels(x, like)
-    if beyond is not None and x.device.type == "cpu":
-        check_range(x, beyond)
     if x.shape[1:] != torch.Size(image_shape):
         shape = ", ".join(map(str, image_shape))
         one = f"; of one image {call.replace('(x', f'(x.reshape(1, {shape})')}" * (x.numel() == math.prod(image_shape))
@@ -171,7 +156,7 @@ def check_mode(model):
 def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
     """Raises ValueError for shapes that do not fit, a missing Noise, and inputs that would give wrong numbers."""
     check_model(model)
-    check_pixels(x)
+    model.check(x)
     check_posterior(q)
     check_noise(noise, len(x), f"{function}(model, x, q, noise=Noise(seed))")
     if not len(x):
@@ -183,7 +168,6 @@ def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
     if not (q.scale.diagonal(dim1=-2, dim2=-1) if q.is_full else q.scale).gt(0).all():
         raise ValueError("q: its scale must be above 0")
     check_mode(model)
-    model.check(x)
 
 
 def elbo(model, x, q, noise=None):
@@ -221,7 +205,7 @@ def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500)
     Returns an ISEstimate. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise, "importance_sampling")
-    if num_samples < 1 or not len(x):
+    if num_samples < 1:
         raise ValueError(f"{num_samples} samples of {len(x)} images: importance_sampling needs one at least")
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
     # What a generator draws depends on the sizes of its calls: they are the same for any number of images.

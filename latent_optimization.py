@@ -147,18 +147,16 @@ class LatentOptimization(training.Method):
         start = self.model.start
         if self.config.latent_start == "normal":
             start.spread.fill_(1)
-        elif self.config.latent_start == "pca":
-            images = self.shard.gather(self.images, self.count)
-            if images is not None:
-                start = probabilistic_pca(images, self.config.latent_dim, self.model.likelihood.noise_variance)
-            start = self.shard.broadcast(start)
-        return start
+        if self.config.latent_start != "pca":
+            return start
+        if (images := self.shard.gather(self.images, self.count)) is not None:
+            start = probabilistic_pca(images, self.config.latent_dim, self.model.likelihood.noise_variance)
+        return self.shard.broadcast(start)
 
     def _started(self, x, index):
         """The start of images x (B, *image) at the rows `index` (B,) of the data set."""
-        noise = None
-        if self.config.latent_start == "normal" or self.config.latent_rank:
-            noise = Noise.of_images(self.config.seed, "start", index=index, device=x.device)
+        is_random = self.config.latent_start == "normal" or self.config.latent_rank
+        noise = Noise.of_images(self.config.seed, "start", index=index, device=x.device) if is_random else None
         return self._initial_posterior(x, noise)
 
     def _initial_posterior(self, x, noise):

@@ -204,9 +204,9 @@ class ConvModel(LatentVariableModel):
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):
         likelihood = likelihood or Gaussian()
-        of_pixels = {"activation": likelihood.activation, "channels": likelihood.channels}
+        output = {"activation": likelihood.activation, "channels": likelihood.channels}
         with seeded_weights(seed):
-            decoder = Decoder(latent_dim, image_shape=image_shape, hidden=hidden, **of_pixels)
+            decoder = Decoder(latent_dim, image_shape=image_shape, hidden=hidden, **output)
         super().__init__(decoder, likelihood, latent_dim=latent_dim, **options)
         self.image_shape = tuple(image_shape)
         self.reach = FAR * math.sqrt(likelihood.noise_variance or math.inf)
@@ -260,7 +260,7 @@ class Decoder(nn.Module):
         super().__init__()
         image_channels, height, width = _quartered(image_shape)
         # A sub-pixel convolution (Shi et al. 2016): a transposed convolution to one channel takes three times as long.
-        layers = [
+        self.layers = nn.Sequential(
             nn.Linear(latent_dim, hidden),
             nn.LayerNorm(hidden),
             nn.SiLU(),
@@ -272,10 +272,9 @@ class Decoder(nn.Module):
             nn.Conv2d(32, 4 * channels * image_channels, 3, padding=1),
             nn.PixelShuffle(2),  # (B, channels * C, H, W)
             activation(),
-        ]
+        )
         # The initial range of a transposed convolution; PyTorch's for this one is a quarter of it, and slow to train.
-        nn.init.uniform_(layers[8].weight, -0.25, 0.25)
-        self.layers = nn.Sequential(*layers)
+        nn.init.uniform_(self.layers[8].weight, -0.25, 0.25)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, z):

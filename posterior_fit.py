@@ -97,12 +97,11 @@ def balanced_noise(count, q, *, noise):
 def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
     """The Gaussian that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018): a Fit.
 
-    x: (B, *image); q: where to start, (B, D); a diagonal one with at most FEW_DIMENSIONS dimensions: see
-    `better_start`. covariance: "diagonal", for q*; "low rank", for the best q with a factor of the rank of that of q;
-    or "full", for q*full, which starts best from q*, or goes on from a full q. options: of `fit_diagonal`, which finds
-    the first two, or of `fit_full`; they say when an image has converged, and is left alone. q is selected on few
-    samples, which biases its trace upwards: evaluate it with fresh ones. Raises ValueError if x, q and the model do not
-    fit.
+    x: (B, *image); q: where to start, (B, D); see also `better_start`. covariance: "diagonal", for q*; "low rank", for
+    the best q with a factor of the rank of that of q; or "full", for q*full, which starts best from q*, or goes on from
+    a full q. options: of `fit_diagonal`, which finds the first two, or of `fit_full`; they say when an image has
+    converged, and is left alone. q is selected on few samples: evaluate it with fresh ones. Raises ValueError if x, q
+    and the model do not fit.
     """
     check_inputs(model, x, q, noise, "fit_posterior")
     if torch.is_inference_mode_enabled():
@@ -113,9 +112,9 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
         raise ValueError(f"covariance {covariance!r}: diagonal, low rank or full")
     if q.is_full and covariance == "low rank":
         raise ValueError("covariance 'low rank': starts from a q with a factor, not from a full one")
-    q = q if covariance == "low rank" or (q.is_full and covariance == "full") else q.diagonal()
     if covariance == "full":
-        return fit_full(model, x, q, noise=noise, **options)
+        return fit_full(model, x, q if q.is_full else q.diagonal(), noise=noise, **options)
+    q = q if covariance == "low rank" else q.diagonal()
     if not q.is_diagonal or model.latent_dim > FEW_DIMENSIONS:
         return fit_diagonal(model, x, q, noise=noise, **options)
     fit = fit_diagonal(model, x, better_start(model, x, q, noise=noise), noise=noise, **options)

@@ -197,10 +197,7 @@ class LatentVariableModel(nn.Module):
 
 
 class ConvModel(LatentVariableModel):
-    """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W).
-
-    likelihood: by default a Gaussian; seed: if given, it decides the initial weights; options: of LatentVariableModel.
-    """
+    """A LatentVariableModel with a convolutional decoder for images (C, H, W); seed: see `seeded_weights`."""
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):
         likelihood = likelihood or Gaussian()

@@ -28,10 +28,10 @@ class Fit(NamedTuple):
     gradients: torch.Tensor  # (B,): evaluations of the gradient of an image's bound
 
     @classmethod
-    def given(cls, q):
-        """The Fit of a q that took no optimization, such as an encoder's."""
-        none = torch.zeros(len(q), dtype=torch.int64, device=q.mean.device)
-        return cls(q, trace=torch.empty(0, len(q)), converged=none == 0, gradients=none)
+    def given(cls, q, gradients=0):
+        """The Fit, without a trace, of a q that took so many gradients: none if it is an encoder's."""
+        counts = torch.full((len(q),), gradients, device=q.mean.device)
+        return cls(q, torch.empty(0, len(q)), torch.ones_like(counts, dtype=torch.bool), counts)
 
 
 class PosteriorFit:
@@ -81,8 +81,7 @@ def balanced_noise(count, q, *, noise):
     """Standard normal draws (count, B, D), count > D, whose mean is 0 and whose second moment is I for every image.
 
     Moments are matched by a linear map (Barraquand 1995): the mean over the draws of what is quadratic in z, hence of
-    the gradient of a quadratic log p(x, z), is exact. All images share one set of draws; each has it in an order of its
-    own, its dimensions in another order and with other signs.
+    the gradient of a quadratic log p(x, z), is exact. All images share one set of draws, permuted and with other signs.
     """
     images, latent_dim = q.mean.shape
     draws = torch.randn(count, latent_dim, generator=random_generator(0, "balanced noise"), dtype=torch.float64)
@@ -125,8 +124,7 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
 def better_start(model, x, q, *, noise):
     """A diagonal q (B, D), but of images where it lies at a worse mode the end of a short fit from elsewhere.
 
-    Of PRIOR_DRAWS draws of the prior, the same for all images, the fit starts at the one where p(x, z) is highest; it
-    is compared with as short a fit from q.
+    That begins at the one of PRIOR_DRAWS draws of the prior with the highest p(x, z), and is compared with one from q.
     """
     generator = random_generator(0, "draws of the prior")
     z = torch.randn(PRIOR_DRAWS, model.latent_dim, generator=generator, dtype=x.dtype).to(x.device)
@@ -148,9 +146,9 @@ def fit_diagonal(
     """See `fit_posterior`. Adam takes `fit_steps` steps, whose rate falls from `learning_rate` to `averaged_rate`.
 
     Cycles at that rate follow, whose iterates are averaged (Polyak & Juditsky 1992); each passes once over a set of
-    `balanced_noise`, so that most of the noise of the gradients cancels. Then the average over the last two is compared
-    with the best q so far, on fresh noise that both share, and each image keeps the better one. It has converged when a
-    cycle changes its bound by less than `tolerance` nats.
+    `balanced_noise`, so that most of the noise of the gradients cancels. Of the average over the last two cycles and
+    the best q so far an image keeps the better one, on noise that both share; it has converged when their bounds differ
+    by less than `tolerance` nats.
     """
     fit, best = PosteriorFit(q), q.parameters().detach()
     images, latent_dim = q.mean.shape

@@ -24,10 +24,7 @@ PARTS = ("mean", "log_var", "loadings")  # of a q in a checkpoint; the last with
 
 
 class LinearPosterior(nn.Module):
-    """q(z|x) = N(projection (x - center) + spread * noise, diag stddev^2), from which the q of an image is optimized.
-
-    As made, the start "zero": the same q for all images, with mean 0 and log-variance INITIAL_LOG_VAR.
-    """
+    """q(z|x) = N(projection (x - center) + spread * noise, diag stddev^2), where fits begin; as made, start "zero"."""
 
     def __init__(self, latent_dim, pixels):
         super().__init__()
@@ -59,9 +56,8 @@ def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEA
     2019). With the eigenvalue l of the images' covariance and the noise variance s2 of a pixel, a dimension has the
     posterior mean sqrt(l - s2) / l times the principal component of x, and the variance s2 / l; it carries
     0.5 log(l / s2) nats. Components that carry less than `least_nats`, or might be noise of few images (Marchenko &
-    Pastur 1967), are dropped; dimensions of z without a component begin at the prior. noise_variance: s2, that of the
-    likelihood; None: its maximum-likelihood estimate, the mean of the eigenvalues that are dropped (Tipping & Bishop,
-    Eq. 8), with as many components as each carry enough. Beyond MOST_PIXELS an even part of the images is used.
+    Pastur 1967), are dropped; dimensions of z without a component begin at the prior. noise_variance: s2; None: its
+    maximum-likelihood estimate, the mean of the eigenvalues that are dropped (Tipping & Bishop, Eq. 8).
     """
     most = max(1, MOST_PIXELS // images[0].numel())
     x = images[:: math.ceil(len(images) / most)].flatten(1).cpu().double().numpy()
@@ -168,7 +164,6 @@ class LatentOptimization(training.Method):
         return GaussianPosterior(q.mean, q.scale, FACTOR_START * q.scale.unsqueeze(-1) * draws)
 
     def posterior(self, x, rows):
-        """The table's q of the training images at `rows`; x is ignored."""
         return self.table.posterior(rows)
 
     def infer(self, x, *, noise=None, fit_steps=300, batch_size=100):
@@ -179,11 +174,10 @@ class LatentOptimization(training.Method):
             options = {"covariance": "low rank", "noise": noise[rows], "fit_steps": fit_steps}
             fits.append(fit_posterior(self.model, x[rows], self._initial_posterior(x[rows], noise[rows]), **options))
         q, _, converged, gradients = zip(*fits, strict=True)
-        q = GaussianPosterior.concatenate(q)
-        return Fit(q, torch.empty(0, len(x)), torch.cat(converged), torch.cat(gradients))
+        return Fit(GaussianPosterior.concatenate(q), torch.empty(0, len(x)), torch.cat(converged), torch.cat(gradients))
 
     def train_step(self, rows, noise):
-        """See Method.train_step. Of several steps of the table all but the last are the table's alone."""
+        """Of several steps of the table all but the last are the table's alone."""
         *before, last = noise if noise.dim() == 3 else [noise]
         if before:
             self.model.requires_grad_(False)

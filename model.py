@@ -110,7 +110,7 @@ class Bernoulli(Likelihood):
 
 
 def make_likelihood(config):
-    """The likelihood that a TrainConfig names; its field `likelihood` lists the names as choices."""
+    """The likelihood that a TrainConfig names."""
     return {Gaussian.name: Gaussian(config.sigma_p), Bernoulli.name: Bernoulli()}[config.likelihood]
 
 
@@ -227,7 +227,7 @@ class ConvVAE(ConvModel):
         return GaussianPosterior.from_log_var(*output.to(x.dtype).chunk(2, dim=-1))
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Sequential):
     """x (B, C, H, W) -> mean and log-variance of q(z|x), side by side, (B, 2D). H and W are multiples of four."""
 
     def __init__(self, latent_dim, *, image_shape=(1, 28, 28), hidden=512):
@@ -246,11 +246,8 @@ class Encoder(nn.Module):
         )
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x):
-        return self.layers(x)
 
-
-class Decoder(nn.Module):
+class Decoder(nn.Sequential):
     """z (B, D) -> the parameters of p(x|z), (B, channels * C, H, W). H and W are multiples of four."""
 
     def __init__(self, latent_dim, *, image_shape=(1, 28, 28), hidden=512, activation=nn.Tanh, channels=1):
@@ -273,9 +270,6 @@ class Decoder(nn.Module):
         # The initial range of a transposed convolution; PyTorch's for this one is a quarter of it, and slow to train.
         nn.init.uniform_(self.layers[8].weight, -0.25, 0.25)
         self.to(memory_format=torch.channels_last)
-
-    def forward(self, z):
-        return self.layers(z)
 
 
 def _quartered(image_shape):

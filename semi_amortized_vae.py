@@ -7,8 +7,6 @@ from model import ConvVAE
 from posterior_fit import Fit
 from vae_utils import GaussianPosterior, Noise, check_noise
 
-REFINED_AT_ONCE = 1000  # images
-
 
 class SemiAmortizedVAE(training.Method):
     """The method whose q starts at an encoder's and takes `refinement_steps` steps.
@@ -71,7 +69,7 @@ class SemiAmortizedVAE(training.Method):
         """q of any images: the encoder's, and the steps of training. Returns a Fit without a trace."""
         check_noise(noise, len(x), "infer(x, noise=Noise(seed))")
         parts, steps = [], self.config.refinement_steps
-        for rows in torch.arange(len(x), device=x.device).split(REFINED_AT_ONCE):
+        for rows in torch.arange(len(x), device=x.device).split(1000):
             q = self.model.encode(x[rows])
             draws = noise[rows].normal((steps, *q.mean.shape), like=q.mean)
             parts.append(self.refine(x[rows], q, draws)[0])

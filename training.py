@@ -21,9 +21,9 @@ from vae_utils import Bound, Noise, elbo, evaluate_bound, mean_and_error, random
 class Learner(nn.Module):
     """What `train_epoch` trains: a Method, or the classifier of sup_classification.py.
 
-    `state_dict` holds all that the next epoch depends on, optimizers included, but for the data. A subclass sets the
-    names, `model` and `optimizers`, and defines draw_noise, train_step, validate, describe and checkpoint_name(epoch):
-    None without one. Of several ranks each has its Shard of the training images; all draw the same batches and noise.
+    `state_dict` holds all that the next epoch depends on, but for the data. A subclass sets the names, `model` and
+    `optimizers`, and defines draw_noise, train_step, validate, describe and checkpoint_name(epoch): None without one.
+    Of several ranks each has its Shard of the training images; all draw the same batches and noise.
     """
 
     name = None  # in tables, histories and checkpoints
@@ -66,7 +66,6 @@ class Learner(nn.Module):
         return self.model.state_dict()
 
     def load_weights(self, weights):
-        """Takes over what `weights` gave."""
         self.model.load_state_dict(weights)
 
 
@@ -75,7 +74,8 @@ class Method(Learner):
 
     A new method is one file and an entry in main_vae.METHODS. Its subclass sets `name` and `prefix` of a Learner and
     the attributes below, and defines `posterior` and `infer`; its file calls its class method `load_model` by that
-    name. The base class makes the model and an Adam of its weights, takes the steps, validates, saves and loads.
+    name. The base class makes the model and an Adam of its weights, takes the steps, validates, saves and loads. If q
+    needs noise or further gradients in a training step, override `training_posterior`; for another loss `backward`.
     """
 
     label = None  # in tables and figures
@@ -111,9 +111,8 @@ class Method(Learner):
     def load_model(cls, path, *, device="cpu"):
         """The trained model in a checkpoint of this class, on the device, in evaluation mode.
 
-        It knows its likelihood, and gets the attributes config (a TrainConfig), epoch, and train_index (N,), the
-        training images' rows in the data set. Weights in half precision become float32. Raises InputError for any
-        other file.
+        It gets the attributes config (a TrainConfig), epoch, and train_index (N,), the training images' rows in the
+        data set. Weights in half precision become float32. Raises InputError for any other file.
         """
         checkpoint = read_checkpoint(path, cls.name, device=device)
         with invalid_contents(path):
@@ -131,25 +130,18 @@ class Method(Learner):
         return frozen
 
     def posterior(self, x, rows):
-        """q of the training images x (B, *image) at `rows` (B,) of this rank: a GaussianPosterior (B, D).
-
-        A training step needs its gradients. What is random about it is a function of the seed and the image alone.
-        """
+        """q (B, D) of training images x (B, *image) at this rank's `rows`. Its noise depends on seed and image only."""
         raise NotImplementedError
 
     def training_posterior(self, x, rows, noise):
-        """The q of a training step, through which gradients flow, and the noise of its bound, (B, D).
-
-        A method overrides it whose q needs noise or further gradients; noise: all that `draw_noise` gives. One whose
-        training bound is not the ELBO overrides `backward`.
-        """
+        """The q of a training step, with its gradients, and the noise of its bound, (B, D); noise: of `draw_noise`."""
         return self.posterior(x, rows), noise
 
     def infer(self, x, *, noise, fit_steps=300):
-        """q of any images x (B, *image) that were not trained on, as a Fit: by a forward pass, or by an optimization.
+        """q of any images x (B, *image), of a forward pass or an optimization of `fit_steps` steps, as a Fit.
 
-        B is up to 10,000: work in batches. It may use `config` and `model` alone, see `frozen`. fit_steps: of an
-        optimization. If the Noise has a generator for each image, the q of an image may depend on no other image.
+        B is up to 10,000: work in batches. It may use `config` and `model` alone, see `frozen`. If the Noise has a
+        generator for each image, the q of an image may depend on no other image.
         """
         raise NotImplementedError
 
@@ -167,9 +159,8 @@ class Method(Learner):
     def backward(self, rows, noise):
         """Adds the gradients of the loss of the training images at `rows` (B,), with the noise (B, D), to `.grad`.
 
-        config.beta weighs the KL in the loss alone. Returns ELBO, log-likelihood and KL, each summed over this rank's
-        images, (3,). The loss is a sum over images, not a mean: Adam ignores the scale, a short last batch counts by
-        its images, and the gradients of the latent table stay far above Adam's eps.
+        Returns ELBO, log-likelihood and KL, each summed over this rank's images, (3,). The loss is a sum over images:
+        Adam ignores the scale, a short last batch counts by its images, and the table's gradients stay far above eps.
         """
         rows, noise = self.shard.local(rows, noise)
         if not len(rows):  # a rank may have none
@@ -201,8 +192,8 @@ class Method(Learner):
 def train_epoch(learner, epoch, *, progress=None):
     """One pass over the training images in an order that depends on (seed, epoch) alone.
 
-    epoch: from 1 to config.epochs; progress: called with the number of images after each step. Returns {"train_images",
-    a "train_..." for each metric, "training_seconds"}, means over images. Raises ValueError for an epoch beyond those,
+    progress: called with the number of images after each step. Returns {"train_images", a "train_..." for each metric,
+    "training_seconds"}, means over images. Raises ValueError for an epoch that is not from 1 to config.epochs,
     FloatingPointError if the loss is not finite.
     """
     started, device, seed = time.perf_counter(), learner.images.device, learner.config.seed

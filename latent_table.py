@@ -98,13 +98,10 @@ class LatentTable(nn.Module):
 
 
 def deferred_step_sums(*, max_steps, betas):
-    """H(0), ..., H(max_steps) of LatentTable, by H(n) = c (g(n + 1) + H(n + 1)) backwards in float64.
-
-    The rest of the sum beyond max_steps + 1000, at most c^1000 of it, is far below float64's resolution.
-    """
+    """H(0), ..., H(max_steps) of LatentTable, by H(n) = c (g(n + 1) + H(n + 1)) backwards in float64."""
     beta1, beta2 = betas
     c = beta1 / beta2**0.5
-    n = torch.arange(max_steps + 1002, dtype=torch.float64)
+    n = torch.arange(max_steps + 1002, dtype=torch.float64)  # beyond, c^1000 is far below float64's resolution
     g = (torch.sqrt(1 - beta2**n) / (1 - beta1**n))[1:].tolist()  # g(1), g(2), ...
     sums = [*accumulate(reversed(g), lambda total, term: c * (term + total), initial=0.0)]
     return torch.tensor(sums[::-1][: max_steps + 1], dtype=torch.float64)

@@ -121,10 +121,7 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
 
 @torch.no_grad()
 def better_start(model, x, q, *, noise):
-    """A diagonal q (B, D), but of images where it lies at a worse mode the end of a short fit from elsewhere.
-
-    That begins at the one of PRIOR_DRAWS draws of the prior with the highest p(x, z), and is compared with one from q.
-    """
+    """A diagonal q (B, D), but of images where it lies at a worse mode the end of a fit from a draw of the prior."""
     generator = random_generator(0, "draws of the prior")
     z = torch.randn(PRIOR_DRAWS, model.latent_dim, generator=generator, dtype=x.dtype).to(x.device)
     heights = [model.log_joint(x, part.unsqueeze(1)) for part in z.split(max(1, SCORED_AT_ONCE // len(x)))]

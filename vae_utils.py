@@ -1,7 +1,4 @@
-"""Random numbers of images, the evidence lower bound (ELBO) and importance sampling, for any model.
-
-Values are in nats per image; no constant is dropped. Shapes: B images, K samples, D latent dimensions, (K, B, D).
-"""
+"""Random numbers of images, the evidence lower bound (ELBO), importance sampling. Shapes: gaussian_posterior.py."""
 
 import hashlib
 import math
@@ -211,10 +208,7 @@ def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500)
 
 @torch.no_grad()
 def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=1000):
-    """The bound of every image, the mean over `draws` samples of z: a Bound of (N,) each.
-
-    posterior(x, rows): q of the images x (B, *image) at `rows` (B,) of `images` (N, *image).
-    """
+    """The Bound of every image, (N,) each, the mean over `draws` of z; posterior(x, rows): q of x = images[rows]."""
     check_model(model)
     check_noise(noise, len(images), "evaluate_bound(model, images, posterior, noise=Noise(seed))")
     if draws < 1 or not len(images):

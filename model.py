@@ -201,9 +201,8 @@ class ConvModel(LatentVariableModel):
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):
         likelihood = likelihood or Gaussian()
-        output = {"activation": likelihood.activation, "channels": likelihood.channels}
         with seeded_weights(seed):
-            decoder = Decoder(latent_dim, image_shape=image_shape, hidden=hidden, **output)
+            decoder = Decoder(latent_dim, likelihood, image_shape=image_shape, hidden=hidden)
         super().__init__(decoder, likelihood, latent_dim=latent_dim, **options)
         self.image_shape = tuple(image_shape)
         self.reach = FAR * math.sqrt(likelihood.noise_variance or math.inf)
@@ -250,9 +249,9 @@ class Encoder(nn.Sequential):
 class Decoder(nn.Sequential):
     """z (B, D) -> the parameters of p(x|z), (B, channels * C, H, W). H and W are multiples of four."""
 
-    def __init__(self, latent_dim, *, image_shape=(1, 28, 28), hidden=512, activation=nn.Tanh, channels=1):
+    def __init__(self, latent_dim, likelihood=Gaussian, *, image_shape=(1, 28, 28), hidden=512):
         super().__init__()
-        image_channels, height, width = _quartered(image_shape)
+        channels, height, width = _quartered(image_shape)
         # A sub-pixel convolution (Shi et al. 2016): a transposed convolution to one channel takes three times as long.
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, hidden),
@@ -263,9 +262,9 @@ class Decoder(nn.Sequential):
             nn.Unflatten(1, (32, height, width)),
             nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, H/2, W/2)
             nn.SiLU(),
-            nn.Conv2d(32, 4 * channels * image_channels, 3, padding=1),
+            nn.Conv2d(32, 4 * likelihood.channels * channels, 3, padding=1),
             nn.PixelShuffle(2),  # (B, channels * C, H, W)
-            activation(),
+            likelihood.activation(),
         )
         # The initial range of a transposed convolution; PyTorch's for this one is a quarter of it, and slow to train.
         nn.init.uniform_(self.layers[8].weight, -0.25, 0.25)

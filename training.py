@@ -78,13 +78,10 @@ class Method(Learner):
     needs noise or further gradients in a training step, override `training_posterior`; for another loss `backward`.
     """
 
-    label = None  # in tables and figures
-    color = None  # in figures; those of evaluation/style.py are taken
+    label = color = None  # in tables and figures; the colors of evaluation/style.py are taken
     model_class = None  # a LatentVariableModel, made with the arguments of ConvModel; `hidden` only with --hidden
-    # Whether one network infers every q. Then each gradient shapes all of them, and all test images have an ELBO.
-    shared_inference = True
-    # Whether a diagonal q of `infer` is q*: then unseen images have no amortization gap. Else q* is fitted.
-    infers_best = False
+    shared_inference = True  # one network infers every q: a gradient shapes all, and all test images get an ELBO
+    infers_best = False  # a diagonal q of `infer` is q*: unseen images have no amortization gap; else q* is fitted
     gradients_per_visit = 1  # of the bound, that a training step takes for the q of an image
     noise_draws = 1  # standard normal draws that a training step takes for an image, see `draw_noise`
     by_default = True  # whether it is trained without --methods

@@ -110,7 +110,6 @@ class Bernoulli(Likelihood):
 
 
 def make_likelihood(config):
-    """The likelihood that a TrainConfig names."""
     return {Gaussian.name: Gaussian(config.sigma_p), Bernoulli.name: Bernoulli()}[config.likelihood]
 
 
@@ -280,7 +279,6 @@ def _quartered(image_shape):
 
 
 def autocast(precision, device):
-    """The context in which networks run in `precision`."""
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision {precision!r}: a model takes float32 or bfloat16")
     return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)

@@ -178,11 +178,9 @@ class Method(Learner):
         return sums
 
     def checkpoint_name(self, epoch):
-        """The name of the checkpoint after an epoch that is saved."""
         return f"{self.prefix}_epoch_{epoch}.pt" if epoch in saved_epochs(self.config.epochs) else None
 
     def describe(self, row):
-        """A row of the history in words."""
         return f"ELBO {row['train_elbo']:.2f} train, {row['validation_elbo']:.2f} validation"
 
 

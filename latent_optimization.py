@@ -9,15 +9,12 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 import training
-from data import stratified_subset
 from latent_table import LatentTable
 from model import INITIAL_LOG_VAR, ConvModel
 from posterior_fit import Fit, PosteriorFit, fit_posterior
 from vae_utils import GaussianPosterior, Noise, check_images, check_noise, elbo
 
-VALIDATION_IMAGES = 100  # followed through training, warm-started from epoch to epoch
-VALIDATION_STEPS = 30
-VALIDATION_RATE = 0.03
+VALIDATION_STEPS, VALIDATION_RATE = 30, 0.03  # of the q of validation images in an epoch
 LEAST_NATS = 1.2  # that a principal component must carry to be used
 LEAST_NOISE = 1e-4  # of the estimated noise variance of a pixel
 MOST_PIXELS = 40_000_000  # of all images that the principal components are of
@@ -27,10 +24,7 @@ PARTS = ("mean", "log_var", "loadings")  # of a q in a checkpoint; the last with
 
 
 class LinearPosterior(nn.Module):
-    """q(z|x) = N(projection (x - center) + spread * noise, diag stddev^2), from which the q of an image is optimized.
-
-    As made, the start "zero": the same q for all images, with mean 0 and log-variance INITIAL_LOG_VAR.
-    """
+    """q(z|x) = N(projection (x - center) + spread * noise, diag stddev^2), where fits begin; as made, start "zero"."""
 
     def __init__(self, latent_dim, pixels):
         super().__init__()
@@ -62,9 +56,8 @@ def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEA
     2019). With the eigenvalue l of the images' covariance and the noise variance s2 of a pixel, a dimension has the
     posterior mean sqrt(l - s2) / l times the principal component of x, and the variance s2 / l; it carries
     0.5 log(l / s2) nats. Components that carry less than `least_nats`, or might be noise of few images (Marchenko &
-    Pastur 1967), are dropped; dimensions of z without a component begin at the prior. noise_variance: s2, that of the
-    likelihood; None: its maximum-likelihood estimate, the mean of the eigenvalues that are dropped (Tipping & Bishop,
-    Eq. 8), with as many components as each carry enough. Beyond MOST_PIXELS an even part of the images is used.
+    Pastur 1967), are dropped; dimensions of z without a component begin at the prior. noise_variance: s2; None: its
+    maximum-likelihood estimate, the mean of the eigenvalues that are dropped (Tipping & Bishop, Eq. 8).
     """
     most = max(1, MOST_PIXELS // images[0].numel())
     x = images[:: math.ceil(len(images) / most)].flatten(1).cpu().double().numpy()
@@ -102,7 +95,7 @@ class LatentModel(ConvModel):
 
     def initial_posterior(self, x, noise=None):
         """Where the q of images x (B, *image) begins, those of the table as well as any other's: (B, D)."""
-        check_images(x, self.image_shape, "initial_posterior(x)", self.like)
+        check_images(x, self.image_shape, self.like, "initial_posterior(x)")
         return self.start(x, noise)
 
     def _load_from_state_dict(self, state_dict, prefix, *others):
@@ -129,6 +122,7 @@ class LatentOptimization(training.Method):
     shared_inference, infers_best = False, True
     model_class = LatentModel
     sharded = ("table.rows", "table.last_visit")
+    most_validated = 100  # followed through training, warm-started from epoch to epoch
 
     def __init__(self, config, data):
         super().__init__(config, data)
@@ -141,10 +135,7 @@ class LatentOptimization(training.Method):
         batches = zip(self.images.split(STARTED_AT_ONCE), self.train_index.split(STARTED_AT_ONCE), strict=True)
         self.table.load_parameters(torch.cat([self._started(x, index).parameters() for x, index in batches]))
         self.optimizers.append(self.table)
-        count = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(self.validation_images))
-        validation = stratified_subset(data.validation, size=count, seed=config.seed)
-        self.validation_images = validation.images
-        self.validation_fit = PosteriorFit(self._started(validation.images, validation.index))
+        self.validation_fit = PosteriorFit(self._started(self.validation.images, self.validation.index))
         self.also_saved.append(self.validation_fit)
 
     def _make_start(self):
@@ -152,18 +143,16 @@ class LatentOptimization(training.Method):
         start = self.model.start
         if self.config.latent_start == "normal":
             start.spread.fill_(1)
-        elif self.config.latent_start == "pca":
-            images = self.shard.gather(self.images, self.count)
-            if images is not None:
-                start = probabilistic_pca(images, self.config.latent_dim, self.model.likelihood.noise_variance)
-            start = self.shard.broadcast(start)
-        return start
+        if self.config.latent_start != "pca":
+            return start
+        if (images := self.shard.gather(self.images, self.count)) is not None:
+            start = probabilistic_pca(images, self.config.latent_dim, self.model.likelihood.noise_variance)
+        return self.shard.broadcast(start)
 
     def _started(self, x, index):
         """The start of images x (B, *image) at the rows `index` (B,) of the data set."""
-        noise = None
-        if self.config.latent_start == "normal" or self.config.latent_rank:
-            noise = Noise.of_images(self.config.seed, "start", index=index, device=x.device)
+        is_random = self.config.latent_start == "normal" or self.config.latent_rank
+        noise = Noise.of_images(self.config.seed, "start", index=index, device=x.device) if is_random else None
         return self._initial_posterior(x, noise)
 
     def _initial_posterior(self, x, noise):
@@ -175,7 +164,6 @@ class LatentOptimization(training.Method):
         return GaussianPosterior(q.mean, q.scale, FACTOR_START * q.scale.unsqueeze(-1) * draws)
 
     def posterior(self, x, rows):
-        """The table's q of the training images at `rows`; x is ignored."""
         return self.table.posterior(rows)
 
     def infer(self, x, *, noise=None, fit_steps=300, batch_size=100):
@@ -186,11 +174,10 @@ class LatentOptimization(training.Method):
             options = {"covariance": "low rank", "noise": noise[rows], "fit_steps": fit_steps}
             fits.append(fit_posterior(self.model, x[rows], self._initial_posterior(x[rows], noise[rows]), **options))
         q, _, converged, gradients = zip(*fits, strict=True)
-        q = GaussianPosterior.concatenate(q)
-        return Fit(q, torch.empty(0, len(x)), torch.cat(converged), torch.cat(gradients))
+        return Fit(GaussianPosterior.concatenate(q), torch.empty(0, len(x)), torch.cat(converged), torch.cat(gradients))
 
     def train_step(self, rows, noise):
-        """See Method.train_step. Of several steps of the table all but the last are the table's alone."""
+        """Of several steps of the table all but the last are the table's alone."""
         *before, last = noise if noise.dim() == 3 else [noise]
         if before:
             self.model.requires_grad_(False)
@@ -201,8 +188,8 @@ class LatentOptimization(training.Method):
         return super().train_step(rows, last)
 
     def validate(self, epoch):
-        """The Bound of VALIDATION_IMAGES images, after VALIDATION_STEPS steps from their q of the epoch before."""
-        x, noise = self.validation_images, Noise(self.config.seed, epoch, "validation", device=self.images.device)
+        """The Bound of the validation images, after VALIDATION_STEPS steps from their q of the epoch before."""
+        x, noise = self.validation.images, Noise(self.config.seed, epoch, "validation", device=self.images.device)
         shape, rates = (len(x), self.config.latent_dim), [VALIDATION_RATE] * VALIDATION_STEPS
         draws = noise.normal((VALIDATION_STEPS, *shape), like=x)
         self.validation_fit.run(self.model, x, noise=draws, learning_rates=rates)
@@ -219,6 +206,4 @@ class LatentOptimization(training.Method):
         self.table.load_parameters(*(weights[name] for name in PARTS if name in weights))
 
 
-def load_model(path, *, device="cpu"):
-    """The LatentModel of `latent_opt_epoch_{N}.pt` or pretrained/latent_opt.pt; see training.load_model."""
-    return training.load_model(path, LatentOptimization, device=device)
+load_model = LatentOptimization.load_model  # the LatentModel of latent_opt_epoch_{N}.pt or pretrained/latent_opt.pt

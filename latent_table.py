@@ -1,5 +1,7 @@
 """The latent table: q(z) of every image, and an Adam whose step costs a batch and not the table."""
 
+from itertools import accumulate
+
 import torch
 from torch import nn
 
@@ -28,7 +30,8 @@ class LatentTable(nn.Module):
     def __init__(self, *, size, latent_dim, max_steps, rank=0, learning_rate=0.01, betas=(0.9, 0.999), device="cpu"):
         """size: images; max_steps: bounds the calls of `step`; rank: of factors; a row has (2 + rank) latent_dim."""
         super().__init__()
-        self._learning_rate, self.betas, self.rank = learning_rate, betas, rank
+        self.betas, self.rank = betas, rank
+        self._learning_rate = learning_rate  # constant: another one would also rescale the deferred steps
         self._visit = None
         # Value, first and second moment side by side, so that a batch is one gather and one scatter.
         self.register_buffer("rows", torch.zeros(size, 3, (2 + rank) * latent_dim, device=device))
@@ -41,11 +44,6 @@ class LatentTable(nn.Module):
         self.exact = torch.float32 if torch.device(device).type == "mps" else torch.float64  # MPS has no float64
         sums = deferred_step_sums(max_steps=max_steps, betas=betas).to(self.exact).to(device)
         self.register_buffer("deferred_sums", sums, persistent=False)  # (max_steps + 1,): H
-
-    @property
-    def learning_rate(self):
-        """Read-only: another one would also rescale the deferred steps of rows that were visited under this one."""
-        return self._learning_rate
 
     def posterior(self, rows):
         """q of the images at `rows` (B,), all different: (B, D). With gradients on, the next `step` learns them."""
@@ -66,15 +64,12 @@ class LatentTable(nn.Module):
         first = first.lerp(value.grad, 1 - beta1)
         second = second * beta2 + (1 - beta2) * value.grad.square()
         now = self.steps.to(self.exact)
-        rate = (self.learning_rate / (1 - beta1**now)).float() * self.rates
+        rate = (self._learning_rate / (1 - beta1**now)).float() * self.rates
         correction = torch.sqrt(1 - beta2**now).float()
         value = value.detach() - rate * first / (second.sqrt() / correction + EPS)
         self.rows[rows] = torch.stack((value, first, second), dim=1)
         self.last_visit[rows] = self.steps
         self._visit = None
-
-    def zero_grad(self, set_to_none=True):
-        """Does nothing: `posterior` gives out new rows each time. The training loop calls it on every optimizer."""
 
     def current(self):
         """As dense Adam has every row now: mean and log-variance, (N, D), and with a rank loadings, (N, D, rank)."""
@@ -86,19 +81,15 @@ class LatentTable(nn.Module):
         """Values and moments of `rows` after the steps that they were not in, (B, (2 + rank) D) each."""
         value, first, second = self.rows[rows].unbind(1)
         beta1, beta2 = self.betas
-        last = self.last_visit[rows]
-        idle = (self.steps - last).to(self.exact)  # (B,)
+        last = self.last_visit[rows].unsqueeze(1)
+        idle = (self.steps - last).to(self.exact)  # (B, 1)
         decay = (beta1 / beta2**0.5) ** idle
         now = self.steps.reshape(1)  # an index without a dimension would be read by the host, and wait for the device
         moved = self.deferred_sums[last] - decay * self.deferred_sums[now]  # S(last, idle)
-        eps = EPS * torch.sqrt(1 - beta2 ** last.to(self.exact))
-
-        def column(values):
-            return values.float().unsqueeze(1)
-
-        direction = first / (second.sqrt() + column(eps)).clamp_min(torch.finfo(torch.float32).tiny)
-        value = value - column(self.learning_rate * moved) * self.rates * direction
-        return value, column(beta1**idle) * first, column(beta2**idle) * second
+        eps = (EPS * torch.sqrt(1 - beta2 ** last.to(self.exact))).float()
+        direction = first / (second.sqrt() + eps).clamp_min(torch.finfo(torch.float32).tiny)
+        value = value - (self._learning_rate * moved).float() * self.rates * direction
+        return value, (beta1**idle).float() * first, (beta2**idle).float() * second
 
     def load_parameters(self, *parts):
         """Sets every row, parts as `current` gives them, and its moments to 0; for a table that has made no step."""
@@ -106,18 +97,11 @@ class LatentTable(nn.Module):
         self.rows[:, 0] = torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
-def deferred_step_sums(*, max_steps, betas=(0.9, 0.999)):
-    """H(0), ..., H(max_steps) of LatentTable, by H(n) = c (g(n + 1) + H(n + 1)) backwards in float64.
-
-    The rest of the sum beyond max_steps + 1000, at most c^1000 of it, is far below float64's resolution.
-    """
+def deferred_step_sums(*, max_steps, betas):
+    """H(0), ..., H(max_steps) of LatentTable, by H(n) = c (g(n + 1) + H(n + 1)) backwards in float64."""
     beta1, beta2 = betas
     c = beta1 / beta2**0.5
-    last = max_steps + 1000
-    n = torch.arange(last + 2, dtype=torch.float64)
-    g = (torch.sqrt(1 - beta2**n) / (1 - beta1**n)).tolist()
-    total, sums = 0.0, [0.0] * (last + 1)
-    for step in range(last, -1, -1):
-        total = c * (g[step + 1] + total)
-        sums[step] = total
-    return torch.tensor(sums[: max_steps + 1], dtype=torch.float64)
+    n = torch.arange(max_steps + 1002, dtype=torch.float64)  # beyond, c^1000 is far below float64's resolution
+    g = (torch.sqrt(1 - beta2**n) / (1 - beta1**n))[1:].tolist()  # g(1), g(2), ...
+    sums = [*accumulate(reversed(g), lambda total, term: c * (term + total), initial=0.0)]
+    return torch.tensor(sums[::-1][: max_steps + 1], dtype=torch.float64)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vae_utils import GaussianPosterior, check_images, check_latents, check_pixels, check_range
+from vae_utils import GaussianPosterior, check_images, check_pixels, check_range
 
 INITIAL_LOG_VAR = -2.0  # of a q before any fit
 FAR = 10  # standard deviations: no pixel is drawn so far from [-1, 1]
@@ -110,7 +110,6 @@ class Bernoulli(Likelihood):
 
 
 def make_likelihood(config):
-    """The likelihood that a TrainConfig names; its field `likelihood` lists the names as choices."""
     return {Gaussian.name: Gaussian(config.sigma_p), Bernoulli.name: Bernoulli()}[config.likelihood]
 
 
@@ -146,7 +145,10 @@ class LatentVariableModel(nn.Module):
 
     def decode(self, z):
         """The parameters of p(x|z), (..., channels * C, H, W), for z (..., D)."""
-        check_latents(z, self.latent_dim, next(self.parameters(), z))
+        like = next(self.parameters(), z)
+        if z.shape[-1] != self.latent_dim or (z.dtype, z.device) != (like.dtype, like.device):
+            needed = f"z (..., {self.latent_dim}) of {like.dtype} on {like.device}"
+            raise ValueError(f"z {tuple(z.shape)} of {z.dtype} on {z.device}: this model takes {needed}")
         rows = z.reshape(-1, z.shape[-1])
         with autocast(self.precision, z.device):
             output = self.decoder(rows)
@@ -164,7 +166,7 @@ class LatentVariableModel(nn.Module):
         given = output.shape[z.dim() - 1 :]
         if given[0] % channels:
             raise ValueError(f"the decoder gives {tuple(given)} for an image: not {channels} channels for each of x")
-        check_images(x, (given[0] // channels, *given[1:]), "log_likelihood(x, z)")
+        check_images(x, (given[0] // channels, *given[1:]), self.like, "log_likelihood(x, z)")
         if z.dim() < 2 or (len(x) > 1 and z.shape[-2] not in (1, len(x))):
             raise ValueError(f"x {tuple(x.shape)} and z {tuple(z.shape)} are of different images: z (..., B, D)")
         if x.device.type == "cpu":  # elsewhere this would wait for the device
@@ -194,16 +196,12 @@ class LatentVariableModel(nn.Module):
 
 
 class ConvModel(LatentVariableModel):
-    """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W).
-
-    likelihood: by default a Gaussian; seed: if given, it decides the initial weights; options: of LatentVariableModel.
-    """
+    """A LatentVariableModel with a convolutional decoder for images (C, H, W); seed: see `seeded_weights`."""
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):
         likelihood = likelihood or Gaussian()
-        of_pixels = {"activation": likelihood.activation, "channels": likelihood.channels}
         with seeded_weights(seed):
-            decoder = Decoder(latent_dim, image_shape=image_shape, hidden=hidden, **of_pixels)
+            decoder = Decoder(latent_dim, likelihood, image_shape=image_shape, hidden=hidden)
         super().__init__(decoder, likelihood, latent_dim=latent_dim, **options)
         self.image_shape = tuple(image_shape)
         self.reach = FAR * math.sqrt(likelihood.noise_variance or math.inf)
@@ -219,13 +217,15 @@ class ConvVAE(ConvModel):
 
     def encode(self, x):
         """q(z|x) of x (B, *image), diagonal, (B, D). Raises ValueError if x does not fit."""
-        check_images(x, self.image_shape, "encode(x)", self.like, beyond=self.reach)
+        check_images(x, self.image_shape, self.like, "encode(x)")
+        if x.device.type == "cpu":  # elsewhere this would wait for the device
+            check_range(x, self.reach)
         with autocast(self.precision, x.device):
             output = self.encoder(x)
         return GaussianPosterior.from_log_var(*output.to(x.dtype).chunk(2, dim=-1))
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Sequential):
     """x (B, C, H, W) -> mean and log-variance of q(z|x), side by side, (B, 2D). H and W are multiples of four."""
 
     def __init__(self, latent_dim, *, image_shape=(1, 28, 28), hidden=512):
@@ -244,18 +244,15 @@ class Encoder(nn.Module):
         )
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x):
-        return self.layers(x)
 
-
-class Decoder(nn.Module):
+class Decoder(nn.Sequential):
     """z (B, D) -> the parameters of p(x|z), (B, channels * C, H, W). H and W are multiples of four."""
 
-    def __init__(self, latent_dim, *, image_shape=(1, 28, 28), hidden=512, activation=nn.Tanh, channels=1):
+    def __init__(self, latent_dim, likelihood=Gaussian, *, image_shape=(1, 28, 28), hidden=512):
         super().__init__()
-        image_channels, height, width = _quartered(image_shape)
+        channels, height, width = _quartered(image_shape)
         # A sub-pixel convolution (Shi et al. 2016): a transposed convolution to one channel takes three times as long.
-        layers = [
+        self.layers = nn.Sequential(
             nn.Linear(latent_dim, hidden),
             nn.LayerNorm(hidden),
             nn.SiLU(),
@@ -264,17 +261,13 @@ class Decoder(nn.Module):
             nn.Unflatten(1, (32, height, width)),
             nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False),  # (B, 32, H/2, W/2)
             nn.SiLU(),
-            nn.Conv2d(32, 4 * channels * image_channels, 3, padding=1),
+            nn.Conv2d(32, 4 * likelihood.channels * channels, 3, padding=1),
             nn.PixelShuffle(2),  # (B, channels * C, H, W)
-            activation(),
-        ]
+            likelihood.activation(),
+        )
         # The initial range of a transposed convolution; PyTorch's for this one is a quarter of it, and slow to train.
-        nn.init.uniform_(layers[8].weight, -0.25, 0.25)
-        self.layers = nn.Sequential(*layers)
+        nn.init.uniform_(self.layers[8].weight, -0.25, 0.25)
         self.to(memory_format=torch.channels_last)
-
-    def forward(self, z):
-        return self.layers(z)
 
 
 def _quartered(image_shape):
@@ -286,7 +279,6 @@ def _quartered(image_shape):
 
 
 def autocast(precision, device):
-    """The context in which networks run in `precision`."""
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision {precision!r}: a model takes float32 or bfloat16")
     return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)

@@ -28,10 +28,10 @@ class Fit(NamedTuple):
     gradients: torch.Tensor  # (B,): evaluations of the gradient of an image's bound
 
     @classmethod
-    def given(cls, q):
-        """The Fit of a q that took no optimization, such as an encoder's."""
-        none = torch.zeros(len(q), dtype=torch.int64, device=q.mean.device)
-        return cls(q, trace=torch.empty(0, len(q)), converged=none == 0, gradients=none)
+    def given(cls, q, gradients=0):
+        """The Fit, without a trace, of a q that took so many gradients: none if it is an encoder's."""
+        counts = torch.full((len(q),), gradients, device=q.mean.device)
+        return cls(q, torch.empty(0, len(q)), torch.ones_like(counts, dtype=torch.bool), counts)
 
 
 class PosteriorFit:
@@ -44,7 +44,6 @@ class PosteriorFit:
         self.optimizer = torch.optim.Adam([self.parameters])
 
     def q(self):
-        """The q as it is now, (B, D)."""
         return unpack(self.parameters, self.rank)
 
     @torch.enable_grad()
@@ -81,8 +80,7 @@ def balanced_noise(count, q, *, noise):
     """Standard normal draws (count, B, D), count > D, whose mean is 0 and whose second moment is I for every image.
 
     Moments are matched by a linear map (Barraquand 1995): the mean over the draws of what is quadratic in z, hence of
-    the gradient of a quadratic log p(x, z), is exact. All images share one set of draws; each has it in an order of its
-    own, its dimensions in another order and with other signs.
+    the gradient of a quadratic log p(x, z), is exact. All images share one set of draws, permuted and with other signs.
     """
     images, latent_dim = q.mean.shape
     draws = torch.randn(count, latent_dim, generator=random_generator(0, "balanced noise"), dtype=torch.float64)
@@ -97,12 +95,11 @@ def balanced_noise(count, q, *, noise):
 def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
     """The Gaussian that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018): a Fit.
 
-    x: (B, *image); q: where to start, (B, D); a diagonal one with at most FEW_DIMENSIONS dimensions: see
-    `better_start`. covariance: "diagonal", for q*; "low rank", for the best q with a factor of the rank of that of q;
-    or "full", for q*full, which starts best from q*, or goes on from a full q. options: of `fit_diagonal`, which finds
-    the first two, or of `fit_full`; they say when an image has converged, and is left alone. q is selected on few
-    samples, which biases its trace upwards: evaluate it with fresh ones. Raises ValueError if x, q and the model do not
-    fit.
+    x: (B, *image); q: where to start, (B, D); see also `better_start`. covariance: "diagonal", for q*; "low rank", for
+    the best q with a factor of the rank of that of q; or "full", for q*full, which starts best from q*, or goes on from
+    a full q. options: of `fit_diagonal`, which finds the first two, or of `fit_full`; they say when an image has
+    converged, and is left alone. q is selected on few samples: evaluate it with fresh ones. Raises ValueError if x, q
+    and the model do not fit.
     """
     check_inputs(model, x, q, noise, "fit_posterior")
     if torch.is_inference_mode_enabled():
@@ -113,9 +110,9 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
         raise ValueError(f"covariance {covariance!r}: diagonal, low rank or full")
     if q.is_full and covariance == "low rank":
         raise ValueError("covariance 'low rank': starts from a q with a factor, not from a full one")
-    q = q if covariance == "low rank" or (q.is_full and covariance == "full") else q.diagonal()
     if covariance == "full":
-        return fit_full(model, x, q, noise=noise, **options)
+        return fit_full(model, x, q if q.is_full else q.diagonal(), noise=noise, **options)
+    q = q if covariance == "low rank" else q.diagonal()
     if not q.is_diagonal or model.latent_dim > FEW_DIMENSIONS:
         return fit_diagonal(model, x, q, noise=noise, **options)
     fit = fit_diagonal(model, x, better_start(model, x, q, noise=noise), noise=noise, **options)
@@ -124,11 +121,7 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
 
 @torch.no_grad()
 def better_start(model, x, q, *, noise):
-    """A diagonal q (B, D), but of images where it lies at a worse mode the end of a short fit from elsewhere.
-
-    Of PRIOR_DRAWS draws of the prior, the same for all images, the fit starts at the one where p(x, z) is highest; it
-    is compared with as short a fit from q.
-    """
+    """A diagonal q (B, D), but of images where it lies at a worse mode the end of a fit from a draw of the prior."""
     generator = random_generator(0, "draws of the prior")
     z = torch.randn(PRIOR_DRAWS, model.latent_dim, generator=generator, dtype=x.dtype).to(x.device)
     heights = [model.log_joint(x, part.unsqueeze(1)) for part in z.split(max(1, SCORED_AT_ONCE // len(x)))]
@@ -149,9 +142,9 @@ def fit_diagonal(
     """See `fit_posterior`. Adam takes `fit_steps` steps, whose rate falls from `learning_rate` to `averaged_rate`.
 
     Cycles at that rate follow, whose iterates are averaged (Polyak & Juditsky 1992); each passes once over a set of
-    `balanced_noise`, so that most of the noise of the gradients cancels. Then the average over the last two is compared
-    with the best q so far, on fresh noise that both share, and each image keeps the better one. It has converged when a
-    cycle changes its bound by less than `tolerance` nats.
+    `balanced_noise`, so that most of the noise of the gradients cancels. Of the average over the last two cycles and
+    the best q so far an image keeps the better one, on noise that both share; it has converged when their bounds differ
+    by less than `tolerance` nats.
     """
     fit, best = PosteriorFit(q), q.parameters().detach()
     images, latent_dim = q.mean.shape

@@ -3,34 +3,28 @@
 import torch
 
 import training
-from data import stratified_subset
 from model import ConvVAE
 from posterior_fit import Fit
 from vae_utils import GaussianPosterior, Noise, check_noise
-
-REFINED_AT_ONCE = 1000  # images
-VALIDATION_IMAGES = 1000  # each takes the steps of a training image
 
 
 class SemiAmortizedVAE(training.Method):
     """The method whose q starts at an encoder's and takes `refinement_steps` steps.
 
     The decoder learns at the q that the steps reach, the encoder by the ELBO of its own q (Krishnan et al. 2018).
-    Through the steps (Kim et al. 2018) the encoder learns more in an update, but an update takes about four times as
-    long: the ELBO of 500 validation images, 4,000 training images, seed 0, is -190.4 after 8 epochs and 91 s, through
-    the steps -268.8 after 2 epochs and 109 s and -169.1 after 8 and 464 s (amortized VAE: -214.1 after 8).
+    Through the steps (Kim et al. 2018) the encoder learns more in an update, but slowly: the ELBO of 500 validation
+    images is -190.4 after 91 s, through the steps -268.8 after 109 s (4,000 training images, seed 0).
     """
 
     name, label, color, prefix = "semi_amortized", "Semi-amortized VAE", "#E69F00", "semi_amortized_vae"
     model_class = ConvVAE
     by_default = False
+    most_validated = 1000  # each takes the steps of a training image
 
     def __init__(self, config, data):
         super().__init__(config, data)
         self.gradients_per_visit = config.refinement_steps  # the encoder learns by the first one
         self.noise_draws = config.refinement_steps + 1  # of each step, and of the bound that they reach
-        size = min(max(VALIDATION_IMAGES, data.validation.num_classes), len(self.validation_images))
-        self.validation_images = stratified_subset(data.validation, size=size, seed=config.seed).images
 
     @torch.enable_grad()
     def refine(self, x, q, noise, *, beta=1.0):
@@ -75,14 +69,11 @@ class SemiAmortizedVAE(training.Method):
         """q of any images: the encoder's, and the steps of training. Returns a Fit without a trace."""
         check_noise(noise, len(x), "infer(x, noise=Noise(seed))")
         parts, steps = [], self.config.refinement_steps
-        for rows in torch.arange(len(x), device=x.device).split(REFINED_AT_ONCE):
+        for rows in torch.arange(len(x), device=x.device).split(1000):
             q = self.model.encode(x[rows])
             draws = noise[rows].normal((steps, *q.mean.shape), like=q.mean)
             parts.append(self.refine(x[rows], q, draws)[0])
-        fit = Fit.given(GaussianPosterior.concatenate(parts))
-        return fit._replace(gradients=fit.gradients + steps)
+        return Fit.given(GaussianPosterior.concatenate(parts), gradients=steps)
 
 
-def load_model(path, *, device="cpu"):
-    """The ConvVAE of `semi_amortized_vae_epoch_{N}.pt`: `encode` gives q before the steps; see training.load_model."""
-    return training.load_model(path, SemiAmortizedVAE, device=device)
+load_model = SemiAmortizedVAE.load_model  # the ConvVAE of a checkpoint; its `encode` gives q before the steps

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from data import stratified_subset
 from model import make_likelihood
 from runtime.checkpoint import invalid_contents
 from runtime.config import InputError, LearnerConfig, TrainConfig, choose_precision
@@ -20,9 +21,9 @@ from vae_utils import Bound, Noise, elbo, evaluate_bound, mean_and_error, random
 class Learner(nn.Module):
     """What `train_epoch` trains: a Method, or the classifier of sup_classification.py.
 
-    `state_dict` holds all that the next epoch depends on, optimizers included, but for the data. A subclass sets the
-    names, `model` and `optimizers`, and defines draw_noise, train_step, validate, describe and checkpoint_name(epoch):
-    None without one. Of several ranks each has its Shard of the training images; all draw the same batches and noise.
+    `state_dict` holds all that the next epoch depends on, but for the data. A subclass sets the names, `model` and
+    `optimizers`, and defines draw_noise, train_step, validate, describe and checkpoint_name(epoch): None without one.
+    Of several ranks each has its Shard of the training images; all draw the same batches and noise.
     """
 
     name = None  # in tables, histories and checkpoints
@@ -44,7 +45,7 @@ class Learner(nn.Module):
         config = replace(config, precision=choose_precision(config.precision, data.device))
         self.config, self.shard, self.train_index, self.digest = config, data.shard, data.train.index, data.digest
         self.register_buffer("images", data.train.images, persistent=False)
-        self.count = len(self.images) if self.shard == WHOLE else config.train_size  # of all ranks
+        self.count = config.train_size  # training images of all ranks
         self.optimizers = []
         self.also_saved = []  # what else has a state that the next epoch depends on, such as a schedule
         self.step = self.train_step  # or a recording of it
@@ -65,41 +66,32 @@ class Learner(nn.Module):
         return self.model.state_dict()
 
     def load_weights(self, weights):
-        """Takes over what `weights` gave."""
         self.model.load_state_dict(weights)
 
 
 class Method(Learner):
     """A way to find q(z), with the decoder that it trains: all that evaluation and figures know of a method.
 
-    A new method is one file and an entry in main_vae.METHODS. Its subclass sets
-
-        name, label, prefix     in files; in tables and figures; at the beginning of the names of checkpoints
-        color                   in figures; those of evaluation/style.py are taken
-        model_class             a LatentVariableModel; made with the arguments of ConvModel; `hidden` only with --hidden
-        shared_inference        whether one network infers every q: then each gradient of a training shapes all of
-                                them, and the ELBO is also found of all test images
-        infers_best             whether a diagonal q of `infer` is q*, the best one, so that the amortization gap of
-                                unseen images is 0; else q* is fitted
-        gradients_per_visit     gradients of the bound that a training step takes for the q of an image
-        noise_draws             standard normal draws that a training step takes for an image, see `draw_noise`
-        by_default              whether it is trained without --methods
-
-    and defines `posterior` and `infer`; its file has a `load_model`, see `training.load_model`, which loads all that
-    `weights` returns into a new model_class. The base class makes the model and an Adam of its weights, takes the
-    steps, validates, saves and loads. Figures of reconstructions are called {reconstruction_prefix}_epoch_{N}.png; the
-    prefix must end in "recon", by which report.py finds them.
+    A new method is one file and an entry in main_vae.METHODS. Its subclass sets `name` and `prefix` of a Learner and
+    the attributes below, and defines `posterior` and `infer`; its file calls its class method `load_model` by that
+    name. The base class makes the model and an Adam of its weights, takes the steps, validates, saves and loads. If q
+    needs noise or further gradients in a training step, override `training_posterior`; for another loss `backward`.
     """
 
-    label = color = model_class = None
-    shared_inference = by_default = True
-    infers_best = False
-    gradients_per_visit = noise_draws = 1
+    label = color = None  # in tables and figures; the colors of evaluation/style.py are taken
+    model_class = None  # a LatentVariableModel, made with the arguments of ConvModel; `hidden` only with --hidden
+    shared_inference = True  # one network infers every q: a gradient shapes all, and all test images get an ELBO
+    infers_best = False  # a diagonal q of `infer` is q*: unseen images have no amortization gap; else q* is fitted
+    gradients_per_visit = 1  # of the bound, that a training step takes for the q of an image
+    noise_draws = 1  # standard normal draws that a training step takes for an image, see `draw_noise`
+    by_default = True  # whether it is trained without --methods
+    most_validated = None  # validation images, or one of each class if that is more; None: all
     metrics = Bound._fields
     recordable = True
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
+        # Of figures; it must end in "recon", by which report.py finds them.
         cls.reconstruction_prefix = cls.__dict__.get("reconstruction_prefix", f"{cls.prefix}_recon")
 
     def __init__(self, config, data):
@@ -107,7 +99,25 @@ class Method(Learner):
         options = {"image_shape": data.image_shape, "seed": config.seed, "precision": self.config.precision}
         self.model = make_model(self.model_class, config, **options).to(data.device)
         self.optimizers.append(torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True))
-        self.validation_images = data.validation.images
+        self.validation = data.validation
+        if self.most_validated:
+            size = min(max(self.most_validated, data.validation.num_classes), len(data.validation.labels))
+            self.validation = stratified_subset(data.validation, size=size, seed=config.seed)
+
+    @classmethod
+    def load_model(cls, path, *, device="cpu"):
+        """The trained model in a checkpoint of this class, on the device, in evaluation mode.
+
+        It gets the attributes config (a TrainConfig), epoch, and train_index (N,), the training images' rows in the
+        data set. Weights in half precision become float32. Raises InputError for any other file.
+        """
+        checkpoint = read_checkpoint(path, cls.name, device=device)
+        with invalid_contents(path):
+            model = make_model(cls.model_class, checkpoint["config"], image_shape=checkpoint["image_shape"])
+            model.load_state_dict(checkpoint["weights"])
+            model.to(device)
+        model.config, model.epoch, model.train_index = (checkpoint[key] for key in ("config", "epoch", "train_index"))
+        return model.eval()
 
     def frozen(self):
         """This method with its model alone: it infers, but cannot train; small enough for another process."""
@@ -117,33 +127,24 @@ class Method(Learner):
         return frozen
 
     def posterior(self, x, rows):
-        """q of the training images x (B, *image) at `rows` (B,) of this rank: a GaussianPosterior (B, D).
-
-        Gradients flow through it in a training step, unless `training_posterior` finds q in another way. What is random
-        about it is a function of the seed and the image alone.
-        """
+        """q (B, D) of training images x (B, *image) at this rank's `rows`. Its noise depends on seed and image only."""
         raise NotImplementedError
 
     def training_posterior(self, x, rows, noise):
-        """The q of a training step, through which gradients flow, and the noise of its bound, (B, D).
-
-        A method overrides it that needs noise or further gradients to find q: `noise` is then all that `draw_noise`
-        gives. One whose training bound is not the ELBO overrides `backward`.
-        """
+        """The q of a training step, with its gradients, and the noise of its bound, (B, D); noise: of `draw_noise`."""
         return self.posterior(x, rows), noise
 
     def infer(self, x, *, noise, fit_steps=300):
-        """q of any images x (B, *image) that were not trained on, as a Fit: by a forward pass, or by an optimization.
+        """q of any images x (B, *image), of a forward pass or an optimization of `fit_steps` steps, as a Fit.
 
-        B is up to 10,000: work in batches. It may use `config` and `model` alone, see `frozen`. noise: a Noise,
-        one for all images or one for each; with the latter the q of an image may depend on no other image. fit_steps:
-        of an optimization.
+        B is up to 10,000: work in batches. It may use `config` and `model` alone, see `frozen`. If the Noise has a
+        generator for each image, the q of an image may depend on no other image.
         """
         raise NotImplementedError
 
     def validate(self, epoch):
         """The Bound of validation images under the present weights, (M,) each: by default at the q of `infer`."""
-        x, noise = self.validation_images, Noise(self.config.seed, epoch, "validation", device=self.images.device)
+        x, noise = self.validation.images, Noise(self.config.seed, epoch, "validation", device=self.images.device)
         q = self.infer(x, noise=noise).q
         return evaluate_bound(self.model, x, lambda x, rows: q[rows], noise=noise)
 
@@ -155,9 +156,8 @@ class Method(Learner):
     def backward(self, rows, noise):
         """Adds the gradients of the loss of the training images at `rows` (B,), with the noise (B, D), to `.grad`.
 
-        config.beta weighs the KL in the loss alone. Returns ELBO, log-likelihood and KL, each summed over this rank's
-        images, (3,). The loss is a sum over images, not a mean: Adam ignores the scale, a short last batch counts by
-        its images, and the gradients of the latent table stay far above Adam's eps.
+        Returns ELBO, log-likelihood and KL, each summed over this rank's images, (3,). The loss is a sum over images:
+        Adam ignores the scale, a short last batch counts by its images, and the table's gradients stay far above eps.
         """
         rows, noise = self.shard.local(rows, noise)
         if not len(rows):  # a rank may have none
@@ -178,32 +178,29 @@ class Method(Learner):
         return sums
 
     def checkpoint_name(self, epoch):
-        """The name of the checkpoint after an epoch that is saved."""
         return f"{self.prefix}_epoch_{epoch}.pt" if epoch in saved_epochs(self.config.epochs) else None
 
     def describe(self, row):
-        """A row of the history in words."""
         return f"ELBO {row['train_elbo']:.2f} train, {row['validation_elbo']:.2f} validation"
 
 
 def train_epoch(learner, epoch, *, progress=None):
     """One pass over the training images in an order that depends on (seed, epoch) alone.
 
-    epoch: from 1 to config.epochs; progress: called with the number of images after each step. Returns {"train_images",
-    a "train_..." for each metric, "training_seconds"}, means over images. Raises ValueError for an epoch beyond those,
+    progress: called with the number of images after each step. Returns {"train_images", a "train_..." for each metric,
+    "training_seconds"}, means over images. Raises ValueError for an epoch that is not from 1 to config.epochs,
     FloatingPointError if the loss is not finite.
     """
     started, device, seed = time.perf_counter(), learner.images.device, learner.config.seed
-    if (epoch := int(operator.index(epoch))) not in range(1, learner.config.epochs + 1):
+    if (epoch := operator.index(epoch)) not in range(1, learner.config.epochs + 1):
         raise ValueError(f"epoch {epoch}: not from 1 to {learner.config.epochs}, the epochs in the settings")
     if not torch.is_grad_enabled():
         raise ValueError("train_epoch needs gradients: call it outside of torch.no_grad() and torch.inference_mode()")
     groups = [group for optimizer in learner.optimizers for group in getattr(optimizer, "param_groups", ())]
     weights = {*learner.model.parameters()}
     if weights and weights.isdisjoint(weight for group in groups for weight in group["params"]):
-        raise ValueError(
-            "no optimizer has the model's weights: method.load_weights(other.state_dict()) takes them over"
-        )
+        advice = "method.load_weights(other.state_dict()) takes them over"
+        raise ValueError(f"no optimizer has the model's weights: {advice}")
     order = torch.randperm(learner.count, generator=random_generator(seed, epoch, "order")).to(device)
     generator = random_generator(seed, epoch, "noise", device=device)
     sums = []
@@ -222,14 +219,13 @@ def train_epoch(learner, epoch, *, progress=None):
 
 def validate(learner, epoch):
     """{"validation_images", "validation_..." and its standard error for each metric}: means over validation images."""
-    row = {}
     learner.eval()
     validated = learner.validate(epoch)
     learner.train()
+    row = {"validation_images": len(validated[0])}
     for name, values in validated._asdict().items():
         score = mean_and_error(values)
-        row |= {"validation_images": score["images"], f"validation_{name}": score["mean"]}
-        row[f"validation_{name}_standard_error"] = score["standard_error"]
+        row |= {f"validation_{name}": score["mean"], f"validation_{name}_standard_error": score["standard_error"]}
     if not math.isfinite(row[f"validation_{learner.metrics[0]}"]):
         raise FloatingPointError(f"{learner.name}: the validation loss is not finite after epoch {epoch}")
     return row
@@ -244,19 +240,3 @@ def make_model(model_class, config, **options):
         except TypeError as error:
             raise InputError(f"--hidden {config.hidden}: {model_class.__name__} {error}") from None
     return model_class(config.latent_dim, make_likelihood(config), **options)
-
-
-def load_model(path, method_class, *, device="cpu"):
-    """The trained model in a checkpoint of the Method class, on the device, in evaluation mode.
-
-    It knows its likelihood, and gets the attributes config (a TrainConfig), epoch, and train_index (N,), the training
-    images' rows in the data set. Weights in half precision become float32. Raises InputError for any other file.
-    """
-    checkpoint = read_checkpoint(path, method_class.name, device=device)
-    config = checkpoint["config"]
-    with invalid_contents(path):
-        model = make_model(method_class.model_class, config, image_shape=checkpoint["image_shape"])
-        model.load_state_dict(checkpoint["weights"])
-        model.to(device)
-    model.config, model.epoch, model.train_index = (checkpoint[key] for key in ("config", "epoch", "train_index"))
-    return model.eval()

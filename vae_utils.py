@@ -1,12 +1,10 @@
-"""Random numbers of images, the evidence lower bound (ELBO) and importance sampling, for any model.
-
-Values are in nats per image; no constant is dropped. Shapes: B images, K samples, D latent dimensions, (K, B, D).
-"""
+"""Random numbers of images, the evidence lower bound (ELBO), importance sampling. Shapes: gaussian_posterior.py."""
 
 import hashlib
 import math
+from collections import namedtuple
+from functools import partialmethod
 from numbers import Integral
-from typing import NamedTuple
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
@@ -58,76 +56,46 @@ class Noise:
         children = (random_generator(one.initial_seed(), *purpose, device=one.device) for one in self._generators)
         return Noise(None, generators=list(children))
 
-    def normal(self, shape, *, like):
-        """Standard normal draws of shape (K, B, ...), of the type of `like` on its device."""
-        return self._draw(torch.randn, shape, like)
-
-    def uniform(self, shape, *, like):
-        """Draws from [0, 1) of shape (K, B, ...), of the type of `like` on its device."""
-        return self._draw(torch.rand, shape, like)
-
-    def _draw(self, draw, shape, like):
+    def _draw(self, draw, shape, *, like):
+        """Draws of shape (K, B, ...), of the type of `like` on its device."""
         options = {"dtype": like.dtype, "device": like.device}
         if self.images is None:
             return draw(shape, generator=self._generators, **options)
         return torch.stack([draw((shape[0], *shape[2:]), generator=one, **options) for one in self._generators], dim=1)
 
-
-class Bound(NamedTuple):
-    """The evidence lower bound and its two parts, (B,) each: elbo = log_likelihood - kl."""
-
-    elbo: torch.Tensor
-    log_likelihood: torch.Tensor
-    kl: torch.Tensor
+    normal = partialmethod(_draw, torch.randn)
+    uniform = partialmethod(_draw, torch.rand)  # from [0, 1)
 
 
-class ISEstimate(NamedTuple):
-    """Estimates by importance sampling, (B,) each, in nats except the sample size."""
+Bound = namedtuple("Bound", "elbo log_likelihood kl")  # the evidence lower bound and its two parts, (B,) each, nats
+ISEstimate = namedtuple("ISEstimate", "log_prob effective_sample_size")  # by importance sampling, (B,) each
 
-    log_prob: torch.Tensor
-    effective_sample_size: torch.Tensor
+# Each check raises ValueError, with a text that shows what is needed instead.
 
 
 def check_noise(noise, images, call):
-    """Raises ValueError, which shows the call as it should be, if noise is not a Noise of so many images."""
     if not isinstance(noise, Noise) or noise.images not in (None, images):
         raise ValueError(f"noise: {call}, or Noise.of_images(seed, index=...) with an entry for each image")
 
 
 def check_weights(like):
-    """Raises ValueError if `like`, of the type of a model's weights, is in half precision."""
+    """like: of the type of a model's weights."""
     if like.dtype not in PRECISE:
         raise ValueError(f"the model's weights are of {like.dtype}, too coarse for sums over pixels: model.float()")
 
 
-def check_pixels(x, like=None):
-    """Raises ValueError if x is no tensor of floats, or not of the type of `like`, that of a model's weights."""
-    if like is not None:
-        check_weights(like)
+def check_pixels(x, like):
+    """like: of the type of a model's weights, which that of x must be."""
+    check_weights(like)
     if not (isinstance(x, torch.Tensor) and x.dtype in PRECISE):
-        raise ValueError(
-            "x: a tensor of floats (32 or 64 bits) in [-1, 1], as images.load_images and load_data give it"
-        )
-    if like is not None and x.dtype != like.dtype:
+        needed = "a tensor of floats (32 or 64 bits) in [-1, 1], as images.load_images and load_data give it"
+        raise ValueError(f"x: {needed}")
+    if x.dtype != like.dtype:
         raise ValueError(f"x: of {x.dtype}, where the model's weights are of {like.dtype}: x.to(model.like)")
 
 
-def check_latents(z, latent_dim, like):
-    """Raises ValueError if z is not (..., latent_dim), or not of the type and on the device of `like`."""
-    if z.shape[-1] != latent_dim or (z.dtype, z.device) != (like.dtype, like.device):
-        needed = f"z (..., {latent_dim}) of {like.dtype} on {like.device}"
-        raise ValueError(f"z {tuple(z.shape)} of {z.dtype} on {z.device}: this model takes {needed}")
-
-
-def check_images(x, image_shape, call, like=None, beyond=None):
-    """Raises ValueError, which shows the call as it should be, if x is not (B, *image_shape), of floats.
-
-    like: see `check_pixels`; beyond: if given, see `check_range`; of images on a CPU alone, since another device would
-    have to be waited for.
-    """
+def check_images(x, image_shape, like, call):
     check_pixels(x, like)
-    if beyond is not None and x.device.type == "cpu":
-        check_range(x, beyond)
     if x.shape[1:] != torch.Size(image_shape):
         shape = ", ".join(map(str, image_shape))
         one = f"; of one image {call.replace('(x', f'(x.reshape(1, {shape})')}" * (x.numel() == math.prod(image_shape))
@@ -135,43 +103,40 @@ def check_images(x, image_shape, call, like=None, beyond=None):
 
 
 def check_range(x, beyond=0.0):
-    """Raises ValueError if a pixel is farther than `beyond` from [-1, 1], or no number."""
+    """beyond: how far from [-1, 1] pixels may be."""
     low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
     if not (low >= -1 - beyond and high <= 1 + beyond):  # NaN, too
         scaled = "they must be scaled to [-1, 1], as images.load_images does it: grey values x by x / 127.5 - 1"
         raise ValueError(f"pixels from {low:g} to {high:g}: {scaled}")
 
 
+def check_model(model):
+    if not hasattr(model, "log_likelihood"):
+        raise ValueError(f"model: a LatentVariableModel, such as method.model, not {type(model).__name__}")
+
+
+def check_mode(model):
+    if any(isinstance(layer, _NormBase | _DropoutNd) and layer.training for layer in model.modules()):
+        raise ValueError("the model is in training mode, where its layers are random or mix images: model.eval()")
+
+
 def check_posterior(q):
-    """Raises ValueError if q is no GaussianPosterior."""
     if not isinstance(q, GaussianPosterior):
         raise ValueError("q: a GaussianPosterior, as model.encode(x) or GaussianPosterior(mean, scale) gives it")
 
 
 def check_scale(q):
-    """Raises ValueError for a negative scale or a full covariance; of one that has diverged the loss will tell."""
+    """No scale below 0, no full covariance in its place; of one that has diverged the loss will tell."""
     if not q.is_full and (q.scale < 0).any():
         raise ValueError("q: its scale must be above 0")
     if q.is_full and (q.scale.triu(1).abs() > 0).any():
         raise ValueError("q: its scale must be lower triangular: of a covariance take torch.linalg.cholesky")
 
 
-def check_model(model):
-    """Raises ValueError if model is no LatentVariableModel."""
-    if not hasattr(model, "log_likelihood"):
-        raise ValueError(f"model: a LatentVariableModel, such as method.model, not {type(model).__name__}")
-
-
-def check_mode(model):
-    """Raises ValueError if a layer is random or mixes images, as some do in training mode."""
-    if any(isinstance(layer, _NormBase | _DropoutNd) and layer.training for layer in model.modules()):
-        raise ValueError("the model is in training mode, where its layers are random or mix images: model.eval()")
-
-
 def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
     """Raises ValueError for shapes that do not fit, a missing Noise, and inputs that would give wrong numbers."""
     check_model(model)
-    check_pixels(x)
+    model.check(x)
     check_posterior(q)
     check_noise(noise, len(x), f"{function}(model, x, q, noise=Noise(seed))")
     if not len(x):
@@ -183,7 +148,6 @@ def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
     if not (q.scale.diagonal(dim1=-2, dim2=-1) if q.is_full else q.scale).gt(0).all():
         raise ValueError("q: its scale must be above 0")
     check_mode(model)
-    model.check(x)
 
 
 def elbo(model, x, q, noise=None):
@@ -221,7 +185,7 @@ def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500)
     Returns an ISEstimate. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise, "importance_sampling")
-    if num_samples < 1 or not len(x):
+    if num_samples < 1:
         raise ValueError(f"{num_samples} samples of {len(x)} images: importance_sampling needs one at least")
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
     # What a generator draws depends on the sizes of its calls: they are the same for any number of images.
@@ -244,10 +208,7 @@ def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500)
 
 @torch.no_grad()
 def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=1000):
-    """The bound of every image, the mean over `draws` samples of z: a Bound of (N,) each.
-
-    posterior(x, rows): q of the images x (B, *image) at `rows` (B,) of `images` (N, *image).
-    """
+    """The Bound of every image, (N,) each, the mean over `draws` of z; posterior(x, rows): q of x = images[rows]."""
     check_model(model)
     check_noise(noise, len(images), "evaluate_bound(model, images, posterior, noise=Noise(seed))")
     if draws < 1 or not len(images):

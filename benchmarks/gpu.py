@@ -24,7 +24,7 @@ from latent_optimization import LatentOptimization
 from runtime.checkpoint import load_json
 from runtime.config import TrainConfig
 from runtime.cuda_graph import record_step
-from training import load_model, train_epoch
+from training import train_epoch
 
 METHODS = AmortizedVAE, LatentOptimization
 QUANTITIES = ("elbo", "fitted_elbo", "full_elbo", "log_prob")
@@ -52,7 +52,7 @@ def estimate_rows(device):
     x = data.test.images[:IMAGES]
     for method in METHODS:
         path = f"pretrained/{method.prefix}.pt"
-        models = [load_model(path, method, device=place) for place in ("cpu", device)]
+        models = [method.load_model(path, device=place) for place in ("cpu", device)]
         found = [log_prob(model, x.to(model.like.device)) for model in models]
         difference = (found[1].log_prob.cpu() - found[0].log_prob).mean()
         error = sum(value.standard_error.cpu().square().sum() for value in found).sqrt() / IMAGES

@@ -9,6 +9,8 @@ from vae_utils import Bound, Noise, evaluate_bound
 
 
 class AmortizedVAE(training.Method):
+    """The method whose q comes from an encoder."""
+
     name, label, color = "amortized", "Amortized VAE", "#0072B2"
     prefix, reconstruction_prefix = "vae", "recon"
     model_class = ConvVAE

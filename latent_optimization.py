@@ -24,7 +24,10 @@ PARTS = ("mean", "log_var", "loadings")  # of a q in a checkpoint; the last with
 
 
 class LinearPosterior(nn.Module):
-    """q(z|x) = N(projection (x - center) + spread * noise, diag stddev^2), where fits begin; as made, start "zero"."""
+    """q(z|x) = N(projection (x - center) + spread * noise, diag stddev^2), from which the q of an image is optimized.
+
+    As made, the start "zero": the same q for all images, with mean 0 and log-variance INITIAL_LOG_VAR.
+    """
 
     def __init__(self, latent_dim, pixels):
         super().__init__()
@@ -56,8 +59,9 @@ def probabilistic_pca(images, latent_dim, noise_variance=None, *, least_nats=LEA
     2019). With the eigenvalue l of the images' covariance and the noise variance s2 of a pixel, a dimension has the
     posterior mean sqrt(l - s2) / l times the principal component of x, and the variance s2 / l; it carries
     0.5 log(l / s2) nats. Components that carry less than `least_nats`, or might be noise of few images (Marchenko &
-    Pastur 1967), are dropped; dimensions of z without a component begin at the prior. noise_variance: s2; None: its
-    maximum-likelihood estimate, the mean of the eigenvalues that are dropped (Tipping & Bishop, Eq. 8).
+    Pastur 1967), are dropped; dimensions of z without a component begin at the prior. noise_variance: s2, that of the
+    likelihood; None: its maximum-likelihood estimate, the mean of the eigenvalues that are dropped (Tipping & Bishop,
+    Eq. 8), with as many components as each carry enough. Beyond MOST_PIXELS an even part of the images is used.
     """
     most = max(1, MOST_PIXELS // images[0].numel())
     x = images[:: math.ceil(len(images) / most)].flatten(1).cpu().double().numpy()
@@ -177,7 +181,7 @@ class LatentOptimization(training.Method):
         return Fit(GaussianPosterior.concatenate(q), torch.empty(0, len(x)), torch.cat(converged), torch.cat(gradients))
 
     def train_step(self, rows, noise):
-        """Of several steps of the table all but the last are the table's alone."""
+        """See Method.train_step. Of several steps of the table all but the last are the table's alone."""
         *before, last = noise if noise.dim() == 3 else [noise]
         if before:
             self.model.requires_grad_(False)

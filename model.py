@@ -110,6 +110,7 @@ class Bernoulli(Likelihood):
 
 
 def make_likelihood(config):
+    """The likelihood that a TrainConfig names; its field `likelihood` lists the names as choices."""
     return {Gaussian.name: Gaussian(config.sigma_p), Bernoulli.name: Bernoulli()}[config.likelihood]
 
 
@@ -196,7 +197,10 @@ class LatentVariableModel(nn.Module):
 
 
 class ConvModel(LatentVariableModel):
-    """A LatentVariableModel with a convolutional decoder for images (C, H, W); seed: see `seeded_weights`."""
+    """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W).
+
+    likelihood: by default a Gaussian; seed: if given, it decides the initial weights; options: of LatentVariableModel.
+    """
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):
         likelihood = likelihood or Gaussian()
@@ -225,7 +229,7 @@ class ConvVAE(ConvModel):
         return GaussianPosterior.from_log_var(*output.to(x.dtype).chunk(2, dim=-1))
 
 
-class Encoder(nn.Sequential):
+class Encoder(nn.Module):
     """x (B, C, H, W) -> mean and log-variance of q(z|x), side by side, (B, 2D). H and W are multiples of four."""
 
     def __init__(self, latent_dim, *, image_shape=(1, 28, 28), hidden=512):
@@ -244,8 +248,11 @@ class Encoder(nn.Sequential):
         )
         self.to(memory_format=torch.channels_last)
 
+    def forward(self, x):
+        return self.layers(x)
 
-class Decoder(nn.Sequential):
+
+class Decoder(nn.Module):
     """z (B, D) -> the parameters of p(x|z), (B, channels * C, H, W). H and W are multiples of four."""
 
     def __init__(self, latent_dim, likelihood=Gaussian, *, image_shape=(1, 28, 28), hidden=512):
@@ -269,6 +276,9 @@ class Decoder(nn.Sequential):
         nn.init.uniform_(self.layers[8].weight, -0.25, 0.25)
         self.to(memory_format=torch.channels_last)
 
+    def forward(self, z):
+        return self.layers(z)
+
 
 def _quartered(image_shape):
     """Channels, and a quarter of height and width. Raises ValueError if these are not whole."""
@@ -279,6 +289,7 @@ def _quartered(image_shape):
 
 
 def autocast(precision, device):
+    """The context in which networks run in `precision`."""
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision {precision!r}: a model takes float32 or bfloat16")
     return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)

@@ -80,7 +80,8 @@ def balanced_noise(count, q, *, noise):
     """Standard normal draws (count, B, D), count > D, whose mean is 0 and whose second moment is I for every image.
 
     Moments are matched by a linear map (Barraquand 1995): the mean over the draws of what is quadratic in z, hence of
-    the gradient of a quadratic log p(x, z), is exact. All images share one set of draws, permuted and with other signs.
+    the gradient of a quadratic log p(x, z), is exact. All images share one set of draws; each has it in an order of its
+    own, its dimensions in another order and with other signs.
     """
     images, latent_dim = q.mean.shape
     draws = torch.randn(count, latent_dim, generator=random_generator(0, "balanced noise"), dtype=torch.float64)
@@ -121,7 +122,11 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
 
 @torch.no_grad()
 def better_start(model, x, q, *, noise):
-    """A diagonal q (B, D), but of images where it lies at a worse mode the end of a fit from a draw of the prior."""
+    """A diagonal q (B, D), but of images where it lies at a worse mode the end of a short fit from elsewhere.
+
+    Of PRIOR_DRAWS draws of the prior, the same for all images, the fit starts at the one where p(x, z) is highest; it
+    is compared with as short a fit from q.
+    """
     generator = random_generator(0, "draws of the prior")
     z = torch.randn(PRIOR_DRAWS, model.latent_dim, generator=generator, dtype=x.dtype).to(x.device)
     heights = [model.log_joint(x, part.unsqueeze(1)) for part in z.split(max(1, SCORED_AT_ONCE // len(x)))]

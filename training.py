@@ -21,9 +21,9 @@ from vae_utils import Bound, Noise, elbo, evaluate_bound, mean_and_error, random
 class Learner(nn.Module):
     """What `train_epoch` trains: a Method, or the classifier of sup_classification.py.
 
-    `state_dict` holds all that the next epoch depends on, but for the data. A subclass sets the names, `model` and
-    `optimizers`, and defines draw_noise, train_step, validate, describe and checkpoint_name(epoch): None without one.
-    Of several ranks each has its Shard of the training images; all draw the same batches and noise.
+    `state_dict` holds all that the next epoch depends on, optimizers included, but for the data. A subclass sets the
+    names, `model` and `optimizers`, and defines draw_noise, train_step, validate, describe and checkpoint_name(epoch):
+    None without one. Of several ranks each has its Shard of the training images; all draw the same batches and noise.
     """
 
     name = None  # in tables, histories and checkpoints
@@ -45,7 +45,7 @@ class Learner(nn.Module):
         config = replace(config, precision=choose_precision(config.precision, data.device))
         self.config, self.shard, self.train_index, self.digest = config, data.shard, data.train.index, data.digest
         self.register_buffer("images", data.train.images, persistent=False)
-        self.count = config.train_size  # training images of all ranks
+        self.count = len(self.images) if self.shard == WHOLE else config.train_size  # of all ranks
         self.optimizers = []
         self.also_saved = []  # what else has a state that the next epoch depends on, such as a schedule
         self.step = self.train_step  # or a recording of it
@@ -73,15 +73,18 @@ class Method(Learner):
     """A way to find q(z), with the decoder that it trains: all that evaluation and figures know of a method.
 
     A new method is one file and an entry in main_vae.METHODS. Its subclass sets `name` and `prefix` of a Learner and
-    the attributes below, and defines `posterior` and `infer`; its file calls its class method `load_model` by that
-    name. The base class makes the model and an Adam of its weights, takes the steps, validates, saves and loads. If q
-    needs noise or further gradients in a training step, override `training_posterior`; for another loss `backward`.
+    the attributes below, and defines `posterior` and `infer`; its file has load_model = TheClass.load_model. The base
+    class makes the model and an Adam of its weights, takes the steps, validates, saves all that `weights` returns, and
+    loads it into a new model_class. Figures of reconstructions are called {reconstruction_prefix}_epoch_{N}.png; the
+    prefix must end in "recon", by which report.py finds them.
     """
 
     label = color = None  # in tables and figures; the colors of evaluation/style.py are taken
     model_class = None  # a LatentVariableModel, made with the arguments of ConvModel; `hidden` only with --hidden
-    shared_inference = True  # one network infers every q: a gradient shapes all, and all test images get an ELBO
-    infers_best = False  # a diagonal q of `infer` is q*: unseen images have no amortization gap; else q* is fitted
+    # Whether one network infers every q. Then each gradient shapes all of them, and all test images have an ELBO.
+    shared_inference = True
+    # Whether a diagonal q of `infer` is q*: then unseen images have no amortization gap. Else q* is fitted.
+    infers_best = False
     gradients_per_visit = 1  # of the bound, that a training step takes for the q of an image
     noise_draws = 1  # standard normal draws that a training step takes for an image, see `draw_noise`
     by_default = True  # whether it is trained without --methods
@@ -91,7 +94,6 @@ class Method(Learner):
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        # Of figures; it must end in "recon", by which report.py finds them.
         cls.reconstruction_prefix = cls.__dict__.get("reconstruction_prefix", f"{cls.prefix}_recon")
 
     def __init__(self, config, data):
@@ -127,18 +129,27 @@ class Method(Learner):
         return frozen
 
     def posterior(self, x, rows):
-        """q (B, D) of training images x (B, *image) at this rank's `rows`. Its noise depends on seed and image only."""
+        """q of the training images x (B, *image) at `rows` (B,) of this rank: a GaussianPosterior (B, D).
+
+        Gradients flow through it in a training step, unless `training_posterior` finds q in another way. What is random
+        about it is a function of the seed and the image alone.
+        """
         raise NotImplementedError
 
     def training_posterior(self, x, rows, noise):
-        """The q of a training step, with its gradients, and the noise of its bound, (B, D); noise: of `draw_noise`."""
+        """The q of a training step, through which gradients flow, and the noise of its bound, (B, D).
+
+        A method overrides it that needs noise or further gradients to find q: `noise` is then all that `draw_noise`
+        gives. One whose training bound is not the ELBO overrides `backward`.
+        """
         return self.posterior(x, rows), noise
 
     def infer(self, x, *, noise, fit_steps=300):
-        """q of any images x (B, *image), of a forward pass or an optimization of `fit_steps` steps, as a Fit.
+        """q of any images x (B, *image) that were not trained on, as a Fit: by a forward pass, or by an optimization.
 
-        B is up to 10,000: work in batches. It may use `config` and `model` alone, see `frozen`. If the Noise has a
-        generator for each image, the q of an image may depend on no other image.
+        B is up to 10,000: work in batches. It may use `config` and `model` alone, see `frozen`. noise: a Noise,
+        one for all images or one for each; with the latter the q of an image may depend on no other image. fit_steps:
+        of an optimization.
         """
         raise NotImplementedError
 
@@ -156,8 +167,9 @@ class Method(Learner):
     def backward(self, rows, noise):
         """Adds the gradients of the loss of the training images at `rows` (B,), with the noise (B, D), to `.grad`.
 
-        Returns ELBO, log-likelihood and KL, each summed over this rank's images, (3,). The loss is a sum over images:
-        Adam ignores the scale, a short last batch counts by its images, and the table's gradients stay far above eps.
+        config.beta weighs the KL in the loss alone. Returns ELBO, log-likelihood and KL, each summed over this rank's
+        images, (3,). The loss is a sum over images, not a mean: Adam ignores the scale, a short last batch counts by
+        its images, and the gradients of the latent table stay far above Adam's eps.
         """
         rows, noise = self.shard.local(rows, noise)
         if not len(rows):  # a rank may have none
@@ -187,8 +199,8 @@ class Method(Learner):
 def train_epoch(learner, epoch, *, progress=None):
     """One pass over the training images in an order that depends on (seed, epoch) alone.
 
-    progress: called with the number of images after each step. Returns {"train_images", a "train_..." for each metric,
-    "training_seconds"}, means over images. Raises ValueError for an epoch that is not from 1 to config.epochs,
+    epoch: from 1 to config.epochs; progress: called with the number of images after each step. Returns {"train_images",
+    a "train_..." for each metric, "training_seconds"}, means over images. Raises ValueError for an epoch beyond those,
     FloatingPointError if the loss is not finite.
     """
     started, device, seed = time.perf_counter(), learner.images.device, learner.config.seed

@@ -1,10 +1,12 @@
-"""Random numbers of images, the evidence lower bound (ELBO), importance sampling. Shapes: gaussian_posterior.py."""
+"""Random numbers of images, the evidence lower bound (ELBO) and importance sampling, for any model.
+
+Values are in nats per image; no constant is dropped. Shapes: B images, K samples, D latent dimensions, (K, B, D).
+"""
 
 import hashlib
 import math
-from collections import namedtuple
-from functools import partialmethod
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
@@ -56,19 +58,35 @@ class Noise:
         children = (random_generator(one.initial_seed(), *purpose, device=one.device) for one in self._generators)
         return Noise(None, generators=list(children))
 
-    def _draw(self, draw, shape, *, like):
-        """Draws of shape (K, B, ...), of the type of `like` on its device."""
+    def normal(self, shape, *, like):
+        """Standard normal draws of shape (K, B, ...), of the type of `like` on its device."""
+        return self._draw(torch.randn, shape, like)
+
+    def uniform(self, shape, *, like):
+        """Draws from [0, 1) of shape (K, B, ...), of the type of `like` on its device."""
+        return self._draw(torch.rand, shape, like)
+
+    def _draw(self, draw, shape, like):
         options = {"dtype": like.dtype, "device": like.device}
         if self.images is None:
             return draw(shape, generator=self._generators, **options)
         return torch.stack([draw((shape[0], *shape[2:]), generator=one, **options) for one in self._generators], dim=1)
 
-    normal = partialmethod(_draw, torch.randn)
-    uniform = partialmethod(_draw, torch.rand)  # from [0, 1)
+
+class Bound(NamedTuple):
+    """The evidence lower bound and its two parts, (B,) each: elbo = log_likelihood - kl."""
+
+    elbo: torch.Tensor
+    log_likelihood: torch.Tensor
+    kl: torch.Tensor
 
 
-Bound = namedtuple("Bound", "elbo log_likelihood kl")  # the evidence lower bound and its two parts, (B,) each, nats
-ISEstimate = namedtuple("ISEstimate", "log_prob effective_sample_size")  # by importance sampling, (B,) each
+class ISEstimate(NamedTuple):
+    """Estimates by importance sampling, (B,) each, in nats except the sample size."""
+
+    log_prob: torch.Tensor
+    effective_sample_size: torch.Tensor
+
 
 # Each check raises ValueError, with a text that shows what is needed instead.
 
@@ -208,7 +226,10 @@ def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500)
 
 @torch.no_grad()
 def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=1000):
-    """The Bound of every image, (N,) each, the mean over `draws` of z; posterior(x, rows): q of x = images[rows]."""
+    """The bound of every image, the mean over `draws` samples of z: a Bound of (N,) each.
+
+    posterior(x, rows): q of the images x (B, *image) at `rows` (B,) of `images` (N, *image).
+    """
     check_model(model)
     check_noise(noise, len(images), "evaluate_bound(model, images, posterior, noise=Noise(seed))")
     if draws < 1 or not len(images):

@@ -45,7 +45,7 @@ class Learner(nn.Module):
         config = replace(config, precision=choose_precision(config.precision, data.device))
         self.config, self.shard, self.train_index, self.digest = config, data.shard, data.train.index, data.digest
         self.register_buffer("images", data.train.images, persistent=False)
-        self.count = len(self.images) if self.shard == WHOLE else config.train_size  # of all ranks
+        self.count = config.train_size  # training images of all ranks
         self.optimizers = []
         self.also_saved = []  # what else has a state that the next epoch depends on, such as a schedule
         self.step = self.train_step  # or a recording of it

@@ -93,7 +93,6 @@ OWNED = Owned(
     ("classification.json", "classification.png"),
     summary=SUMMARY,
     page=FIGURE,
-    checkpoints=("state*",),
     evaluates=False,
     extendable=False,
 )

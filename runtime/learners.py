@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from dataclasses import asdict
 from itertools import product
@@ -17,6 +18,25 @@ from runtime.distributed import rank
 LENGTHENED = "lengthened"  # in a state: being lengthened; in a summary: of a run that was longer afterwards
 SAVED_EPOCHS = (1, 5, 10, 20, 30)
 TIMES = ("training_seconds", "seconds")  # the columns of the history in which two equal runs differ
+NUMBERED = re.compile("_(epoch|state)[_.]")  # names that end as OURS do; others are the user's own
+OURS = re.compile(r"_(epoch_\d+\.(pt|png)|state(_\d+(_rows_\d+_of_\d+)?\.pt|\.json))$")
+
+
+def our_files(directory, *patterns):
+    """The files in a directory whose names fit one of the patterns, without the user's own."""
+    paths = [path for pattern in patterns for path in sorted(Path(directory).glob(pattern))]
+    return [path for path in paths if not NUMBERED.search(path.name) or OURS.search(path.name)]
+
+
+def epoch_of(path):
+    """The epoch in the name of a checkpoint or figure."""
+    return int(path.stem.rpartition("_")[2])
+
+
+def state_paths(directory, learner, epoch, ranks):
+    """The files of tensors of a learner's state after an epoch: that of rank 0, then the rows of every rank."""
+    rows = [f"_rows_{number}_of_{ranks}" for number in range(ranks)] if learner.sharded else []
+    return [Path(directory) / f"{learner.prefix}_state_{epoch}{part}.pt" for part in ("", *rows)]
 
 
 def saved_epochs(epochs):
@@ -66,11 +86,13 @@ def lengthen(owned, run_config, epochs):
 
     First states and summary say the new number: from then on the shorter run is no longer there to be continued.
     Checkpoints and figures of epochs that the longer run does not keep are deleted, and so are tables, figures and page
-    of the end of the shorter one.
+    of the end of the shorter one. Raises InputError for a damaged state, before anything is changed.
     """
-    names = [f"{learner.prefix}_state.json" for learner in owned.learners]
-    states = [path for name in names if (path := Path(run_config.checkpoint_dir) / name).exists()]
-    summary = Path(run_config.results_dir) / owned.summary
+    directory, summary = run_config.checkpoint_dir, Path(run_config.results_dir) / owned.summary
+    prefixes, kept = [learner.prefix for learner in owned.learners], saved_epochs(epochs)
+    for path in our_files(directory, *(f"{prefix}_state_*.pt" for prefix in prefixes)):
+        load_checkpoint(path)
+    states = our_files(directory, *(f"{prefix}_state.json" for prefix in prefixes))
     for path in (*states, summary) if summary.exists() else states:
         known = load_json(path)
         longer = {name: {**known[name], "epochs": epochs} for name in ("settings", "train_config") if name in known}
@@ -78,22 +100,15 @@ def lengthen(owned, run_config, epochs):
             known.pop(name, None)
         save_file(path, {**known, **longer, LENGTHENED: True})
     shutil.rmtree(summary.with_name(TASKS), ignore_errors=True)
-    gone = {}  # {checkpoint: the end of the names of its figures}
-    for learner in owned.learners:
-        for path in Path(run_config.checkpoint_dir).glob(f"{learner.prefix}_epoch_*.pt"):
-            if not (epoch := path.stem.rpartition("_")[2]).isdecimal():  # the user's own
-                continue
-            checkpoint = load_checkpoint(path)
-            if checkpoint["epoch"] in saved_epochs(epochs):
-                save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": epochs}})
-            else:
-                gone[path] = f"_epoch_{epoch}.png"
     for path in owned.results_in(run_config):
-        is_gone = path.name.endswith(tuple(gone.values())) if "_epoch_" in path.name else path.name != owned.summary
-        if is_gone:
+        if path != summary and not ("_epoch_" in path.name and epoch_of(path) in kept):
             path.unlink()
-    for path in gone:  # last: they say which figures go
-        path.unlink()
+    for path in our_files(directory, *(f"{prefix}_epoch_*.pt" for prefix in prefixes)):
+        if epoch_of(path) not in kept:
+            path.unlink()
+            continue
+        checkpoint = load_checkpoint(path)
+        save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": epochs}})
     for path in states:
         save_file(path, {name: value for name, value in load_json(path).items() if name != LENGTHENED})
 
@@ -156,8 +171,8 @@ def find_checkpoints(methods, directory):
             os.listdir(directory)  # without the right to read it, it would seem to be empty
     epochs_of = {}
     for method in methods:
-        ends = (path.stem.rpartition("_")[2] for path in Path(directory).glob(f"{method.prefix}_epoch_*.pt"))
-        epochs_of[f"{method.prefix}_epoch_N.pt"] = {int(end) for end in ends if end.isdecimal()}
+        paths = our_files(directory, f"{method.prefix}_epoch_*.pt")
+        epochs_of[f"{method.prefix}_epoch_N.pt"] = {epoch_of(path) for path in paths}
     epochs = sorted(set.intersection(*epochs_of.values()))
     if not epochs:
         absent = [name for name, known in epochs_of.items() if not known]

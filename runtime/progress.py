@@ -20,17 +20,16 @@ _parent = None  # the process id of torchrun, if it has started this process
 class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived. Its text is one line: where the run stopped, and how to continue it."""
 
-    where = advice = None  # such as "after epoch 2 of 3", None if nothing was saved; how to continue
+    where = None  # such as "after epoch 2 of 3", None if nothing was saved
+    advice = "give the same command again"  # how to continue
 
     def __init__(self, number):
         super().__init__(number)
         self.number = number  # of the signal
 
     def __str__(self):
-        name = signal.Signals(self.number).name
-        if self.where is None:
-            return f"stopped by {name} before an epoch of its own was over; give the same command again"
-        return f"stopped by {name} {self.where}; {self.advice}"
+        name, where = signal.Signals(self.number).name, self.where or "before an epoch of its own was over"
+        return f"stopped by {name} {where}; {self.advice}"
 
 
 def install_signal_handlers():

@@ -22,8 +22,8 @@ from runtime.checkpoint import (
 from runtime.config import RunError
 from runtime.cuda_graph import record_step
 from runtime.distributed import barrier, broadcast, own_shard, rank, size
-from runtime.learners import lengthen, save_learner
-from runtime.plan import Plan, plan_evaluation, plan_run, state_files
+from runtime.learners import lengthen, our_files, save_learner, state_paths
+from runtime.plan import Plan, plan_evaluation, plan_run
 from runtime.progress import Interrupted, ProgressBar, check_interrupt
 from runtime.tasks import Tasks
 
@@ -38,27 +38,22 @@ def open_run(run_config, settings, *, owned, scoring=None):
         plan = broadcast(plan_run(run_config, settings, owned=owned, scoring=scoring) if rank() == 0 else None)
         run = Run(run_config, settings, plan)
         for path in plan.remove if rank() == 0 else ():
+            path.unlink(missing_ok=True)
             if path.name == IDENTITY:
                 shutil.rmtree(path.parent, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
         if plan.finished:
             done = f"{run.results / owned.summary}: this run is finished, there is nothing to do"
             page = run.results / owned.page  # which a quick evaluation does not write
             print(f"{done}; open {page}" if page.exists() else done)
-        elif rank() == 0:
-            if run_config.resume and not plan.states:
-                print("nothing to resume: the run begins", flush=True)
-            if plan.moved:
-                same = "but for rounding and a device's random numbers, the run goes on as it would have there"
-                print(f"{plan.moved}: {same}", flush=True)
-            if plan.lengthened:
-                for learner in plan.states:  # one that is damaged stops the run before anything is removed
-                    for path in state_files(run.directory, learner):
-                        load_checkpoint(path)
-                gone = "tables, figures, page and last checkpoints of its shorter end are removed"
-                print(f"the run is lengthened: {gone}", flush=True)
-                lengthen(owned, run_config, settings["epochs"])
+        elif run_config.resume and not plan.states:
+            print("nothing to resume: the run begins", flush=True)
+        if plan.moved:
+            same = "but for rounding and a device's random numbers, the run goes on as it would have there"
+            print(f"{plan.moved}: {same}", flush=True)
+        if plan.lengthened and rank() == 0:
+            lengthen(owned, run_config, settings["epochs"])
+            gone = "tables, figures, page and last checkpoints of its shorter end are removed"
+            print(f"the run is lengthened: {gone}", flush=True)
         with stop_hint(run):
             yield run
 
@@ -89,7 +84,7 @@ def stop_hint(run, advice="the same command with --resume continues"):
     try:
         yield
     except Interrupted as interrupted:
-        if interrupted.where is None:
+        if run.stage and not interrupted.where:
             interrupted.where, interrupted.advice = run.stage, advice
         raise
     except FloatingPointError as error:
@@ -187,24 +182,22 @@ class Run:
         """Writes the pairs (name, contents) that a generator yields into the results, see `save_file`."""
         write_files(self.results, files)
 
-    def _path(self, prefix, epoch, part=""):
-        return self.directory / f"{prefix}_state_{epoch}{part}.pt"
-
     def _save(self, learner, history):
         """Writes what continues the run after its last epoch; replaces the state of the epoch before."""
         epoch, state = len(history), dict(learner.state_dict())
+        path, *row_paths = state_paths(self.directory, learner, epoch, size())
         rows = {name: state.pop(name) for name in learner.sharded}
         if rows:
-            save_checkpoint(self._path(learner.prefix, epoch, f"_rows_{rank()}_of_{size()}"), rows)
+            save_checkpoint(row_paths[rank()], rows)
         if rank() == 0:
-            save_checkpoint(self._path(learner.prefix, epoch), state)
+            save_checkpoint(path, state)
         barrier()
         if rank() == 0:
             known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "settings": self.settings}
             known |= {"history": history, "seconds": self.seconds()}
             save_file(self.directory / f"{learner.prefix}_state.json", known)
-            for path in state_files(self.directory, learner.prefix, epoch - 1):
-                path.unlink(missing_ok=True)
+            for before in {*our_files(self.directory, f"{learner.prefix}_state_*.pt")} - {path, *row_paths}:
+                before.unlink(missing_ok=True)
 
     def _restore(self, learner):
         """Takes the saved state over, whatever the number of ranks that wrote it, and writes its checkpoint again.
@@ -214,12 +207,11 @@ class Run:
         if (saved := self.states.get(learner.prefix)) is None:
             return []
         epoch, ranks = saved["epoch"], saved["ranks"]
-        path, rows = self._path(learner.prefix, epoch), own_shard().rows(learner.count)
-        state = load_checkpoint(path)
-        for other in range(ranks) if learner.sharded else ():
+        path, *row_paths = state_paths(self.directory, learner, epoch, ranks)
+        state, rows = load_checkpoint(path), own_shard().rows(learner.count)
+        for other, row_path in enumerate(row_paths):
             if ranks != size() or other == rank():
-                part = load_checkpoint(self._path(learner.prefix, epoch, f"_rows_{other}_of_{ranks}"))
-                there = rows % ranks == other
+                part, there = load_checkpoint(row_path), rows % ranks == other
                 with invalid_contents(path):
                     for name, values in part.items():
                         state.setdefault(name, values.new_zeros(len(rows), *values.shape[1:]))
@@ -231,9 +223,9 @@ class Run:
                 group["capturable"] = False  # as of a run on CUDA, whose step was recorded
         self.stage = f"after epoch {epoch} of {learner.config.epochs}, {learner.name}"
         print(f"{learner.name}: resumed after epoch {epoch}", flush=True)
-        name = learner.checkpoint_name(epoch)
         # A run may have been killed before this write; another one would change the file, by whose bytes an interrupted
         # evaluation knows its results.
+        name = learner.checkpoint_name(epoch)
         if broadcast(bool(name) and not (self.directory / name).exists()):
             save_learner(learner, self.directory, saved["history"][-1])
         return saved["history"]

@@ -11,14 +11,13 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import torch
 from joblib import cpu_count
 
 from runtime.config import InputError, RunError, choose_device, choose_precision, flag
-from runtime.distributed import connect, finish, first_to_stop, local_rank, rank, size, start
+from runtime.distributed import connect, finish, first_to_stop, rank, size, start
 from runtime.progress import Interrupted, install_signal_handlers
 
 # In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
@@ -40,9 +39,9 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             names = [text.split("=")[0].lower() for text in unknown if text.startswith("-")]
-            near = [difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.7) for name in names]
-            near = dict.fromkeys(chain.from_iterable(near))
-            hint = f" (did you mean {', '.join(near)}?)" if near else ""
+            known = self._option_string_actions
+            near = [match for name in names for match in difflib.get_close_matches(name, known, n=1, cutoff=0.7)]
+            hint = f" (did you mean {', '.join(dict.fromkeys(near))}?)" if near else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed
 
@@ -77,19 +76,6 @@ def make_config(config_class, namespace):
     return config_class(**{e.name: getattr(namespace, e.name) for e in fields(config_class) if e.name in namespace})
 
 
-def writable_directory(path, name):
-    """Raises InputError if `path`, the field `name` of a config, cannot be written to; makes and changes nothing."""
-    path = Path(path)
-    try:
-        existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-        if not existing.is_dir():
-            raise OSError(f"{existing} is not a directory")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise OSError(f"no right to write to {existing}")
-    except OSError as error:
-        raise InputError(f"{flag(name)} {path}: cannot be written to ({error.strerror or error})") from None
-
-
 def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir"), dataset=None):
     """Checks what can be checked before data are read. Returns (the device, `config` with its precision chosen).
 
@@ -97,20 +83,26 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
     one that was not interrupted. Raises InputError if this machine does not have the device, or if a directory cannot
     be written to, or lies in the data set's folder.
     """
-    device = choose_device(run_config.device, local_rank=local_rank())
+    device = choose_device(run_config.device)
     try:
         cpu_count()  # which the evaluation asks, after all training
     except ValueError:
         raise InputError(f"LOKY_MAX_CPU_COUNT {os.environ['LOKY_MAX_CPU_COUNT']!r}: not a whole number") from None
+    dataset = dataset or config.dataset
+    folder = os.path.expanduser(dataset.partition("folder:")[2])
+    inner = [place for level in ("/*/", "/*/*/") for place in glob.glob(glob.escape(folder) + level)]  # or links
     for name in written:
-        path, dataset = getattr(run_config, name), dataset or config.dataset
-        writable_directory(path, name)
-        kind, _, folder = dataset.partition(":")
-        folder = os.path.expanduser(folder) if kind == "folder" else ""
-        # Links may lead to classes.
-        roots = [folder, *(place for level in ("/*/", "/*/*/") for place in glob.glob(glob.escape(folder) + level))]
-        here = Path(os.path.realpath(path))
-        if folder and any(here.is_relative_to(os.path.realpath(root)) for root in roots):
+        path = Path(getattr(run_config, name))
+        try:
+            existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+            if not existing.is_dir():
+                raise OSError(f"{existing} is not a directory")
+            if not os.access(existing, os.W_OK | os.X_OK):
+                raise OSError(f"no right to write to {existing}")
+        except OSError as error:
+            raise InputError(f"{flag(name)} {path}: cannot be written to ({error.strerror or error})") from None
+        here, roots = Path(os.path.realpath(path)), [folder, *inner] if folder else []
+        if any(here.is_relative_to(os.path.realpath(root)) for root in roots):
             raise InputError(f"{flag(name)} {path}: inside of --dataset {dataset}, whose folders are its classes")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -149,46 +141,37 @@ def run_script(main):
     0: done; 1: a RunError, or the output is a closed pipe; 2: an InputError; 130: SIGINT; 143: SIGTERM. Of several
     ranks, rank 0 alone prints, and the first one that stops says why.
     """
-    name = Path(sys.argv[0]).name
     install_signal_handlers()
-    if rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, closed with the process
-    for name_of_stream in ("stdout", "stderr"):
-        if getattr(sys, name_of_stream) is None:  # it was closed by who started the script
-            setattr(sys, name_of_stream, open(os.devnull, "w"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or (name == "stdout" and rank()):  # None: it was closed by who started the script
+            stream = open(os.devnull, "w")  # noqa: SIM115, closed with the process
+            setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):  # a console may lack characters of names
             stream.reconfigure(errors="replace")
+    said = None
     try:
         with out_of_memory_hint("--batch-size or --train-size"):
             connect()
             main()
             finish()
+        return
     except InputError as error:
-        if first_to_stop():
-            print(f"{name}: error: {one_line(error)}", file=sys.stderr)
-        _exit(1 if isinstance(error, RunError) else 2)
+        said, status = f"error: {one_line(error)}", 1 if isinstance(error, RunError) else 2
     except Interrupted as interrupted:
-        if first_to_stop():
-            print(f"{name}: {interrupted}", file=sys.stderr)
-        _exit(128 + interrupted.number)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too
-        _exit(1)
+        said, status = interrupted, 128 + interrupted.number
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # what was printed went to a file on a full disk
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            print(f"{name}: {error.strerror}", file=sys.stderr)
-            _exit(1)
-        if size() == 1:
+        status, number = 1, getattr(error, "errno", None)
+        if number in (errno.EPIPE, errno.ENOSPC):  # what was printed went to a closed pipe, or to a full disk
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too
+            said = error.strerror if number == errno.ENOSPC else None
+        elif size() == 1:
             raise
-        traceback.print_exc()
-        _exit(1)
-
-
-def _exit(status):
-    """Ends the process; of several at once, since the library that connects them would wait for the others."""
-    if size() > 1:
+        else:
+            traceback.print_exc()
+    if said and first_to_stop():
+        print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
+    if size() > 1:  # at once, since the library that connects the processes would wait for the others
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)

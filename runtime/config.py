@@ -266,11 +266,8 @@ def check_device(device):
         raise InputError(f"device {device}: not on this machine ({reason})") from None
 
 
-def choose_device(name, *, local_rank=None):
-    """The torch.device of `--device`. Raises InputError if this machine does not have it.
-
-    local_rank: of one of several processes on this machine, each of which has a CUDA device of its own.
-    """
+def choose_device(name):
+    """The torch.device of `--device`. Raises InputError if this machine does not have it."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     counts = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
@@ -279,8 +276,8 @@ def choose_device(name, *, local_rank=None):
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"--device {name}: not a device; say auto, cpu, cuda, cuda:1, mps, ...") from None
-    if device.type == "cuda" and local_rank is not None:
-        name, device = f"cuda:{local_rank}", torch.device("cuda", local_rank)
+    if device.type == "cuda" and torch.distributed.is_torchelastic_launched():  # each process has one of its own
+        device = torch.device(name := f"cuda:{os.environ['LOCAL_RANK']}")
     if (device.index or 0) >= (count := counts.get(device.type, 0)):
         raise InputError(f"--device {name}: this machine or this PyTorch has {count} of this kind")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

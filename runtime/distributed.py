@@ -58,11 +58,6 @@ def finish():
         dist.destroy_process_group()
 
 
-def local_rank():
-    """The number of this process on its machine; None for a process without torchrun."""
-    return int(os.environ["LOCAL_RANK"]) if dist.is_torchelastic_launched() else None
-
-
 def first_to_stop():
     """Whether this rank is the first that stops: that one says why, the others are silent."""
     if _store is None:

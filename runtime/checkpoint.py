@@ -19,7 +19,6 @@ from runtime.config import InputError, RunError, about, check_device
 from runtime.distributed import barrier, rank
 
 PARTIAL = ".vae-partial"  # ends the name of a file that is being written; only this program uses it
-TASKS, IDENTITY = ".evaluation", "identity.json"  # of an evaluation that goes on: a directory, the file that says whose
 LOCK = ".vae-lock"  # in a directory that a run uses
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system, such as some of clusters
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+MANY = 10**9  # no limit of ours; the data and the memory have theirs
+
 
 class InputError(ValueError):
     """Something that the user can correct. Its text is the one line that a script prints."""
@@ -28,8 +30,8 @@ def about(subject):
         raise InputError(f"{subject}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def setting(default, meaning, *, low=None, high=None, choices=None, least=None):
-    """A field with its help text and its range, both ends included.
+def setting(default, meaning, *, low=None, high=MANY, choices=None, least=None):
+    """A field with its help text and, if it is a number, its range, both ends included.
 
     least: marks a count that shrinks in proportion to a training shorter than the default one, but not below this.
     """
@@ -45,7 +47,6 @@ def flag(name):
 PRECISIONS = ("auto", "float32", "bfloat16")
 PRECISION_HELP = "number format; auto takes bfloat16 where the hardware is faster in it"
 PORTABLE = ("device", "precision")  # settings with which a run may continue elsewhere: the same up to rounding
-MANY = 10**9  # no limit of ours; the data and the memory have theirs
 LEAST_STEPS = 100  # of the classifier: with 8 epochs of 100 images it is no better than chance
 TRAIN_SIZE = (
     "training images, stratified; without this flag at most 7/8 of those there are, so that others validate. If fewer "
@@ -68,15 +69,13 @@ class Config:
         """Raises InputError for the first field whose value is out of its range."""
         for entry in fields(self):
             value, bounds, kind = getattr(self, entry.name), entry.metadata, type(entry.default)
-            if isinstance(value, os.PathLike):
-                value = os.fspath(value)
-                object.__setattr__(self, entry.name, value)
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
             allowed = int | float if kind is float else kind
             if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
                 raise InputError(f"{flag(entry.name)} {value!r}: not of the type {kind.__name__}")
             if type(value) not in (bool, int, float, str):  # such as NumPy's; a checkpoint holds plain values
                 value = kind(value)
-                object.__setattr__(self, entry.name, value)
+            object.__setattr__(self, entry.name, value)
             if value == "":
                 raise InputError(f"{flag(entry.name)}: the name is empty")
             if bounds["choices"] and value not in bounds["choices"]:
@@ -90,11 +89,11 @@ class LearnerConfig(Config):
     """The settings that methods and the classifier share; the defaults are those of methods."""
 
     epochs: int = setting(30, "passes over the training images", low=1, high=100_000)
-    train_size: int = setting(20_000, TRAIN_SIZE, low=1, high=MANY)
+    train_size: int = setting(20_000, TRAIN_SIZE, low=1)
     dataset: str = setting("mnist", DATASET)
     resize: bool = setting(False, "resize the images of a folder to 28 x 28, padded to squares with their ground")
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed; bernoulli implies it")
-    batch_size: int = setting(64, "images per step", low=1, high=MANY)
+    batch_size: int = setting(64, "images per step", low=1)
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
     precision: str = setting("auto", PRECISION_HELP, choices=PRECISIONS)
     learning_rate: float = setting(0.001, "Adam's, of encoder and decoder", low=0.0, high=1e3)
@@ -149,21 +148,17 @@ class EvalConfig(Config):
     precision: str = setting(
         "auto", "number format of the networks in gradients of annealing and of fits of q*full", choices=PRECISIONS
     )
-    num_samples: int = setting(1000, "importance samples per image", low=1, high=MANY, least=100)
-    images_per_digit: int = setting(3, "annealed images of each class and split", low=1, high=MANY, least=1)
-    chains: int = setting(4, "annealed chains per image", low=2, high=MANY)
+    num_samples: int = setting(1000, "importance samples per image", low=1, least=100)
+    images_per_digit: int = setting(3, "annealed images of each class and split", low=1, least=1)
+    chains: int = setting(4, "annealed chains per image", low=2)
     log_weight_std: float = setting(0.8, "standard deviation of an image's log-weights to aim at", low=0.01, high=100.0)
-    temperatures: int = setting(0, "temperatures of a chain; 0 takes what --log-weight-std needs", low=0, high=MANY)
-    gap_images_per_digit: int = setting(
-        1, "annealed test images of a class at earlier epochs; 0: none", low=0, high=MANY, least=0
-    )
-    simulated_images: int = setting(
-        10, "simulated images for the bidirectional bounds; 0: none", low=0, high=MANY, least=0
-    )
-    fit_steps: int = setting(300, "steps of a fit at a falling rate, before its averaging cycles", low=1, high=MANY)
-    fitted_images: int = setting(300, "test images on which the methods are compared", low=20, high=MANY, least=20)
+    temperatures: int = setting(0, "temperatures of a chain; 0 takes what --log-weight-std needs", low=0)
+    gap_images_per_digit: int = setting(1, "annealed test images of a class at earlier epochs; 0: none", low=0, least=0)
+    simulated_images: int = setting(10, "simulated images for the bidirectional bounds; 0: none", low=0, least=0)
+    fit_steps: int = setting(300, "steps of a fit at a falling rate, before its averaging cycles", low=1)
+    fitted_images: int = setting(300, "test images on which the methods are compared", low=20, least=20)
     evaluation: str = setting("full", EVALUATION, choices=("none", "quick", "full"))
-    classified_samples: int = setting(10_000, "samples of each decoder to classify", low=200, high=MANY, least=1000)
+    classified_samples: int = setting(10_000, "samples of each decoder to classify", low=200, least=1000)
 
     def __post_init__(self):
         super().__post_init__()
@@ -195,7 +190,7 @@ class ClassifierConfig(LearnerConfig):
         8, "passes over the training images; without this flag more, if these are under 100 steps", low=1, high=100_000
     )
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed")
-    batch_size: int = setting(128, "images per step", low=2, high=MANY)  # batch normalization needs two
+    batch_size: int = setting(128, "images per step", low=2)  # batch normalization needs two
     learning_rate: float = setting(0.006, "the peak of Adam's", low=0.0, high=1e3)
 
     @classmethod
@@ -230,11 +225,8 @@ class RunConfig(Config):
 
 def differences(there, here, *, but=()):
     """In words, the settings that both dicts have, but with other values; empty if there are none. but: are skipped."""
-    return "; ".join(
-        f"{flag(name)} {there[name]} there, {value} here"
-        for name, value in here.items()
-        if name in there and there[name] != value and name not in but
-    )
+    changed = [name for name in here if name in there and there[name] != here[name] and name not in but]
+    return "; ".join(f"{flag(name)} {there[name]} there, {here[name]} here" for name in changed)
 
 
 def portable_settings(there, here):

@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import torch
 
-from runtime.checkpoint import TASKS, invalid_contents, load_checkpoint, load_json, save_checkpoint, save_file
+from runtime.checkpoint import invalid_contents, load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import InputError, TrainConfig, about, differences, image_differences, portable_settings
-from runtime.distributed import rank
+from runtime.distributed import own_shard, rank
+from runtime.tasks import TASKS
 
 LENGTHENED = "lengthened"  # in a state: being lengthened; in a summary: of a run that was longer afterwards
-SAVED_EPOCHS = (1, 5, 10, 20, 30)
-TIMES = ("training_seconds", "seconds")  # the columns of the history in which two equal runs differ
 NUMBERED = re.compile("_(epoch|state)[_.]")  # names that end as OURS do; others are the user's own
 OURS = re.compile(r"_(epoch_\d+\.(pt|png)|state(_\d+(_rows_\d+_of_\d+)?\.pt|\.json))$")
 
@@ -39,9 +38,28 @@ def state_paths(directory, learner, epoch, ranks):
     return [Path(directory) / f"{learner.prefix}_state_{epoch}{part}.pt" for part in ("", *rows)]
 
 
+def load_state(directory, learner, epoch, ranks):
+    """Gives the learner its state after an epoch, by any number of ranks; raises InputError if it does not fit."""
+    path, *row_paths = state_paths(directory, learner, epoch, ranks)
+    state, shard = load_checkpoint(path), own_shard()
+    rows = shard.rows(learner.count)
+    for other, row_path in enumerate(row_paths):
+        if ranks != shard.size or other == shard.rank:
+            part, here = load_checkpoint(row_path), rows % ranks == other
+            with invalid_contents(path):
+                for name, values in part.items():
+                    state.setdefault(name, values.new_zeros(len(rows), *values.shape[1:]))
+                    state[name][here] = values[rows[here] // ranks]
+    with invalid_contents(path):
+        learner.load_state_dict(state)
+    for optimizer in learner.optimizers:
+        for group in getattr(optimizer, "param_groups", ()):
+            group["capturable"] = False  # as of a run on CUDA, whose step was recorded
+
+
 def saved_epochs(epochs):
     """The epochs whose checkpoints and figures a run of `epochs` keeps: 1, 5, 10, 20, 30 and the last."""
-    return sorted({epoch for epoch in SAVED_EPOCHS if epoch < epochs} | {epochs})
+    return sorted({epoch for epoch in (1, 5, 10, 20, 30) if epoch < epochs} | {epochs})
 
 
 def save_learner(learner, directory, row):
@@ -53,17 +71,10 @@ def save_learner(learner, directory, row):
         return
     index, weights = learner.shard.gather(learner.train_index, learner.count), learner.weights()
     if rank() == 0:
-        checkpoint = {
-            "method": learner.name,
-            "config": asdict(learner.config),
-            "epoch": row["epoch"],
-            "weights": weights,
-            "image_shape": list(learner.images.shape[1:]),
-            "train_index": index.cpu(),
-            "images": learner.digest,
-            "metrics": {key: value for key, value in row.items() if key not in TIMES},
-        }
-        save_checkpoint(Path(directory) / name, checkpoint)
+        metrics = {key: value for key, value in row.items() if key not in ("training_seconds", "seconds")}
+        checkpoint = {"method": learner.name, "config": asdict(learner.config), "epoch": row["epoch"]}
+        checkpoint |= {"weights": weights, "image_shape": list(learner.images.shape[1:]), "train_index": index.cpu()}
+        save_checkpoint(Path(directory) / name, {**checkpoint, "images": learner.digest, "metrics": metrics})
 
 
 def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):

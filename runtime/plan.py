@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.checkpoint import IDENTITY, LOCK, TASKS, exclusive_lock, invalid_contents, load_json, readable_json
+from runtime.checkpoint import LOCK, exclusive_lock, invalid_contents, load_json, readable_json
 from runtime.config import PORTABLE, InputError, TrainConfig, differences, image_differences, portable_settings
 from runtime.distributed import rank, restarted
 from runtime.learners import LENGTHENED, our_files, saved_epochs, state_paths
+from runtime.tasks import IDENTITY, TASKS
 
 BEGIN_ANEW = "other --checkpoint-dir and --results-dir keep its files, --overwrite removes them and begins anew"
 
@@ -185,7 +186,7 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods):
         if earlier := readable_json(path):
             break
     else:
-        known = (owned.summary, "history.csv", "training_curves.png")  # the latter an evaluation does not need
+        known = (owned.summary, "history.csv", "training_curves.png")  # the others precede an evaluation
         unknown = [other for other in owned.results_in(run_config) if other.name not in known]
         if unknown and not run_config.overwrite:
             reason = f"of a run whose {owned.summary} is missing or damaged"

@@ -9,23 +9,14 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.checkpoint import (
-    IDENTITY,
-    TASKS,
-    directory_lock,
-    invalid_contents,
-    load_checkpoint,
-    save_checkpoint,
-    save_file,
-    write_files,
-)
+from runtime.checkpoint import directory_lock, save_checkpoint, save_file, write_files
 from runtime.config import RunError
 from runtime.cuda_graph import record_step
-from runtime.distributed import barrier, broadcast, own_shard, rank, size
-from runtime.learners import lengthen, our_files, save_learner, state_paths
+from runtime.distributed import barrier, broadcast, rank, size
+from runtime.learners import lengthen, load_state, our_files, save_learner, state_paths
 from runtime.plan import Plan, plan_evaluation, plan_run
 from runtime.progress import Interrupted, ProgressBar, check_interrupt
-from runtime.tasks import Tasks
+from runtime.tasks import IDENTITY, TASKS, Tasks
 
 
 @contextmanager
@@ -200,27 +191,11 @@ class Run:
                 before.unlink(missing_ok=True)
 
     def _restore(self, learner):
-        """Takes the saved state over, whatever the number of ranks that wrote it, and writes its checkpoint again.
-
-        Returns the history.
-        """
+        """Takes the saved state over, and writes its checkpoint if it is not there. Returns the history."""
         if (saved := self.states.get(learner.prefix)) is None:
             return []
-        epoch, ranks = saved["epoch"], saved["ranks"]
-        path, *row_paths = state_paths(self.directory, learner, epoch, ranks)
-        state, rows = load_checkpoint(path), own_shard().rows(learner.count)
-        for other, row_path in enumerate(row_paths):
-            if ranks != size() or other == rank():
-                part, there = load_checkpoint(row_path), rows % ranks == other
-                with invalid_contents(path):
-                    for name, values in part.items():
-                        state.setdefault(name, values.new_zeros(len(rows), *values.shape[1:]))
-                        state[name][there] = values[rows[there] // ranks]
-        with invalid_contents(path):
-            learner.load_state_dict(state)
-        for optimizer in learner.optimizers:
-            for group in getattr(optimizer, "param_groups", ()):
-                group["capturable"] = False  # as of a run on CUDA, whose step was recorded
+        epoch = saved["epoch"]
+        load_state(self.directory, learner, epoch, saved["ranks"])
         self.stage = f"after epoch {epoch} of {learner.config.epochs}, {learner.name}"
         print(f"{learner.name}: resumed after epoch {epoch}", flush=True)
         # A run may have been killed before this write; another one would change the file, by whose bytes an interrupted

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 from joblib import cpu_count
 
-from runtime.checkpoint import IDENTITY, load_checkpoint, readable_json, save_checkpoint, save_file
+from runtime.checkpoint import load_checkpoint, readable_json, save_checkpoint, save_file
 from runtime.config import InputError, RunError, about
 from runtime.distributed import barrier, gather, rank, size
 from runtime.progress import ProgressBar, check_interrupt
 
+TASKS, IDENTITY = ".evaluation", "identity.json"  # of an evaluation that goes on: a directory, the file that says whose
 MOST_WORKERS = 4  # processes of about 0.5 GB
 
 

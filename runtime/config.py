@@ -47,7 +47,6 @@ def flag(name):
 PRECISIONS = ("auto", "float32", "bfloat16")
 PRECISION_HELP = "number format; auto takes bfloat16 where the hardware is faster in it"
 PORTABLE = ("device", "precision")  # settings with which a run may continue elsewhere: the same up to rounding
-LEAST_STEPS = 100  # of the classifier: with 8 epochs of 100 images it is no better than chance
 TRAIN_SIZE = (
     "training images, stratified; without this flag at most 7/8 of those there are, so that others validate. If fewer "
     "than 20 are left, the test images validate"
@@ -75,6 +74,8 @@ class Config:
                 raise InputError(f"{flag(entry.name)} {value!r}: not of the type {kind.__name__}")
             if type(value) not in (bool, int, float, str):  # such as NumPy's; a checkpoint holds plain values
                 value = kind(value)
+            if entry.name.endswith("_dir"):  # no shell expands ~ in --results-dir=~/results
+                value = os.path.expanduser(value)
             object.__setattr__(self, entry.name, value)
             if value == "":
                 raise InputError(f"{flag(entry.name)}: the name is empty")
@@ -200,9 +201,9 @@ class ClassifierConfig(LearnerConfig):
         return cls(**{name: getattr(training, name) for name in shared}).with_enough_epochs()
 
     def with_enough_epochs(self):
-        """The same, with more epochs where these would take fewer steps than LEAST_STEPS."""
+        """The same, with more epochs where these would take under 100 steps, often no better than chance."""
         steps = math.ceil(self.train_size / self.batch_size)  # of an epoch
-        return replace(self, epochs=max(self.epochs, math.ceil(LEAST_STEPS / steps)))
+        return replace(self, epochs=max(self.epochs, math.ceil(100 / steps)))
 
 
 @dataclass(frozen=True)
@@ -216,11 +217,6 @@ class RunConfig(Config):
     resume: bool = setting(False, "continue the run in these directories: it was interrupted, or is to be longer")
     overwrite: bool = setting(False, "remove the files of another run from these directories first")
     eager: bool = setting(False, "on CUDA, launch kernel by kernel, in place of a recorded training step (a graph)")
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("data_dir", "checkpoint_dir", "results_dir"):  # no shell expands ~ in --results-dir=~/results
-            object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
 
 
 def differences(there, here, *, but=()):

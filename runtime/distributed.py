@@ -141,7 +141,7 @@ class Shard(NamedTuple):
                 parameter.grad = torch.zeros_like(parameter)
         flat = self.add(torch.cat([parameter.grad.flatten() for parameter in parameters]))
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad.copy_(part.view_as(parameter))
+            parameter.grad.copy_(part.view_as(parameter))  # in its own layout, as fused Adam expects
 
     def gather(self, values, count):
         """All `count` rows (count, ...) on rank 0, of which every rank holds its own; None on the other ranks."""

@@ -8,7 +8,7 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class Tasks:
 
     def keep(self, name, function):
         """What `function()` returns, tensors and plain values, or what an interrupted run has kept of it."""
-        path = self._path(name)
+        path = self.directory / f"{name}.pt"
         try:
             result = load_checkpoint(path)["result"]
         except InputError:
@@ -63,15 +63,14 @@ class Tasks:
         no bit. title: of the bar.
         """
         own, started = dict(list(functions.items())[rank() :: size()]), time.perf_counter()
-        todo = {name: function for name, function in own.items() if not self._path(name).exists()}
-        with ProgressBar(title, total=len(own), unit="tasks", done=len(own) - len(todo)) as bar, _one_thread(device):
+        todo = {name: function for name, function in own.items() if not (self.directory / f"{name}.pt").exists()}
+        with ProgressBar(title, total=len(own), unit="tasks", done=len(own) - len(todo)) as bar, ExitStack() as stack:
+            if on_cpu := torch.device(device).type == "cpu":
+                stack.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(1)
             results = {name: self.keep(name, function) for name, function in own.items() if name not in todo}
             workers = min(cpu_count(only_physical_cores=True), MOST_WORKERS, len(todo)) if size() == 1 else 1
-            if workers > 1 and torch.device(device).type == "cpu":
-                finished = self._in_workers(todo, workers, bar.advance)
-            else:
-                finished = todo
-            for name in finished:
+            for name in self._in_workers(todo, workers, bar.advance) if on_cpu and workers > 1 else todo:
                 results[name] = self.keep(name, todo[name])
                 bar.advance()
             seconds = f"{time.perf_counter() - started:.0f} s"
@@ -79,17 +78,18 @@ class Tasks:
         results = {name: result for part in gather(results) for name, result in part.items()}
         return {name: results[name] for name in functions}
 
-    def _path(self, name):
-        return self.directory / f"{name}.pt"
-
     def _in_workers(self, functions, workers, advance):
         """The names, as worker processes have saved their functions' results; advance: called with 0 meanwhile."""
         names = {}
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
             try:
-                with _interrupts_later():
+                with ExitStack() as stack:
+                    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+                        resource_tracker.ensure_running()  # its start would let Ctrl-C through again
+                        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # also in workers
+                        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
                     for name, function in functions.items():
-                        names[pool.submit(_save_result, self._path(name), function)] = name
+                        names[pool.submit(_save_result, self.directory / f"{name}.pt", function)] = name
                     pool.submit(int)  # or the pool would not notice the end of the worker that was started last
                 while names:
                     for future in wait(names, timeout=0.5, return_when=FIRST_COMPLETED).done:
@@ -110,31 +110,6 @@ class Tasks:
 
 def _save_result(path, function):
     save_checkpoint(path, {"result": function()})
-
-
-@contextmanager
-def _one_thread(device):
-    threads = torch.get_num_threads()
-    if torch.device(device).type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _interrupts_later():
-    """Holds Ctrl-C back; processes that begin meanwhile inherit this, and never see it."""
-    if not hasattr(signal, "pthread_sigmask"):  # on Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # its start would let Ctrl-C through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker():

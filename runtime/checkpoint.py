@@ -55,10 +55,9 @@ def save_checkpoint(path, checkpoint):
 
 
 def load_checkpoint(path, *, device="cpu"):
-    """Reads a dict that `save_checkpoint` wrote. Raises InputError if the file is missing, damaged or foreign.
+    """Reads a dict that `save_checkpoint` wrote: only tensors and plain values, so that no file runs code.
 
-    It unpickles only tensors and plain values: it refuses a file that would run code. Raises InputError for a device
-    that this machine does not have.
+    Raises InputError if the file is missing, damaged or foreign, or if this machine does not have the device.
     """
     check_device(device)
     with about(path):

@@ -1,6 +1,5 @@
 """The command line: flags made from the fields of a config, one-line errors, exit statuses."""
 
-import argparse
 import difflib
 import errno
 import glob
@@ -8,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+from argparse import SUPPRESS, ArgumentParser, HelpFormatter
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
@@ -20,18 +20,15 @@ from runtime.config import InputError, RunError, choose_device, choose_precision
 from runtime.distributed import connect, finish, first_to_stop, rank, size, start
 from runtime.progress import Interrupted, install_signal_handlers
 
-# In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
-OUT_OF_MEMORY = re.compile(
-    "out of memory|can't allocate memory|ALLOC_FAILED|could not create a (primitive$|memory)|bad_alloc"
-)
+# Errors of a lack of memory, in the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
+MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED|could not create a (primitive$|memory)|bad_alloc")
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(ArgumentParser):
     """An ArgumentParser without abbreviations, whose errors are one line on stderr and exit status 2."""
 
     def __init__(self, **keywords):
-        formatter = partial(argparse.HelpFormatter, max_help_position=34)
-        super().__init__(formatter_class=formatter, allow_abbrev=False, **keywords)
+        super().__init__(formatter_class=partial(HelpFormatter, max_help_position=34), allow_abbrev=False, **keywords)
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|-inf$", re.IGNORECASE)  # 1e-3, too
 
     def parse_args(self, args=None, namespace=None):
@@ -68,7 +65,7 @@ def add_flags(parser, config_class, title, *, skip=()):
             keywords = {"type": entry.type, "metavar": metavar}
         text = entry.metadata["help"].replace("%", "%%") + " (*)" * (entry.metadata["least"] is not None)
         text += "" if entry.type is bool else f" (default: {entry.default})"
-        group.add_argument(flag(entry.name), help=text, default=argparse.SUPPRESS, **keywords)
+        group.add_argument(flag(entry.name), help=text, default=SUPPRESS, **keywords)
 
 
 def make_config(config_class, namespace):
@@ -79,9 +76,8 @@ def make_config(config_class, namespace):
 def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir"), dataset=None):
     """Checks what can be checked before data are read. Returns (the device, `config` with its precision chosen).
 
-    dataset: by default that of the config. Sets PyTorch so that on CUDA float32 is float32 and a resumed run ends like
-    one that was not interrupted. Raises InputError if this machine does not have the device, or if a directory cannot
-    be written to, or lies in the data set's folder.
+    Raises InputError for a device that this machine lacks, and for a directory that cannot be written to or lies in the
+    folder of the data set, by default that of the config. On CUDA float32 is then float32, and steps are deterministic.
     """
     device = choose_device(run_config.device)
     try:
@@ -125,7 +121,7 @@ def out_of_memory_hint(flags):
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+        if not isinstance(error, MemoryError) and not MEMORY.search(str(error)):
             raise
         raise RunError(f"out of memory; lower {flags}") from None
 

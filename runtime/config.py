@@ -55,9 +55,7 @@ DATASET = (
     "mnist, fashion-mnist, kmnist, or folder:PATH, a folder with a folder of images for each class, of which a fifth "
     "are test images, or with such folders in train, test and val"
 )
-START_HELP = (
-    "where the latent table begins: at the posteriors of probabilistic PCA, at mean 0, or at draws from the prior"
-)
+START = "where the latent table begins: at the posteriors of probabilistic PCA, at mean 0, or at draws from the prior"
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ class TrainConfig(LearnerConfig):
     sigma_p: float = setting(0.4, "standard deviation of a gaussian p(x|z), pixels in [-1, 1]", low=1e-3, high=1e3)
     beta: float = setting(1.0, "weight of the KL in the training loss", low=0.0, high=1e6)
     latent_learning_rate: float = setting(0.01, "Adam's, of the latent table", low=0.0, high=1e3)
-    latent_start: str = setting("pca", START_HELP, choices=("pca", "zero", "normal"))
+    latent_start: str = setting("pca", START, choices=("pca", "zero", "normal"))
     latent_steps: int = setting(1, "steps of the latent table for each step of the decoder", low=1, high=1000)
     latent_rank: int = setting(0, "rank of the covariance beside a row's variances", low=0, high=1000)
     refinement_steps: int = setting(4, "steps from the encoder's q, semi-amortized", low=1, high=1000)
@@ -169,10 +167,9 @@ class EvalConfig(Config):
 
     @classmethod
     def for_training(cls, training, given, *, fewest=MANY, classes=1):
-        """The counts that suit the TrainConfig `training` and its data.
+        """The counts that suit the TrainConfig `training` and its data, but for those that are given, {name: value}.
 
-        given: {name: value} of those that the user chose; fewest: images of the smallest class, in either split;
-        classes: how many there are.
+        fewest: images of the smallest class, in either split; classes: how many there are.
         """
         share = min(1.0, training.epochs * training.train_size / (TrainConfig.epochs * TrainConfig.train_size))
         scaled = [entry for entry in fields(cls) if entry.metadata["least"] is not None]
@@ -234,9 +231,7 @@ def image_differences(there, here):
     """In words, how the images of two data sets differ, from Data.digest; empty if they do not, or one is not known."""
     if not there or not here or there == here:
         return ""
-    before, now = (
-        {(kind, *count) for kind in side for count in side[kind]["counts"].items()} for side in (there, here)
-    )
+    before, now = ({(kind, *item) for kind in side for item in side[kind]["counts"].items()} for side in (there, here))
     if gone := [kind for kind in there if kind not in here]:
         return f"no {gone[0]} images of their own now"
     if changed := [f"{count} {kind} images of class {name}" for kind, name, count in sorted(now - before)]:

@@ -20,12 +20,10 @@ _store = None  # shared by all ranks; it belongs to torchrun, and outlives them
 
 
 def rank():
-    """The number of this process, from 0."""
     return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
 
 
 def size():
-    """The number of processes."""
     return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 
 
@@ -80,7 +78,6 @@ def _rank_lost():
 
 
 def barrier():
-    """Returns when all ranks are here."""
     gather(None)
 
 
@@ -168,5 +165,4 @@ WHOLE = Shard()
 
 
 def own_shard():
-    """The Shard of this rank."""
     return Shard(rank(), size())

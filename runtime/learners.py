@@ -63,10 +63,7 @@ def saved_epochs(epochs):
 
 
 def save_learner(learner, directory, row):
-    """Writes the checkpoint after an epoch that has one; row: of the history.
-
-    It holds no times: two runs with the same seed write the same.
-    """
+    """Writes the checkpoint after an epoch that has one, without times: equal runs write the same. row: of history."""
     if not (name := learner.checkpoint_name(row["epoch"])):
         return
     index, weights = learner.shard.gather(learner.train_index, learner.count), learner.weights()
@@ -144,7 +141,6 @@ class Checkpoints(NamedTuple):
         return {"epoch": self.epochs[-1], "methods": [method.name for method in self.methods]}
 
     def path(self, method, epoch):
-        """The path of a checkpoint."""
         return Path(self.directory) / f"{method.prefix}_epoch_{epoch}.pt"
 
     def load(self, epoch, data):

@@ -30,10 +30,7 @@ class Owned(NamedTuple):
         return [learner for learner in self.learners if learner.name in names]
 
     def files(self, run_config):
-        """The files that are there, states first: without them there is nothing to continue.
-
-        Raises InputError if one of them is a directory, or a file in the place of one.
-        """
+        """The files that are there, states first. Raises InputError for a directory in a file's place or vice versa."""
         kinds = ("state*", "epoch_*.pt") if self.evaluates else ("state*",)
         checkpoints = [f"{learner.prefix}_{kind}" for kind in kinds for learner in self.learners]
         paths = [*our_files(run_config.checkpoint_dir, *checkpoints), *self.results_in(run_config)]

@@ -68,10 +68,9 @@ def bar_width():
 
 
 class ProgressBar(tqdm):
-    """Shows the progress of `total` units of work, of which `done` are done already.
+    """On a terminal a bar of `total` units of work, of which `done` are done already, with rate and remaining time.
 
-    On a terminal it shows one bar with rate and remaining time; elsewhere a line every half minute, and those given to
-    `line`.
+    Elsewhere it prints a line every half minute, and those given to `line`.
     """
 
     def __init__(self, name, *, total, unit, done=0):

@@ -163,8 +163,7 @@ class Run:
     def timed(self, stage):
         """Says what is done, and notes its seconds in `stage_seconds`."""
         started = time.perf_counter()
-        if rank() == 0:
-            print(f"{stage} ...", flush=True)
+        print(f"{stage} ...", flush=True)
         check_interrupt()
         yield
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started

@@ -17,7 +17,7 @@ import torch
 from joblib import cpu_count
 
 from runtime.config import InputError, RunError, choose_device, choose_precision, flag
-from runtime.distributed import connect, finish, first_to_stop, rank, size, start
+from runtime.distributed import finish, first_to_stop, rank, size, start
 from runtime.progress import Interrupted, install_signal_handlers
 
 # Errors of a lack of memory, in the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
@@ -148,7 +148,7 @@ def run_script(main):
     said = None
     try:
         with out_of_memory_hint("--batch-size or --train-size"):
-            connect()
+            start()
             main()
             finish()
         return

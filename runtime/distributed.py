@@ -32,19 +32,14 @@ def restarted():
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def connect():
-    """Finds torchrun's store, once; from then on `first_to_stop` knows of all ranks."""
+def start(device=None):
+    """Finds torchrun's store, for `first_to_stop`; connects the ranks for work on a device. Does each once."""
     global _store
     if size() > 1 and _store is None:
         store, _, _ = next(rendezvous("env://"))
         # torchrun's store outlives its processes: those that it starts again must not read what the killed ones wrote.
         _store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-
-
-def start(device):
-    """Connects the ranks, once: by gloo on CPUs, and by NCCL between CUDA devices."""
-    connect()
-    if size() > 1 and not dist.is_initialized():
+    if size() > 1 and device and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_store, rank=rank(), world_size=size(), timeout=LONGEST_WAIT)
 

@@ -196,10 +196,10 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods):
         same = (end == epoch and {*scored.split()} <= {*methods}) or path.name == IDENTITY
         if trained == config and (same or run_config.overwrite):
             return dict(earlier["seconds"]["training"]) if "seconds" in earlier else {}, []
+    if run_config.overwrite:
+        return {}, owned.results_in(run_config)
     if trained == config:
         there = f"its scores are of epoch {end} and --methods {scored}"
         raise InputError(f"{path}: {there}; another --results-dir keeps them, --overwrite replaces them")
-    if not run_config.overwrite:
-        others = differences(trained, config) or "of another version"
-        raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")
-    return {}, owned.results_in(run_config)
+    others = differences(trained, config) or "of another version"
+    raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")

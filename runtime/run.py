@@ -99,7 +99,8 @@ class Run:
         earlier = max((state.get("seconds", 0) for state in self.states.values()), default=0)  # until the last state
         self.started = time.perf_counter() - earlier
         self.tasks = None  # the work of the evaluation, see `keep_results`
-        self._row = self._bar = None
+        self.progress = None  # counts images of an epoch as done; raises Interrupted if a signal has arrived
+        self._row = None
 
     def seconds(self):
         """Seconds since the run began, those of earlier processes included."""
@@ -120,7 +121,8 @@ class Run:
         total, count = learner.config.epochs, learner.count
         if learner.recordable and learner.images.is_cuda and size() == 1 and not self.config.eager:
             record_step(learner)
-        with ProgressBar(learner.name, total=total * count, unit="img", done=len(history) * count) as self._bar:
+        with ProgressBar(learner.name, total=total * count, unit="img", done=len(history) * count) as bar:
+            self.progress = bar.advance
             for epoch in range(len(history) + 1, total + 1):
                 started, self._row = time.perf_counter(), None
                 yield epoch
@@ -136,13 +138,9 @@ class Run:
                 save_learner(learner, self.directory, row)
                 short = f"{epoch}/{total}, {learner.describe(row)}"
                 text = f"epoch {short} ({row['validation_images']:,} images), {row['seconds']:.1f} s"
-                self._bar.line(text, short=short)
+                bar.line(text, short=short)
         barrier()  # no rank reads a checkpoint that is not there yet
         self.history += history
-
-    def progress(self, images):
-        """Counts so many images as done; raises Interrupted if a signal has arrived."""
-        self._bar.advance(images)
 
     def record(self, trained, validated):
         """Notes the columns of an epoch's row of the history: of training and of validation images, two dicts."""

@@ -55,6 +55,10 @@ DATASET = (
     "mnist, fashion-mnist, kmnist, or folder:PATH, a folder with a folder of images for each class, of which a fifth "
     "are test images, or with such folders in train, test and val"
 )
+EVALUATION = (
+    "none draws pictures, for which q of few images is found; quick has ELBOs and q*, too; full log p(x), what latents "
+    "represent, and the page"
+)
 START = "where the latent table begins: at the posteriors of probabilistic PCA, at mean 0, or at draws from the prior"
 
 
@@ -131,12 +135,6 @@ class TrainConfig(LearnerConfig):
     def steps(self):
         """Steps of the whole training."""
         return self.epochs * math.ceil(self.train_size / self.batch_size)
-
-
-EVALUATION = (
-    "none draws pictures, for which q of few images is found; quick has ELBOs and q*, too; full log p(x), what latents "
-    "represent, and the page"
-)
 
 
 @dataclass(frozen=True)

@@ -271,14 +271,13 @@ def gauss_newton_posterior(model, x, q, *, noise=None, draws=4, images=5):
 
     jacobian = torch.func.vmap(torch.func.jacfwd(output_twice, has_aux=True), chunk_size=images)
     precision = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)  # (B, D, D)
-    with warnings.catch_warnings():
-        # PyTorch's own code gives this warning at the first forward differentiation.
-        warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
-        for z in q.rsample(noise.normal((draws, *q.mean.shape), like=x)):
-            for rows in torch.arange(len(x), device=x.device).split(images):
-                with FORWARD_DIFFERENTIATION:
-                    slopes, output = jacobian(z[rows])  # (images, P, D) and (images, *output)
-                weighted = model.likelihood.curvature(output).flatten(1).unsqueeze(-1) * slopes
-                precision[rows] += weighted.mT @ slopes / draws
+    for z in q.rsample(noise.normal((draws, *q.mean.shape), like=x)):
+        for rows in torch.arange(len(x), device=x.device).split(images):
+            with FORWARD_DIFFERENTIATION, warnings.catch_warnings():
+                # PyTorch's own code gives this warning at the first forward differentiation.
+                warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
+                slopes, output = jacobian(z[rows])  # (images, P, D) and (images, *output)
+            weighted = model.likelihood.curvature(output).flatten(1).unsqueeze(-1) * slopes
+            precision[rows] += weighted.mT @ slopes / draws
     best = MultivariateNormal(q.mean, precision_matrix=precision, validate_args=False)
     return GaussianPosterior(q.mean, best.scale_tril)

@@ -42,13 +42,18 @@ class ClassifierTraining(Learner):
 
     def __init__(self, config, data):
         super().__init__(config, data)
-        self.labels, self.validation = data.train.labels, data.validation
+        self.labels = data.train.labels
         model = Classifier(data.train.num_classes, image_shape=data.image_shape, seed=config.seed)
         self.model = model.to(data.device, memory_format=torch.channels_last)
         adam = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         steps = config.epochs * math.ceil(len(self.images) / config.batch_size)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(adam, config.learning_rate, total_steps=steps + 1)
         self.optimizers, self.also_saved = [adam], [self.schedule]
+
+    @property
+    def most_validated(self):
+        """As many images as it learns from: a short training would spend most of its time on others."""
+        return self.config.train_size
 
     def draw_noise(self, count, generator):
         """Uniform in [-1, 1], (4, count): what `augment` makes of each image."""
@@ -81,8 +86,7 @@ class ClassifierTraining(Learner):
 
 
 SUMMARY, FIGURE, JUDGE = "classification.json", "classification.png", "classifier_of_samples.pt"
-FILES = {"summary": SUMMARY, "page": FIGURE, "checkpoints": ("state*",)}
-OWNED = Owned((ClassifierTraining,), (SUMMARY, FIGURE), **FILES, evaluates=False, extendable=False)
+OWNED = Owned((ClassifierTraining,), (SUMMARY, FIGURE), summary=SUMMARY, page=FIGURE, evaluates=False, extendable=False)
 
 
 def augment(x, noise):

@@ -31,6 +31,7 @@ class Learner(nn.Module):
     metrics = ()  # names of what train_step and validate return
     sharded = ()  # names in `state_dict` of tensors with a row for each training image of this rank
     digest = None  # Data.digest of the images
+    most_validated = None  # validation images, or one of each class if that is more; None: all
     recordable = False  # whether train_step can be recorded as a CUDA graph: it reads no value of a tensor
 
     def __init__(self, config, data):
@@ -45,6 +46,10 @@ class Learner(nn.Module):
         config = replace(config, precision=choose_precision(config.precision, data.device))
         self.config, self.shard, self.train_index, self.digest = config, data.shard, data.train.index, data.digest
         self.register_buffer("images", data.train.images, persistent=False)
+        self.validation = data.validation
+        if self.most_validated:
+            size = min(max(self.most_validated, self.validation.num_classes), len(self.validation.labels))
+            self.validation = stratified_subset(self.validation, size=size, seed=config.seed)
         self.count = config.train_size  # training images of all ranks
         self.optimizers = []
         self.also_saved = []  # what else has a state that the next epoch depends on, such as a schedule
@@ -88,7 +93,6 @@ class Method(Learner):
     gradients_per_visit = 1  # of the bound, that a training step takes for the q of an image
     noise_draws = 1  # standard normal draws that a training step takes for an image, see `draw_noise`
     by_default = True  # whether it is trained without --methods
-    most_validated = None  # validation images, or one of each class if that is more; None: all
     metrics = Bound._fields
     recordable = True
 
@@ -101,10 +105,6 @@ class Method(Learner):
         options = {"image_shape": data.image_shape, "seed": config.seed, "precision": self.config.precision}
         self.model = make_model(self.model_class, config, **options).to(data.device)
         self.optimizers.append(torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True))
-        self.validation = data.validation
-        if self.most_validated:
-            size = min(max(self.most_validated, data.validation.num_classes), len(data.validation.labels))
-            self.validation = stratified_subset(data.validation, size=size, seed=config.seed)
 
     @classmethod
     def load_model(cls, path, *, device="cpu"):
@@ -122,7 +122,7 @@ class Method(Learner):
         return model.eval()
 
     def frozen(self):
-        """This method with its model alone: it infers, but cannot train; small enough for another process."""
+        """This method with its model alone: it infers, but cannot train; small enough to be kept for every epoch."""
         frozen = object.__new__(type(self))
         nn.Module.__init__(frozen)
         frozen.config, frozen.model = self.config, self.model

@@ -1,6 +1,5 @@
 """Files that appear whole or not at all and cannot run code; directories locked by one run."""
 
-import contextlib
 import csv
 import errno
 import json
@@ -9,7 +8,7 @@ import pickle
 import sys
 import textwrap
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from runtime.config import InputError, RunError, about, check_device
 from runtime.distributed import barrier, rank
 
 PARTIAL = ".vae-partial"  # ends the name of a file that is being written; only this program uses it
-TASKS, IDENTITY = ".evaluation", "identity.json"  # of an evaluation that goes on: a directory, the file that says whose
 LOCK = ".vae-lock"  # in a directory that a run uses
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system, such as some of clusters
 
@@ -41,7 +39,7 @@ def atomic_write(path):
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
-        with contextlib.suppress(OSError):  # renamed, it is not there
+        with suppress(OSError):  # renamed, it is not there
             tmp_path.unlink()
 
 
@@ -57,29 +55,26 @@ def save_checkpoint(path, checkpoint):
 
 
 def load_checkpoint(path, *, device="cpu"):
-    """Reads a dict that `save_checkpoint` wrote. Raises InputError if the file is missing, damaged or foreign.
+    """Reads a dict that `save_checkpoint` wrote: only tensors and plain values, so that no file runs code.
 
-    It unpickles only tensors and plain values: it refuses a file that would run code. Raises InputError for a device
-    that this machine does not have.
+    Raises InputError if the file is missing, damaged or foreign, or if this machine does not have the device.
     """
     check_device(device)
     with about(path):
         try:
-            file = open(path, "rb")  # noqa: SIM115, closed below
+            with open(path, "rb") as file:
+                if not zipfile.is_zipfile(file):  # such as a web page, or a pointer of Git LFS
+                    raise ValueError
+                file.seek(0)
+                checkpoint = torch.load(file, map_location=device, weights_only=True)
         except FileNotFoundError:
             raise InputError("no such checkpoint") from None
-        with file:
-            if not zipfile.is_zipfile(file):  # such as a web page, or a pointer of Git LFS
-                raise InputError("not a checkpoint, or damaged")
-            file.seek(0)
-            try:
-                checkpoint = torch.load(file, map_location=device, weights_only=True)
-            except pickle.UnpicklingError:
-                raise InputError("refused, it holds more than tensors and plain values") from None
-            except (MemoryError, torch.OutOfMemoryError):
-                raise
-            except Exception:  # no list says what a damaged file makes torch.load raise
-                raise InputError("not a checkpoint, or damaged") from None
+        except pickle.UnpicklingError:
+            raise InputError("refused, it holds more than tensors and plain values") from None
+        except (MemoryError, OSError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # no list says what a damaged file makes torch.load raise
+            raise InputError("not a checkpoint, or damaged") from None
         if not isinstance(checkpoint, dict):
             raise InputError("not a checkpoint of this program")
     return checkpoint
@@ -95,6 +90,12 @@ def load_json(path):
         if not isinstance(value, dict):
             raise InputError("not a file of this program, or damaged")
     return value
+
+
+def readable_json(path):
+    """The dict that `load_json` reads; None if it cannot be read."""
+    with suppress(InputError):
+        return load_json(path)
 
 
 def save_file(path, contents):
@@ -135,7 +136,7 @@ def new_directory(path):
         yield path
     except BaseException:
         for directory in missing:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 directory.rmdir()
         raise
 
@@ -162,7 +163,7 @@ def exclusive_lock(directory, *, wait=False):
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # first: whoever gets it next makes a new file; Windows removes no open one
+        with suppress(OSError):  # first: whoever gets it next makes a new file; Windows removes no open one
             os.unlink(lock.lock_file)
         lock.release()
 
@@ -173,7 +174,7 @@ def directory_lock(*directories):
 
     Raises InputError if another run has locked one of them, or if one cannot be written to; then it makes nothing.
     """
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         here = directories if rank() == 0 else ()  # one rank locks for all
         for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in here):
             try:
@@ -182,7 +183,7 @@ def directory_lock(*directories):
             except OSError as error:
                 raise InputError(f"{directory}: cannot be written to ({error.strerror or error})") from None
             for partial in directory.glob(f".*{PARTIAL}"):
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     partial.unlink()
         barrier()
         yield
@@ -198,11 +199,8 @@ def invalid_contents(path):
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else _first_line(error)
+        # Of load_state_dict the first tensor of another shape, with both shapes; else the first line.
+        lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Error(s) in loading")]
+        first = next((line for line in lines if "size mismatch" in line), "".join(lines[:1]))
+        reason = f"no {error}" if isinstance(error, KeyError) else textwrap.shorten(first, 300)
         raise InputError(f"{path}: its contents do not fit this program" + f" ({reason})" * bool(reason)) from None
-
-
-def _first_line(error):
-    """What is wrong, in one line; of load_state_dict, the first tensor of another shape with both shapes."""
-    lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Error(s) in loading state_dict")]
-    return textwrap.shorten(next((line for line in lines if "size mismatch" in line), "".join(lines[:1])), 300)

@@ -1,38 +1,35 @@
 """The command line: flags made from the fields of a config, one-line errors, exit statuses."""
 
-import argparse
 import difflib
 import errno
 import glob
 import os
 import re
 import sys
+import threading
 import traceback
-from contextlib import contextmanager
+from argparse import SUPPRESS, ArgumentParser, HelpFormatter
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import torch
 from joblib import cpu_count
 
 from runtime.config import InputError, RunError, choose_device, choose_precision, flag
-from runtime.distributed import connect, finish, first_to_stop, local_rank, rank, size, start
+from runtime.distributed import finish, first_to_stop, rank, size, start
 from runtime.progress import Interrupted, install_signal_handlers
 
-# In the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
-OUT_OF_MEMORY = re.compile(
-    "out of memory|can't allocate memory|ALLOC_FAILED|could not create a (primitive$|memory)|bad_alloc"
-)
+# Errors of a lack of memory, in the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
+MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED|could not create a (primitive$|memory)|bad_alloc")
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(ArgumentParser):
     """An ArgumentParser without abbreviations, whose errors are one line on stderr and exit status 2."""
 
     def __init__(self, **keywords):
-        formatter = partial(argparse.HelpFormatter, max_help_position=34)
-        super().__init__(formatter_class=formatter, allow_abbrev=False, **keywords)
+        super().__init__(formatter_class=partial(HelpFormatter, max_help_position=34), allow_abbrev=False, **keywords)
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|-inf$", re.IGNORECASE)  # 1e-3, too
 
     def parse_args(self, args=None, namespace=None):
@@ -40,9 +37,9 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             names = [text.split("=")[0].lower() for text in unknown if text.startswith("-")]
-            near = [difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.7) for name in names]
-            near = dict.fromkeys(chain.from_iterable(near))
-            hint = f" (did you mean {', '.join(near)}?)" if near else ""
+            known = self._option_string_actions
+            near = [match for name in names for match in difflib.get_close_matches(name, known, n=1, cutoff=0.7)]
+            hint = f" (did you mean {', '.join(dict.fromkeys(near))}?)" if near else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed
 
@@ -69,7 +66,7 @@ def add_flags(parser, config_class, title, *, skip=()):
             keywords = {"type": entry.type, "metavar": metavar}
         text = entry.metadata["help"].replace("%", "%%") + " (*)" * (entry.metadata["least"] is not None)
         text += "" if entry.type is bool else f" (default: {entry.default})"
-        group.add_argument(flag(entry.name), help=text, default=argparse.SUPPRESS, **keywords)
+        group.add_argument(flag(entry.name), help=text, default=SUPPRESS, **keywords)
 
 
 def make_config(config_class, namespace):
@@ -77,40 +74,32 @@ def make_config(config_class, namespace):
     return config_class(**{e.name: getattr(namespace, e.name) for e in fields(config_class) if e.name in namespace})
 
 
-def writable_directory(path, name):
-    """Raises InputError if `path`, the field `name` of a config, cannot be written to; makes and changes nothing."""
-    path = Path(path)
-    try:
-        existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-        if not existing.is_dir():
-            raise OSError(f"{existing} is not a directory")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise OSError(f"no right to write to {existing}")
-    except OSError as error:
-        raise InputError(f"{flag(name)} {path}: cannot be written to ({error.strerror or error})") from None
-
-
 def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir"), dataset=None):
     """Checks what can be checked before data are read. Returns (the device, `config` with its precision chosen).
 
-    dataset: by default that of the config. Sets PyTorch so that on CUDA float32 is float32 and a resumed run ends like
-    one that was not interrupted. Raises InputError if this machine does not have the device, or if a directory cannot
-    be written to, or lies in the data set's folder.
+    Raises InputError for a device that this machine lacks, and for a directory that cannot be written to or lies in the
+    folder of the data set, by default that of the config. On CUDA float32 is then float32, and steps are deterministic.
     """
-    device = choose_device(run_config.device, local_rank=local_rank())
+    device = choose_device(run_config.device)
     try:
         cpu_count()  # which the evaluation asks, after all training
     except ValueError:
         raise InputError(f"LOKY_MAX_CPU_COUNT {os.environ['LOKY_MAX_CPU_COUNT']!r}: not a whole number") from None
+    dataset = dataset or config.dataset
+    folder = os.path.expanduser(dataset.partition("folder:")[2])
+    inner = [place for level in ("/*/", "/*/*/") for place in glob.glob(glob.escape(folder) + level)]  # or links
     for name in written:
-        path, dataset = getattr(run_config, name), dataset or config.dataset
-        writable_directory(path, name)
-        kind, _, folder = dataset.partition(":")
-        folder = os.path.expanduser(folder) if kind == "folder" else ""
-        # Links may lead to classes.
-        roots = [folder, *(place for level in ("/*/", "/*/*/") for place in glob.glob(glob.escape(folder) + level))]
-        here = Path(os.path.realpath(path))
-        if folder and any(here.is_relative_to(os.path.realpath(root)) for root in roots):
+        path = Path(getattr(run_config, name))
+        try:
+            existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+            if not existing.is_dir():
+                raise OSError(f"{existing} is not a directory")
+            if not os.access(existing, os.W_OK | os.X_OK):
+                raise OSError(f"no right to write to {existing}")
+        except OSError as error:
+            raise InputError(f"{flag(name)} {path}: cannot be written to ({error.strerror or error})") from None
+        here, roots = Path(os.path.realpath(path)), [folder, *inner] if folder else []
+        if any(here.is_relative_to(os.path.realpath(root)) for root in roots):
             raise InputError(f"{flag(name)} {path}: inside of --dataset {dataset}, whose folders are its classes")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -133,7 +122,7 @@ def out_of_memory_hint(flags):
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+        if not isinstance(error, MemoryError) and not MEMORY.search(str(error)):
             raise
         raise RunError(f"out of memory; lower {flags}") from None
 
@@ -149,46 +138,39 @@ def run_script(main):
     0: done; 1: a RunError, or the output is a closed pipe; 2: an InputError; 130: SIGINT; 143: SIGTERM. Of several
     ranks, rank 0 alone prints, and the first one that stops says why.
     """
-    name = Path(sys.argv[0]).name
     install_signal_handlers()
-    if rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, closed with the process
-    for name_of_stream in ("stdout", "stderr"):
-        if getattr(sys, name_of_stream) is None:  # it was closed by who started the script
-            setattr(sys, name_of_stream, open(os.devnull, "w"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or (name == "stdout" and rank()):  # None: it was closed by who started the script
+            stream = open(os.devnull, "w")  # noqa: SIM115, closed with the process
+            setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):  # a console may lack characters of names
             stream.reconfigure(errors="replace")
+    said = None
     try:
         with out_of_memory_hint("--batch-size or --train-size"):
-            connect()
+            start()
             main()
             finish()
+        return
     except InputError as error:
-        if first_to_stop():
-            print(f"{name}: error: {one_line(error)}", file=sys.stderr)
-        _exit(1 if isinstance(error, RunError) else 2)
+        said, status = f"error: {one_line(error)}", 1 if isinstance(error, RunError) else 2
     except Interrupted as interrupted:
-        if first_to_stop():
-            print(f"{name}: {interrupted}", file=sys.stderr)
-        _exit(128 + interrupted.number)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too
-        _exit(1)
+        said, status = interrupted, 128 + interrupted.number
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # what was printed went to a file on a full disk
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            print(f"{name}: {error.strerror}", file=sys.stderr)
-            _exit(1)
-        if size() == 1:
+        status, number = 1, getattr(error, "errno", None)
+        if number in (errno.EPIPE, errno.ENOSPC):  # what was printed went to a closed pipe, or to a full disk
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too
+            said = error.strerror if number == errno.ENOSPC else None
+        elif size() == 1:
             raise
-        traceback.print_exc()
-        _exit(1)
-
-
-def _exit(status):
-    """Ends the process; of several at once, since the library that connects them would wait for the others."""
-    if size() > 1:
-        sys.stderr.flush()
+        else:
+            traceback.print_exc()
+    if said and first_to_stop():
+        print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
+    if size() > 1 or threading.active_count() > 1:  # at once: Python would wait for threads, a rank for the others
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         os._exit(status)
     sys.exit(status)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+MANY = 10**9  # no limit of ours; the data and the memory have theirs
+
 
 class InputError(ValueError):
     """Something that the user can correct. Its text is the one line that a script prints."""
@@ -28,8 +30,8 @@ def about(subject):
         raise InputError(f"{subject}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def setting(default, meaning, *, low=None, high=None, choices=None, least=None):
-    """A field with its help text and its range, both ends included.
+def setting(default, meaning, *, low=None, high=MANY, choices=None, least=None):
+    """A field with its help text and, if it is a number, its range, both ends included.
 
     least: marks a count that shrinks in proportion to a training shorter than the default one, but not below this.
     """
@@ -45,8 +47,6 @@ def flag(name):
 PRECISIONS = ("auto", "float32", "bfloat16")
 PRECISION_HELP = "number format; auto takes bfloat16 where the hardware is faster in it"
 PORTABLE = ("device", "precision")  # settings with which a run may continue elsewhere: the same up to rounding
-MANY = 10**9  # no limit of ours; the data and the memory have theirs
-LEAST_STEPS = 100  # of the classifier: with 8 epochs of 100 images it is no better than chance
 TRAIN_SIZE = (
     "training images, stratified; without this flag at most 7/8 of those there are, so that others validate. If fewer "
     "than 20 are left, the test images validate"
@@ -55,9 +55,11 @@ DATASET = (
     "mnist, fashion-mnist, kmnist, or folder:PATH, a folder with a folder of images for each class, of which a fifth "
     "are test images, or with such folders in train, test and val"
 )
-START_HELP = (
-    "where the latent table begins: at the posteriors of probabilistic PCA, at mean 0, or at draws from the prior"
+EVALUATION = (
+    "none draws pictures, for which q of few images is found; quick has ELBOs and q*, too; full log p(x), what latents "
+    "represent, and the page"
 )
+START = "where the latent table begins: at the posteriors of probabilistic PCA, at mean 0, or at draws from the prior"
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,15 @@ class Config:
         """Raises InputError for the first field whose value is out of its range."""
         for entry in fields(self):
             value, bounds, kind = getattr(self, entry.name), entry.metadata, type(entry.default)
-            if isinstance(value, os.PathLike):
-                value = os.fspath(value)
-                object.__setattr__(self, entry.name, value)
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
             allowed = int | float if kind is float else kind
             if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
                 raise InputError(f"{flag(entry.name)} {value!r}: not of the type {kind.__name__}")
             if type(value) not in (bool, int, float, str):  # such as NumPy's; a checkpoint holds plain values
                 value = kind(value)
-                object.__setattr__(self, entry.name, value)
+            if entry.name.endswith("_dir"):  # no shell expands ~ in --results-dir=~/results
+                value = os.path.expanduser(value)
+            object.__setattr__(self, entry.name, value)
             if value == "":
                 raise InputError(f"{flag(entry.name)}: the name is empty")
             if bounds["choices"] and value not in bounds["choices"]:
@@ -90,11 +92,11 @@ class LearnerConfig(Config):
     """The settings that methods and the classifier share; the defaults are those of methods."""
 
     epochs: int = setting(30, "passes over the training images", low=1, high=100_000)
-    train_size: int = setting(20_000, TRAIN_SIZE, low=1, high=MANY)
+    train_size: int = setting(20_000, TRAIN_SIZE, low=1)
     dataset: str = setting("mnist", DATASET)
     resize: bool = setting(False, "resize the images of a folder to 28 x 28, padded to squares with their ground")
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed; bernoulli implies it")
-    batch_size: int = setting(64, "images per step", low=1, high=MANY)
+    batch_size: int = setting(64, "images per step", low=1)
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
     precision: str = setting("auto", PRECISION_HELP, choices=PRECISIONS)
     learning_rate: float = setting(0.001, "Adam's, of encoder and decoder", low=0.0, high=1e3)
@@ -116,7 +118,7 @@ class TrainConfig(LearnerConfig):
     sigma_p: float = setting(0.4, "standard deviation of a gaussian p(x|z), pixels in [-1, 1]", low=1e-3, high=1e3)
     beta: float = setting(1.0, "weight of the KL in the training loss", low=0.0, high=1e6)
     latent_learning_rate: float = setting(0.01, "Adam's, of the latent table", low=0.0, high=1e3)
-    latent_start: str = setting("pca", START_HELP, choices=("pca", "zero", "normal"))
+    latent_start: str = setting("pca", START, choices=("pca", "zero", "normal"))
     latent_steps: int = setting(1, "steps of the latent table for each step of the decoder", low=1, high=1000)
     latent_rank: int = setting(0, "rank of the covariance beside a row's variances", low=0, high=1000)
     refinement_steps: int = setting(4, "steps from the encoder's q, semi-amortized", low=1, high=1000)
@@ -135,12 +137,6 @@ class TrainConfig(LearnerConfig):
         return self.epochs * math.ceil(self.train_size / self.batch_size)
 
 
-EVALUATION = (
-    "none draws pictures, for which q of few images is found; quick has ELBOs and q*, too; full log p(x), what latents "
-    "represent, and the page"
-)
-
-
 @dataclass(frozen=True)
 class EvalConfig(Config):
     """How much is scored, and how exactly."""
@@ -149,21 +145,17 @@ class EvalConfig(Config):
     precision: str = setting(
         "auto", "number format of the networks in gradients of annealing and of fits of q*full", choices=PRECISIONS
     )
-    num_samples: int = setting(1000, "importance samples per image", low=1, high=MANY, least=100)
-    images_per_digit: int = setting(3, "annealed images of each class and split", low=1, high=MANY, least=1)
-    chains: int = setting(4, "annealed chains per image", low=2, high=MANY)
+    num_samples: int = setting(1000, "importance samples per image", low=1, least=100)
+    images_per_digit: int = setting(3, "annealed images of each class and split", low=1, least=1)
+    chains: int = setting(4, "annealed chains per image", low=2)
     log_weight_std: float = setting(0.8, "standard deviation of an image's log-weights to aim at", low=0.01, high=100.0)
-    temperatures: int = setting(0, "temperatures of a chain; 0 takes what --log-weight-std needs", low=0, high=MANY)
-    gap_images_per_digit: int = setting(
-        1, "annealed test images of a class at earlier epochs; 0: none", low=0, high=MANY, least=0
-    )
-    simulated_images: int = setting(
-        10, "simulated images for the bidirectional bounds; 0: none", low=0, high=MANY, least=0
-    )
-    fit_steps: int = setting(300, "steps of a fit at a falling rate, before its averaging cycles", low=1, high=MANY)
-    fitted_images: int = setting(300, "test images on which the methods are compared", low=20, high=MANY, least=20)
+    temperatures: int = setting(0, "temperatures of a chain; 0 takes what --log-weight-std needs", low=0)
+    gap_images_per_digit: int = setting(1, "annealed test images of a class at earlier epochs; 0: none", low=0, least=0)
+    simulated_images: int = setting(10, "simulated images for the bidirectional bounds; 0: none", low=0, least=0)
+    fit_steps: int = setting(300, "steps of a fit at a falling rate, before its averaging cycles", low=1)
+    fitted_images: int = setting(300, "test images on which the methods are compared", low=20, least=20)
     evaluation: str = setting("full", EVALUATION, choices=("none", "quick", "full"))
-    classified_samples: int = setting(10_000, "samples of each decoder to classify", low=200, high=MANY, least=1000)
+    classified_samples: int = setting(10_000, "samples of each decoder to classify", low=200, least=1000)
 
     def __post_init__(self):
         super().__post_init__()
@@ -173,10 +165,9 @@ class EvalConfig(Config):
 
     @classmethod
     def for_training(cls, training, given, *, fewest=MANY, classes=1):
-        """The counts that suit the TrainConfig `training` and its data.
+        """The counts that suit the TrainConfig `training` and its data, but for those that are given, {name: value}.
 
-        given: {name: value} of those that the user chose; fewest: images of the smallest class, in either split;
-        classes: how many there are.
+        fewest: images of the smallest class, in either split; classes: how many there are.
         """
         share = min(1.0, training.epochs * training.train_size / (TrainConfig.epochs * TrainConfig.train_size))
         scaled = [entry for entry in fields(cls) if entry.metadata["least"] is not None]
@@ -195,7 +186,7 @@ class ClassifierConfig(LearnerConfig):
         8, "passes over the training images; without this flag more, if these are under 100 steps", low=1, high=100_000
     )
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed")
-    batch_size: int = setting(128, "images per step", low=2, high=MANY)  # batch normalization needs two
+    batch_size: int = setting(128, "images per step", low=2)  # batch normalization needs two
     learning_rate: float = setting(0.006, "the peak of Adam's", low=0.0, high=1e3)
 
     @classmethod
@@ -205,9 +196,9 @@ class ClassifierConfig(LearnerConfig):
         return cls(**{name: getattr(training, name) for name in shared}).with_enough_epochs()
 
     def with_enough_epochs(self):
-        """The same, with more epochs where these would take fewer steps than LEAST_STEPS."""
+        """The same, with more epochs where these would take under 100 steps, often no better than chance."""
         steps = math.ceil(self.train_size / self.batch_size)  # of an epoch
-        return replace(self, epochs=max(self.epochs, math.ceil(LEAST_STEPS / steps)))
+        return replace(self, epochs=max(self.epochs, math.ceil(100 / steps)))
 
 
 @dataclass(frozen=True)
@@ -222,19 +213,11 @@ class RunConfig(Config):
     overwrite: bool = setting(False, "remove the files of another run from these directories first")
     eager: bool = setting(False, "on CUDA, launch kernel by kernel, in place of a recorded training step (a graph)")
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("data_dir", "checkpoint_dir", "results_dir"):  # no shell expands ~ in --results-dir=~/results
-            object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
-
 
 def differences(there, here, *, but=()):
     """In words, the settings that both dicts have, but with other values; empty if there are none. but: are skipped."""
-    return "; ".join(
-        f"{flag(name)} {there[name]} there, {value} here"
-        for name, value in here.items()
-        if name in there and there[name] != value and name not in but
-    )
+    changed = [name for name in here if name in there and there[name] != here[name] and name not in but]
+    return "; ".join(f"{flag(name)} {there[name]} there, {here[name]} here" for name in changed)
 
 
 def portable_settings(there, here):
@@ -246,9 +229,7 @@ def image_differences(there, here):
     """In words, how the images of two data sets differ, from Data.digest; empty if they do not, or one is not known."""
     if not there or not here or there == here:
         return ""
-    before, now = (
-        {(kind, *count) for kind in side for count in side[kind]["counts"].items()} for side in (there, here)
-    )
+    before, now = ({(kind, *item) for kind in side for item in side[kind]["counts"].items()} for side in (there, here))
     if gone := [kind for kind in there if kind not in here]:
         return f"no {gone[0]} images of their own now"
     if changed := [f"{count} {kind} images of class {name}" for kind, name, count in sorted(now - before)]:
@@ -266,11 +247,8 @@ def check_device(device):
         raise InputError(f"device {device}: not on this machine ({reason})") from None
 
 
-def choose_device(name, *, local_rank=None):
-    """The torch.device of `--device`. Raises InputError if this machine does not have it.
-
-    local_rank: of one of several processes on this machine, each of which has a CUDA device of its own.
-    """
+def choose_device(name):
+    """The torch.device of `--device`. Raises InputError if this machine does not have it."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     counts = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
@@ -279,8 +257,8 @@ def choose_device(name, *, local_rank=None):
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"--device {name}: not a device; say auto, cpu, cuda, cuda:1, mps, ...") from None
-    if device.type == "cuda" and local_rank is not None:
-        name, device = f"cuda:{local_rank}", torch.device("cuda", local_rank)
+    if device.type == "cuda" and torch.distributed.is_torchelastic_launched():  # each process has one of its own
+        device = torch.device(name := f"cuda:{os.environ['LOCAL_RANK']}")
     if (device.index or 0) >= (count := counts.get(device.type, 0)):
         raise InputError(f"--device {name}: this machine or this PyTorch has {count} of this kind")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

@@ -29,24 +29,20 @@ class CUDAGraphStep:
         self.shapes = self.shapes or shapes
         if shapes != self.shapes:
             return self.function(*inputs)
-        if self.calls < WARM_UP:
+        if self.calls < WARM_UP:  # on the stream that is recorded later: libraries keep one workspace per stream
             self.calls += 1
-            return self._warm_up(*inputs)
+            current = torch.cuda.current_stream(self.stream.device)
+            self.stream.wait_stream(current)
+            with torch.cuda.stream(self.stream):
+                output = self.function(*inputs)
+            current.wait_stream(self.stream)
+            return output
         if self.graph is None:
             self._record(*inputs)
         for recorded, values in zip(self.inputs, inputs, strict=True):
             recorded.copy_(values)
         self.graph.replay()
         return self.output.clone()
-
-    def _warm_up(self, *inputs):
-        """Calls the function on the stream that is recorded later: libraries keep one workspace per stream."""
-        current = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            output = self.function(*inputs)
-        current.wait_stream(self.stream)
-        return output
 
     def _record(self, *inputs):
         """Records a call without executing it."""

@@ -20,12 +20,10 @@ _store = None  # shared by all ranks; it belongs to torchrun, and outlives them
 
 
 def rank():
-    """The number of this process, from 0."""
     return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
 
 
 def size():
-    """The number of processes."""
     return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 
 
@@ -34,19 +32,14 @@ def restarted():
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def connect():
-    """Finds torchrun's store, once; from then on `first_to_stop` knows of all ranks."""
+def start(device=None):
+    """Finds torchrun's store, for `first_to_stop`; connects the ranks for work on a device. Does each once."""
     global _store
     if size() > 1 and _store is None:
         store, _, _ = next(rendezvous("env://"))
         # torchrun's store outlives its processes: those that it starts again must not read what the killed ones wrote.
         _store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-
-
-def start(device):
-    """Connects the ranks, once: by gloo on CPUs, and by NCCL between CUDA devices."""
-    connect()
-    if size() > 1 and not dist.is_initialized():
+    if size() > 1 and device and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_store, rank=rank(), world_size=size(), timeout=LONGEST_WAIT)
 
@@ -56,11 +49,6 @@ def finish():
     if dist.is_initialized():
         barrier()
         dist.destroy_process_group()
-
-
-def local_rank():
-    """The number of this process on its machine; None for a process without torchrun."""
-    return int(os.environ["LOCAL_RANK"]) if dist.is_torchelastic_launched() else None
 
 
 def first_to_stop():
@@ -85,7 +73,6 @@ def _rank_lost():
 
 
 def barrier():
-    """Returns when all ranks are here."""
     gather(None)
 
 
@@ -146,7 +133,7 @@ class Shard(NamedTuple):
                 parameter.grad = torch.zeros_like(parameter)
         flat = self.add(torch.cat([parameter.grad.flatten() for parameter in parameters]))
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad.copy_(part.view_as(parameter))
+            parameter.grad.copy_(part.view_as(parameter))  # in its own layout, as fused Adam expects
 
     def gather(self, values, count):
         """All `count` rows (count, ...) on rank 0, of which every rank holds its own; None on the other ranks."""
@@ -173,5 +160,4 @@ WHOLE = Shard()
 
 
 def own_shard():
-    """The Shard of this rank."""
     return Shard(rank(), size())

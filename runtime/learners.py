@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from dataclasses import asdict
 from itertools import product
@@ -10,40 +11,67 @@ from typing import NamedTuple
 
 import torch
 
-from runtime.checkpoint import TASKS, invalid_contents, load_checkpoint, load_json, save_checkpoint, save_file
+from runtime.checkpoint import invalid_contents, load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import InputError, TrainConfig, about, differences, image_differences, portable_settings
-from runtime.distributed import rank
+from runtime.distributed import own_shard, rank
+from runtime.tasks import TASKS
 
 LENGTHENED = "lengthened"  # in a state: being lengthened; in a summary: of a run that was longer afterwards
-SAVED_EPOCHS = (1, 5, 10, 20, 30)
-TIMES = ("training_seconds", "seconds")  # the columns of the history in which two equal runs differ
+NUMBERED = re.compile("_(epoch|state)[_.]")  # names that end as OURS do; others are the user's own
+OURS = re.compile(r"_(epoch_\d+\.(pt|png)|state(_\d+(_rows_\d+_of_\d+)?\.pt|\.json))$")
+
+
+def our_files(directory, *patterns):
+    """The files in a directory whose names fit one of the patterns, without the user's own."""
+    paths = [path for pattern in patterns for path in sorted(Path(directory).glob(pattern))]
+    return [path for path in paths if not NUMBERED.search(path.name) or OURS.search(path.name)]
+
+
+def epoch_of(path):
+    """The epoch in the name of a checkpoint or figure."""
+    return int(path.stem.rpartition("_")[2])
+
+
+def state_paths(directory, learner, epoch, ranks):
+    """The files of tensors of a learner's state after an epoch: that of rank 0, then the rows of every rank."""
+    rows = [f"_rows_{number}_of_{ranks}" for number in range(ranks)] if learner.sharded else []
+    return [Path(directory) / f"{learner.prefix}_state_{epoch}{part}.pt" for part in ("", *rows)]
+
+
+def load_state(directory, learner, epoch, ranks):
+    """Gives the learner its state after an epoch, by any number of ranks; raises InputError if it does not fit."""
+    path, *row_paths = state_paths(directory, learner, epoch, ranks)
+    state, shard = load_checkpoint(path), own_shard()
+    rows = shard.rows(learner.count)
+    for other, row_path in enumerate(row_paths):
+        if ranks != shard.size or other == shard.rank:
+            part, here = load_checkpoint(row_path), rows % ranks == other
+            with invalid_contents(path):
+                for name, values in part.items():
+                    state.setdefault(name, values.new_zeros(len(rows), *values.shape[1:]))
+                    state[name][here] = values[rows[here] // ranks]
+    with invalid_contents(path):
+        learner.load_state_dict(state)
+    for optimizer in learner.optimizers:
+        for group in getattr(optimizer, "param_groups", ()):
+            group["capturable"] = False  # as of a run on CUDA, whose step was recorded
 
 
 def saved_epochs(epochs):
     """The epochs whose checkpoints and figures a run of `epochs` keeps: 1, 5, 10, 20, 30 and the last."""
-    return sorted({epoch for epoch in SAVED_EPOCHS if epoch < epochs} | {epochs})
+    return sorted({epoch for epoch in (1, 5, 10, 20, 30) if epoch < epochs} | {epochs})
 
 
 def save_learner(learner, directory, row):
-    """Writes the checkpoint after an epoch that has one; row: of the history.
-
-    It holds no times: two runs with the same seed write the same.
-    """
+    """Writes the checkpoint after an epoch that has one, without times: equal runs write the same. row: of history."""
     if not (name := learner.checkpoint_name(row["epoch"])):
         return
     index, weights = learner.shard.gather(learner.train_index, learner.count), learner.weights()
     if rank() == 0:
-        checkpoint = {
-            "method": learner.name,
-            "config": asdict(learner.config),
-            "epoch": row["epoch"],
-            "weights": weights,
-            "image_shape": list(learner.images.shape[1:]),
-            "train_index": index.cpu(),
-            "images": learner.digest,
-            "metrics": {key: value for key, value in row.items() if key not in TIMES},
-        }
-        save_checkpoint(Path(directory) / name, checkpoint)
+        metrics = {key: value for key, value in row.items() if key not in ("training_seconds", "seconds")}
+        checkpoint = {"method": learner.name, "config": asdict(learner.config), "epoch": row["epoch"]}
+        checkpoint |= {"weights": weights, "image_shape": list(learner.images.shape[1:]), "train_index": index.cpu()}
+        save_checkpoint(Path(directory) / name, {**checkpoint, "images": learner.digest, "metrics": metrics})
 
 
 def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
@@ -66,11 +94,13 @@ def lengthen(owned, run_config, epochs):
 
     First states and summary say the new number: from then on the shorter run is no longer there to be continued.
     Checkpoints and figures of epochs that the longer run does not keep are deleted, and so are tables, figures and page
-    of the end of the shorter one.
+    of the end of the shorter one. Raises InputError for a damaged state, before anything is changed.
     """
-    names = [f"{learner.prefix}_state.json" for learner in owned.learners]
-    states = [path for name in names if (path := Path(run_config.checkpoint_dir) / name).exists()]
-    summary = Path(run_config.results_dir) / owned.summary
+    directory, summary = run_config.checkpoint_dir, Path(run_config.results_dir) / owned.summary
+    prefixes, kept = [learner.prefix for learner in owned.learners], saved_epochs(epochs)
+    for path in our_files(directory, *(f"{prefix}_state_*.pt" for prefix in prefixes)):
+        load_checkpoint(path)
+    states = our_files(directory, *(f"{prefix}_state.json" for prefix in prefixes))
     for path in (*states, summary) if summary.exists() else states:
         known = load_json(path)
         longer = {name: {**known[name], "epochs": epochs} for name in ("settings", "train_config") if name in known}
@@ -78,22 +108,15 @@ def lengthen(owned, run_config, epochs):
             known.pop(name, None)
         save_file(path, {**known, **longer, LENGTHENED: True})
     shutil.rmtree(summary.with_name(TASKS), ignore_errors=True)
-    gone = {}  # {checkpoint: the end of the names of its figures}
-    for learner in owned.learners:
-        for path in Path(run_config.checkpoint_dir).glob(f"{learner.prefix}_epoch_*.pt"):
-            if not (epoch := path.stem.rpartition("_")[2]).isdecimal():  # the user's own
-                continue
-            checkpoint = load_checkpoint(path)
-            if checkpoint["epoch"] in saved_epochs(epochs):
-                save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": epochs}})
-            else:
-                gone[path] = f"_epoch_{epoch}.png"
     for path in owned.results_in(run_config):
-        is_gone = path.name.endswith(tuple(gone.values())) if "_epoch_" in path.name else path.name != owned.summary
-        if is_gone:
+        if path != summary and not ("_epoch_" in path.name and epoch_of(path) in kept):
             path.unlink()
-    for path in gone:  # last: they say which figures go
-        path.unlink()
+    for path in our_files(directory, *(f"{prefix}_epoch_*.pt" for prefix in prefixes)):
+        if epoch_of(path) not in kept:
+            path.unlink()
+            continue
+        checkpoint = load_checkpoint(path)
+        save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": epochs}})
     for path in states:
         save_file(path, {name: value for name, value in load_json(path).items() if name != LENGTHENED})
 
@@ -118,7 +141,6 @@ class Checkpoints(NamedTuple):
         return {"epoch": self.epochs[-1], "methods": [method.name for method in self.methods]}
 
     def path(self, method, epoch):
-        """The path of a checkpoint."""
         return Path(self.directory) / f"{method.prefix}_epoch_{epoch}.pt"
 
     def load(self, epoch, data):
@@ -156,8 +178,8 @@ def find_checkpoints(methods, directory):
             os.listdir(directory)  # without the right to read it, it would seem to be empty
     epochs_of = {}
     for method in methods:
-        ends = (path.stem.rpartition("_")[2] for path in Path(directory).glob(f"{method.prefix}_epoch_*.pt"))
-        epochs_of[f"{method.prefix}_epoch_N.pt"] = {int(end) for end in ends if end.isdecimal()}
+        paths = our_files(directory, f"{method.prefix}_epoch_*.pt")
+        epochs_of[f"{method.prefix}_epoch_N.pt"] = {epoch_of(path) for path in paths}
     epochs = sorted(set.intersection(*epochs_of.values()))
     if not epochs:
         absent = [name for name, known in epochs_of.items() if not known]

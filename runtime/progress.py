@@ -20,17 +20,16 @@ _parent = None  # the process id of torchrun, if it has started this process
 class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived. Its text is one line: where the run stopped, and how to continue it."""
 
-    where = advice = None  # such as "after epoch 2 of 3", None if nothing was saved; how to continue
+    where = None  # such as "after epoch 2 of 3", None if nothing was saved
+    advice = "give the same command again"  # how to continue
 
     def __init__(self, number):
         super().__init__(number)
         self.number = number  # of the signal
 
     def __str__(self):
-        name = signal.Signals(self.number).name
-        if self.where is None:
-            return f"stopped by {name} before an epoch of its own was over; give the same command again"
-        return f"stopped by {name} {self.where}; {self.advice}"
+        name, where = signal.Signals(self.number).name, self.where or "before an epoch of its own was over"
+        return f"stopped by {name} {where}; {self.advice}"
 
 
 def install_signal_handlers():
@@ -69,10 +68,9 @@ def bar_width():
 
 
 class ProgressBar(tqdm):
-    """Shows the progress of `total` units of work, of which `done` are done already.
+    """On a terminal a bar of `total` units of work, of which `done` are done already, with rate and remaining time.
 
-    On a terminal it shows one bar with rate and remaining time; elsewhere a line every half minute, and those given to
-    `line`.
+    Elsewhere it prints a line every half minute, and those given to `line`.
     """
 
     def __init__(self, name, *, total, unit, done=0):

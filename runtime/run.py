@@ -9,23 +9,14 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.checkpoint import (
-    IDENTITY,
-    TASKS,
-    directory_lock,
-    invalid_contents,
-    load_checkpoint,
-    save_checkpoint,
-    save_file,
-    write_files,
-)
+from runtime.checkpoint import directory_lock, save_checkpoint, save_file, write_files
 from runtime.config import RunError
 from runtime.cuda_graph import record_step
-from runtime.distributed import barrier, broadcast, own_shard, rank, size
-from runtime.learners import lengthen, save_learner
-from runtime.plan import Plan, plan_evaluation, plan_run, state_files
+from runtime.distributed import barrier, broadcast, rank, size
+from runtime.learners import lengthen, load_state, our_files, save_learner, state_paths
+from runtime.plan import Plan, plan_evaluation, plan_run
 from runtime.progress import Interrupted, ProgressBar, check_interrupt
-from runtime.tasks import Tasks
+from runtime.tasks import IDENTITY, TASKS, Tasks
 
 
 @contextmanager
@@ -38,27 +29,22 @@ def open_run(run_config, settings, *, owned, scoring=None):
         plan = broadcast(plan_run(run_config, settings, owned=owned, scoring=scoring) if rank() == 0 else None)
         run = Run(run_config, settings, plan)
         for path in plan.remove if rank() == 0 else ():
+            path.unlink(missing_ok=True)
             if path.name == IDENTITY:
                 shutil.rmtree(path.parent, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
         if plan.finished:
             done = f"{run.results / owned.summary}: this run is finished, there is nothing to do"
             page = run.results / owned.page  # which a quick evaluation does not write
             print(f"{done}; open {page}" if page.exists() else done)
-        elif rank() == 0:
-            if run_config.resume and not plan.states:
-                print("nothing to resume: the run begins", flush=True)
-            if plan.moved:
-                same = "but for rounding and a device's random numbers, the run goes on as it would have there"
-                print(f"{plan.moved}: {same}", flush=True)
-            if plan.lengthened:
-                for learner in plan.states:  # one that is damaged stops the run before anything is removed
-                    for path in state_files(run.directory, learner):
-                        load_checkpoint(path)
-                gone = "tables, figures, page and last checkpoints of its shorter end are removed"
-                print(f"the run is lengthened: {gone}", flush=True)
-                lengthen(owned, run_config, settings["epochs"])
+        elif run_config.resume and not plan.states:
+            print("nothing to resume: the run begins", flush=True)
+        if plan.moved:
+            same = "but for rounding and a device's random numbers, the run goes on as it would have there"
+            print(f"{plan.moved}: {same}", flush=True)
+        if plan.lengthened and rank() == 0:
+            lengthen(owned, run_config, settings["epochs"])
+            gone = "tables, figures, page and last checkpoints of its shorter end are removed"
+            print(f"the run is lengthened: {gone}", flush=True)
         with stop_hint(run):
             yield run
 
@@ -89,7 +75,7 @@ def stop_hint(run, advice="the same command with --resume continues"):
     try:
         yield
     except Interrupted as interrupted:
-        if interrupted.where is None:
+        if run.stage and not interrupted.where:
             interrupted.where, interrupted.advice = run.stage, advice
         raise
     except FloatingPointError as error:
@@ -113,7 +99,8 @@ class Run:
         earlier = max((state.get("seconds", 0) for state in self.states.values()), default=0)  # until the last state
         self.started = time.perf_counter() - earlier
         self.tasks = None  # the work of the evaluation, see `keep_results`
-        self._row = self._bar = None
+        self.progress = None  # counts images of an epoch as done; raises Interrupted if a signal has arrived
+        self._row = None
 
     def seconds(self):
         """Seconds since the run began, those of earlier processes included."""
@@ -134,7 +121,8 @@ class Run:
         total, count = learner.config.epochs, learner.count
         if learner.recordable and learner.images.is_cuda and size() == 1 and not self.config.eager:
             record_step(learner)
-        with ProgressBar(learner.name, total=total * count, unit="img", done=len(history) * count) as self._bar:
+        with ProgressBar(learner.name, total=total * count, unit="img", done=len(history) * count) as bar:
+            self.progress = bar.advance
             for epoch in range(len(history) + 1, total + 1):
                 started, self._row = time.perf_counter(), None
                 yield epoch
@@ -150,13 +138,9 @@ class Run:
                 save_learner(learner, self.directory, row)
                 short = f"{epoch}/{total}, {learner.describe(row)}"
                 text = f"epoch {short} ({row['validation_images']:,} images), {row['seconds']:.1f} s"
-                self._bar.line(text, short=short)
+                bar.line(text, short=short)
         barrier()  # no rank reads a checkpoint that is not there yet
         self.history += history
-
-    def progress(self, images):
-        """Counts so many images as done; raises Interrupted if a signal has arrived."""
-        self._bar.advance(images)
 
     def record(self, trained, validated):
         """Notes the columns of an epoch's row of the history: of training and of validation images, two dicts."""
@@ -177,8 +161,7 @@ class Run:
     def timed(self, stage):
         """Says what is done, and notes its seconds in `stage_seconds`."""
         started = time.perf_counter()
-        if rank() == 0:
-            print(f"{stage} ...", flush=True)
+        print(f"{stage} ...", flush=True)
         check_interrupt()
         yield
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started
@@ -187,53 +170,34 @@ class Run:
         """Writes the pairs (name, contents) that a generator yields into the results, see `save_file`."""
         write_files(self.results, files)
 
-    def _path(self, prefix, epoch, part=""):
-        return self.directory / f"{prefix}_state_{epoch}{part}.pt"
-
     def _save(self, learner, history):
         """Writes what continues the run after its last epoch; replaces the state of the epoch before."""
         epoch, state = len(history), dict(learner.state_dict())
+        path, *row_paths = state_paths(self.directory, learner, epoch, size())
         rows = {name: state.pop(name) for name in learner.sharded}
         if rows:
-            save_checkpoint(self._path(learner.prefix, epoch, f"_rows_{rank()}_of_{size()}"), rows)
+            save_checkpoint(row_paths[rank()], rows)
         if rank() == 0:
-            save_checkpoint(self._path(learner.prefix, epoch), state)
+            save_checkpoint(path, state)
         barrier()
         if rank() == 0:
             known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "settings": self.settings}
             known |= {"history": history, "seconds": self.seconds()}
             save_file(self.directory / f"{learner.prefix}_state.json", known)
-            for path in state_files(self.directory, learner.prefix, epoch - 1):
-                path.unlink(missing_ok=True)
+            for before in {*our_files(self.directory, f"{learner.prefix}_state_*.pt")} - {path, *row_paths}:
+                before.unlink(missing_ok=True)
 
     def _restore(self, learner):
-        """Takes the saved state over, whatever the number of ranks that wrote it, and writes its checkpoint again.
-
-        Returns the history.
-        """
+        """Takes the saved state over, and writes its checkpoint if it is not there. Returns the history."""
         if (saved := self.states.get(learner.prefix)) is None:
             return []
-        epoch, ranks = saved["epoch"], saved["ranks"]
-        path, rows = self._path(learner.prefix, epoch), own_shard().rows(learner.count)
-        state = load_checkpoint(path)
-        for other in range(ranks) if learner.sharded else ():
-            if ranks != size() or other == rank():
-                part = load_checkpoint(self._path(learner.prefix, epoch, f"_rows_{other}_of_{ranks}"))
-                there = rows % ranks == other
-                with invalid_contents(path):
-                    for name, values in part.items():
-                        state.setdefault(name, values.new_zeros(len(rows), *values.shape[1:]))
-                        state[name][there] = values[rows[there] // ranks]
-        with invalid_contents(path):
-            learner.load_state_dict(state)
-        for optimizer in learner.optimizers:
-            for group in getattr(optimizer, "param_groups", ()):
-                group["capturable"] = False  # as of a run on CUDA, whose step was recorded
+        epoch = saved["epoch"]
+        load_state(self.directory, learner, epoch, saved["ranks"])
         self.stage = f"after epoch {epoch} of {learner.config.epochs}, {learner.name}"
         print(f"{learner.name}: resumed after epoch {epoch}", flush=True)
-        name = learner.checkpoint_name(epoch)
         # A run may have been killed before this write; another one would change the file, by whose bytes an interrupted
         # evaluation knows its results.
+        name = learner.checkpoint_name(epoch)
         if broadcast(bool(name) and not (self.directory / name).exists()):
             save_learner(learner, self.directory, saved["history"][-1])
         return saved["history"]

@@ -10,27 +10,21 @@ from runtime.config import InputError, RunConfig, differences, image_differences
 from runtime.progress import Interrupted
 
 
-def flags_of_seeds(given):
-    """{seed: the flags of its run}, in directories of its own. Raises InputError for seeds that do not fit."""
-    if "seed" in given:
-        raise InputError("--seed: not together with --seeds")
-    if repeated := [seed for seed in given.seeds if given.seeds.count(seed) > 1]:
-        raise InputError(f"--seeds: {repeated[0]} is repeated")
-    run_config, flags = make_config(RunConfig, given), {}
-    for seed in given.seeds:
-        names = ("checkpoint_dir", "results_dir")
-        directories = {name: str(Path(getattr(run_config, name)) / f"seed_{seed}") for name in names}
-        flags[seed] = Namespace(**{**vars(given), **directories, "seed": seed})
-    return flags
-
-
 def run_seeds(given, prepare, execute, compare):
     """Prepares every seed, which refuses bad input before any work; executes one after the other; compares them.
 
     prepare: of flags, what `execute` takes, with a `config` and `data`; compare: of {seed: results directory} and their
     directory, the files that go there, see `save_file`. Raises InputError for seeds of different trainings.
     """
-    flags, run_config, trainings = flags_of_seeds(given), make_config(RunConfig, given), []
+    if "seed" in given:
+        raise InputError("--seed: not together with --seeds")
+    if repeated := [seed for seed in given.seeds if given.seeds.count(seed) > 1]:
+        raise InputError(f"--seeds: {repeated[0]} is repeated")
+    run_config, flags, trainings = make_config(RunConfig, given), {}, []
+    for seed in given.seeds:
+        above = {"checkpoint_dir": run_config.checkpoint_dir, "results_dir": run_config.results_dir}
+        own = {name: str(Path(directory) / f"seed_{seed}") for name, directory in above.items()}
+        flags[seed] = Namespace(**{**vars(given), **own, "seed": seed})
 
     def prepared(seed):
         experiment = prepare(flags[seed])
@@ -44,15 +38,14 @@ def run_seeds(given, prepare, execute, compare):
     for seed in flags:
         prepared(seed)
     with directory_lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
-        for number, (seed, flags_of_seed) in enumerate(flags.items()):
+        for seed, flags_of_seed in flags.items():
             print(f"seed {seed}: {flags_of_seed.checkpoint_dir}, {flags_of_seed.results_dir}", flush=True)
             try:
                 execute(prepared(seed))  # a folder may have changed meanwhile
             except Interrupted as stop:
-                if stop.where is None and number:
+                if stop.where is None and seed != given.seeds[0]:
                     stop.where, stop.advice = "before its first epoch", "the same command with --resume continues"
-                if stop.where is not None:
-                    stop.where = f"in seed {seed}, {stop.where}"
+                stop.where = stop.where and f"in seed {seed}, {stop.where}"
                 raise
         folders = {seed: Path(flags_of_seed.results_dir) for seed, flags_of_seed in flags.items()}
         write_files(run_config.results_dir, compare(folders, Path(run_config.results_dir)))

@@ -136,10 +136,6 @@ def test_the_row_that_is_annealed_agrees_with_importance_sampling(monkeypatch):
     assert abs(bias) < 0.2
 
 
-def save_rows(path, *rows):
-    path.write_text("\n".join(rows))
-
-
 @pytest.fixture
 def two_runs(tmp_path):
     """Two folders whose files hold the same, but for times, in other bytes."""
@@ -150,30 +146,29 @@ def two_runs(tmp_path):
         checkpoint = {"weights": {"a": torch.arange(5.0), "b": torch.tensor(float("nan"))}, "seconds": seconds}
         torch.save(checkpoint if name == "one" else dict(reversed(checkpoint.items())), checkpoints / "vae.pt")
         np.save(results / "values.npy", np.array([0.5, np.nan]))
-        save_rows(results / "history.csv", "epoch,training_seconds", f"1,{seconds}")
-        save_rows(results / "scores.csv", "quantity,mean", "elbo,3", f"training_seconds,{seconds}")
+        (results / "history.csv").write_text(f"epoch,training_seconds\n1,{seconds}")
+        (results / "scores.csv").write_text(f"quantity,mean\nelbo,3\ntraining_seconds,{seconds}")
         summary = {"cost": [{"unseen_image_seconds": seconds, "gradients": 3, "share": float("nan")}]}
-        save_rows(results / "summary.json", json.dumps(summary))
-        save_rows(results / "figure.png", "pixels")
+        (results / "summary.json").write_text(json.dumps(summary))
+        (results / "figure.png").write_text("pixels")
     return tmp_path / "one", tmp_path / "two"
 
 
 def test_runs_are_compared_by_what_their_files_hold(two_runs):
-    one, two = ((folder / "checkpoints/vae.pt").read_bytes() for folder in two_runs)
-    assert one != two
+    one, two = (folder / "checkpoints/vae.pt" for folder in two_runs)
+    assert one.read_bytes() != two.read_bytes()
     assert stress.differences(*two_runs) == []
 
 
 @pytest.mark.parametrize(
     ("name", "write"),
     [
-        ("checkpoints/vae.pt", lambda path: torch.save({"weights": {"a": torch.arange(5.0)}}, path)),
         ("checkpoints/vae.pt", lambda path: torch.save({"weights": {"a": torch.arange(5), "b": None}}, path)),
         ("results/values.npy", lambda path: np.save(path, np.array([0.5, 0.0]))),
-        ("results/history.csv", lambda path: save_rows(path, "epoch,training_seconds", "2,1.5")),
-        ("results/scores.csv", lambda path: save_rows(path, "quantity,mean", "elbo,4", "training_seconds,1.5")),
-        ("results/summary.json", lambda path: save_rows(path, '{"cost": [{"gradients": 4}]}')),
-        ("results/figure.png", lambda path: save_rows(path, "other pixels")),
+        ("results/history.csv", lambda path: path.write_text("epoch,training_seconds\n2,1.5")),
+        ("results/scores.csv", lambda path: path.write_text("quantity,mean\nelbo,4\ntraining_seconds,1.5")),
+        ("results/summary.json", lambda path: path.write_text('{"cost": [{"gradients": 4}]}')),
+        ("results/figure.png", lambda path: path.write_text("other pixels")),
     ],
 )
 def test_a_file_that_holds_something_else_is_found(two_runs, name, write):

@@ -96,23 +96,19 @@ def test_simulated_images_are_integrated_too():
     assert ((lower <= exact) & (exact <= upper) & (upper - lower < 0.01)).all()
 
 
-def test_a_fit_leaves_a_worse_mode():
+def test_a_fit_leaves_a_worse_mode_and_stays_at_the_better_one():
     """Three features (z - 0.5)^2, eight modes; a fit from the farthest stays there unless it also begins elsewhere."""
     model = EvenModel(lambda z: (z - 0.5).square(), 3)
     x = model.mean(torch.full((5, 3), 2.0).double()).detach()  # z is 2 or, nearer to the mean of the prior, -1
-    start, noise = gaussian(torch.full((5, 3), 2.0).double(), 0.1), Noise.of_images(0, index=range(5))
-    found = fit_posterior(model, x, start, noise=noise, fit_steps=60).q
-    stays = fit_diagonal(model, x, start, noise=noise, fit_steps=60).q
-    assert (stays.mean > 1.5).all()
-    assert (found.mean < -0.5).all()
-    few = torch.tensor([3, 1])
-    again = fit_posterior(model, x[few], start[few], noise=Noise.of_images(0, index=few), fit_steps=60).q
-    torch.testing.assert_close(again.mean, found.mean[few])
+    worse, better = (gaussian(torch.full((5, 3), z).double(), 0.1) for z in (2.0, -1.0))
 
+    def fit(function, start, rows):
+        return function(model, x[rows], start[rows], noise=Noise.of_images(0, index=rows), fit_steps=60).q.mean
 
-def test_a_fit_stays_at_the_better_mode():
-    model = EvenModel(lambda z: (z - 0.5).square(), 3)
-    x = model.mean(torch.full((5, 3), 2.0).double()).detach()
-    start = gaussian(torch.full((5, 3), -1.0).double(), 0.1)
-    found, stays = (fit(model, x, start, noise=Noise(0), fit_steps=60).q for fit in (fit_posterior, fit_diagonal))
-    torch.testing.assert_close(found.mean, stays.mean, atol=0.05, rtol=0)
+    every, few = torch.arange(5), torch.tensor([3, 1])
+    found = fit(fit_posterior, worse, every)
+    assert (fit(fit_diagonal, worse, every) > 1.5).all()
+    assert (found < -0.5).all()
+    torch.testing.assert_close(fit(fit_posterior, worse, few), found[few])
+    stays = fit(fit_diagonal, better, every)
+    torch.testing.assert_close(fit(fit_posterior, better, every), stays, atol=0.05, rtol=0)

@@ -85,16 +85,6 @@ def draw_images(count, generator, spread=(3, 3, 3, 3)):
     return 0.8 * bound + 12 + 8 * (label < 2) + noise, bound, label
 
 
-def estimate(known, per_class, generator, spread=(3, 3, 3, 3)):
-    """`regression_estimate` of the mean of values known for a few images of each class, on bounds known for more."""
-    value, bound, label = draw_images(known, generator, spread)
-    rows = [torch.nonzero(label == kind).flatten() for kind in range(4)]
-    rows = torch.cat([row[torch.randperm(len(row), generator=generator)[:per_class]] for row in rows])
-    few = (value - 0.3 * bound)[rows], label[rows], bound[rows, None]
-    found = stats.regression_estimate(*few, bound[:, None], known_labels=label, shares=SHARES, offset=0.3 * bound)
-    return found, stats.stratified_mean(value[rows], label[rows], SHARES)
-
-
 @pytest.mark.parametrize(
     ("known", "per_class", "spread"),
     [(3000, 6, (3, 3, 3, 3)), (300, 6, (3, 3, 3, 3)), (300, 3, (3, 3, 3, 3)), (3000, 6, (9, 9, 1, 1))],
@@ -106,7 +96,12 @@ def test_the_regression_estimate_covers_the_mean_of_all_images(known, per_class,
     """
     generator, errors, stated, inside = random_generator(5), [], [], []
     for _ in range(600):
-        found, plain = estimate(known, per_class, generator, spread)
+        value, bound, label = draw_images(known, generator, spread)
+        rows = [torch.nonzero(label == kind).flatten() for kind in range(4)]
+        rows = torch.cat([row[torch.randperm(len(row), generator=generator)[:per_class]] for row in rows])
+        few = (value - 0.3 * bound)[rows], label[rows], bound[rows, None]
+        options = {"known_labels": label, "shares": SHARES, "offset": 0.3 * bound}
+        found = stats.regression_estimate(*few, bound[:, None], **options)
         (mean,), (half,) = stats.intervals([stats.score("log_prob", found)])
         errors.append(mean - MEAN)
         stated.append(found["standard_error"])
@@ -115,6 +110,7 @@ def test_the_regression_estimate_covers_the_mean_of_all_images(known, per_class,
     assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(600)
     assert np.sqrt(np.mean(np.square(stated))) == pytest.approx(np.std(errors), rel=0.12)
     assert np.mean(inside) == pytest.approx(0.95, abs=0.03)
+    plain = stats.stratified_mean(value[rows], label[rows], SHARES)  # of the few alone
     assert np.mean(stated) < plain["standard_error"] / (3 if (known, spread[0]) == (3000, 3) else 1.1)
 
 
@@ -135,17 +131,3 @@ def test_a_share_has_wilsons_interval(correct, count):
     found = stats.accuracy(torch.arange(count) < correct)
     assert found["interval_95"] == pytest.approx((center - half, center + half), abs=1e-6)
     assert (found["accuracy"], found["images"]) == (share, count)
-
-
-def test_the_interval_of_a_count_is_that_of_resampled_images():
-    """The count of a binomial variable: its resamples have the binomial's percentiles."""
-    values = np.arange(40) % 4 == 0
-    low, high = stats.count_interval(lambda rows: values[rows].sum(), 40, seed=3, resamples=4000)
-    expected = scipy_stats.binom.ppf([0.025, 0.975], 40, 0.25)
-    assert (low, high) == pytest.approx(expected, abs=1)
-    assert type(low) is int
-
-
-@pytest.mark.parametrize(("temperatures", "words"), [(0, "integrated on a grid"), (34, "annealed")])
-def test_how_log_prob_was_found_is_said(temperatures, words):
-    assert stats.how_found([stats.plain_score("temperatures", temperatures, 5, method="a")], "a") == words

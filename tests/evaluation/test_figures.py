@@ -50,12 +50,10 @@ def test_a_row_shows_its_images_side_by_side_and_nothing_across_them(channels):
 
 
 def test_training_curves_show_every_method_and_the_epochs_that_have_room():
-    history = []
-    for method, epoch in product(METHODS, (1, 2)):
-        row = {"method": method.name, "epoch": epoch, "train_images": 4321, "validation_images": 987}
-        for name in figures.PARTS:
-            row |= {f"train_{name}": -9.0, f"validation_{name}": -8.0, f"validation_{name}_standard_error": 0.1}
-        history.append(row)
+    row = {"train_images": 4321, "validation_images": 987}
+    for name in figures.PARTS:
+        row |= {f"train_{name}": -9.0, f"validation_{name}": -8.0, f"validation_{name}_standard_error": 0.1}
+    history = [row | {"method": method.name, "epoch": epoch} for method in METHODS for epoch in (1, 2)]
     for saved, named in (([7], [*range(1, 8)]), ([1, 5, 10, 20, 30, 300], [10, 30, 300])):
         figure = figures.training_curves(history=history, methods=METHODS, saved_epochs=saved)
         assert figure.axes[0].get_xticks().tolist() == named

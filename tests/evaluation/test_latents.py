@@ -230,8 +230,8 @@ def test_the_analysis_is_of_what_it_says_and_the_same_twice(monkeypatch):
     compared = torch.isin(train.index, stratified_subset(train, size=35, seed=4).index)
     kl = train_q["method_0"].kl_per_dimension()[compared].mean(0)
     assert [row["kl"] for row in table[:3]] == pytest.approx(kl.tolist(), rel=1e-4)
-    distance = (sample.images.flatten(1)[:, None] - sample.images.flatten(1)).square().sum(-1)
-    nearest = distance.topk(2, largest=False).indices[:, 1]
+    flat = sample.images.flatten(1)
+    nearest = (flat[:, None] - flat).square().sum(-1).topk(2, largest=False).indices[:, 1]
     share = float((sample.labels[nearest] == sample.labels).double().mean())
     assert find(scores, "nearest_neighbor_accuracy", "pixels").mean == pytest.approx(share)
     # Of method_1 no dimension is used.
@@ -242,7 +242,7 @@ def test_the_analysis_is_of_what_it_says_and_the_same_twice(monkeypatch):
     between = latents.interpolations(methods, sample_q, sample, classifier)
     assert list(between) == ["pixels", *names]
     images = between["pixels"][0]
-    distances = torch.cdist(images[[0, -1]].flatten(1), sample.images.flatten(1))
+    distances = torch.cdist(images[[0, -1]].flatten(1), flat)
     assert distances.min(1).values.tolist() == pytest.approx([0, 0], abs=1e-2)  # both ends are test images
     assert len(set(distances.argmin(1).tolist())) == 2
 

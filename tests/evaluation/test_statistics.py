@@ -53,10 +53,7 @@ MEAN = float((SHARES * (0.8 * -30 * torch.arange(4) + 12 + 8 * (torch.arange(4) 
 
 
 def draw_images(count, generator, spread=(3, 3, 3, 3)):
-    """Values, whose mean is MEAN, bounds and classes of so many new images; classes differ in size and in both.
-
-    spread: of the values of each class about the line.
-    """
+    """Values, whose mean is MEAN, bounds and classes of so many images; classes differ in size, mean and spread."""
     label = torch.arange(count) % 6 % 4
     bound = 20 * torch.randn(count, generator=generator).double() - 30 * label
     noise = torch.tensor(spread)[label] * torch.randn(count, generator=generator).double()

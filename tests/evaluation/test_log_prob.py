@@ -35,7 +35,7 @@ def test_log_prob_is_the_exact_one_within_its_stated_errors(model):
 
 
 def test_what_is_found_for_an_image_depends_on_no_other_and_not_on_its_place(monkeypatch):
-    monkeypatch.setattr(module, "AT_ONCE", 2)
+    monkeypatch.setattr(module, "AT_ONCE", 3)
     model = NonlinearModel(Gaussian(SIGMA), 3)
     x = images_of(model, 5)
     together, alone, turned = (log_prob(model, rows, **SETTINGS) for rows in (x, x[3], x.flip(0)))

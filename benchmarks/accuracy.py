@@ -21,18 +21,17 @@ import time
 import torch
 from scipy.stats import t as student_t
 
-from amortized_vae import AmortizedVAE
 from benchmarks.harness import plus_minus, print_table
+from benchmarks.pretrained import METHODS
 from data import load_data, stratified_subset
 from evaluation.ais import annealed_importance_sampling, bidirectional_bounds
 from evaluation.log_prob import start_of_chains
-from latent_optimization import LatentOptimization
 from posterior_fit import PosteriorFit, cosine, fit_posterior, gauss_newton_posterior, unpack
 from runtime.config import EvalConfig, choose_precision
 from runtime.learners import find_checkpoints
 from vae_utils import GaussianPosterior, Noise, evaluate_bound, importance_sampling, mean_and_error, random_generator
 
-METHODS, TABLES, CHAINS = (AmortizedVAE, LatentOptimization), ("cost", "fits", "errors"), EvalConfig.chains
+TABLES, CHAINS = ("cost", "fits", "errors"), EvalConfig.chains
 
 
 def timed(function, *arguments, **keywords):

@@ -14,19 +14,17 @@ from pathlib import Path
 
 import torch
 
-from amortized_vae import AmortizedVAE
 from benchmarks.harness import print_table
+from benchmarks.pretrained import METHODS
 from data import load_data
 from evaluation.log_prob import log_prob
 from evaluation.statistics import find
 from evaluation.tables import read_scores
-from latent_optimization import LatentOptimization
 from runtime.checkpoint import load_json
 from runtime.config import TrainConfig
 from runtime.cuda_graph import record_step
 from training import train_epoch
 
-METHODS = AmortizedVAE, LatentOptimization
 QUANTITIES = ("elbo", "fitted_elbo", "full_elbo", "log_prob")
 IMAGES = 20
 

@@ -12,14 +12,13 @@ import argparse
 
 import torch
 
-from amortized_vae import AmortizedVAE
+from amortized_vae import load_model
 from benchmarks.harness import plus_minus, print_table
 from data import load_data, stratified_subset
 from evaluation import gaps
 from evaluation.measurements import draw_sample
 from evaluation.statistics import regression_estimate
 from runtime.config import EvalConfig, choose_precision
-from runtime.learners import read_checkpoint
 from vae_utils import Noise, evaluate_bound, importance_sampling, mean_and_error
 
 PUBLISHED = [
@@ -63,11 +62,9 @@ def main():
     parser.add_argument("--images", type=int, default=1000, metavar="N", help="test images with 5,000 samples (1000)")
     parser.add_argument("--annealed-per-digit", type=int, default=10, metavar="N", help="test images annealed (10)")
     given = parser.parse_args()
-    checkpoint = read_checkpoint(given.checkpoint, AmortizedVAE.name)
-    data = load_data(checkpoint["config"], train_index=checkpoint["train_index"])
-    method = AmortizedVAE(checkpoint["config"], data)
-    method.load_weights(checkpoint["weights"])
-    model = method.model.in_precision("float32")
+    model = load_model(given.checkpoint)
+    data = load_data(model.config, train_index=model.train_index)
+    model = model.in_precision("float32")
     value, bound, bias = annealed(model, data, given.annealed_per_digit)
     some, count = stratified_subset(data.test, size=given.images), f"{len(data.test.labels):,} test images"
     rows = [

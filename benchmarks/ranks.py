@@ -12,7 +12,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +27,8 @@ from runtime.config import TrainConfig
 STEPS, WARM_UP = 60, 10
 
 
-def time_steps(folder, size):
-    """Steps of latent optimization on a table of `size` rows; rank 0 writes what they took."""
+def time_steps(size):
+    """Steps of latent optimization on a table of `size` rows; rank 0 prints [bytes of its table, seconds of a step]."""
     config = TrainConfig(train_size=size, precision="float32", epochs=1, latent_start="zero")
     some = load_data(TrainConfig(train_size=2000))
     few = some.train.at(distributed.own_shard().rows(size) % 2000)
@@ -47,7 +46,7 @@ def time_steps(folder, size):
         method.train_step(batch, noise)
         seconds.append(time.perf_counter() - started)
     if distributed.rank() == 0:
-        (folder / "found.json").write_text(json.dumps([table, statistics.median(seconds[WARM_UP:])]))
+        print(json.dumps([table, statistics.median(seconds[WARM_UP:])]))
 
 
 def resident():
@@ -55,42 +54,36 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def launch(ranks, folder, size):
-    """Runs this file as a worker on so many ranks. Returns what rank 0 wrote."""
-    folder.mkdir(parents=True)
+def launch(ranks, size):
+    """Runs this file as a worker on so many ranks. Returns what rank 0 printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    worker = ["-m", "benchmarks.ranks", "--worker", str(folder), "--sizes", str(size)]
-    subprocess.run([*command, *worker], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-    return json.loads((folder / "found.json").read_text())
-
-
-def compare_tables(folder, sizes, rounds):
-    """Prints the memory of a rank's table and the time of a step, by rows and ranks."""
-    found = {(size, ranks): [] for size in sizes for ranks in (1, 2)}
-    for number in range(rounds):
-        for size, ranks in found:
-            found[size, ranks].append(launch(ranks, folder / f"{size} {ranks} {number}", size))
-    rows = []
-    for (size, ranks), values in found.items():
-        tables, steps = zip(*values, strict=True)
-        memory, step = statistics.median(tables) / 1e6, 1e3 * statistics.median(steps)
-        growth = median_and_range(ratios(steps, [step for _, step in found[sizes[0], ranks]]))
-        rows.append([f"{size:,}", str(ranks), f"{memory:,.0f}", f"{step:.1f}", growth])
-    print_table(["rows", "ranks", "MB of a rank's table", "ms per step", f"over {sizes[0]:,} rows"], rows)
+    worker = ["-m", "benchmarks.ranks", "--worker", "--sizes", str(size)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return json.loads(subprocess.run([*command, *worker], check=True, env=environment, capture_output=True).stdout)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 2_000_000], help="rows of the table")
     parser.add_argument("--rounds", type=int, default=3, help="of the measurements (3)")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    first = given.sizes[0]
     if given.worker:
         distributed.start(torch.device("cpu"))
-        time_steps(given.worker, given.sizes[0])
+        time_steps(first)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        compare_tables(Path(folder), given.sizes, given.rounds)
+    found = {(size, ranks): [] for size in given.sizes for ranks in (1, 2)}
+    for _ in range(given.rounds):
+        for (size, ranks), values in found.items():
+            values.append(launch(ranks, size))
+    rows = []
+    for (size, ranks), values in found.items():
+        tables, steps = zip(*values, strict=True)
+        memory, step = statistics.median(tables) / 1e6, 1e3 * statistics.median(steps)
+        growth = median_and_range(ratios(steps, [step for _, step in found[first, ranks]]))
+        rows.append([f"{size:,}", str(ranks), f"{memory:,.0f}", f"{step:.1f}", growth])
+    print_table(["rows", "ranks", "MB of a rank's table", "ms per step", f"over {first:,} rows"], rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What the benchmarks measure is what they say, the other side included, on toy data; what the stress test compares."""
 
-import json
 from argparse import Namespace
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,8 @@ from posterior_fit import fit_posterior
 from runtime.config import EvalConfig, TrainConfig
 from training import train_epoch
 from vae_utils import elbo
+
+FEW = partial(EvalConfig, num_samples=3, chains=2, temperatures=20, fit_steps=30)
 
 
 def mnist_like(count=60):
@@ -72,9 +73,7 @@ def test_the_tables_differ_in_what_they_are_said_to():
 def test_the_study_of_starts_makes_a_table_and_nothing_twice(tmp_path, monkeypatch, rough):
     given = Namespace(directory=tmp_path, epochs=1, train_size=60, images=10, device="cpu")
     monkeypatch.setattr(sensitivity, "TrainConfig", partial(TrainConfig, latent_dim=6))
-    monkeypatch.setattr(
-        sensitivity, "EvalConfig", partial(EvalConfig, num_samples=3, chains=2, temperatures=2, fit_steps=3)
-    )
+    monkeypatch.setattr(sensitivity, "EvalConfig", FEW)
     monkeypatch.setattr(sensitivity, "fit_posterior", partial(fit_posterior, fit_steps=3))
     names, found = (sensitivity.AMORTIZED, "zero, 4 steps", "start at the VAE's codes"), {}
     for name in names:
@@ -95,10 +94,8 @@ def test_a_start_of_the_study_has_its_number_of_dimensions():
     images = torch.randn(60, 20, generator=seeded(1)) @ torch.randn(20, 784, generator=seeded(2))
     data = data._replace(train=replace(data.train, images=images.view(60, 1, 28, 28)))
     method = sensitivity.VARIANTS["pca, 16 dimensions"].method(toy_config(train_size=60, latent_dim=30), data)
-    assert method.model.start.projection.shape[0] == 16
     q = method.model.initial_posterior(method.images)
     assert (q.mean[:, :16].std(0) > 0).all()
-    assert (q.scale[:, :16] < 1).all()
     assert (q.mean[:, 16:] == 0).all()
     assert (q.scale[:, 16:] == 1).all()
 
@@ -125,8 +122,7 @@ def test_a_long_fit_finds_the_best_diagonal_normal():
 
 
 def test_the_row_that_is_annealed_agrees_with_importance_sampling(monkeypatch):
-    few = partial(EvalConfig, num_samples=3, chains=2, temperatures=20, fit_steps=30)
-    monkeypatch.setattr(literature, "EvalConfig", few)
+    monkeypatch.setattr(literature, "EvalConfig", FEW)
     data = toy_data(binary=True)
     model = AmortizedVAE(toy_config(likelihood="bernoulli"), data).model
     value, bound, bias = literature.annealed(model, data, 4)
@@ -136,48 +132,35 @@ def test_the_row_that_is_annealed_agrees_with_importance_sampling(monkeypatch):
     assert abs(bias) < 0.2
 
 
-def save_rows(path, *rows):
-    path.write_text("\n".join(rows))
+NAN = float("nan")
+HELD = {  # what a file holds, the same in other bytes or but for times, and something else
+    "vae.pt": (
+        {"weights": {"a": torch.arange(5.0), "b": torch.tensor(NAN)}, "seconds": 1.5},
+        {"seconds": 2.5, "weights": {"b": torch.tensor(NAN), "a": torch.arange(5.0)}},
+        {"weights": {"a": torch.arange(5), "b": torch.tensor(NAN)}},
+    ),
+    "values.npy": (np.array([0.5, NAN]), np.array([0.5, NAN]), np.array([0.5, 0.0])),
+    "history.csv": ("epoch,training_seconds\n1,1.5", "epoch,training_seconds\n1,2.5", "epoch,training_seconds\n2,1.5"),
+    "scores.csv": ("quantity,mean\nelbo,3\nseconds,1.5", "quantity,mean\nelbo,3\nseconds,2.5", "quantity,mean\nelbo,4"),
+    "summary.json": ('{"cost": [{"seconds": 1, "share": NaN}]}', '{"cost": [{"share": NaN}]}', '{"cost": [{}]}'),
+    "figure.png": ("pixels", "pixels", "other pixels"),
+}
 
 
-@pytest.fixture
-def two_runs(tmp_path):
-    """Two folders whose files hold the same, but for times, in other bytes."""
-    for name, seconds in (("one", 1.5), ("two", 2.5)):
-        checkpoints, results = (tmp_path / name / part for part in ("checkpoints", "results"))
-        for folder in (checkpoints, results):
-            folder.mkdir(parents=True)
-        checkpoint = {"weights": {"a": torch.arange(5.0), "b": torch.tensor(float("nan"))}, "seconds": seconds}
-        torch.save(checkpoint if name == "one" else dict(reversed(checkpoint.items())), checkpoints / "vae.pt")
-        np.save(results / "values.npy", np.array([0.5, np.nan]))
-        save_rows(results / "history.csv", "epoch,training_seconds", f"1,{seconds}")
-        save_rows(results / "scores.csv", "quantity,mean", "elbo,3", f"training_seconds,{seconds}")
-        summary = {"cost": [{"unseen_image_seconds": seconds, "gradients": 3, "share": float("nan")}]}
-        save_rows(results / "summary.json", json.dumps(summary))
-        save_rows(results / "figure.png", "pixels")
-    return tmp_path / "one", tmp_path / "two"
-
-
-def test_runs_are_compared_by_what_their_files_hold(two_runs):
-    one, two = ((folder / "checkpoints/vae.pt").read_bytes() for folder in two_runs)
-    assert one != two
-    assert stress.differences(*two_runs) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [
-        ("checkpoints/vae.pt", lambda path: torch.save({"weights": {"a": torch.arange(5.0)}}, path)),
-        ("checkpoints/vae.pt", lambda path: torch.save({"weights": {"a": torch.arange(5), "b": None}}, path)),
-        ("results/values.npy", lambda path: np.save(path, np.array([0.5, 0.0]))),
-        ("results/history.csv", lambda path: save_rows(path, "epoch,training_seconds", "2,1.5")),
-        ("results/scores.csv", lambda path: save_rows(path, "quantity,mean", "elbo,4", "training_seconds,1.5")),
-        ("results/summary.json", lambda path: save_rows(path, '{"cost": [{"gradients": 4}]}')),
-        ("results/figure.png", lambda path: save_rows(path, "other pixels")),
-    ],
-)
-def test_a_file_that_holds_something_else_is_found(two_runs, name, write):
-    write(two_runs[1] / name)
-    assert stress.differences(*two_runs) == [f"{name}: not alike"]
-    (two_runs[1] / name).unlink()
-    assert stress.differences(*two_runs) == [f"{name}: only in one of the two"]
+@pytest.mark.parametrize("name", HELD)
+def test_runs_are_compared_by_what_their_files_hold(tmp_path, name):
+    runs = [tmp_path / part for part in ("one", "same", "other")]
+    for run, held in zip(runs, HELD[name], strict=True):
+        path = run / "results" / name
+        path.parent.mkdir(parents=True)
+        if path.suffix == ".pt":
+            torch.save(held, path)
+        elif path.suffix == ".npy":
+            np.save(path, held)
+        else:
+            path.write_text(held)
+    one, same, other = runs
+    assert stress.differences(one, same) == []
+    assert stress.differences(one, other) == [f"results/{name}: not alike"]
+    (same / "results" / name).unlink()
+    assert stress.differences(one, same) == [f"results/{name}: only in one of the two"]

@@ -14,10 +14,6 @@ from matplotlib import font_manager
 from data import SPLITS
 from evaluation import figures, latent_figures, style
 from evaluation.statistics import TRACKED, find, select_scores
-from evaluation.style import Figure
-
-SHARED = {"scores": made_up_scores(METHODS[:2]), "methods": METHODS[:2]}
-of_any_methods = pytest.mark.parametrize("methods", [METHODS[:1], METHODS[:2], METHODS], ids=len)
 
 
 def texts(figure):
@@ -53,71 +49,53 @@ def test_a_row_shows_its_images_side_by_side_and_nothing_across_them(channels):
     assert captions == [[], [("a", 12.5), ("b", 35.5), ("c", 58.5)]]
 
 
-def test_small_print_and_style_stay_in_the_figure():
-    before, label = dict(mpl.rcParams), "Bernoulli p(x|z), binarized pixels"
-    sheets = {method.label: torch.zeros(9, 1, 8, 12) for method in METHODS}
-    for options in ({"likelihood": label}, {}):
-        assert (label in texts(style.sample_sheets(sheets=sheets, title="", **options))) == bool(options)
-    assert dict(mpl.rcParams) == before
-
-
-@of_any_methods
-def test_training_curves_show_every_method(methods):
-    history = []
-    for method in methods:
-        for epoch in (1, 2):
-            row = {"method": method.name, "epoch": epoch, "train_images": 4321, "validation_images": 987}
-            for name in figures.PARTS:
-                row |= {f"train_{name}": -9.0, f"validation_{name}": -8.0, f"validation_{name}_standard_error": 0.1}
-            history.append(row)
-    shown = texts(figures.training_curves(history=history, methods=methods, saved_epochs=[1, 2]))
-    for method in methods:
+def test_training_curves_show_every_method_and_the_epochs_that_have_room():
+    row = {"train_images": 4321, "validation_images": 987}
+    for name in figures.PARTS:
+        row |= {f"train_{name}": -9.0, f"validation_{name}": -8.0, f"validation_{name}_standard_error": 0.1}
+    history = [row | {"method": method.name, "epoch": epoch} for method in METHODS for epoch in (1, 2)]
+    for saved, named in (([7], [*range(1, 8)]), ([1, 5, 10, 20, 30, 300], [10, 30, 300])):
+        figure = figures.training_curves(history=history, methods=METHODS, saved_epochs=saved)
+        assert figure.axes[0].get_xticks().tolist() == named
+    shown = texts(figure)
+    for method in METHODS:
         assert {f"{method.label},\n4,321 training images", f"{method.label},\n987 validation images"} <= set(shown)
 
 
-@of_any_methods
-def test_the_bars_of_the_nats_end_at_the_inference_gap(methods):
+def test_the_bars_of_the_nats_end_at_the_inference_gap():
     """A bar of three parts for each method and split; their sum is log p(x) - ELBO(q)."""
-    scores = made_up_scores(methods)
-    figure = figures.where_the_nats_go(scores=scores, methods=methods)
+    scores = made_up_scores(METHODS)
+    figure = figures.where_the_nats_go(scores=scores, methods=METHODS)
     bars = [bar for bar in figure.axes[0].patches if bar.get_width()]
-    assert len(bars) == 3 * 2 * len(methods)
-    ends = sorted((bar.get_x() + bar.get_width() for bar in bars), reverse=True)[: 2 * len(methods)]
-    of_bars = [[find(scores, gap, m.name, split).mean for gap in figures.GAPS] for m in methods for split in SPLITS]
+    assert len(bars) == 3 * 2 * 3
+    ends = sorted((bar.get_x() + bar.get_width() for bar in bars), reverse=True)[:6]
+    of_bars = [[find(scores, gap, m.name, split).mean for gap in figures.GAPS] for m in METHODS for split in SPLITS]
     assert ends == pytest.approx(sorted(map(sum, of_bars), reverse=True))
     values = [f"{find(scores, quantity, 'one').mean:.1f} ± 1.0" for quantity in figures.GAPS]
     assert {"  +  ".join(values), "First way,\ntest images"} <= set(texts(figure))
 
 
-@of_any_methods
-def test_gaps_are_drawn_over_epochs_and_of_every_class(methods):
-    classes = ("a", "b", "c", "Ankle boot")
-    scores = made_up_scores(methods, classes)
-    figure = figures.gaps_over_epochs(scores=scores, methods=methods)
-    assert len(figure.axes) == 2 * len(methods)
+def test_gaps_are_drawn_over_epochs_and_of_every_class():
+    scores = made_up_scores(METHODS[:2], "abcd")
+    figure = figures.gaps_over_epochs(scores=scores, methods=METHODS[:2])
     assert "First way, training images (10 images; open marker: 50)" in texts(figure)
     # The lines are of the tracked images; all annealed ones are a marker of its own.
     tracked = select_scores(scores, quantity="mean_field_gap", method="one", split="train", group=TRACKED)
     lines = [line.get_ydata().tolist() for line in figure.axes[0].lines]
     assert [entry.mean for entry in tracked] in lines
     assert [find(scores, "mean_field_gap", "one", "train").mean] in lines
-    figure = figures.gaps_per_class(scores=scores, methods=methods, classes=classes)
-    assert len(figure.axes) == 2 * len(methods)
-    assert "Ankle boot" in texts(figure)
+    figure = figures.gaps_per_class(scores=scores, methods=METHODS[:2], classes="abcd")
+    assert len(figure.axes) == 2 * 2
     errors = [np.ptp(path.vertices[:, 1]) for bars in figure.axes[0].collections for path in bars.get_paths()]
     assert errors == pytest.approx([2 * 2.776445 * 0.5] * 12)  # Student's t with four degrees of freedom
-    pairs = [entry._replace(images=2, freedom=1) if entry.group == "b" else entry for entry in scores]
-    axes = figures.gaps_per_class(scores=pairs, methods=methods, classes=classes).axes[0]
-    assert sum(np.isfinite(path.vertices).all() for bars in axes.collections for path in bars.get_paths()) == 9
 
 
 @pytest.mark.parametrize("count", [20, 36, 50])
 def test_the_names_of_many_classes_do_not_run_together(count):
     classes = tuple(map(str, range(count)))
-    figure = figures.gaps_per_class(
-        scores=made_up_scores(METHODS[:2], classes), methods=METHODS[:2], classes=classes, likelihood="p(x|z)"
-    )
-    figure.canvas.draw()
+    scores = made_up_scores(METHODS[:2], classes)
+    figure = figures.gaps_per_class(scores=scores, methods=METHODS[:2], classes=classes, likelihood="small print")
+    assert "small print" in texts(figure)
     boxes = [label.get_window_extent() for label in figure.axes[2].get_xticklabels()]
     assert len(boxes) == count
     assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
@@ -131,7 +109,7 @@ def test_a_gap_that_is_zero_is_not_drawn_and_one_that_is_negative_has_a_linear_a
     assert any(text.startswith("-") for text in texts(figure))
 
 
-@of_any_methods
+@pytest.mark.parametrize("methods", [METHODS[:1], METHODS], ids=len)
 def test_quality_over_seconds_says_whether_gradients_are_equal(methods):
     scores, count = with_means(made_up_scores(methods), {"training_gradients": 600.0}), len(methods)
     for number, method in enumerate(methods):
@@ -145,20 +123,20 @@ def test_quality_over_seconds_says_whether_gradients_are_equal(methods):
     shown = texts(figure)
     assert any(text.startswith("-8") for text in shown)  # numbers have the sign of what is drawn
     assert any("all methods have taken equally many gradients" in text for text in shown) == (count > 1)
-    scores = changed(scores, "training_gradients", methods[-1].name, "train", mean=2400.0)
+    scores = changed(with_means(scores, {"log_prob": 9.0}), "training_gradients", "one", "train", mean=2400.0)
     other = texts(figures.quality_over_seconds(scores=scores, methods=methods))
     assert not any("equally many" in text for text in other)
+    assert "-0" not in other
 
 
-@pytest.mark.parametrize(("methods", "classes"), [(METHODS[:1], 12), (METHODS, 5)])
-def test_log_probabilities_show_every_method_and_class(methods, classes):
-    names = tuple(f"class {number}" for number in range(classes))
-    values, scores = np.random.default_rng(0).normal(-80, 9, (len(methods), classes)), made_up_scores(methods, names)
-    figure = draw_log_probabilities(scores, methods, names, values)
+def test_log_probabilities_show_every_method_and_class():
+    names = tuple(f"class {number}" for number in range(12))
+    values, scores = np.random.default_rng(0).normal(-80, 9, (3, 12)), made_up_scores(METHODS, names)
+    figure = draw_log_probabilities(scores, METHODS, names, values)
     shown = texts(figure)
     expected = [find(scores, "log_prob", "one", "test", name).mean for name in names]
     assert expected in [line.get_ydata().tolist() for line in figure.subfigs[1].axes[0].lines]
-    assert {*names, *(f"{value:.1f}" for value in values.flatten()), *(m.label for m in methods)} <= set(shown)
+    assert {*names, *(f"{value:.1f}" for value in values.flatten()), *LABELS.values()} <= set(shown)
     assert any("Mean of each class with its 95% t interval over images" in text and "1,234" in text for text in shown)
 
 
@@ -211,18 +189,10 @@ def test_the_grid_of_z_has_the_axes_of_the_prior(dims):
         assert [axes.get_ylabel(), len(axes.get_yticks())] == (["z[1]", 7] if dim == 2 else ["", 0])
 
 
-def test_epochs_that_have_no_room_have_no_tick():
-    assert style.spaced([1, 5, 10, 20, 30]) == [1, 5, 10, 20, 30]
-    assert style.spaced([1, 5, 10, 20, 30, 300]) == [10, 30, 300]
-    assert style.spaced([7]) == [7]
-
-
 def test_probes_draw_every_feature_at_its_number_of_labels_also_where_numbers_are_close():
-    sizes = {"150": "77"}
-    scores = [entry._replace(group=sizes.get(entry.group, entry.group)) for entry in made_up_scores(METHODS)]
+    scores = [entry._replace(group=entry.group.replace("150", "77")) for entry in made_up_scores(METHODS)]
     figure = latent_figures.probes(scores=scores, methods=METHODS)
-    expected = {"First way, mean of q", "First way, mean of q, used dimensions only", "Raw pixels"}
-    expected |= {"Third way, mean of q\n(training: rows of its table; test: fitted)", "70\n(5 draws)", "77\n(1 draw)"}
+    expected = {"First way, mean of q, used dimensions only", "Raw pixels", "70\n(5 draws)", "77\n(1 draw)"}
     assert expected <= set(texts(figure))
     axes = figure.axes[0]
     drawn = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] > 1]
@@ -240,7 +210,6 @@ def test_usage_says_both_numbers_with_their_thresholds():
     shown = texts(latent_figures.latent_usage(table=table, scores=scores, methods=METHODS))
     expected = "2 dimensions above 0.1 nats (1 to 3): 99.7% of the KL\n3 active units (2 to 4)"
     assert sum(text.endswith(expected) for text in shown) == 6
-    assert any("dotted: 0.1 nats" in text and "above 0.01" in text for text in shown)  # the thresholds
 
 
 def test_sample_quality_shows_ratios_and_the_floor():
@@ -253,8 +222,6 @@ def test_sample_quality_shows_ratios_and_the_floor():
     assert {"40.0\n0.400\n± 0.098", "100", "finite-sample floor: 1.23"} <= set(texts(figure))
     distance = next(axes for axes in figure.axes if axes.get_title().startswith("Fréchet"))
     assert [1.234, 1.234] in [list(line.get_ydata()) for line in distance.lines]
-    low, high = distance.get_ylim()
-    assert low < 1.234 < 100 < high
 
 
 @pytest.mark.parametrize("wrong", [0, 3])
@@ -263,27 +230,20 @@ def test_classification_names_the_classes(wrong):
     history = [row | {"epoch": epoch, "train_error": 0.2, "validation_error": 0.1} for epoch in (1, 2)]
     mistakes = [(torch.zeros(1, 8, 8), 4, label, 0.87654) for label in range(wrong)]
     options = {"per_class": [{"accuracy": 0.96, "images": 50}] * 5, "confusion": np.eye(5, dtype=int) * 48}
-    classes = ("a", "b", "c", "d", "Ankle boot")
-    found = texts(figures.classification(history=history, classes=classes, wrong=mistakes, **options))
-    assert {"Ankle boot", "20 validation images", "Supervised baseline on all 250 test images"} <= set(found)
+    found = texts(figures.classification(history=history, classes=[*"abcd", "Boot"], wrong=mistakes, **options))
+    assert {"Boot", "20 validation images", "Supervised baseline on all 250 test images"} <= set(found)
     assert found.count("p = 0.877") == wrong
 
 
-@pytest.mark.parametrize(
-    ("draw", "options"),
-    [
-        (style.image_rows, {"rows": [("one", torch.zeros(2, 1, 8, 8))], "title": "", "captions": {"one": "ab"}}),
-        (figures.quality_over_seconds, SHARED),
-        (figures.gaps_per_class, {"classes": "ab", **SHARED}),
-    ],
-)
-def test_the_users_settings_change_no_pixel(draw, options):
+def test_the_users_settings_change_no_pixel():
     def png():
         file = io.BytesIO()
-        draw(**options).savefig(file, format="png")
+        figure = figures.gaps_per_class(scores=made_up_scores(METHODS), methods=METHODS, classes="ab")
+        figure.savefig(file, format="png")
         return file.getvalue()
 
-    expected = png()
+    before, expected = dict(mpl.rcParams), png()
+    assert dict(mpl.rcParams) == before
     others = {"font.family": "No such font", "savefig.dpi": 20, "savefig.bbox": "tight", "figure.facecolor": "black"}
     with mpl.rc_context({"text.usetex": True, "axes.unicode_minus": False, "ytick.labelsize": 30, **others}):
         assert png() == expected
@@ -293,10 +253,8 @@ def test_the_users_settings_change_no_pixel(draw, options):
     ("classes", "expected"),
     [
         (("кошка", "σκύλος", "كلب"), ["кошка", "σκύλος", "كلب"]),
-        (("のの", "cat"), ["のの", "cat"]),  # matplotlib's STIX has this one letter of Japanese
         (("Ankle boot", "a$b$", "class_number_27"), ["Ankle boot", r"a\$b\$", "class_…er_27"]),  # no mathematics
         (("猫", "犬"), ["0", "1"]),
-        (("a\tb", "c"), ["0", "1"]),
         (("patient 001 left", "patient 002 left"), ["patient…1 left", "patient…2 left"]),
         (("a long name with 1 difference", "a long name with 2 difference"), ["0", "1"]),
     ],
@@ -319,25 +277,18 @@ def test_names_in_any_alphabet_are_drawn_or_replaced_by_numbers(monkeypatch, cla
     style._fonts.cache_clear()
 
 
-def test_no_interval_is_claimed_of_one_image_and_no_axis_passes_the_best_density():
+def test_no_interval_is_claimed_of_two_images_and_no_axis_passes_the_best_density():
     scores, methods = made_up_scores(METHODS[:1]), METHODS[:1]
     axes = draw_log_probabilities(scores, methods, "ab").subfigs[1].axes[0]
     bottom, top = axes.get_ylim()
     assert top - axes.dataLim.y1 < 0.06 * (top - bottom)
-    alone = {"images": 1, "standard_error": None, "freedom": 0}
-    single = [entry._replace(**alone) if entry.group in ("a", "b") else entry for entry in scores]
-    for kept, claimed in ((scores, True), (single, False)):
+    few = {"images": 2, "standard_error": 0.5, "freedom": 1}
+    pairs = [entry._replace(**few) if entry.group in ("a", "b") else entry for entry in scores]
+    for kept, claimed in ((scores, True), (pairs, False)):
         found = texts(draw_log_probabilities(kept, methods, "ab"))
         found += texts(figures.gaps_per_class(scores=kept, methods=methods, classes="ab"))
         assert sum("95%" in text for text in found) == 2 * claimed
-    unsure = [entry._replace(**alone) for entry in scores]
+    unsure = [entry._replace(images=1, standard_error=None, freedom=0) for entry in scores]
     found = "".join(texts(figures.where_the_nats_go(scores=unsure, methods=methods)))
     assert "nan" not in found
     assert found.count("±") == 1  # of the title
-
-
-def test_no_tick_is_minus_zero():
-    axes = Figure().subplots()
-    axes.plot([0, 1], [-2.0, 2.0])
-    style.log_axis(axes, sign=-1)
-    assert [axes.yaxis.get_major_formatter()(value, 0) for value in (-1.0, 0.0, 1e-17)] == ["1", "0", "0"]

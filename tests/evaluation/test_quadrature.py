@@ -48,10 +48,6 @@ class EvenModel(LatentVariableModel):
 FEATURES = {"square": torch.square, "sine": lambda z: torch.sin(3 * z), "absolute value": torch.abs}
 
 
-def images_of(model, count):
-    return model.sample(count, seeded(1))[0]
-
-
 def estimate(model, x):
     q = gaussian(torch.zeros(len(x), model.latent_dim).double(), 1.0)
     return estimate_log_prob(model, x, q, noise=Noise(0), config=EvalConfig())
@@ -62,12 +58,14 @@ def estimate(model, x):
 @pytest.mark.parametrize("feature", FEATURES.values(), ids=FEATURES.keys())
 def test_one_or_two_dimensions_are_integrated(feature, latent_dim, sigma):
     model = EvenModel(feature, latent_dim, sigma)
-    x = images_of(model, 8)
-    found = estimate(model, x)
-    assert ((found["log_prob"] - model.log_prob(x)).abs() <= found["log_prob_standard_error"]).all()
+    x, z = model.sample(8, seeded(1))
+    found, exact = estimate(model, x), model.log_prob(x)
+    assert ((found["log_prob"] - exact).abs() <= found["log_prob_standard_error"]).all()
     assert (found["log_prob_standard_error"] < 0.01).all()
     assert (found["temperatures"] == 0).all()
     assert found["trusted"].all()
+    lower, upper = bound_log_prob(model, x[:2], z[:2], noise=Noise(0), config=EvalConfig())
+    assert ((lower <= exact[:2]) & (exact[:2] <= upper) & (upper - lower < 0.01)).all()
 
 
 def test_the_grid_grows_until_it_holds_the_posterior():
@@ -81,38 +79,26 @@ def test_the_grid_grows_until_it_holds_the_posterior():
 
 def test_an_integral_without_a_value_is_not_trusted():
     model = EvenModel(torch.square, 2)
-    x = images_of(model, 2)
+    x, _ = model.sample(2, seeded(1))
     x[1, 0] = 1e200  # its square is infinite
     found = estimate(model, x)
     assert found["trusted"].tolist() == [True, False]
     assert found["log_prob_standard_error"][1] == math.inf
 
 
-def test_simulated_images_are_integrated_too():
-    model = EvenModel(torch.square, 2)
-    x, z = model.sample(4, seeded(1))
-    lower, upper = bound_log_prob(model, x, z, noise=Noise(0), config=EvalConfig())
-    exact = model.log_prob(x)
-    assert ((lower <= exact) & (exact <= upper) & (upper - lower < 0.01)).all()
-
-
-def test_a_fit_leaves_a_worse_mode():
+def test_a_fit_leaves_a_worse_mode_and_stays_at_the_better_one():
     """Three features (z - 0.5)^2, eight modes; a fit from the farthest stays there unless it also begins elsewhere."""
     model = EvenModel(lambda z: (z - 0.5).square(), 3)
     x = model.mean(torch.full((5, 3), 2.0).double()).detach()  # z is 2 or, nearer to the mean of the prior, -1
-    start, noise = gaussian(torch.full((5, 3), 2.0).double(), 0.1), Noise.of_images(0, index=range(5))
-    found = fit_posterior(model, x, start, noise=noise, fit_steps=60).q
-    stays = fit_diagonal(model, x, start, noise=noise, fit_steps=60).q
-    assert (stays.mean > 1.5).all()
-    assert (found.mean < -0.5).all()
-    few = torch.tensor([3, 1])
-    again = fit_posterior(model, x[few], start[few], noise=Noise.of_images(0, index=few), fit_steps=60).q
-    torch.testing.assert_close(again.mean, found.mean[few])
+    worse, better = (gaussian(torch.full((5, 3), z).double(), 0.1) for z in (2.0, -1.0))
 
+    def fit(function, start, rows):
+        return function(model, x[rows], start[rows], noise=Noise.of_images(0, index=rows), fit_steps=60).q.mean
 
-def test_a_fit_stays_at_the_better_mode():
-    model = EvenModel(lambda z: (z - 0.5).square(), 3)
-    x = model.mean(torch.full((5, 3), 2.0).double()).detach()
-    start = gaussian(torch.full((5, 3), -1.0).double(), 0.1)
-    found, stays = (fit(model, x, start, noise=Noise(0), fit_steps=60).q for fit in (fit_posterior, fit_diagonal))
-    torch.testing.assert_close(found.mean, stays.mean, atol=0.05, rtol=0)
+    every, few = torch.arange(5), torch.tensor([3, 1])
+    found = fit(fit_posterior, worse, every)
+    assert (fit(fit_diagonal, worse, every) > 1.5).all()
+    assert (found < -0.5).all()
+    torch.testing.assert_close(fit(fit_posterior, worse, few), found[few])
+    stays = fit(fit_diagonal, better, every)
+    torch.testing.assert_close(fit(fit_posterior, better, every), stays, atol=0.05, rtol=0)

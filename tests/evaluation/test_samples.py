@@ -15,6 +15,8 @@ from model import Classifier, ConvModel
 from runtime.config import EvalConfig
 from vae_utils import random_generator
 
+SHIFTS = (1, 1.5, 0)
+
 
 def toy_methods(latent_dims, image_shape):
     """Methods whose models have learned nothing."""
@@ -36,61 +38,33 @@ def test_the_distance_is_that_of_numpys_moments_and_scipys_matrix_root(width, ra
         assert frechet_distance(*map(moments, pair)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_distance_is_zero_between_equal_sets_alone():
-    features = torch.randn(300, 12, generator=random_generator(0))
-    features[:, 3] = 0  # a feature that is never on
-    assert frechet_distance(moments(features), moments(features.flip(0))) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(moments(features), moments(features + 0.1)) == pytest.approx(12 * 0.01, rel=1e-4)
+def test_distances_and_ratios_are_those_of_the_distributions_and_their_errors_are_meant():
+    """Gaussians of distances 4 and 9; the errors against the deviations over sets drawn anew."""
 
-
-def drawn(seed, shift, count):
-    return shift + torch.randn(count, 4, generator=random_generator(seed, "drawn"))
-
-
-def test_distances_are_those_of_the_distributions_and_their_errors_are_meant():
-    """Two Gaussians of known distance; the bootstrap's error against the deviation over sets drawn anew."""
-
-    def distances(seed, resamples, **shifts):
-        features = {name: drawn(abs(seed) + n, shift, 2000) for n, (name, shift) in enumerate(shifts.items())}
-        return frechet_distances(features, drawn(seed, 0, 2000), seed=0, resamples=resamples)
-
-    values = torch.tensor([distances(-n, 2, a=1)["a"][0] for n in range(1, 101)])
-    assert float(values.mean()) == pytest.approx(4, abs=0.05)
-    both = distances(-1, 200, a=1, b=0)
-    assert 0.8 < float(both["a"][1].std()) / float(values.std()) < 1.25
-    assert 0 < both["b"][0] < 0.02
-    assert torch.equal(distances(-1, 200, a=1)["a"][1], both["a"][1])  # whoever else is there
-
-
-def test_ratios_do_not_depend_on_the_units_and_their_errors_are_meant():
-    """Distances 4 and 9; the ratio's error against the deviation over sets drawn anew, which share the reference."""
-
-    def ratio(number, resamples, unit=1):
-        sets = [unit * drawn(3 * number + part, shift, 500) for part, shift in enumerate((1, 1.5, 0))]
+    def found(number, unit=1):
+        """The Scores of the distance and of the ratio, to which both sets and the reference add noise."""
+        generators = (random_generator(number, shift) for shift in SHIFTS)
+        sets = [unit * (shift + torch.randn(500, 4, generator=g)) for shift, g in zip(SHIFTS, generators, strict=True)]
         features = dict(zip(("a", "pixel_gaussian"), sets, strict=False))
-        distances = frechet_distances(features, sets[2], seed=0, resamples=resamples)
+        distances = frechet_distances(features, sets[2], seed=0, resamples=20)
         scores = samples.distance_scores(distances, torch.ones(2), 500, epoch=1)
-        own, unity = (find(scores, "frechet_ratio", name) for name in features)
+        unity = find(scores, "frechet_ratio", "pixel_gaussian")
         assert (unity.mean, unity.standard_error) == (1, 0)
-        return own
+        return [find(scores, f"frechet_{name}", "a") for name in ("distance", "ratio")]
 
-    values = torch.tensor([ratio(number, 2).mean for number in range(100)])
-    assert float(values.mean()) == pytest.approx(4 / 9, abs=0.01)
-    once, other = ratio(0, 200), ratio(0, 200, unit=7)
-    assert 0.8 < once.standard_error / float(values.std()) < 1.25
-    assert other[5:7] == pytest.approx(once[5:7], rel=1e-3)
+    entries = np.array([[entry[5:7] for entry in found(number)] for number in range(100)])
+    means, errors = entries.transpose(2, 0, 1)
+    assert means.mean(0) == pytest.approx([4, 4 / 9], rel=0.02)
+    assert errors.mean(0) == pytest.approx(means.std(0), rel=0.15)
+    assert found(0, unit=7)[1][5:7] == pytest.approx(found(0)[1][5:7], rel=1e-3)  # a ratio has no units
 
 
 @pytest.mark.parametrize(("count", "others"), [(3000, 900), (600, 2000), (1200, 1200)])
 def test_the_floor_is_the_mean_distance_of_two_samples_of_one_gaussian(count, others):
-    """(1/N + 1/M) (F + F (F + 1) / 4) to the first order: the second term is that of Wishart's covariances.
-
-    |m1 - m2|^2 has the mean F (1/N + 1/M), and near C1 = C2 = I the rest is |C1 - C2|^2 / 4.
-    """
+    """Of Gaussians drawn anew."""
     reference = torch.randn(others, 6, generator=random_generator(5), dtype=torch.float64)
     values = [samples.finite_sample_floor(reference, count, seed=seed, resamples=40) for seed in range(5)]
     mean = np.mean([float(floor.mean()) for floor in values])
-    assert mean == pytest.approx((1 / count + 1 / others) * (6 + 6 * 7 / 4), rel=0.1)
     drawn = [
         frechet_distance(*(moments(torch.randn(n, 6, generator=generator)) for n in (count, others)))
         for generator in map(random_generator, range(200))
@@ -107,7 +81,6 @@ def test_the_pixel_gaussian_has_the_pixels_mean_and_covariance(mnist):
     assert float((expected.mean - drawn_moments.mean).abs().max()) < 0.02
     assert float((expected.covariance - drawn_moments.covariance).abs().max()) < 0.02
     assert drawn[..., 0].std() < 1e-6
-    assert frechet_distance(expected, drawn_moments) < 0.01 * float(expected.covariance.trace())
 
 
 def test_shares_and_confidence_of_classes_that_are_known():

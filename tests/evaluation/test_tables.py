@@ -32,6 +32,7 @@ def test_the_headline_has_a_column_for_each_method_and_their_paired_difference()
         assert texts == [f"{mean:.2f} ± 0.50" for mean in means], label
     assert tables.basis(SCORES, BOTH).startswith("50 test images, the same in every column;")
     assert "of them is annealed" in tables.basis(SCORES, BOTH)
+    assert "of them is integrated on a grid" in tables.basis(changed(SCORES, "temperatures", "one", mean=0), BOTH)
 
 
 def test_a_quick_evaluation_ends_at_the_best_diagonal_bound():
@@ -58,8 +59,8 @@ def test_tables_have_every_method_and_every_pair(count):
     row = next(row for row in blocks[0] if row.label == "= log p(x)")
     assert row.cells[1] == (tables.number(find(scores, "log_prob", "one")), "50")
     text = tables.table(scores, labels, "p(x|z)")
-    assert text.startswith("p(x|z)\n")
     assert max(map(len, text.splitlines())) <= 100
+    assert text.count("bidirectional bounds (simulated images: 20) are ") == count
     costs = tables.cost_table(scores, dict.fromkeys(labels, "A semi-amortized label")).splitlines()
     assert {*map(len, costs)} == {50 + min(21, 50 // count) * count}
     assert len(tables.conclusions(scores, labels)) == len(pairs)
@@ -68,25 +69,17 @@ def test_tables_have_every_method_and_every_pair(count):
 
 
 def test_long_numbers_do_not_run_into_the_column_before():
-    scores = [entry._replace(mean=-2983726.55, standard_error=37688.07) for entry in SCORES if entry.quantity == "elbo"]
-    rest = [entry for entry in SCORES if entry.quantity != "elbo"]
-    assert re.search(
-        r" -2983726.55 ± 37688.07 +50 -2983726.55 ± 37688.07 ", tables.table(scores + rest, BOTH, "p(x|z)")
-    )
+    scores = changed(SCORES, "elbo", "one", mean=-2983726.55, standard_error=37688.07)
+    assert re.search(" 50 -2983726.55 ± 37688.07 +50\n", tables.table(scores, BOTH, "p(x|z)"))
 
 
 def test_what_is_too_low_or_biased_is_marked():
-    scores = changed(SCORES, "effective_sample_size", "one", mean=9.9)
+    scores = [entry for entry in SCORES if entry.quantity != "bidirectional_gap"]  # which need not be there
+    scores = changed(scores, "effective_sample_size", "one", mean=9.9)
     scores = changed(changed(scores, "effective_sample_size", "one", "train", mean=10.0), "bias", "one", mean=-0.51)
     rows = {row.label: row.cells for row in reversed(tables.final_rows(scores, BOTH)[0])}
     assert rows["rests on (median effective samples)"] == (("10.0", ""), ("9.9", "too low"))
     assert rows["bias of their mean, an estimate"][1] == ("-0.51", "> ±")
-
-
-def test_bidirectional_bounds_stand_in_the_table_if_there_are_any():
-    assert "bidirectional bounds (simulated images: 20) are " in tables.table(SCORES, BOTH, "p(x|z)")
-    scores = [entry for entry in SCORES if entry.quantity != "bidirectional_gap"]
-    assert "bidirectional" not in tables.table(scores, BOTH, "p(x|z)")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +87,6 @@ def test_bidirectional_bounds_stand_in_the_table_if_there_are_any():
     [
         ((12.5, 0.9, 9), "First way has a log p(x) 12.5 ± 2.0 nats higher than second way on the same test images"),
         ((-12.5, 0.9, 9), "Second way has a log p(x) 12.5 ± 2.0 nats higher than first way on"),
-        ((1.5, 0.7, 9), "First way has a log p(x) 1.5 ± 1.6 nats higher, which may be chance, than second way on"),
         ((161.1, 33.0, 1), "First way has a log p(x) 161.1 ± 419.3 nats higher, which may be chance, than"),
         ((1.5, None, 0), "First way has a log p(x) 1.5 nats higher, which may be chance, than"),
     ],
@@ -106,5 +98,4 @@ def test_the_conclusion_names_the_better_method_and_doubts_small_differences(dif
     (sentence,) = tables.conclusions(scores, BOTH)
     assert sentence.startswith(start)
     lines = tables.headline(scores, BOTH).splitlines()
-    assert max(map(len, lines)) <= 100
     assert len({len(line) for line in lines[:4]}) == 1

@@ -234,18 +234,8 @@ def toy_data(*, device="cpu", binary=False):
 
 def toy_config(**changes):
     """A TrainConfig for toy_data."""
-    settings = {
-        "epochs": 2,
-        "train_size": 150,
-        "batch_size": 32,
-        "seed": 3,
-        "latent_dim": 5,
-        "sigma_p": SIGMA,
-        "beta": 0.9,
-        "learning_rate": 0.002,
-        "latent_learning_rate": 0.02,
-        "precision": "float32",
-    }
+    settings = {"epochs": 2, "train_size": 150, "batch_size": 32, "seed": 3, "latent_dim": 5, "sigma_p": SIGMA}
+    settings |= {"beta": 0.9, "learning_rate": 0.002, "latent_learning_rate": 0.02, "precision": "float32"}
     return TrainConfig(**{**settings, **changes})
 
 

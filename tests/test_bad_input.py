@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from conftest import image_folder
 from PIL import Image
-from processes import CLASSIFIER, MAIN, arguments, contents, refused
+from processes import CLASSIFIER, MAIN, arguments, contents
 
 import main_vae
 import sup_classification
 from benchmarks import stress
+from runtime.checkpoint import exclusive_lock
 from runtime.cli import run_script
 from runtime.config import InputError, image_differences
 from runtime.run import open_run
@@ -25,56 +26,64 @@ MAINS = {MAIN: main_vae.main, CLASSIFIER: sup_classification.main}
 OUT_OF_RANGE = """--epochs 0; --train-size 0; --batch-size 0; --latent-dim 0; --latent-dim 10001; --hidden 1
 --sigma-p 0.0; --beta -1.0; --seed -1; --seed 4294967296; --images-per-digit 0; --chains 1; --temperatures -1
 --log-weight-std 0.0; --fit-steps 0; --fitted-images 19; --num-samples 0"""
+SCORE = "--evaluate-only --checkpoint-dir done/checkpoints --results-dir done/results"
 CASES = [
     *((MAIN, flags, f"{flags}: not from") for flags in re.split("[;\n] ?", OUT_OF_RANGE)),
-    (MAIN, "--train-size 9", "a stratified subset of 9 images is impossible: 10 to 600"),
-    (MAIN, "--train-size 601", "--train-size 601: a stratified subset of 601 images is impossible: 10 to 600"),
+    (MAIN, "--train-size 9", "--train-size 9: a stratified subset of 9 images is impossible: 10 to 600"),
     (MAIN, "--train-size 20 --images-per-digit 10", "10 images of each class were asked for"),
+    (MAIN, "--train-size 600 --images-per-digit 16", "16 images of each class were asked for"),  # of the test images
     (MAIN, "--latent-dim 3 --latent-rank 4", "--latent-rank 4: more than --latent-dim 3"),
     (MAIN, "--methods amortized foo", "argument --methods: invalid choice: 'foo'"),
     (MAIN, "--methods amortized amortized", "--methods: amortized is repeated"),
-    (MAIN, "--train-size 600 --images-per-digit 16", "16 images of each class were asked for"),  # of the test images
     (MAIN, "--likelihood laplace", "--likelihood: invalid choice: 'laplace'"),
     (MAIN, "--learning-rate x", "--learning-rate: invalid float value: 'x'"),
     (MAIN, "--device gpu", "--device gpu: not a device"),
-    (MAIN, "--device cuda:99", "--device cuda:99"),
     (MAIN, "--device cpu:1", "--device cpu:1"),
     (MAIN, "--device meta", "--device meta: this machine or this PyTorch has 0 of this kind"),
-    (MAIN, "--precision float16", "--precision: invalid choice: 'float16'"),
     (MAIN, "--checkpoint-dir=", "--checkpoint-dir: the name is empty"),
     (MAIN, "--checkpoint-dir file", "--checkpoint-dir file: cannot be written to (file is not a directory)"),
     (MAIN, "--checkpoint-dir new/one --results-dir /proc/none", "none: cannot be written to"),
     (MAIN, "--results-dir 'two\nlines/file'", "--results-dir two lines/file: cannot be written to"),
-    (MAIN, "--data-dir file", "file/MNIST/raw: MNIST cannot be read"),
     (MAIN, "--data-dir damaged", "damaged/MNIST/raw: MNIST cannot be read"),
     (MAIN, "--epoch 2", "unrecognized arguments: --epoch 2 (did you mean --epochs?)"),  # no abbreviations
     (MAIN, "--dataset mnst", "--dataset mnst: not one of mnist, fashion-mnist, kmnist, folder:PATH"),
-    (MAIN, "--dataset folder:", "--dataset folder:: not one of"),
     (MAIN, "--dataset folder:none", "--dataset folder:none: No such file or directory"),
-    (MAIN, "--dataset folder:file", "--dataset folder:file: Not a directory"),
     (MAIN, "--dataset folder:bare", "--dataset folder:bare: Couldn't find any class folder"),
     (MAIN, "--dataset folder:images/one", "--dataset folder:images/one: has one class, a; it needs"),
     (MAIN, "--dataset folder:images/few", "class b has 9 images; every class needs 10 or more"),
-    (MAIN, "--dataset folder:images/empty", "Found no valid file for the classes b"),
     (MAIN, "--dataset folder:images/damaged", "images/damaged/b/000.png: not an image"),
     (MAIN, "--dataset folder:images/large --resize --results-dir images/large/c", "inside of --dataset folder:images"),
     (MAIN, "--dataset folder:images/large --resize", "a stratified subset of 100 images is impossible: 2 to 16"),
-    (MAIN, "--dataset folder:images/large --resize --train-size 16 --images-per-digit 3", "one class has only 2"),
+    (MAIN, "--dataset folder:images/large", "000.png: is 30 x 30 pixels, not 28 x 28; resize=True, or the flag"),
     (MAIN, "--resize", "--resize: for the images of --dataset folder:PATH, not for mnist"),
     (MAIN, "--gap-images-per-digit 2", "--gap-images-per-digit 2: more than --images-per-digit 1"),
-    (CLASSIFIER, "--epochs 0", "--epochs 0: not from"),
     (CLASSIFIER, "--batch-size 1", "--batch-size 1: not from"),
     (CLASSIFIER, "--checkpoint-dir mine", "mine/classifier.pt: not a checkpoint, or damaged; another --checkpoint-dir"),
     (CLASSIFIER, "--train-size 601", "a stratified subset of 601 images is impossible"),
     (CLASSIFIER, "--latent-dim 3", "unrecognized arguments"),
-    (CLASSIFIER, "--results-dir file", "--results-dir file: cannot be written to"),
+    (MAIN, "--seeds 0 1 --seed 0 --evaluate-only", "--seed: not together with --seeds"),
+    (MAIN, "--seeds 0 5 0", "--seeds: 0 is repeated"),
+    (MAIN, "--seeds 0 -1", "--seed -1: not from 0 to 4,294,967,295"),
+    (MAIN, "--seeds", "--seeds: expected at least one argument"),
+    (MAIN, "--seeds 2 0 --evaluate-only", "seed_0: no checkpoints"),
+    (MAIN, "--seeds 2 8 --evaluate-only", "seed_8: the checkpoints are of another training: --seed 2 there, 8 here"),
+    (MAIN, "--seeds 0 2 --resume --beta 0.5", "seed_2/vae_state.json: of another run (--beta 1.0 there, 0.5 here)"),
+    (MAIN, "--seeds 0 6", "--results-dir results/seed_6: cannot be written to"),
+    (MAIN, "--seeds 0 2 --results-dir used", "used/seed_2: in use by another run"),
+    (MAIN, "--seeds 0 4 --results-dir used/seed_2", "used/seed_2: in use by another run"),
+    (MAIN, f"{SCORE} --latent-dim 20", "--latent-dim 11 there, 20 here"),
+    (MAIN, f"{SCORE} --epochs 30", "--epochs 3 there, 30 here"),  # the default, but given
+    (MAIN, f"{SCORE} --train-size 61 --batch-size 9", "100 there, 61 here; --batch-size 33 there, 9 here"),
+    (MAIN, f"{SCORE} --resume", "--resume: not together with --evaluate-only"),
+    (MAIN, f"{SCORE} --checkpoint-dir none", "none: no checkpoints vae_epoch_N.pt or latent_opt_epoch_N.pt"),
+    (MAIN, f"{SCORE} --checkpoint-dir done/checkpoints/vae_epoch_3.pt", "vae_epoch_3.pt: a file; --checkpoint-dir"),
+    (MAIN, f"{SCORE} --images-per-digit 20", "20 images of each class were asked for"),
 ]
-IN_PROCESSES = [CASES[0], *(case for case in CASES if case[1] == "--train-size 601")]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder to start the scripts from, with a small MNIST beside it."""
+def folder(tmp_path_factory, whole_run):
+    """A folder to start the scripts from, with a small MNIST beside it, and in it "done", a finished run of seed 2."""
     above = tmp_path_factory.mktemp("input")
     stress.small_mnist(above / "data")
     folder = above / "run"
@@ -86,12 +95,18 @@ def folder(tmp_path_factory):
     (folder / "file").write_text("a file")
     (folder / "mine").mkdir()
     (folder / "mine/classifier.pt").write_text("of a user")
-    for name, counts in (("one", {"a": 12}), ("few", {"a": 10, "b": 9}), ("empty", {"a": 10, "b": 0})):
+    for name, counts in (("one", {"a": 12}), ("few", {"a": 10, "b": 9})):
         image_folder(folder / "images" / name, counts)
     image_folder(folder / "images/large", {"a": 10, "b": 10}, size=(30, 30))
     (image_folder(folder / "images/damaged", {"a": 10, "b": 10}) / "b/000.png").write_text("no image")
-    (folder / "two\nlines/file").write_text("a file")
-    return folder
+    for file in ("two\nlines/file", "results/seed_6"):
+        (folder / file).write_text("a file")
+    shutil.copytree(whole_run / "run", folder / "done")
+    for seed in (2, 8):
+        shutil.copytree(whole_run / "run/checkpoints", folder / f"checkpoints/seed_{seed}")
+    (folder / "used/seed_2").mkdir(parents=True)
+    with exclusive_lock(folder / "used/seed_2"):
+        yield folder
 
 
 def state_of(folder):
@@ -102,24 +117,16 @@ def state_of(folder):
 @pytest.mark.parametrize(("script", "flags", "message"), CASES, ids=[f"{row[0]} {row[1][:60]!r}" for row in CASES])
 def test_bad_input_is_refused_before_any_work(folder, monkeypatch, capsys, script, flags, message):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.argv", [script, *arguments(script, *shlex.split(flags))])
+    settings = stress.SCRIPTS[script].replace("--seed 2 ", "" if "--seeds" in flags else "--seed 2 ")
+    monkeypatch.setattr("sys.argv", [script, *arguments(script, *shlex.split(flags), settings=settings)])
     monkeypatch.setattr("runtime.cli.install_signal_handlers", lambda: None)
     before = state_of(folder)
     with pytest.raises(SystemExit) as exit_status:
         run_script(MAINS[script])
     out, errors = capsys.readouterr()
-    assert exit_status.value.code == 2
-    assert out == ""
-    assert errors.count("\n") == 1
+    assert (exit_status.value.code, out, errors.count("\n")) == (2, "", 1)
     assert errors.startswith(f"{script}: error: ")
     assert message in errors
-    assert state_of(folder) == before
-
-
-@pytest.mark.parametrize(("script", "flags", "message"), IN_PROCESSES)
-def test_bad_input_is_refused_by_a_real_process(folder, script, flags, message):
-    before = state_of(folder)
-    refused(script, folder, *shlex.split(flags), said=message)
     assert state_of(folder) == before
 
 
@@ -146,39 +153,48 @@ def trained_on_folder(tmp_path_factory):
     return above, experiment.data
 
 
-@pytest.mark.parametrize("change", ["order", "count", "labels", "name", "test image"])
-def test_images_that_changed_since_the_training_are_refused(trained_on_folder, tmp_path, monkeypatch, change):
-    above, data = trained_on_folder
-    shutil.copytree(above, tmp_path, dirs_exist_ok=True)
-    folder = tmp_path / "d"
+CHANGES = {  # the files that are renamed, and what is said of it
+    "order": ({"a/000.png": "a/last.png"}, ""),
+    "count": ({"c/024.png": "elsewhere.png"}, ""),
+    "labels": ({"a/024.png": "b/aaa.png", "b/000.png": "a/zzz.png"}, ""),
+    "name": ({"c": "d"}, "class d"),
+    "test image": ({}, "other test images"),
+}
+
+
+@pytest.fixture
+def again(trained_on_folder, tmp_path, monkeypatch):
+    """In a copy of that folder: a function of a --dataset, what lengthens the run and what scores it again."""
+    shutil.copytree(trained_on_folder[0], tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", SUPERVISED.split())
-    again = Namespace(**vars(ON_FOLDER), images_per_digit=1)
-    longer = Namespace(**{**vars(again), "epochs": 3, "resume": True})
-    PREPARE(longer)
-    assert PREPARE_AGAIN(again).checkpoints.images == data.digest
-    PREPARE_AGAIN(Namespace(**{**vars(again), "dataset": f"folder:{folder}"}))  # called otherwise, the same images
-    for path in ("d/", folder):
-        PREPARE(Namespace(**{**vars(longer), "dataset": f"folder:{path}"}))
-    assert image_differences(None, data.digest) == ""  # of an older version
-    validated = {**data.digest, "validation": data.digest["test"]}
-    assert image_differences(validated, data.digest) == "no validation images of their own now"
+    flags = {**vars(ON_FOLDER), "images_per_digit": 1}
 
-    test = int(data.test.index[0])
-    for old, new in {
-        "order": [("a/000.png", "a/last.png")],
-        "count": [("c/024.png", "elsewhere.png")],
-        "labels": [("a/024.png", "b/aaa.png"), ("b/000.png", "a/zzz.png")],
-        "name": [("c", "d")],
-        "test image": [(f"a/{test:03}.png", "a/changed")],
-    }[change]:
-        (folder / old).rename(folder / new)
-    if change == "test image":
-        Image.fromarray(255 - np.asarray(Image.open(folder / "a/changed"))).save(folder / f"a/{test:03}.png")
-        (folder / "a/changed").unlink()
+    def again(dataset="folder:d"):
+        longer = Namespace(**{**flags, "dataset": dataset, "epochs": 3, "resume": True})
+        return partial(PREPARE, longer), partial(PREPARE_AGAIN, Namespace(**{**flags, "dataset": dataset}))
+
+    return again
+
+
+def test_the_same_images_are_taken_under_any_path(trained_on_folder, tmp_path, again):
+    digest = trained_on_folder[1].digest
+    for path in ("d", "d/", tmp_path / "d"):
+        longer, score = again(f"folder:{path}")
+        assert longer().data.digest == score().checkpoints.images == digest
+    assert image_differences(None, digest) == ""  # of an older version
+    assert image_differences(digest | {"validation": digest["test"]}, digest) == "no validation images of their own now"
+
+
+@pytest.mark.parametrize(("renamed", "said"), CHANGES.values(), ids=CHANGES.keys())
+def test_images_that_changed_since_the_training_are_refused(trained_on_folder, tmp_path, again, renamed, said):
+    for old, new in renamed.items():
+        (tmp_path / "d" / old).rename(tmp_path / "d" / new)
+    if not renamed:
+        path = tmp_path / f"d/a/{int(trained_on_folder[1].test.index[0]):03}.png"
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     before = contents(tmp_path)
-    for started in (partial(PREPARE, longer), partial(PREPARE_AGAIN, again), sup_classification.main):
-        with pytest.raises(InputError, match=r"folder:d, .*(not the images of|trained on others)") as error:
+    for started in (*again(), sup_classification.main):
+        with pytest.raises(InputError, match=rf"folder:d, .*(not the images of|trained on others).*{said}"):
             started()
-        assert {"name": "class d", "test image": "other test images"}.get(change, "") in str(error.value)
     assert contents(tmp_path) == before

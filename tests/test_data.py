@@ -28,21 +28,13 @@ def test_mnist_is_whole_and_scaled(mnist):
         assert split.classes == tuple("0123456789")
 
 
-@pytest.mark.parametrize("size", [10, 20_000, 60_000])
-def test_a_subset_has_every_class_in_its_share(mnist, size):
-    subset = stratified_subset(mnist[0], size=size, seed=3)
-    assert len(set(subset.index.tolist())) == size
+def test_a_subset_has_every_class_in_its_share(mnist):
+    subset = stratified_subset(mnist[0], size=20_000, seed=3)
+    assert len(set(subset.index.tolist())) == 20_000
     assert torch.equal(subset.images, mnist[0].images[subset.index])
-    share = torch.bincount(mnist[0].labels, minlength=10) * size / 60_000
+    share = torch.bincount(mnist[0].labels, minlength=10) / 3
     assert ((torch.bincount(subset.labels, minlength=10) - share).abs() <= 1).all()
-
-
-def test_rows_per_class():
-    train = toy_data().train
-    rows = rows_per_class(train, 3)
-    assert rows.tolist() == [[label, label + 5, label + 10] for label in range(5)]
-    with pytest.raises(InputError, match="only 30"):
-        rows_per_class(train, 31)
+    assert rows_per_class(toy_data().train, 3).tolist() == [[label, label + 5, label + 10] for label in range(5)]
 
 
 def test_the_data_of_an_experiment_do_not_overlap(mnist, monkeypatch):
@@ -52,8 +44,8 @@ def test_the_data_of_an_experiment_do_not_overlap(mnist, monkeypatch):
     assert (len(train), len(validation), len(rest)) == (30_000, 5000, 30_000)
     assert not train & rest
     assert validation < rest
-    for name, values in (("images", data.rest.images), ("labels", data.rest.labels)):
-        assert torch.equal(values, getattr(mnist[0], name)[data.rest.index])
+    for name in ("images", "labels"):
+        assert torch.equal(getattr(data.rest, name), getattr(mnist[0], name)[data.rest.index])
     assert data.test is mnist[1]
     assert torch.equal(load_data(toy_config(), train_index=data.train.index).train.images, data.train.images)
     assert not torch.equal(load_data(toy_config(train_size=30_000, seed=3)).train.index, data.train.index)
@@ -129,6 +121,9 @@ def test_what_is_missing_or_damaged_is_named_with_its_directory(small_fashion, t
         with pytest.raises(InputError, match=r"ubyte is damaged|do not fit"):
             load_dataset("fashion-mnist", data_dir=tmp_path)
     archive.with_suffix("").unlink()
+    archive.with_suffix("").mkdir()
+    with pytest.raises(InputError, match="t10k-images-idx3-ubyte is a directory"):
+        load_dataset("fashion-mnist", data_dir=tmp_path)
     archive.write_bytes(b"no archive")
     with pytest.raises(InputError, match=r"t10k-images-idx3-ubyte.gz is damaged\); .*; remove damaged ones"):
         load_dataset("fashion-mnist", data_dir=tmp_path)
@@ -173,7 +168,7 @@ def small_mnist(folder, train=(60, 8, 8), test=(40, 8, 8), labels=None, classes=
         ({"labels": 59}, "labels do not fit: 60 x 8 x 8, 59, 40 x 8 x 8, 40"),
         ({"test": (40, 8, 12)}, "labels do not fit: 60 x 8 x 8, 60, 40 x 8 x 12, 40"),
         ({"train": (60, 27, 27), "test": (40, 27, 27)}, "images of 27 x 27 pixels: the networks need multiples of"),
-        ({"train": (60, 4, 4), "test": (40, 4, 4)}, "images of 4 x 4 pixels: the networks need multiples of four, bey"),
+        ({"train": (60, 4, 4), "test": (40, 4, 4)}, "images of 4 x 4 pixels: the networks need multiples of four"),
         ({"classes": 9}, "no training image of class 9"),
         ({"test": (7, 8, 8)}, "no test image of class 7, 8, 9"),
         ({"classes": 11}, "label 10, of 10 classes"),
@@ -181,17 +176,8 @@ def small_mnist(folder, train=(60, 8, 8), test=(40, 8, 8), labels=None, classes=
 )
 def test_files_of_another_shape_are_refused(tmp_path, shapes, message):
     small_mnist(tmp_path, **shapes)
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError, match=message):
         load_data(toy_config(train_size=50), data_dir=tmp_path)
-    assert "git checkout" not in str(error.value)
-
-
-def test_a_directory_in_the_place_of_an_archives_file_is_named(tmp_path):
-    small_mnist(tmp_path)
-    (tmp_path / "MNIST/raw/t10k-images-idx3-ubyte").unlink()
-    (tmp_path / "MNIST/raw/t10k-images-idx3-ubyte").mkdir()
-    with pytest.raises(InputError, match="t10k-images-idx3-ubyte is a directory"):
-        load_dataset(data_dir=tmp_path)
 
 
 def test_other_files_of_mnists_format_are_said_to_be_others(tmp_path):
@@ -257,36 +243,8 @@ def test_a_fifth_of_each_folder_is_for_testing_whatever_the_seed(pictures):
         assert len(data.rest.labels) == len(data.validation.labels) == 61 - 30
 
 
-def test_a_copy_of_an_image_changes_nothing(pictures, tmp_path):
-    """It is left out, and counts nowhere: checkpoints find their images by these numbers."""
-    folder = shutil.copytree(pictures, tmp_path / "copies")
-    for name in ("000 copy.png", "zzz.png"):
-        shutil.copy(folder / next(iter(COUNTS)) / "000.png", folder / next(iter(COUNTS)) / name)
-    before, now = (load_data(toy_config(dataset=f"folder:{path}", train_size=30)) for path in (pictures, folder))
-    assert "copies of the same picture 2" in now.said[0]
-    assert before.digest == now.digest
-    for kind in ("train", "validation", "rest", "test"):
-        one, two = getattr(before, kind), getattr(now, kind)
-        assert torch.equal(one.index, two.index)
-        assert torch.equal(one.images, two.images)
-
-
 def test_a_folder_gives_what_it_has_unless_a_number_is_asked_for(pictures):
-    config = toy_config(dataset=f"folder:{pictures}", train_size=1000)
-    data = load_data(config, at_most=True)
+    data = load_data(toy_config(dataset=f"folder:{pictures}", train_size=1000), at_most=True)
     assert (len(data.train.labels), len(data.rest.labels)) == (61, 0)  # an eighth of them would be too few to validate
     assert data.validation.index.tolist() == data.test.index.tolist()
-    with pytest.raises(InputError, match="1000 images is impossible: 3 to 61"):
-        load_data(config)
     assert len(load_data(toy_config(dataset=f"folder:{pictures}", train_size=20), at_most=True).train.labels) == 20
-
-
-def test_images_of_a_folder_are_resized_and_binarized(tmp_path):
-    folder = image_folder(tmp_path, {"a": 10, "b": 10}, size=(40, 30))
-    pool, _ = load_dataset(f"folder:{folder}", resize=True)
-    assert pool.images.shape == (16, 1, 28, 28)
-    assert len(pool.images.unique()) > 100
-    ones, _ = load_dataset(f"folder:{folder}", resize=True, binarize=True)
-    assert ones.images.unique().tolist() == [-1, 1]
-    with pytest.raises(InputError, match=r"000.png: is 30 x 40 pixels, not 28 x 28; resize=True, or the flag --resize"):
-        load_dataset(f"folder:{folder}")

@@ -1,7 +1,6 @@
 """--evaluate-only: checkpoints that are there are scored again, and nothing is trained or changed."""
 
 import os
-import shutil
 import signal
 from functools import partial
 
@@ -12,15 +11,14 @@ from conftest import toy_config, toy_data, train
 from processes import EVALUATE_ONLY, MAIN, TRAINING, contents
 
 from amortized_vae import AmortizedVAE
-from benchmarks import stress
 from benchmarks.pretrained import METHODS
 from evaluation.statistics import find
 from evaluation.tables import read_scores
-from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_file
+from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint
 from runtime.learners import Checkpoints, find_checkpoints
 
-AGAIN = {"settings": EVALUATE_ONLY}
-run, stop, refused = (partial(f, MAIN, **AGAIN) for f in (processes.run, processes.stop, processes.refused))
+functions = processes.run, processes.stop, processes.refused
+run, stop, refused = (partial(function, MAIN, settings=EVALUATE_ONLY) for function in functions)
 
 
 def test_other_seeds_and_counts_give_other_numbers_elsewhere(copy):
@@ -54,48 +52,15 @@ def test_methods_are_loaded_in_evaluation_mode_and_float32(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--latent-dim", "20"], "--latent-dim 11 there, 20 here"),
-        (["--sigma-p", "0.5"], "--sigma-p 0.3 there, 0.5 here"),
-        (["--epochs", "30"], "--epochs 3 there, 30 here"),  # the default, but given
-        (["--train-size", "61", "--batch-size", "9"], "--train-size 100 there, 61 here; --batch-size 33 there, 9 here"),
-        (["--resume"], "--resume: not together with --evaluate-only"),
-        (["--checkpoint-dir", "none"], "none: no checkpoints vae_epoch_N.pt or latent_opt_epoch_N.pt"),
-        (
-            ["--checkpoint-dir", "checkpoints/vae_epoch_3.pt"],
-            "vae_epoch_3.pt: a file; --checkpoint-dir",
-        ),
-        (["--images-per-digit", "20"], "20 images of each class were asked for"),
-        (["--device", "gpu"], "--device gpu: not a device"),
-    ],
-)
-def test_what_contradicts_the_checkpoints_is_refused(copy, flags, message):
-    refused(copy(), *flags, said=message)
-
-
-def test_what_agrees_with_the_checkpoints_is_not_refused(copy):
-    folder = copy()
-    ended = stop(folder, *TRAINING.split(), after="evaluation with seed 2", number=signal.SIGINT)
-    assert ended == (130, f"{MAIN}: stopped by SIGINT in the evaluation; give the same command again\n")
-    assert [path.name for path in folder.rglob(".*")] in ([], [".evaluation"])
-
-
-@pytest.mark.parametrize(
     ("name", "change", "message"),
     [
         ("vae", lambda old: {"method": "classifier"}, "vae_epoch_3.pt: not a checkpoint of amortized"),
         ("vae", lambda old: {"epoch": 2}, "vae_epoch_3.pt: of epoch 2"),
         ("latent_opt", lambda old: {"config": {"latent_dims": 4}}, "'latent_dims'"),
-        (
-            "latent_opt",
-            lambda old: {"config": {**old["config"], "seed": 3}},
-            "latent_opt_epoch_3.pt: of another training than vae_epoch_3.pt: --seed 3 there, 2 in vae_epoch_3.pt",
-        ),
+        ("latent_opt", lambda old: {"config": old["config"] | {"seed": 3}}, "--seed 3 there, 2 in vae_epoch_3.pt"),
         ("latent_opt", lambda old: {"train_index": old["train_index"].flip(0)}, "its training images are others"),
         ("latent_opt", lambda old: {"weights": {}}, "do not fit this program"),
         ("latent_opt", lambda old: {"weights": {"mean": torch.tensor([0, torch.nan])}}, "that are not finite"),
-        ("vae", lambda old: {"epoch": None}, "do not fit this program"),
         ("vae", None, "damaged"),
     ],
 )
@@ -103,8 +68,7 @@ def test_checkpoints_that_do_not_belong_together_are_refused(copy, name, change,
     folder = copy()
     path = folder / f"checkpoints/{name}_epoch_3.pt"
     if change:
-        old = load_checkpoint(path)
-        save_checkpoint(path, {**old, **change(old)})
+        save_checkpoint(path, (old := load_checkpoint(path)) | change(old))
     else:
         os.truncate(path, 1000)
     refused(folder, said=message)
@@ -121,39 +85,19 @@ def test_the_last_epoch_of_both_is_scored(copy):
     path = folder / "checkpoints/vae_epoch_3.pt"
     checkpoint = load_checkpoint(path)
     save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": 4}})
-    refused(
-        folder, said="vae_epoch_3.pt: of another training than vae_epoch_5.pt: --epochs 4 there, 3 in vae_epoch_5.pt"
-    )
+    others = "of another training than vae_epoch_5.pt: --epochs 4 there, 3 in vae_epoch_5.pt"
+    refused(folder, said=f"vae_epoch_3.pt: {others}")
 
 
-def test_checkpoints_that_do_not_say_their_images_are_said(copy):
+def test_flags_that_agree_with_the_checkpoints_are_taken_and_unknown_images_are_said(copy):
     folder = copy()
     for path in (folder / "checkpoints").glob("*_epoch_*.pt"):
         save_checkpoint(path, {**load_checkpoint(path), "images": None})
-    stop(folder, after="evaluation with seed 0", number=signal.SIGINT)
-    said = (folder / "out").read_text()
-    assert "checkpoints of an older version: that they were trained on these images could not be checked" in said
-
-
-def test_other_data_are_refused(folder_of_runs):
-    stress.small_mnist(folder_of_runs / "few/data", train=120)
-    folder = shutil.copytree(folder_of_runs / "whole", folder_of_runs / "few/run")
-    refused(folder, said="has 120 training images; the checkpoints were trained on others")
-
-
-def test_results_of_another_training_are_not_replaced_by_mistake(copy):
-    folder = copy()
-    path = folder / "results/summary.json"
-    there = load_json(path)
-    save_file(path, {**there, "train_config": {**there["train_config"], "beta": 0.25}})
-    (folder / "results/mine.png").write_text("not of this program")
-    message = "summary.json: of another run (--beta 0.25 there, 1.0 here); other --checkpoint-dir"
-    refused(folder, "--seed", "2", said=message)
-    before = contents(folder)
-    stop(folder, "--overwrite", after="evaluation with seed 0", number=signal.SIGKILL)
-    after = contents(folder)
-    assert {name.name for name in after if name.parent.name == "results" and name.name[0] != "."} == {"mine.png"}
-    assert {name: value for name, value in before.items() if name.parent.name == "checkpoints"}.items() <= after.items()
+    ended = stop(folder, *TRAINING.split(), after="evaluation with seed 2", number=signal.SIGINT)
+    assert ended == (130, f"{MAIN}: stopped by SIGINT in the evaluation; give the same command again\n")
+    assert [path.name for path in folder.rglob(".*")] in ([], [".evaluation"])
+    said = "checkpoints of an older version: that they were trained on these images could not be checked"
+    assert said in (folder / "out").read_text()
 
 
 def test_what_an_interrupted_evaluation_kept_belongs_to_its_seed(copy):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import SIGMA, NonlinearModel, linear_gaussian, seeded, toy_data
+from conftest import SIGMA, NonlinearModel, gaussian, linear_gaussian, seeded, toy_data
 from torch import distributions, nn
 from torch.distributions import Normal
 
@@ -23,7 +23,7 @@ from model import (
     flat_pixels,
 )
 from posterior_fit import fit_posterior, gauss_newton_posterior
-from vae_utils import GaussianPosterior, Noise, elbo, importance_sampling
+from vae_utils import Noise, elbo, importance_sampling
 
 SHAPE = (2, 12, 16)
 
@@ -58,20 +58,13 @@ def test_a_likelihood_is_pytorchs_distribution(likelihood):
     assert model.mean(9 * z).abs().max() <= 1
     # Old checkpoints have no entry of the likelihood.
     assert all(name.startswith("decoder.") for name in model.state_dict())
-    assert likelihood.label.startswith(likelihood.name.capitalize())
-    assert likelihood.units
 
 
-def test_densities_have_a_ceiling_and_probabilities_are_never_above_one():
-    x = torch.rand(2, 1, 28, 28)
-    assert Gaussian().log_prob(x, x).tolist() == pytest.approx([-2.08] * 2, abs=0.005)
+def test_probabilities_are_never_above_one():
     x = signs(4, 50).float()
     for logit in (0.0, 5.0, 200.0, 1e6):
         right, wrong = (Bernoulli().log_prob(x, sign * logit * x) for sign in (1, -1))
-        assert ((wrong <= right) & (right <= 0)).all()
-        assert wrong.isfinite().all()
-    with pytest.raises(ValueError, match="binarize"):
-        Bernoulli().check(torch.rand(3, *SHAPE))
+        assert ((wrong <= right) & (right <= 0) & wrong.isfinite()).all()
 
 
 def test_samples_of_the_model_have_its_covariance():
@@ -96,9 +89,7 @@ def test_a_view_in_low_precision_shares_the_weights_and_changes_only_its_own_val
     assert torch.equal(view.in_precision("float32").decode(z), before[0])
 
 
-def test_networks_of_samples_that_lead_and_of_images_that_do_not_fit():
-    model, z = ConvModel(3, image_shape=SHAPE, seed=0), torch.randn(5, 4, 3)
-    torch.testing.assert_close(model.decode(z), torch.stack([model.decode(each) for each in z]))
+def test_images_whose_size_the_networks_cannot_halve_twice_are_refused():
     for network in (Encoder, Decoder, Classifier):
         with pytest.raises(ValueError, match="12 x 18 pixels"):
             network(5, image_shape=(1, 12, 18))
@@ -209,22 +200,18 @@ def test_a_new_likelihood_is_one_class(likelihood, latent_dim):
     assert model.mean(best.mean).shape == x.shape
 
 
-def test_a_likelihoods_parameters_are_trained_saved_and_moved_with_the_decoders():
-    model = UsersModel(Laplace(3.0), 2)
+def test_a_likelihoods_parameters_are_trained_and_saved_with_the_decoders():
+    model, other = UsersModel(Laplace(3.0), 2), UsersModel(Laplace(), 2)
     x, _ = UsersModel(Laplace(0.2), 2).sample(500, seeded(5))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    q = GaussianPosterior(torch.zeros(500, 2).double(), torch.full((500, 2), 1e-3).double())
+    optimizer, zeros = torch.optim.Adam(model.parameters(), lr=0.05), torch.zeros(500, 2).double()
     for _ in range(300):
         optimizer.zero_grad()
-        (-elbo(model, x, q, torch.zeros(500, 2).double()).elbo.mean()).backward()
+        (-elbo(model, x, gaussian(zeros, 1e-3), zeros).elbo.mean()).backward()
         optimizer.step()
-    with torch.no_grad():
-        distance = (x - model.decode(torch.zeros(1, 2).double())).abs().mean()
-    assert model.likelihood.log_scale.exp().item() == pytest.approx(distance.item(), rel=0.02)  # the maximum likelihood
-    other = UsersModel(Laplace(), 2)
+    distance = (x - model.decode(zeros)).abs().mean().item()
+    assert model.likelihood.log_scale.exp().item() == pytest.approx(distance, rel=0.02)  # the maximum likelihood
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.likelihood.log_scale, model.likelihood.log_scale)
-    assert model.float().likelihood.log_scale.dtype == torch.float32
 
 
 def test_the_networks_draw_two_channels_for_a_pixel_if_the_likelihood_needs_them():
@@ -236,8 +223,6 @@ def test_the_networks_draw_two_channels_for_a_pixel_if_the_likelihood_needs_them
 
 
 class Viewed(nn.Module):
-    """A decoder without parameters that ends in a view."""
-
     def forward(self, z):
         return z.repeat(1, 4).view(-1, 2, 2, 3)
 
@@ -247,18 +232,14 @@ def test_a_decoder_may_have_no_parameters_and_end_in_a_view():
     x, _ = model.sample(4, seeded(0))
     draws = torch.randn(5, 4, 3, generator=seeded(1))
     assert torch.equal(model.decode(draws), draws.repeat(1, 1, 4).view(5, 4, 2, 2, 3))
-    found = log_prob(model, x.clamp(-1, 1), chains=2)
-    assert found.log_prob.shape == (4,)
+    assert log_prob(model, x.clamp(-1, 1), chains=2).log_prob.shape == (4,)
 
 
-@pytest.mark.parametrize(
-    ("decoder", "message"),
-    [
+def test_a_decoder_that_does_not_fit_is_refused():
+    for decoder, message in (
         (nn.Linear(3, 12), r"x \(4, 2, 2, 3\): log_likelihood\(x, z\) takes x \(B, 12\)"),
         (nn.Flatten(0), "not a row for each z"),
-    ],
-)
-def test_a_decoder_that_does_not_fit_is_refused(decoder, message):
-    model = LatentVariableModel(decoder, Gaussian(SIGMA), latent_dim=3)
-    with pytest.raises(ValueError, match=message):
-        model.log_likelihood(torch.zeros(4, 2, 2, 3), torch.zeros(4, 3))
+    ):
+        model = LatentVariableModel(decoder, Gaussian(SIGMA), latent_dim=3)
+        with pytest.raises(ValueError, match=message):
+            model.log_likelihood(torch.zeros(4, 2, 2, 3), torch.zeros(4, 3))

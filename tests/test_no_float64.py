@@ -62,17 +62,9 @@ def data():
     return parts._replace(**moved)
 
 
-def test_the_stand_in_refuses_float64_and_numpy():
-    values = on_mps(torch.arange(3.0)) + 1
-    for refused in (values.double, lambda: values.to(torch.float64), lambda: values.mean(dtype=torch.float64)):
-        with pytest.raises(TypeError, match="float64"):
-            refused()
-    with pytest.raises(TypeError, match="numpy"):
-        values.numpy()
-    assert values.cpu().double().numpy().sum() == 6
-
-
 def test_an_evaluation_makes_float64_on_the_cpu_alone(data, tmp_path, monkeypatch, rough):
+    with pytest.raises(TypeError, match="float64"):
+        (data.test.images + 1).double()  # the stand-in refuses it
     monkeypatch.setattr("runtime.tasks.cpu_count", lambda only_physical_cores: 1)  # in this process, as on a GPU
     methods = [method(toy_config(latent_dim=3), data) for method in (AmortizedVAE, LatentOptimization)]
     for method in methods:

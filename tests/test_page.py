@@ -57,8 +57,8 @@ def posteriors(methods, images):
     """{method's name: q of the images, (SAMPLE + TRAIN, D)}: the encoder's, and for the other one drawn."""
     drawn = torch.randn(2, SAMPLE + TRAIN, 200, generator=random_generator(0, "q"))
     with torch.no_grad():
-        qs = methods[0].model.encode(images.images), GaussianPosterior.from_log_var(drawn[0], drawn[1] - 3)
-    return dict(zip((method.name for method in methods), qs, strict=True))
+        encoded = methods[0].model.encode(images.images)
+    return {methods[0].name: encoded, methods[1].name: GaussianPosterior.from_log_var(drawn[0], drawn[1] - 3)}
 
 
 def write(folder, methods, posteriors, images, points):
@@ -71,8 +71,8 @@ def write(folder, methods, posteriors, images, points):
     row = dict.fromkeys(NUMBERS, 0.5) | {"method": "amortized", "split": "test", "class": "3"}
     numbers = zip(images.index.tolist(), (-5.0, -90.5, -10.25, -9.5, None), strict=False)
     rows = [{**row, "index": index, "log_prob": number} for index, number in numbers]
-    shared = {"methods": methods, "classes": images.classes, "labels": SUMMARY["labels"]}
-    results = SimpleNamespace(scores=SCORES, images=rows, explorer=moved, **shared)
+    shared = {"methods": methods, "classes": images.classes, "labels": SUMMARY["labels"], "scores": SCORES}
+    results = SimpleNamespace(images=rows, explorer=moved, **shared)
     (folder / "report.html").write_text(fill_page(folder, results, SUMMARY), encoding="utf-8")
 
 
@@ -168,7 +168,6 @@ def test_z_walks_to_another_image_and_is_drawn_from_the_prior(page, methods, pos
     for share in (0.5, 1):
         set_value(page, "walk", share)
         assert_drawn(page, methods, [torch.lerp(q.mean[2], q.mean[9], share) for q in posteriors.values()])
-    page.find_element("id", "back").click()
     page.find_element("id", "prior").click()
     assert (pictures(page) != before).any((1, 2)).all()
     page.find_element("id", "back").click()
@@ -177,10 +176,9 @@ def test_z_walks_to_another_image_and_is_drawn_from_the_prior(page, methods, pos
 
 def test_images_are_chosen_by_buttons_map_and_keys(page, known):
     set_value(page, "image", 5, "change")
-    page.find_element("id", "next").click()
-    assert shown(page) != 5
-    page.find_element("id", "previous").click()
-    assert shown(page) == 5
+    for button, is_same in (("next", False), ("previous", True)):
+        page.find_element("id", button).click()
+        assert (shown(page) == 5) == is_same
     points = np.array(known["methods"]["latent_optimization"]["points"])
     shares = (points - points.min(0)) / np.ptp(points, axis=0) - 0.5
     places = shares * (640 - 28, -(560 - 28))  # from the middle of the map, to the right and down
@@ -259,7 +257,6 @@ def test_z_is_dragged_over_its_plane_or_line(latent_dim, methods, images, tmp_pa
 
 
 def test_the_page_agrees_with_pytorch_and_needs_no_other_file(page, folder):
-    assert float(re.search(r"at most ([\d.]+)/255", page.page_source)[1]) < 0.5
     assert not page.find_elements("css selector", "#agreement.warning")
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href)="(?!data:|#)', text)

@@ -17,7 +17,6 @@ from evaluation.tables import read_scores
 from posterior_fit import fit_posterior
 from runtime.checkpoint import save_file
 from runtime.config import InputError
-from runtime.learners import find_checkpoints
 from vae_utils import Noise, elbo, evaluate_bound
 
 FOLDER = ROOT / "pretrained"
@@ -50,8 +49,7 @@ def test_the_fitted_elbo_of_test_images_under_latent_optimization_is_that_of_the
     variance = found.var(0).mean()  # of one fit of one image
     difference = (found.mean(0) - torch.tensor([float(row["elbo"]) for row in rows])).mean()
     error = ((1 + 1 / repeats) * variance / images).sqrt()
-    assert error < 0.5
-    assert difference.abs() < 3 * error
+    assert difference.abs() < 3 * error < 1.5
 
 
 @pytest.fixture(scope="module")
@@ -68,36 +66,28 @@ def run(tmp_path_factory):
 
 def test_what_is_written_is_small_and_reads_as_the_checkpoints_but_for_rounding(run, tmp_path):
     assert sum(path.stat().st_size for path in FOLDER.glob("*.pt")) <= 6e6
-    pretrained.make(run, run, tmp_path / "one")
-    pretrained.make(run, run, tmp_path / "two")
-    for path in (tmp_path / "one").iterdir():
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        pretrained.make(run, run, folder)
+    for path in one.iterdir():
+        assert path.read_bytes() == (two / path.name).read_bytes()
     for name in pretrained.FILES:
-        assert (tmp_path / "one" / name).read_bytes() == (run / name).read_bytes()
-    found = find_checkpoints(METHODS[:2], run)
+        assert (one / name).read_bytes() == (run / name).read_bytes()
     for method_class in METHODS[:2]:
-        load_model = LOAD_MODEL[method_class.__module__]
-        whole, half = load_model(found.path(method_class, 2)), load_model(tmp_path / f"one/{method_class.prefix}.pt")
+        paths = run / f"{method_class.prefix}_epoch_2.pt", one / f"{method_class.prefix}.pt"
+        whole, half = map(LOAD_MODEL[method_class.__module__], paths)
         assert (half.config, half.epoch) == (toy_config(), 2)
         assert torch.equal(half.train_index, whole.train_index)
-        assert half.train_index.dtype == torch.int64
-        for one, other in zip(whole.parameters(), half.parameters(), strict=True):
-            assert other.dtype == torch.float32
-            assert torch.equal(one.half().float(), other)
-
-
-def test_a_decoder_without_its_table_says_so(run, tmp_path):
-    pretrained.make(run, run, tmp_path)
-    model = latent_optimization.load_model(tmp_path / "latent_opt.pt")
-    with pytest.raises(ValueError, match="holds no q of training images") as error:
-        model.posterior(torch.arange(3))
-    assert "\n" not in str(error.value)
+        for exact, rounded in zip(whole.parameters(), half.parameters(), strict=True):
+            assert rounded.dtype == torch.float32
+            assert torch.equal(exact.half().float(), rounded)
+    with pytest.raises(ValueError, match="this checkpoint holds no q of training images"):
+        half.posterior(torch.arange(3))
 
 
 def test_results_of_another_run_are_refused(run, tmp_path):
-    others = {"train_config": asdict(toy_config(seed=4)), "scored_epoch": 2}
-    for summary in (others, {"train_config": asdict(toy_config()), "scored_epoch": 1}):
-        save_file(tmp_path / "summary.json", summary)
+    for config, epoch in ((toy_config(seed=4), 2), (toy_config(), 1)):
+        save_file(tmp_path / "summary.json", {"train_config": asdict(config), "scored_epoch": epoch})
         with pytest.raises(InputError, match="not of the last epoch of the checkpoints in"):
             pretrained.make(run, tmp_path, tmp_path / "pretrained")
         assert not (tmp_path / "pretrained").exists()

@@ -20,7 +20,6 @@ from benchmarks import stress
 from evaluation import seeds
 from evaluation.statistics import Score, find
 from evaluation.tables import DIFFERENCES, read_scores
-from runtime.checkpoint import exclusive_lock
 from runtime.config import InputError, RunError
 from runtime.seeds import run_seeds
 
@@ -60,18 +59,16 @@ def folder_of_runs(folder_of_runs):
 
 def test_every_seed_has_directories_of_its_own(folder_of_runs):
     folder = folder_of_runs / "seeds"
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"seed_3", "seed_2"}
-    assert {path.name for path in (folder / "results").iterdir()} == {"seed_3", "seed_2", "seeds.csv"}
+    for part, others in (("checkpoints", set()), ("results", {"seeds.csv"})):
+        assert {path.name for path in (folder / part).iterdir()} == {"seed_3", "seed_2"} | others
+        assert contents(folder / part / "seed_2").keys() == contents(folder / part / "seed_3").keys()
     for seed in (3, 2):
         summary = json.loads((folder / f"results/seed_{seed}/summary.json").read_text())
         assert summary["settings"]["seed"] == summary["train_config"]["seed"] == seed
-    for part in ("checkpoints", "results"):
-        assert contents(folder / part / "seed_2").keys() == contents(folder / part / "seed_3").keys()
     said = (folder / "out").read_text()
     assert said.index("seed 2: checkpoints/seed_2, results/seed_2") < said.index("seed 3: checkpoints/seed_3")
-    assert "results/seeds.csv: " in said
-    assert "Gaussian p(x|z), sigma 0.3" in said
-    assert "mean over seeds 2, 3 ± half width of its 95% t interval over seeds (over their images, if that" in said
+    for text in ("results/seeds.csv: ", "Gaussian p(x|z), sigma 0.3", "mean over seeds 2, 3 ± half width of its 95% t"):
+        assert text in said
 
 
 def test_finished_seeds_are_compared_without_work(copy):
@@ -85,13 +82,12 @@ def test_finished_seeds_are_compared_without_work(copy):
 
 
 def test_the_csv_holds_the_numbers_of_the_scores(folder_of_runs):
-    folder = folder_of_runs / "seeds"
+    folder, names = folder_of_runs / "seeds", ("amortized", "latent_optimization")
     rows = read_csv(folder / "results/seeds.csv")
     assert list(rows[0]) == ["seed", *Score._fields]
     cells = {(row["seed"], row["method"], row["split"], row["quantity"]): row for row in rows}
     assert len(cells) == len(rows)
-    one, other, asked, compared = "amortized", "latent_optimization", seeds.QUANTITIES, set()
-    asked = [*product((one, other), asked), *product((f"{one} - {other}",), DIFFERENCES)]
+    asked, compared = [*product(names, seeds.QUANTITIES), *product((" - ".join(names),), DIFFERENCES)], set()
     for seed, split, (method, quantity) in product((3, 2), ("train", "test"), asked):
         if score := find(read_scores(folder / f"results/seed_{seed}/scores.csv"), quantity, method, split):
             row = cells.pop((str(seed), method, split, quantity))
@@ -138,50 +134,38 @@ def test_the_table_of_three_seeds_with_paired_differences():
     assert last.endswith("; images (train and test): 50 and 50 for all.")
 
 
-def test_seeds_that_agree_by_chance_have_the_interval_over_their_images():
-    lines = table_of({0: shifted(0.0), 4: shifted(1e-3), 2: shifted(2e-3)})
-    gap = next(line for line in lines if "mean-field gap" in line)
-    half = stats.t.ppf(0.975, 3 * 49) * 0.5 / 3**0.5
+@pytest.mark.parametrize("drawn", [(7,), (0, 4, 2)])
+def test_one_seed_or_seeds_that_agree_by_chance_have_the_interval_over_their_images(drawn):
+    *lines, last = table_of({seed: shifted(1e-3 * number) for number, seed in enumerate(drawn)})
+    gap = next(line for line in lines if "mean-field gap, ELBO(q*full) - ELBO(q*) |" in line)
+    half = stats.t.ppf(0.975, len(drawn) * 49) * 0.5 / len(drawn) ** 0.5
     assert re.findall(r"± ([0-9.]+)", gap) == [f"{half:.2f}"] * 2
+    of_one = "mean over the images of seed 7 ± half width of its 95% t interval over images;"
+    assert (of_one in last) == (drawn == (7,))
 
 
-def test_the_table_of_one_seed_is_over_images_and_seeds_with_other_numbers_are_not_compared():
-    scores = shifted(0.0)
-    *lines, last = table_of({7: scores})
-    gap = next(line for line in lines if "mean-field gap" in line)
-    half = stats.t.ppf(0.975, 49) * 0.5
-    mean = find(scores, "mean_field_gap", "one", "train").mean
-    assert gap.startswith(f"| mean-field gap, ELBO(q*full) - ELBO(q*) | {mean:.2f} ± {half:.2f} |")
-    assert "mean over the images of seed 7 ± half width of its 95% t interval over images;" in last
-    rows = seeds.headline_scores(scores)
+def test_seeds_with_other_numbers_are_not_compared():
+    rows = seeds.headline_scores(shifted(0.0))
     fewer = {key: score for key, score in rows.items() if score.quantity != "log_prob"}
     with pytest.raises(RunError, match=r"seeds 0 and 1: one, test, log p\(x\) is in one scores.csv only"):
         seeds.records({0: rows, 1: fewer})
 
 
 def test_seeds_of_different_trainings_are_refused(tmp_path):
-    digest = {"training": {"counts": {"a": 3}, "sha256": "of three"}}
-    others = {"training": {"counts": {"a": 3}, "sha256": "of others"}}
+    digest, others = ({"training": {"counts": {"a": 3}, "sha256": text}} for text in ("of three", "of others"))
+    one, two = toy_config(seed=0), toy_config(seed=1)
     given = Namespace(seeds=[0, 1], evaluate_only=True, results_dir=str(tmp_path))
-    for changes, images, said in (
-        ({"sigma_p": 0.5}, digest, "--sigma-p 0.7 there, 0.5 here"),
-        ({"precision": "float32"}, others, "other training images"),
+    for executed, said, *found in (
+        (0, "--sigma-p 0.7 there, 0.5 here", (one, digest), (toy_config(seed=1, sigma_p=0.5), digest)),
+        (0, "other training images", (one, digest), (toy_config(seed=1, precision="bfloat16"), others)),
+        # A folder that changes while the first seed trains
+        (1, "other training images", (one, digest), (two, digest), (one, digest), (two, others)),
     ):
-        found = [(toy_config(seed=0), digest), (toy_config(seed=1, **changes), images)]
-        experiments = [SimpleNamespace(config=config, data=SimpleNamespace(digest=known)) for config, known in found]
+        prepared = iter([SimpleNamespace(config=config, data=SimpleNamespace(digest=known)) for config, known in found])
+        done = []
         with pytest.raises(InputError, match=f"--seeds: 0 and 1 are of two trainings: {said}"):
-            run_seeds(given, lambda given: experiments[given.seed], None, None)  # noqa: B023
-    # A folder that changes while the first seed trains
-    prepared = iter([toy_config(seed=seed) for seed in (0, 1, 0, 1)])
-    executed = []
-
-    def prepare(given):
-        data = SimpleNamespace(digest=others if executed else digest)
-        return SimpleNamespace(config=next(prepared), data=data)
-
-    with pytest.raises(InputError, match="--seeds: 0 and 1 are of two trainings: other training images"):
-        run_seeds(given, prepare, executed.append, None)
-    assert len(executed) == 1
+            run_seeds(given, lambda given, prepared=prepared: next(prepared), done.append, None)
+        assert len(done) == executed
 
 
 def test_without_an_evaluation_there_is_no_table(tmp_path, capsys):
@@ -211,29 +195,3 @@ def test_evaluate_only_scores_the_checkpoints_of_a_seed_with_that_seed(folder_of
     assert (contents(folder / "checkpoints"), contents(folder / "results")) == before
     again, rows = read_csv(folder / "again/seeds.csv"), read_csv(folder_of_runs / "seeds/results/seeds.csv")
     assert again == [row for row in rows if row["seed"] == "2"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("0 1 --seed 0 --evaluate-only", "--seed: not together with --seeds"),
-        ("0 5 0", "--seeds: 0 is repeated"),
-        ("0 -1", "--seed -1: not from 0 to 4,294,967,295"),
-        ("", "--seeds: expected at least one argument"),
-        ("3 0 --evaluate-only", "seed_0: no checkpoints"),
-        ("3 8 --evaluate-only", "seed_8: the checkpoints are of another training: --seed 2 there, 8 here"),
-        ("0 1 --resume --evaluate-only", "--resume: not together with --evaluate-only"),
-        ("0 2 --resume --beta 0.5", "seed_2/vae_state.json: of another run (--beta 1.0 there, 0.5 here); its flags"),
-        ("0 6", "--results-dir results/seed_6: cannot be written to"),
-        ("0 1 --images-per-digit 20", "20 images of each class were asked for"),
-        ("0 2 --results-dir used", "used/seed_2: in use by another run"),
-        ("0 4 --results-dir used/seed_2", "used/seed_2: in use by another run"),
-    ],
-)
-def test_bad_input_is_refused_before_any_work(copy, flags, message):
-    folder = copy("seeds")
-    (folder / "results/seed_6").write_text("a file")
-    shutil.copytree(folder / "checkpoints/seed_2", folder / "checkpoints/seed_8")
-    (folder / "used/seed_2").mkdir(parents=True)
-    with exclusive_lock(folder / "used/seed_2"):
-        processes.refused(MAIN, folder, "--seeds", *flags.split(), said=message, **FLAGS)

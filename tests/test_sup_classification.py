@@ -31,62 +31,39 @@ def data(mnist):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """The path of classifier.pt, the trained model and its history."""
+    """The path of classifier.pt, and the trained model."""
     folder, learner = tmp_path_factory.mktemp("classifier"), ClassifierTraining(CONFIG, data)
-    history = train(learner, folder)
-    return folder / "classifier.pt", learner.model.eval(), history
-
-
-def test_the_loop_trains_the_classifier(trained):
-    *_, history = trained
-    assert [row["epoch"] for row in history] == [1, 2]
-    assert history[1]["train_loss"] < history[0]["train_loss"]
-    assert {row["validation_images"] for row in history} == {60}
-    assert all(0 <= row[f"{split}_error"] <= 1 for row in history for split in ("train", "validation"))
+    train(learner, folder)
+    return folder / "classifier.pt", learner.model.eval()
 
 
 def test_a_loaded_classifier_is_the_trained_one(trained, data):
-    path, model, _ = trained
-    loaded = load_classifier(path, data)
+    path, model = trained
+    loaded, images = load_classifier(path, data), data.test.images
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    assert loaded.features(data.test.images).shape == (50, 128)
-    assert torch.equal(*(predict(each, data.test.images) for each in (model, loaded)))
+    assert loaded.features(images).shape == (50, 128)
     assert loaded.config == CONFIG
-
-
-def test_predictions_are_those_of_one_batch_and_the_mode_stays(trained, data):
-    _, model, _ = trained
-    model.train()
-    some = predict(model, data.test.images, batch_size=7)
+    found = predict(model.train(), images, batch_size=7)  # in evaluation mode, which does not stay
     assert model.training
-    model.eval()
-    with torch.no_grad():
-        torch.testing.assert_close(some, model(data.test.images).log_softmax(-1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found, loaded(images).log_softmax(-1), rtol=1e-3, atol=1e-4)
+    assert torch.equal(predict(model.eval(), images), predict(loaded, images))
 
 
 def test_other_files_are_refused(trained, data, tmp_path):
     path, checkpoint = tmp_path / "classifier.pt", load_checkpoint(trained[0])
-    with pytest.raises(InputError, match="no such checkpoint"):
-        load_classifier(path, data)
     for change, message in (
         ({"train_index": data.train.index + 1}, "trained on other images"),
         ({"method": "amortized"}, "not a checkpoint of classifier"),
         ({"weights": {}}, "do not fit this program"),
-        ({"train_index": None}, "do not fit this program"),
-        ({"config": {"epochs": 0}}, "do not fit this program"),
     ):
-        save_checkpoint(path, {**checkpoint, **change})
+        save_checkpoint(path, checkpoint | change)
         with pytest.raises(InputError, match=message):
             load_classifier(path, data)
-    # One of a version without other data sets is of MNIST.
-    old = {name: value for name, value in checkpoint["config"].items() if name not in ("dataset", "resize")}
-    save_checkpoint(path, {**checkpoint, "config": old})
-    assert load_classifier(path, data).config == CONFIG
 
 
 def test_a_classifier_is_trained_only_where_it_is_not_there(trained, data, tmp_path):
-    path, model, _ = trained
+    path, model = trained
     before = path.stat().st_mtime_ns
     for folder in (path.parent, tmp_path):
         run = Run(RunConfig(checkpoint_dir=str(folder)), {})

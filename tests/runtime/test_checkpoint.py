@@ -1,25 +1,16 @@
 """Files appear whole or not at all and run no code; one run per directory."""
 
-import errno
 import os
 import pickle
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
-from processes import Poison, read_csv
+from processes import Poison
 
 from runtime import checkpoint
 from runtime.checkpoint import atomic_write, directory_lock, load_checkpoint, save_checkpoint
 from runtime.config import InputError, RunError
-
-
-class DiskFull:
-    """Raises the error of a full disk when it is pickled."""
-
-    def __reduce__(self):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
@@ -36,15 +27,13 @@ def test_a_file_appears_when_it_is_whole_and_else_the_old_one_stays(tmp_path, er
     assert path.read_text() == ("old" if error else "new")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
 def test_a_write_that_fails_says_why_and_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "state.pt"
     save_checkpoint(path, {"number": 1})
+    (tmp_path / ".state.pt.vae-partial").symlink_to("/dev/full")
     with pytest.raises(RunError, match=r"state.pt: cannot be written \(No space left on device\)"):
-        save_checkpoint(path, {"number": DiskFull()})
-    if os.path.exists("/dev/full"):  # torch.save hides the first error behind one of its archive
-        (tmp_path / ".state.pt.vae-partial").symlink_to("/dev/full")
-        with pytest.raises(RunError, match="No space left on device"):
-            save_checkpoint(path, {"values": torch.zeros(100_000)})
+        save_checkpoint(path, {"values": torch.zeros(100_000)})
     assert load_checkpoint(path) == {"number": 1}
     assert os.listdir(tmp_path) == [path.name]
     with pytest.raises(RunError, match=r"cannot be written \(No such file or directory\)"):
@@ -68,7 +57,6 @@ def test_unusable_checkpoints_are_refused_and_run_no_code(tmp_path):
         (path.mkdir, "Is a directory|Permission denied"),
         (path.rmdir, "no such checkpoint"),
         (lambda: path.write_bytes(whole[: len(whole) // 2]), "not a checkpoint, or damaged"),
-        (lambda: path.write_bytes(np.random.default_rng(0).bytes(5000)), "not a checkpoint, or damaged"),
         (lambda: path.write_text("version https://git-lfs.github.com/spec/v1"), "not a checkpoint, or damaged"),
         (lambda: torch.save([1, 2], path), "not a checkpoint of this program"),
         (lambda: path.write_bytes(pickle.dumps(Poison(trace), protocol=2)), "not a checkpoint, or damaged"),
@@ -82,15 +70,7 @@ def test_unusable_checkpoints_are_refused_and_run_no_code(tmp_path):
     assert trace.is_dir()  # the poison is poisonous
 
 
-def test_arrays_tables_and_json_are_read_as_they_were_written(tmp_path):
-    values = np.random.default_rng(0).standard_normal(4)
-    checkpoint.save_file(tmp_path / "values.npy", values)
-    assert np.array_equal(np.load(tmp_path / "values.npy", allow_pickle=False), values)
-    checkpoint.save_file(tmp_path / "values.csv", [{"value": float(value)} for value in values])
-    assert [float(row["value"]) for row in read_csv(tmp_path / "values.csv")] == values.tolist()
-    with pytest.raises(ValueError, match="allow_pickle"):
-        checkpoint.save_file(tmp_path / "objects.npy", np.array([Poison(tmp_path)], dtype=object))
-    assert not (tmp_path / "objects.npy").exists()
+def test_json_is_read_as_it_was_written_and_refused_otherwise(tmp_path):
     path = tmp_path / "summary.json"
     checkpoint.save_file(path, {"b": 1.5, "a": [True, None]})
     assert list(checkpoint.load_json(path).items()) == [("b", 1.5), ("a", [True, None])]
@@ -112,21 +92,15 @@ def test_two_runs_cannot_have_the_same_directory(tmp_path, monkeypatch):
         assert not free.exists()
     with directory_lock(free, ours):
         pass
-    for _ in range(2):
-        with checkpoint.exclusive_lock(ours, wait=True):
-            pass
+    with checkpoint.exclusive_lock(ours, wait=True):
+        pass
     assert not list(tmp_path.glob("*/.*"))
     # The lock's file goes before the lock: removed after it, it may be another's.
-    there, release = [], checkpoint.FileLock.release
-    monkeypatch.setattr(
-        checkpoint.FileLock,
-        "release",
-        lambda lock, **options: (there.append([*ours.glob(".*")]), release(lock, **options)),
-    )
+    there = []
+    monkeypatch.setattr(checkpoint.FileLock, "release", lambda lock: there.append([*ours.glob(".*")]))
     with checkpoint.exclusive_lock(ours):
         pass
-    assert there
-    assert not any(there)
+    assert there == [[]]
 
 
 def test_only_half_written_files_of_this_program_are_removed(tmp_path):

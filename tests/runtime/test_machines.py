@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 from dataclasses import replace
 
 import pytest
@@ -14,17 +13,9 @@ from test_run import OWNED, Directory, First
 import amortized_vae
 from amortized_vae import AmortizedVAE
 from runtime import config, tasks
-from runtime.checkpoint import (
-    LOCK,
-    InputError,
-    directory_lock,
-    exclusive_lock,
-    load_checkpoint,
-    save_checkpoint,
-    save_file,
-)
+from runtime.checkpoint import LOCK, directory_lock, exclusive_lock, load_checkpoint, save_checkpoint, save_file
 from runtime.cli import prepare_run
-from runtime.config import ClassifierConfig, RunConfig, TrainConfig, choose_device
+from runtime.config import ClassifierConfig, InputError, RunConfig, TrainConfig, choose_device
 from runtime.plan import plan_evaluation, refuse_used
 from runtime.progress import ProgressBar
 from runtime.run import Run, open_evaluation
@@ -34,8 +25,8 @@ THERE, HERE = {"device": "cuda", "precision": "bfloat16"}, {"device": "cpu", "pr
 
 
 @pytest.fixture
-def directory(tmp_path, monkeypatch):
-    return Directory(tmp_path, monkeypatch)
+def directory(tmp_path):
+    return Directory(tmp_path)
 
 
 def test_a_run_goes_on_on_another_machine_and_says_what_has_changed(directory, capsys):
@@ -48,21 +39,15 @@ def test_a_run_goes_on_on_another_machine_and_says_what_has_changed(directory, c
     with directory.open(resume=True) as run:
         assert list(run.states) == ["first"]
     assert "there" not in capsys.readouterr().out  # the state is now of this machine
-    directory.refuses(r"\(--seed 0 there, 1 here\)", resume=True, seed=1)
 
 
-def test_a_run_goes_on_where_its_folder_of_images_has_another_path(directory, capsys):
+def test_a_run_does_not_go_on_with_other_images_of_another_folder(directory):
     images = {"training": {"counts": {"a": 3, "b": 4}, "sha256": "of all"}}
     directory.settings |= {"dataset": "folder:a", "images": images}
     directory.save(First(), 2)
-    with directory.open(resume=True) as run:
-        assert list(run.states) == ["first"]
-    directory.settings |= {"dataset": "folder:b"}
-    with directory.open(resume=True) as run:
-        assert list(run.states) == ["first"]
-    assert "--dataset folder:a there, folder:b here: but for" in capsys.readouterr().out
     for others in (None, {"training": {**images["training"], "sha256": "of others"}}):
-        directory.refuses("--dataset folder:a there, folder:b here", resume=True, images=others)
+        here = {"dataset": "folder:b", "images": others}
+        directory.refuses("--dataset folder:a there, folder:b here", resume=True, **here)
 
 
 def test_a_finished_run_is_finished_on_another_machine(directory, tmp_path):
@@ -101,12 +86,7 @@ def test_seconds_count_those_of_all_processes(directory, tmp_path, monkeypatch):
     assert again.seconds() == 70
     assert clock[0] - again.keep_results({"settings": directory.settings}, 1000.0) == 30
     assert again.seconds() == 100
-    other_work = tasks.Tasks(tmp_path / ".evaluation", {"seed": 1}, 1000.0)
-    assert other_work.started == 1000
-    other_work.remove()
-    (tmp_path / ".evaluation").touch()  # the user's own
-    with pytest.raises(InputError, match=r".evaluation: File exists"):
-        tasks.Tasks(tmp_path / ".evaluation", {"seed": 1}, 1000.0)
+    assert tasks.Tasks(tmp_path / ".evaluation", {"seed": 1}, 1000.0).started == 1000  # other work
 
 
 def test_evaluations_read_checkpoints_side_by_side_and_write_nothing_there(tmp_path, monkeypatch):
@@ -149,8 +129,7 @@ def test_a_file_system_without_locks_is_said_and_used(directory, tmp_path, monke
 def test_auto_takes_mps_only_if_it_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert choose_device("auto").type == "cpu"
-    assert choose_device("mps").type == "mps"
+    assert [choose_device(name).type for name in ("auto", "mps")] == ["cpu", "mps"]
 
 
 def test_what_a_machine_does_not_have_is_not_a_damaged_file(tmp_path):
@@ -159,20 +138,14 @@ def test_what_a_machine_does_not_have_is_not_a_damaged_file(tmp_path):
     with pytest.raises(InputError, match=r"^device cuda:99: not on this machine \(.+\)$"):
         amortized_vae.load_model(path, device="cuda:99")
     checkpoint = load_checkpoint(path)
-    save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "latent_dim": 6}})
-    with pytest.raises(InputError) as raised:
+    save_checkpoint(path, checkpoint | {"config": checkpoint["config"] | {"latent_dim": 6}})
+    with pytest.raises(InputError, match=r"size mismatch for decoder.layers.0.weight: .*\[512, 5\].*\[512, 6\]"):
         amortized_vae.load_model(path)
-    assert re.search(r"size mismatch for decoder.layers.0.weight: .*\[512, 5\].*\[512, 6\]", str(raised.value))
 
 
 @pytest.mark.parametrize(
     ("bfloat16", "amx", "intel", "expected"),
-    [
-        (True, False, False, "bfloat16"),
-        (True, True, True, "bfloat16"),
-        (True, False, True, "float32"),
-        (False, False, False, "float32"),
-    ],
+    [(1, 0, 0, "bfloat16"), (1, 1, 1, "bfloat16"), (1, 0, 1, "float32"), (0, 0, 0, "float32")],
 )
 def test_methods_and_the_classifier_resolve_their_precision(monkeypatch, bfloat16, amx, intel, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)

@@ -50,17 +50,13 @@ def test_a_signal_stops_the_work_where_it_looks(handlers, capfd, arrive, number)
     check_interrupt()
 
 
-def test_a_second_signal_stops_at_once(handlers):
-    signal.raise_signal(signal.SIGINT)
-    with pytest.raises(Interrupted) as raised:
-        signal.raise_signal(signal.SIGTERM)
-    assert raised.value.number == signal.SIGTERM
-
-
-def test_on_a_terminal_the_first_signal_is_answered_in_one_line(handlers, monkeypatch, tmp_path):
+def test_the_first_signal_is_answered_in_one_line_and_a_second_stops_at_once(handlers, monkeypatch, tmp_path):
     with open(tmp_path / "said", "wb") as file:
         monkeypatch.setattr(sys, "stderr", Terminal(file.fileno()))
         signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Interrupted) as raised:
+            signal.raise_signal(signal.SIGTERM)
+    assert raised.value.number == signal.SIGTERM
     said = (tmp_path / "said").read_text()
     assert said.strip() == "the run stops at the next step; a second signal stops it at once"
 

@@ -2,39 +2,36 @@
 
 import os
 import shutil
-import signal
 
 import pytest
 import torch
 from torch import nn
 
-from runtime import distributed
 from runtime import run as running
-from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_file
+from runtime.checkpoint import LOCK, load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import InputError, RunConfig, RunError, TrainConfig
-from runtime.distributed import WHOLE, Shard
+from runtime.distributed import WHOLE
 from runtime.learners import lengthen
 from runtime.plan import Owned, plan_evaluation, plan_run
-from runtime.progress import Interrupted
-from runtime.run import Run, open_run, stop_hint
+from runtime.run import Run, open_evaluation, open_run, stop_hint
 from training import Learner
 
-ROWS = 11  # of the table: ranks have unequally many
+ROWS = 11  # of the table
 
 
 class First(Learner):
-    """A learner whose epochs count in a buffer and in the rows of a table, of which each rank has its own."""
+    """A learner whose epochs count in a buffer and in the rows of a table."""
 
     name = prefix = "first"
     sharded = ("table",)
-    count = ROWS
+    count, train_index, weights = ROWS, torch.arange(ROWS), dict
 
-    def __init__(self, shard=WHOLE):
+    def __init__(self):
         nn.Module.__init__(self)
-        self.config, self.shard, self.optimizers, self.also_saved = TrainConfig(epochs=3), shard, [], []
+        self.config, self.shard, self.optimizers, self.also_saved = TrainConfig(epochs=3), WHOLE, [], []
         self.images = torch.zeros(1, 1, 2, 2)
         self.register_buffer("epochs_done", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("table", torch.arange(float(ROWS))[shard.rank :: shard.size].clone())
+        self.register_buffer("table", torch.arange(float(ROWS)))
 
     def learn(self):
         """An epoch: its columns of the history."""
@@ -43,7 +40,7 @@ class First(Learner):
         return {"train_elbo": float(self.epochs_done), "training_seconds": 0.0}, {"validation_images": 5}
 
     def checkpoint_name(self, epoch):
-        return None
+        return f"{self.prefix}_epoch_{epoch}.pt"
 
     def describe(self, row):
         return f"ELBO {row['train_elbo']}"
@@ -57,10 +54,10 @@ OWNED = Owned((First, Second), ("picture.png", "summary.json"), summary="summary
 
 
 class Directory:
-    """The directory of a run: what is planned, saved and restored there, as one process or as a rank of several."""
+    """The directory of a run: what is planned, saved and restored there."""
 
-    def __init__(self, path, monkeypatch):
-        self.path, self.monkeypatch, self.settings = path, monkeypatch, {"seed": 0, "batch_size": 64, "epochs": 3}
+    def __init__(self, path):
+        self.path, self.settings = path, {"seed": 0, "batch_size": 64, "epochs": 3}
 
     def config(self, **fields):
         return RunConfig(checkpoint_dir=str(self.path), results_dir=str(self.path), **fields)
@@ -75,14 +72,6 @@ class Directory:
         """plan_run, with settings that a test may change."""
         config = self.config(resume=resume, overwrite=overwrite)
         return plan_run(config, self.settings | changed, owned=owned, scoring=scoring or {})
-
-    def as_rank(self, rank, size):
-        """Makes the run believe that it is on rank `rank` of `size`."""
-        for module in (running, distributed):
-            self.monkeypatch.setattr(module, "rank", lambda: rank)
-            self.monkeypatch.setattr(module, "size", lambda: size)
-        for name in ("barrier", "broadcast"):
-            self.monkeypatch.setattr(running, name, lambda value=None: value)
 
     def save(self, learner, epochs):
         """What a run leaves that has finished so many epochs of the learner. Returns the history."""
@@ -104,59 +93,33 @@ class Directory:
             self.save(learner, 3)
         save_file(self.path / "summary.json", {"settings": self.settings, "eval_config": scoring})
 
+    def keep(self, **identity):
+        """Leaves the file that says whose the results of an interrupted evaluation are. Returns its path."""
+        path = self.path / ".evaluation/identity.json"
+        path.parent.mkdir(exist_ok=True)
+        save_file(path, identity)
+        return path
+
     def refuses(self, message, **options):
         with pytest.raises(InputError, match=message):
             self.plan(**options)
 
 
 @pytest.fixture
-def directory(tmp_path, monkeypatch):
-    return Directory(tmp_path, monkeypatch)
-
-
-def test_a_run_continues_after_its_last_epoch(directory, tmp_path):
-    history = directory.save(First(), 2)
-    directory.save(Second(), 1)
-    names = ["first_state.json", "first_state_2.pt", "first_state_2_rows_0_of_1.pt"]
-    assert sorted(path.name for path in tmp_path.glob("first_state*")) == names
-    again = directory.run(plan=directory.plan(resume=True))
-    learner, epochs = First(), []
-    for epoch in again.epochs(learner):
-        epochs.append(epoch)
-        again.record(*learner.learn())
-    assert epochs == [3]
-    assert again.history[:2] == history
-    assert int(learner.epochs_done) == 3
-    assert torch.equal(learner.table, 8 * torch.arange(11.0))
-    assert sorted(path.name for path in tmp_path.glob("first_state_*"))[0] == "first_state_3.pt"
+def directory(tmp_path):
+    return Directory(tmp_path)
 
 
 def test_a_checkpoint_that_is_there_stays_as_it_is(directory, tmp_path):
     """By its bytes an interrupted evaluation knows that the results it has kept are of this training."""
-
-    class Saved(First):
-        train_index, weights = torch.arange(ROWS), dict
-
-        def checkpoint_name(self, epoch):
-            return f"first_epoch_{epoch}.pt"
-
-    directory.save(Saved(), 2)
-    for there in (True, False):
-        path = tmp_path / "first_epoch_2.pt"
-        path.write_bytes(b"as it was") if there else path.unlink()
-        directory.restored(Saved())
-        assert (path.read_bytes() == b"as it was") == there
-
-
-@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 3), (3, 1), (2, 3), (3, 2), (4, 2)])
-def test_another_number_of_ranks_continues_with_the_same_rows(directory, before, after):
-    for rank in reversed(range(before)):  # rank 0 says last that the state is there
-        directory.as_rank(rank, before)
-        directory.save(First(Shard(rank, before)), 1)
-    for rank in range(after):
-        directory.as_rank(rank, after)
-        _, learner = directory.restored(First(Shard(rank, after)))
-        assert torch.equal(learner.table, 2 * torch.arange(11.0)[rank::after])
+    directory.save(First(), 2)
+    path = tmp_path / "first_epoch_2.pt"
+    path.write_bytes(b"as it was")
+    directory.restored(First())
+    assert path.read_bytes() == b"as it was"
+    path.unlink()
+    directory.restored(First())
+    assert path.exists()
 
 
 def test_a_state_that_was_not_finished_is_not_taken(directory, tmp_path, monkeypatch):
@@ -180,23 +143,14 @@ def test_an_epoch_whose_body_is_left_or_has_no_record_is_not_saved(directory):
         if epoch == 2:
             break
     history, again = directory.restored(First())
-    assert len(history) == 1
-    assert int(again.epochs_done) == 1
+    assert (len(history), int(again.epochs_done)) == (1, 1)
+    assert torch.equal(again.table, 2 * torch.arange(11.0))
     with pytest.raises(ValueError, match=r"first: epoch 1 has no record; call run.record"):
         list(directory.run().epochs(First()))
 
 
-def test_what_stops_a_run_is_said_in_one_line(directory):
-    run = directory.run()
-    for stage, text in (
-        (None, "stopped by SIGTERM before an epoch of its own was over; give the same command again"),
-        ("after epoch 2 of 3, first", "stopped by SIGTERM after epoch 2 of 3, first; the same command with --resume"),
-    ):
-        run.stage = stage
-        with pytest.raises(Interrupted) as raised, stop_hint(run):
-            raise Interrupted(signal.SIGTERM)
-        assert str(raised.value).startswith(text)
-    with pytest.raises(RunError, match="the loss is not finite"), stop_hint(run):
+def test_a_loss_that_is_not_finite_is_an_error_of_one_line(directory):
+    with pytest.raises(RunError, match="the loss is not finite"), stop_hint(directory.run()):
         raise FloatingPointError("the loss is not finite")
 
 
@@ -232,15 +186,6 @@ def test_a_run_that_was_killed_while_it_wrote_its_first_state_begins_again(direc
     assert "nothing to resume: the run begins" in capsys.readouterr().out
 
 
-def test_overwriting_removes_that_runs_files_alone(directory, tmp_path):
-    directory.save(First(), 1)
-    for name in ("first_epoch_1.pt", "picture.png", "summary.json", "mine.png", "third_epoch_1.pt"):
-        (tmp_path / name).write_text("{}")
-    with directory.open(overwrite=True) as run:
-        assert run.states == {}
-    assert sorted(os.listdir(tmp_path)) == ["mine.png", "third_epoch_1.pt"]
-
-
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_finished_run_says_so(directory, tmp_path, capsys, resume):
     directory.finish(num_samples=5)
@@ -261,44 +206,36 @@ def test_a_finished_run_can_be_lengthened_where_no_schedule_forbids_it(directory
     assert (plan.lengthened, list(plan.states)) == (True, ["first", "second"])
     unextendable = OWNED._replace(extendable=False)
     directory.refuses("--epochs 3 there, 5 here", resume=True, epochs=5, owned=unextendable)
-    directory.save(Second(), 1)  # a summary does not finish half a run
-    plan = directory.plan(resume=True)
-    assert (list(plan.states), plan.finished) == (["first", "second"], False)
+
+
+def test_a_run_that_is_not_trained_and_scored_to_its_end_is_not_finished(directory, tmp_path):
+    directory.finish()
+    summary = load_json(tmp_path / "summary.json")
+    for epoch in (2, 3):
+        save_file(tmp_path / "summary.json", summary | {"scored_epoch": epoch})
+        assert directory.plan(resume=True).finished == (epoch == 3)
+    directory.save(Second(), 1)
+    assert not directory.plan(resume=True).finished
 
 
 def test_kept_results_of_tasks_go_with_the_run_that_they_are_of(directory, tmp_path):
-    identity = tmp_path / ".evaluation/identity.json"
-    identity.parent.mkdir()
     directory.finish(num_samples=7)
-    save_file(identity, {"settings": directory.settings, "eval_config": {"num_samples": 8}})
-    scoring = {"num_samples": 7}
+    scoring, others = {"num_samples": 7}, directory.settings | {"seed": 1}
+    directory.keep(settings=directory.settings, eval_config={"num_samples": 8})
     assert directory.plan(scoring=scoring)[1:4] == ([], False, True)  # an evaluation with other counts goes on there
-    save_file(identity, {"settings": directory.settings, "eval_config": scoring, "files": {}})
+    identity = directory.keep(settings=directory.settings, eval_config=scoring, files={})
     assert directory.plan(scoring=scoring).remove == [identity]  # the run was killed right after its end
     with directory.open(scoring=scoring) as run:
         assert run.finished
     assert not identity.parent.exists()
-    identity.parent.mkdir()
-    save_file(identity, {"settings": {**directory.settings, "seed": 1}})
+    directory.keep(settings=others)
     (tmp_path / "summary.json").unlink()
     directory.refuses("identity.json: of another run", resume=True)
     assert not directory.plan(resume=True, owned=OWNED._replace(evaluates=False)).remove
     with directory.open(overwrite=True):
         assert not identity.parent.exists()
-    for path in tmp_path.glob("*_state*"):
-        path.unlink()
-    identity.parent.mkdir()
-    save_file(identity, {"settings": {**directory.settings, "seed": 1}})
+    directory.keep(settings=others)
     directory.refuses("identity.json: of another run")
-
-
-def test_a_run_that_was_scored_before_its_end_is_not_finished(directory, tmp_path):
-    directory.finish()
-    summary = load_json(tmp_path / "summary.json")
-    save_file(tmp_path / "summary.json", {**summary, "scored_epoch": 2})
-    assert not directory.plan(resume=True).finished
-    save_file(tmp_path / "summary.json", {**summary, "scored_epoch": 3})
-    assert directory.plan(resume=True).finished
 
 
 def test_a_lengthening_that_was_interrupted_goes_on_and_the_shorter_run_is_not_said_to_be_finished(directory, tmp_path):
@@ -325,13 +262,6 @@ def test_a_lengthening_that_was_interrupted_goes_on_and_the_shorter_run_is_not_s
 
 
 def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
-    for rank in (1, 0):
-        directory.as_rank(rank, 2)
-        directory.save(First(Shard(rank, 2)), 1)
-    (tmp_path / "first_state_1_rows_1_of_2.pt").unlink()
-    directory.as_rank(0, 1)
-    with pytest.raises(InputError, match=r"first_state_1_rows_1_of_2.pt: no such checkpoint"):
-        directory.restored(First())
     directory.save(First(), 1)
     path, state = tmp_path / "first_state_1.pt", tmp_path / "first_state.json"
     save_checkpoint(path, nn.Linear(4, 2).state_dict())
@@ -345,6 +275,8 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
     directory.refuses(f"first_epoch_1.pt: {refused}", resume=True)
     directory.save(First(), 1)
     known = load_json(state)
+    save_file(state, known | {"ranks": 2})
+    directory.refuses(f"first_state_1_rows_0_of_2.pt: {refused}", resume=True)
     for contents in ({"prefix": "first"}, known | {"prefix": "second"}, known | {"ranks": 0}, known | {"epoch": 2}):
         save_file(state, contents)
         directory.refuses(r"first_state.json: its contents do not fit this program", resume=True)
@@ -352,80 +284,82 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
     directory.refuses(r"first_state.json: not a file of this program, or damaged", resume=True)
 
 
-def test_results_of_another_training_are_not_scored_over(directory, tmp_path):
-    def plan(epochs, **fields):
+@pytest.fixture
+def plan(directory):
+    """plan_evaluation, of checkpoints of so many epochs, of which the third of one method is scored."""
+
+    def plan(epochs=3, **fields):
         options = {"owned": OWNED, "epoch": 3, "methods": ["first"]}
         return plan_evaluation(directory.config(**fields), TrainConfig(epochs=epochs), **options)
 
-    assert plan(3) == ({}, [])
-    (tmp_path / "summary.json").write_text("damaged")
-    assert plan(3) == ({}, [])
-    (tmp_path / "summary.json").unlink()
-    (tmp_path / "picture.png").touch()  # of a run whose summary is gone
+    return plan
+
+
+def test_results_whose_training_is_not_known_are_not_scored_over(directory, tmp_path, plan):
+    picture, summary = tmp_path / "picture.png", tmp_path / "summary.json"
+    assert plan() == ({}, [])
+    summary.write_text("damaged")
+    assert plan() == ({}, [])
+    summary.unlink()
+    picture.touch()  # of a run whose summary is gone
     with pytest.raises(InputError, match=r"picture.png: of a run whose summary.json is missing or damaged; other"):
-        plan(3)
-    picture = tmp_path / "picture.png"
-    assert plan(3, overwrite=True) == ({}, [picture])
-    (tmp_path / ".evaluation").mkdir()
-    save_file(tmp_path / ".evaluation/identity.json", {"train_config": {"epochs": 3}, "settings": {}})
-    assert plan(3) == ({}, [])  # an evaluation that was interrupted goes on, or begins anew
+        plan()
+    assert plan(overwrite=True) == ({}, [picture])
+    identity = directory.keep(train_config={"epochs": 3}, settings={})
+    assert plan() == ({}, [])  # an evaluation that was interrupted goes on, or begins anew
     with pytest.raises(InputError, match=r"identity.json: of another run \(--epochs 3 there, 4 here\)"):
         plan(4)
     assert plan(4, overwrite=True) == ({}, [picture])
     directory.save(First(), 1)
     directory.refuses(r"identity.json: of a run without the settings seed", resume=True)
-    shutil.rmtree(tmp_path / ".evaluation")
-    (tmp_path / ".evaluation").touch()
+    shutil.rmtree(identity.parent)
+    identity.parent.touch()
     directory.refuses(r".evaluation: a file, where a run has a directory")
-    (tmp_path / ".evaluation").unlink()
-    for path in tmp_path.glob("first_*"):
-        path.unlink()
-    (tmp_path / "picture.png").unlink()
-    known = {"train_config": {"epochs": 3}, "seconds": {"training": {"first": 2.0}}}  # as of an older version
-    save_file(tmp_path / "summary.json", known)
-    assert plan(3) == ({"first": 2.0}, [])
+    summary.mkdir()
+    for planned in (plan, directory.plan):
+        with pytest.raises(InputError, match=r"summary.json: a directory, where a run has a file"):
+            planned()
+
+
+def test_results_of_another_training_are_not_scored_over(directory, tmp_path, plan):
+    summary, known = tmp_path / "summary.json", {"train_config": {"epochs": 3}, "seconds": {"training": {"first": 2.0}}}
+    save_file(summary, known)  # as of an older version
+    assert plan() == ({"first": 2.0}, [])
     with pytest.raises(InputError, match=r"summary.json: of another run \(--epochs 3 there, 4 here\)"):
         plan(4)
-    assert plan(4, overwrite=True) == ({}, [tmp_path / "summary.json"])
-    for other in ({"scored_epoch": 2, "settings": {"methods": "first"}}, {"settings": {"methods": "first second"}}):
-        save_file(tmp_path / "summary.json", {"scored_epoch": 3, **known, **other})
-        with pytest.raises(
-            InputError, match=r"its scores are of epoch [23] and --methods .*; another --results-dir keeps"
-        ):
-            plan(3)
-        assert plan(3, overwrite=True) == ({"first": 2.0}, [])
-    save_file(tmp_path / "summary.json", {**known, "settings": {"methods": "first second"}})  # as `lengthen` leaves it
-    with pytest.raises(InputError, match=r"its scores are of epoch 3 and --methods first second"):
-        plan(3)
+    options = {"owned": OWNED, "epoch": 4, "methods": ["first"], "device": "cpu"}
+    (tmp_path / "mine.png").touch()
+    with open_evaluation(directory.config(overwrite=True), TrainConfig(epochs=4), **options):
+        assert sorted(os.listdir(tmp_path)) == [LOCK, "mine.png"]
+    both = {"settings": {"methods": "first second"}}  # without an epoch, as `lengthen` leaves it
+    for other in ({"scored_epoch": 2, "settings": {"methods": "first"}}, {"scored_epoch": 3, **both}, both):
+        save_file(summary, known | other)
+        with pytest.raises(InputError, match=r"its scores are of epoch [23] and --methods first.*; another --results"):
+            plan()
+        assert plan(overwrite=True) == ({"first": 2.0}, [])
     for foreign in ({"train_config": None}, {"train_config": [1]}, {"train_config": {"epochs": 3}, "seconds": 1}):
-        save_file(tmp_path / "summary.json", foreign)
+        save_file(summary, foreign)
         with pytest.raises(InputError, match=r"summary.json: its contents do not fit this program"):
-            plan(3)
-    (tmp_path / "summary.json").write_text('{"settings": null}')
+            plan()
+    save_file(summary, {"settings": None})
     directory.refuses(r"summary.json: its contents do not fit this program")
-    (tmp_path / "summary.json").unlink()
-    (tmp_path / "summary.json").mkdir()
-    for planned in (plan, lambda epochs: directory.plan()):
-        with pytest.raises(InputError, match=r"summary.json: a directory, where a run has a file"):
-            planned(3)
 
 
 def test_files_of_the_users_own_are_none_of_a_run(directory, tmp_path):
-    directory.finish()
     names = ["first_state_2.pt.bak", "first_state_backup.pt", "first_state_notes.txt", "first_epoch_best.pt"]
-    for name in names:
+    names += ["mine.png", "third_epoch_1.pt"]
+    for name in (*names, "picture.png"):
         (tmp_path / name).touch()
-    plan = directory.plan(overwrite=True)
-    assert plan.remove
-    assert not {path.name for path in (*plan.remove, *directory.plan(resume=True, epochs=5).remove)} & {*names}
+    directory.finish()
+    assert not {path.name for path in directory.plan(resume=True, epochs=5).remove} & {*names}
+    with directory.open(overwrite=True) as run:
+        assert run.states == {}
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
     directory.save(First(), 3)
     assert {*names} <= {*os.listdir(tmp_path)}
     path = tmp_path / "first_state_3.pt"
     path.write_bytes(path.read_bytes()[:100])
     directory.settings["epochs"] = 5
-    with (
-        pytest.raises(InputError, match=r"first_state_3.pt: not a checkpoint, or damaged"),
-        directory.open(resume=True),
-    ):
+    with pytest.raises(InputError, match=r"first_state_3.pt: not a checkpoint"), directory.open(resume=True):
         pass
     assert (tmp_path / "first_epoch_2.pt").exists()  # nothing was removed before

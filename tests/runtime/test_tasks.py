@@ -40,24 +40,21 @@ def test_the_number_of_worker_processes_changes_no_bit(tmp_path, monkeypatch):
         assert alone[name]["threads"] == shared[name]["threads"] == 1
 
 
-def test_a_worker_that_ends_is_said_and_leaves_no_other(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
-    functions = {"sleeps": partial(time.sleep, 30), "ends": partial(os._exit, 3)}
-    with pytest.raises(RunError, match="a worker process has ended"):
-        Tasks(tmp_path / "kept", {}, 0.0).map("work", functions)
-    assert not multiprocessing.active_children()
-
-
 def end_all():
     """What a signal to all processes of a run does: the main one notes it, a worker ends."""
     os.kill(os.getppid(), signal.SIGTERM)
     os._exit(3)
 
 
-def test_a_signal_to_all_processes_is_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch, handlers):
+@pytest.mark.parametrize(
+    ("end", "error", "said"),
+    [(partial(os._exit, 3), RunError, "a worker process has ended"), (end_all, Interrupted, "stopped by SIGTERM")],
+)
+def test_a_worker_that_ends_leaves_no_other(tmp_path, monkeypatch, handlers, end, error, said):
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
-    with pytest.raises(Interrupted):
-        Tasks(tmp_path / "kept", {}, 0.0).map("work", {"ends": end_all, "sleeps": partial(time.sleep, 30)})
+    with pytest.raises(error, match=said):
+        Tasks(tmp_path / "kept", {}, 0.0).map("work", {"sleeps": partial(time.sleep, 30), "ends": end})
+    assert not multiprocessing.active_children()
 
 
 def test_finished_tasks_are_not_repeated(tmp_path):

@@ -28,7 +28,7 @@ from vae_utils import GaussianPosterior
 ROOT = Path(__file__).resolve().parent.parent
 SIGMA = 0.7
 
-os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # no worker processes, whose start takes longer than these runs
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # evaluations in one thread: files of tests share the cores
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Files of tests run side by side, a core each: threads that wait for each other would cost more than they give.
     os.environ["OMP_NUM_THREADS"] = "1"

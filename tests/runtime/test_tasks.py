@@ -1,60 +1,75 @@
-"""tasks.py: work in worker processes, whose number changes no bit; one that ends, and results that are kept."""
+"""tasks.py: work in threads, whose number changes no bit; failures and interruptions; results that are kept."""
 
-import multiprocessing
 import os
-import signal
-import time
+import subprocess
+import sys
+import threading
 from functools import partial
 
 import pytest
 import torch
+from conftest import ROOT
 
-from runtime.config import RunError
-from runtime.progress import Interrupted
 from runtime.tasks import Tasks
 
 
 def random_sum(seed):
     values = torch.randn(100_000, generator=torch.Generator().manual_seed(seed))
-    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    return {"process": os.getpid(), "threads": torch.get_num_threads(), "sum": values.sum(), "blocked": blocked}
+    return {"thread": threading.get_ident(), "threads": torch.get_num_threads(), "sum": values.sum()}
 
 
-def test_the_number_of_worker_processes_changes_no_bit(tmp_path, monkeypatch):
+def test_the_number_of_threads_changes_no_bit(tmp_path, monkeypatch):
     functions, results = {str(seed): partial(random_sum, seed) for seed in range(5)}, {}
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    for workers in "12":
-        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", workers)
-        results[workers] = Tasks(tmp_path / workers, {}, 0.0).map("work", functions)
+    for count in "12":
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", count)
+        results[count] = Tasks(tmp_path / count, {}, 0.0).map("work", functions)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
     alone, shared = results.values()
     assert list(shared) == list(functions)
-    assert {result["process"] for result in alone.values()} == {os.getpid()}
-    assert os.getpid() not in {result["process"] for result in shared.values()}
+    assert {result["thread"] for result in alone.values()} == {threading.get_ident()}
+    assert threading.get_ident() not in {result["thread"] for result in shared.values()}
     for name in functions:
-        assert (alone[name]["blocked"], shared[name]["blocked"]) == (False, True)  # Ctrl-C is the parent's alone
         assert torch.equal(alone[name]["sum"], shared[name]["sum"])
-        assert not shared[name]["sum"].is_shared()  # or it would keep a file open
         assert alone[name]["threads"] == shared[name]["threads"] == 1
 
 
-def end_all():
-    """What a signal to all processes of a run does: the main one notes it, a worker ends."""
-    os.kill(os.getppid(), signal.SIGTERM)
-    os._exit(3)
+STOPPED = """
+import os, signal, sys, time
+from pathlib import Path
+from runtime.cli import run_script
+from runtime.tasks import Tasks
+
+def waits():
+    time.sleep(20)
+    Path(sys.argv[1], "waited").touch()
+
+def stops():
+    {stop}
+
+def main():
+    Tasks(Path(sys.argv[1], "kept"), {{}}, 0.0).map("work", {{"waits": waits, "stops": stops, "later": waits}})
+
+run_script(main)
+"""
 
 
 @pytest.mark.parametrize(
-    ("end", "error", "said"),
-    [(partial(os._exit, 3), RunError, "a worker process has ended"), (end_all, Interrupted, "stopped by SIGTERM")],
+    ("stop", "status", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143, "stopped by SIGTERM"),
+        ("raise MemoryError", 1, "out of memory"),
+    ],
 )
-def test_a_worker_that_ends_leaves_no_other(tmp_path, monkeypatch, handlers, end, error, said):
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
-    with pytest.raises(error, match=said):
-        Tasks(tmp_path / "kept", {}, 0.0).map("work", {"sleeps": partial(time.sleep, 30), "ends": end})
-    assert not multiprocessing.active_children()
+def test_the_end_of_a_run_waits_for_no_thread(tmp_path, stop, status, said):
+    environment = os.environ | {"LOKY_MAX_CPU_COUNT": "2", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", STOPPED.format(stop=stop), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (status, 1), done.stderr
+    assert said in done.stderr
+    assert not (tmp_path / "waited").exists()
 
 
 def test_finished_tasks_are_not_repeated(tmp_path):

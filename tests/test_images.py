@@ -319,6 +319,9 @@ def test_other_modes_become_grey(tmp_path):
     for mode, suffix in (("1", "png"), ("P", "gif"), ("CMYK", "tif"), ("LA", "png"), ("YCbCr", "tif")):
         Image.fromarray(strokes(255, 0)).convert(mode).save(tmp_path / f"{mode}.{suffix}")
         torch.testing.assert_close(load_images(tmp_path / f"{mode}.{suffix}")[0, 0], LIGHT, atol=0.01, rtol=0)
+    red = Image.merge("RGB", [Image.fromarray(strokes(value, 0)) for value in (255, 0, 0)])
+    red.save(tmp_path / "red.png")
+    assert load_images(tmp_path / "red.png").max() == pytest.approx(76 / 127.5 - 1)  # the luma of ITU-R BT.601
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tif", "png", "webp"])

@@ -7,31 +7,32 @@ import pytest
 import torch
 from torch import nn
 
+from runtime import distributed
 from runtime import run as running
 from runtime.checkpoint import LOCK, load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import InputError, RunConfig, RunError, TrainConfig
-from runtime.distributed import WHOLE
+from runtime.distributed import WHOLE, Shard
 from runtime.learners import lengthen
 from runtime.plan import Owned, plan_evaluation, plan_run
 from runtime.run import Run, open_evaluation, open_run, stop_hint
 from training import Learner
 
-ROWS = 11  # of the table
+ROWS = 11  # of the table: ranks have unequally many
 
 
 class First(Learner):
-    """A learner whose epochs count in a buffer and in the rows of a table."""
+    """A learner whose epochs count in a buffer and in the rows of a table, of which each rank has its own."""
 
     name = prefix = "first"
     sharded = ("table",)
     count, train_index, weights = ROWS, torch.arange(ROWS), dict
 
-    def __init__(self):
+    def __init__(self, shard=WHOLE):
         nn.Module.__init__(self)
-        self.config, self.shard, self.optimizers, self.also_saved = TrainConfig(epochs=3), WHOLE, [], []
+        self.config, self.shard, self.optimizers, self.also_saved = TrainConfig(epochs=3), shard, [], []
         self.images = torch.zeros(1, 1, 2, 2)
         self.register_buffer("epochs_done", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("table", torch.arange(float(ROWS)))
+        self.register_buffer("table", torch.arange(float(ROWS))[shard.rank :: shard.size].clone())
 
     def learn(self):
         """An epoch: its columns of the history."""
@@ -120,6 +121,23 @@ def test_a_checkpoint_that_is_there_stays_as_it_is(directory, tmp_path):
     path.unlink()
     directory.restored(First())
     assert path.exists()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 3), (3, 2), (4, 2)])
+def test_another_number_of_ranks_continues_with_the_same_rows(directory, monkeypatch, before, after):
+    def on_rank(rank, size):
+        for module in (running, distributed):
+            monkeypatch.setattr(module, "rank", lambda: rank)
+            monkeypatch.setattr(module, "size", lambda: size)
+        for name in ("barrier", "broadcast"):
+            monkeypatch.setattr(running, name, lambda value=None: value)
+        return First(Shard(rank, size))
+
+    for rank in reversed(range(before)):  # rank 0 says last that the state is there
+        directory.save(on_rank(rank, before), 1)
+    for rank in range(after):
+        _, learner = directory.restored(on_rank(rank, after))
+        assert torch.equal(learner.table, 2 * torch.arange(11.0)[rank::after])
 
 
 def test_a_state_that_was_not_finished_is_not_taken(directory, tmp_path, monkeypatch):

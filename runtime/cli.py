@@ -20,6 +20,7 @@ from joblib import cpu_count
 from runtime.config import InputError, RunError, choose_device, choose_precision, flag
 from runtime.distributed import finish, first_to_stop, rank, size, start
 from runtime.progress import Interrupted, install_signal_handlers
+from runtime.tasks import THREAD
 
 # Errors of a lack of memory, in the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
 MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED|could not create a (primitive$|memory)|bad_alloc")
@@ -168,7 +169,8 @@ def run_script(main):
             traceback.print_exc()
     if said and first_to_stop():
         print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
-    if size() > 1 or threading.active_count() > 1:  # at once: Python would wait for threads, a rank for the others
+    at_work = any(thread.name.startswith(THREAD) for thread in threading.enumerate())
+    if at_work or size() > 1:  # at once: Python would wait for threads, a rank for the others
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()

@@ -16,6 +16,7 @@ from runtime.progress import ProgressBar
 
 TASKS, IDENTITY = ".evaluation", "identity.json"  # of an evaluation that goes on: a directory, the file that says whose
 MOST_THREADS = 4  # more would wait for Python's lock
+THREAD = "evaluation"  # the beginning of the names of threads
 
 
 class Tasks:
@@ -86,7 +87,7 @@ def _in_threads(functions, threads, advance):
 
     PyTorch lets other threads run while it computes, and a thread, unlike a process, has nothing to import.
     """
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=THREAD, initializer=torch.set_num_threads, initargs=(1,))
     try:
         names = {pool.submit(function): name for name, function in functions.items()}
         while names:

@@ -259,6 +259,7 @@ def load_images(images, *, resize=False, invert=False):
             if not paths:
                 hint = f", only folders; with one folder per class, use --dataset folder:{folder}" if folders else ""
                 raise InputError("; ".join([f"no image files ({', '.join(EXTENSIONS)}){hint}", *_listed(left_out)]))
+            left_out["folders"] += len(folders)
     if not paths:
         raise InputError("no images: the list of paths is empty")
     grey, _, notes = read_images(paths, resize=resize)

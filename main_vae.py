@@ -35,8 +35,8 @@ METHODS = (AmortizedVAE, LatentOptimization, SemiAmortizedVAE)  # the one list o
 
 
 def owned():
-    """The files of this script."""
-    return Owned(METHODS, RESULTS, summary="summary.json", page="report.html")
+    pictures = [f"{method.reconstruction_prefix}_epoch_[0-9]*.png" for method in METHODS]
+    return Owned(METHODS, (*pictures, *RESULTS), summary="summary.json", page="report.html")
 
 
 def train_and_score(experiment):

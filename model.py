@@ -1,8 +1,7 @@
 """The generative model p(x, z) with its likelihoods, the networks, and the classifier.
 
 Shapes: B images, K samples, D latent dimensions; samples lead, (K, B, D). An image is (C, H, W), pixels in [-1, 1].
-Of the VAE's convolutions only the last has a bias: others gain no ELBO, and on a CPU the gradient of a bias is slow.
-Weights are stored channels last, the layout that oneDNN needs.
+Only the VAE's last convolution has a bias: others gain no ELBO and are slow on a CPU, where oneDNN needs channels last.
 """
 
 import contextlib
@@ -110,7 +109,6 @@ class Bernoulli(Likelihood):
 
 
 def make_likelihood(config):
-    """The likelihood that a TrainConfig names; its field `likelihood` lists the names as choices."""
     return {Gaussian.name: Gaussian(config.sigma_p), Bernoulli.name: Bernoulli()}[config.likelihood]
 
 
@@ -199,7 +197,7 @@ class LatentVariableModel(nn.Module):
 class ConvModel(LatentVariableModel):
     """A LatentVariableModel with a convolutional decoder for images of `image_shape`, (C, H, W).
 
-    likelihood: by default a Gaussian; seed: if given, it decides the initial weights; options: of LatentVariableModel.
+    likelihood: by default a Gaussian; seed: decides the initial weights; options: of LatentVariableModel.
     """
 
     def __init__(self, latent_dim=200, likelihood=None, *, image_shape=(1, 28, 28), hidden=512, seed=None, **options):
@@ -207,8 +205,7 @@ class ConvModel(LatentVariableModel):
         with seeded_weights(seed):
             decoder = Decoder(latent_dim, likelihood, image_shape=image_shape, hidden=hidden)
         super().__init__(decoder, likelihood, latent_dim=latent_dim, **options)
-        self.image_shape = tuple(image_shape)
-        self.reach = FAR * math.sqrt(likelihood.noise_variance or math.inf)
+        self.image_shape, self.reach = tuple(image_shape), FAR * math.sqrt(likelihood.noise_variance or math.inf)
 
 
 class ConvVAE(ConvModel):

@@ -51,9 +51,12 @@ def measure(model, x, q, config, *, noise, annealed, fitted=False):
 
     q: of a method, (B, D); config: an EvalConfig; annealed: q*full and log p(x) are found of the first so many images,
     the others have NaN there; None: no fits, the columns are only the bound at q and METRICS. fitted: q is q* already.
+    Raises FloatingPointError for a bound that is not finite.
     """
     # Of all images
     columns = {"elbo": bound_at(model, x, q, noise=noise)}
+    if not columns["elbo"].isfinite().all():
+        raise FloatingPointError("the ELBO of an image is not finite: the training has diverged")
     columns |= {metric.__name__: metric(model, x, q) for metric in METRICS}
     if annealed is None:
         return columns

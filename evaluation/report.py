@@ -20,7 +20,7 @@ PICTURED = {"training image": ("train", 0), "test image": ("test", 0), "compared
 MOST_PICTURED = 30  # how many classes at most have an image of their own in a figure
 # The files in the results directory, as patterns; those of earlier versions, too.
 RESULTS = (
-    "*recon_epoch_[0-9]*.png", "samples_epoch_[0-9]*.png", "comparison_epoch_[0-9]*.png", "training_curves.png",
+    "samples_epoch_[0-9]*.png", "comparison_epoch_[0-9]*.png", "training_curves.png",
     "history.csv", "scores.csv", "gaps.csv",
     "log_probabilities.csv", "log_probabilities.np[yz]", "log_probabilities.png",
     "where_the_nats_go.png", "gaps_over_epochs.png", "gaps_per_digit.png", "quality_over_seconds.png",

@@ -11,7 +11,14 @@ from typing import NamedTuple
 
 import torch
 
-from runtime.checkpoint import invalid_contents, load_checkpoint, load_json, save_checkpoint, save_file
+from runtime.checkpoint import (
+    checksum_of,
+    invalid_contents,
+    load_checkpoint,
+    load_json,
+    save_checkpoint,
+    save_file,
+)
 from runtime.config import InputError, TrainConfig, about, differences, image_differences, portable_settings
 from runtime.distributed import own_shard, rank
 from runtime.tasks import TASKS
@@ -38,9 +45,16 @@ def state_paths(directory, learner, epoch, ranks):
     return [Path(directory) / f"{learner.prefix}_state_{epoch}{part}.pt" for part in ("", *rows)]
 
 
-def load_state(directory, learner, epoch, ranks):
-    """Gives the learner its state after an epoch, by any number of ranks; raises InputError if it does not fit."""
-    path, *row_paths = state_paths(directory, learner, epoch, ranks)
+def load_state(directory, learner, saved):
+    """Gives the learner the state that `{prefix}_state.json` names, of any number of ranks.
+
+    saved: its contents. Raises InputError for files that do not fit, or of another training.
+    """
+    ranks = saved["ranks"]
+    path, *row_paths = state_paths(directory, learner, saved["epoch"], ranks)
+    for file, checksum in zip((path, *row_paths), saved.get("checksums", ()), strict=False):  # older states have none
+        if checksum_of(file) != checksum:
+            raise InputError(f"{file}: not the file of this run")
     state, shard = load_checkpoint(path), own_shard()
     rows = shard.rows(learner.count)
     for other, row_path in enumerate(row_paths):
@@ -94,11 +108,12 @@ def lengthen(owned, run_config, epochs):
 
     First states and summary say the new number: from then on the shorter run is no longer there to be continued.
     Checkpoints and figures of epochs that the longer run does not keep are deleted, and so are tables, figures and page
-    of the end of the shorter one. Raises InputError for a damaged state, before anything is changed.
+    of the end of the shorter one. Raises InputError for a damaged file, before anything is changed.
     """
     directory, summary = run_config.checkpoint_dir, Path(run_config.results_dir) / owned.summary
     prefixes, kept = [learner.prefix for learner in owned.learners], saved_epochs(epochs)
-    for path in our_files(directory, *(f"{prefix}_state_*.pt" for prefix in prefixes)):
+    checkpoints = our_files(directory, *(f"{prefix}_epoch_*.pt" for prefix in prefixes))
+    for path in (*our_files(directory, *(f"{prefix}_state_*.pt" for prefix in prefixes)), *checkpoints):
         load_checkpoint(path)
     states = our_files(directory, *(f"{prefix}_state.json" for prefix in prefixes))
     for path in (*states, summary) if summary.exists() else states:
@@ -111,7 +126,7 @@ def lengthen(owned, run_config, epochs):
     for path in owned.results_in(run_config):
         if path != summary and not ("_epoch_" in path.name and epoch_of(path) in kept):
             path.unlink()
-    for path in our_files(directory, *(f"{prefix}_epoch_*.pt" for prefix in prefixes)):
+    for path in checkpoints:
         if epoch_of(path) not in kept:
             path.unlink()
             continue
@@ -137,8 +152,8 @@ class Checkpoints(NamedTuple):
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
 
     def scored(self):
-        """What is scored: the last epoch and the methods' names."""
-        return {"epoch": self.epochs[-1], "methods": [method.name for method in self.methods]}
+        """What is scored: the last epoch, the methods' names, the digest of the images."""
+        return {"epoch": self.epochs[-1], "methods": [method.name for method in self.methods], "images": self.images}
 
     def path(self, method, epoch):
         return Path(self.directory) / f"{method.prefix}_epoch_{epoch}.pt"

@@ -31,7 +31,7 @@ class Owned(NamedTuple):
 
     def files(self, run_config):
         """The files that are there, states first. Raises InputError for a directory in a file's place or vice versa."""
-        kinds = ("state*", "epoch_*.pt") if self.evaluates else ("state*",)
+        kinds = ("state[_.]*", "epoch_*.pt") if self.evaluates else ("state[_.]*",)
         checkpoints = [f"{learner.prefix}_{kind}" for kind in kinds for learner in self.learners]
         paths = [*our_files(run_config.checkpoint_dir, *checkpoints), *self.results_in(run_config)]
         if directories := [path for path in paths if path.is_dir()]:
@@ -118,7 +118,7 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     if not (run_config.resume or (restarted() and shortest == end)):
         fewer = [others["methods"] for _, others in known if others.get("methods") != settings.get("methods")]
         if shortest < end:
-            kind = f"a run of {shortest} epochs, which --resume lengthens"
+            kind = f"a run of {shortest} epoch{'s' * (shortest > 1)}, which --resume lengthens"
         elif fewer:
             kind = f"a run of --methods {fewer[0]}, to which --resume adds the others"
         elif not trained:
@@ -170,10 +170,11 @@ def _check_settings(known, settings, owned, data_dir):
     return min(epochs)
 
 
-def plan_evaluation(run_config, config, *, owned, epoch, methods):
+def plan_evaluation(run_config, config, *, owned, epoch, methods, images=None):
     """The training seconds that the summary of these checkpoints knows, and the results of others, to be removed.
 
-    config: the TrainConfig of the checkpoints; epoch: the one that is scored; methods: the names of those that are.
+    config: the TrainConfig of the checkpoints; epoch: the one that is scored; methods: the names of those that are;
+    images: their Data.digest, if it is known.
     Without a summary, the identity of an interrupted evaluation says whose the results are. Raises InputError if they
     are of another run, of one that is not known, or by the summary of another epoch or of further methods.
     """
@@ -191,7 +192,9 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods):
         return {}, unknown
     # One of an older version lacks the settings that are new.
     with invalid_contents(path):
-        trained = {**asdict(TrainConfig()), **earlier.get("train_config", {}), "precision": config["precision"]}
+        portable = portable_settings(earlier.get("settings", {}).get("images"), images)
+        trained = {**asdict(TrainConfig()), **earlier.get("train_config", {})}
+        trained |= {name: config[name] for name in portable if name in trained}
         scored, end = earlier.get("settings", {}).get("methods", ""), earlier.get("scored_epoch", epoch)
         same = (end == epoch and {*scored.split()} <= {*methods}) or path.name == IDENTITY
         if trained == config and (same or run_config.overwrite):

@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.checkpoint import directory_lock, save_checkpoint, save_file, write_files
+from runtime.checkpoint import checksum_of, directory_lock, save_checkpoint, save_file, write_files
 from runtime.config import RunError
 from runtime.cuda_graph import record_step
 from runtime.distributed import barrier, broadcast, rank, size
@@ -183,6 +183,7 @@ class Run:
         if rank() == 0:
             known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "settings": self.settings}
             known |= {"history": history, "seconds": self.seconds()}
+            known["checksums"] = [checksum_of(file) for file in (path, *row_paths)]
             save_file(self.directory / f"{learner.prefix}_state.json", known)
             for before in {*our_files(self.directory, f"{learner.prefix}_state_*.pt")} - {path, *row_paths}:
                 before.unlink(missing_ok=True)
@@ -192,7 +193,7 @@ class Run:
         if (saved := self.states.get(learner.prefix)) is None:
             return []
         epoch = saved["epoch"]
-        load_state(self.directory, learner, epoch, saved["ranks"])
+        load_state(self.directory, learner, saved)
         self.stage = f"after epoch {epoch} of {learner.config.epochs}, {learner.name}"
         print(f"{learner.name}: resumed after epoch {epoch}", flush=True)
         # A run may have been killed before this write; another one would change the file, by whose bytes an interrupted

@@ -1,10 +1,11 @@
 """--seeds: several runs of the same flags, one after the other, each in directories of its own."""
 
+import csv
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from runtime.checkpoint import directory_lock, write_files
+from runtime.checkpoint import directory_lock, invalid_contents, write_files
 from runtime.cli import make_config
 from runtime.config import InputError, RunConfig, differences, image_differences, portable_settings
 from runtime.progress import Interrupted
@@ -37,6 +38,14 @@ def run_seeds(given, prepare, execute, compare):
 
     for seed in flags:
         prepared(seed)
+    table = Path(run_config.results_dir) / "seeds.csv"
+    if table.exists() and not run_config.overwrite:
+        with invalid_contents(table), open(table, newline="", encoding="utf-8") as file:
+            there = {int(row["seed"]) for row in csv.DictReader(file)}
+        if not 0 < len(there) == len(there & {*given.seeds}):
+            raise InputError(
+                f"{table}: not of these seeds alone; another --results-dir keeps it, --overwrite replaces it"
+            )
     with directory_lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
         for seed, flags_of_seed in flags.items():
             print(f"seed {seed}: {flags_of_seed.checkpoint_dir}, {flags_of_seed.results_dir}", flush=True)

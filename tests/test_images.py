@@ -90,7 +90,7 @@ def test_the_images_of_a_folder_come_in_the_order_of_their_names(tmp_path):
         Image.new("L", (28, 28), value).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "more").mkdir()
-    with pytest.warns(UserWarning, match=r"left out: .txt \(not read\) 1"):
+    with pytest.warns(UserWarning, match=r"left out: .txt \(not read\) 1, folders 1"):
         greys = ((load_images(str(tmp_path)) + 1) * 127.5)[:, 0, 0, 0]
     assert greys.tolist() == pytest.approx([10, 20, 30])
     paths = [str(tmp_path / "c.bmp"), tmp_path / "b.PNG"]

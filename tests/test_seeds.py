@@ -81,6 +81,17 @@ def test_finished_seeds_are_compared_without_work(copy):
     assert {changed.name for changed in before if after[changed] != before[changed]} <= {"seeds.csv", "out", "err"}
 
 
+def test_a_table_of_other_seeds_is_kept(copy):
+    folder = copy("seeds")
+    path = folder / "results/seeds.csv"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.startswith("3,")) + "4,a\n")
+    before = path.read_bytes()
+    status, _, errors = run(folder, *SEEDS)
+    assert (status, len(errors)) == (2, 1)
+    assert "seeds.csv: not of these seeds alone; another --results-dir keeps it" in errors[0]
+    assert path.read_bytes() == before
+
+
 def test_the_csv_holds_the_numbers_of_the_scores(folder_of_runs):
     folder, names = folder_of_runs / "seeds", ("amortized", "latent_optimization")
     rows = read_csv(folder / "results/seeds.csv")

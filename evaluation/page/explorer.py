@@ -1,7 +1,7 @@
 """Data for the pictures that move with z in report.html: the decoders in half precision, and q of test images."""
 
 import base64
-from math import isnan
+from math import isfinite
 
 import torch
 from torch import nn
@@ -46,7 +46,9 @@ def explorer(methods, train_q, sample, sample_q, log_prob, *, points, seed):
             "latent_dim": q.mean.shape[1],
             "means": encoded(q.mean),
             "elbo": [round(value, 2) for value in bound.elbo.tolist()],
-            "log_prob": [None if isnan(value) else [round(value, 3), round(error, 3)] for value, error in known],
+            "log_prob": [
+                [round(value, 3), round(error, 3)] if isfinite(value + error) else None for value, error in known
+            ],
             "points": [[round(value, 2) for value in point] for point in points[method.name].tolist()],
             "sliders": names,
             "directions": encoded(vectors),

@@ -35,6 +35,15 @@ def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted):
         assert torch.equal(found["elbo"], found["fitted_elbo"])
 
 
+def test_a_q_that_has_diverged_is_said():
+    model = linear_gaussian()
+    x, _ = model.sample(2, seeded(1))
+    q = model.poor(x)
+    q.scale[1] = 1e200
+    with pytest.raises(FloatingPointError, match="the training has diverged"):
+        gaps.measure(model, x, q, CONFIG, noise=Noise(0), annealed=2)
+
+
 def test_every_estimate_of_log_prob_is_the_quadratures(nonlinear):
     x, _ = nonlinear.sample(6, seeded(1))
     found = gaps.measure(nonlinear, x, nonlinear.poor(x), CONFIG, noise=Noise(2), annealed=6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from runtime import distributed
+from runtime import distributed, learners
 from runtime import run as running
 from runtime.checkpoint import LOCK, load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import InputError, RunConfig, RunError, TrainConfig
@@ -109,6 +109,20 @@ class Directory:
 @pytest.fixture
 def directory(tmp_path):
     return Directory(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["first_state_2.pt", "first_state_2_rows_0_of_1.pt"])
+def test_a_file_of_the_state_of_another_run_is_refused(directory, tmp_path, name):
+    other = Directory(tmp_path / "other")
+    other.path.mkdir()
+    strange = First()
+    strange.epochs_done += 1
+    strange.table += 1
+    other.save(strange, 2)
+    directory.save(First(), 2)
+    (tmp_path / name).write_bytes((other.path / name).read_bytes())
+    with pytest.raises(InputError, match=f"{name}: not the file of this run"):
+        directory.restored(First())
 
 
 def test_a_checkpoint_that_is_there_stays_as_it_is(directory, tmp_path):
@@ -256,17 +270,24 @@ def test_kept_results_of_tasks_go_with_the_run_that_they_are_of(directory, tmp_p
     directory.refuses("identity.json: of another run")
 
 
-def test_a_lengthening_that_was_interrupted_goes_on_and_the_shorter_run_is_not_said_to_be_finished(directory, tmp_path):
+def test_a_lengthening_that_was_interrupted_goes_on_and_the_shorter_run_is_not_said_to_be_finished(
+    directory, tmp_path, monkeypatch
+):
     directory.finish()
     assert directory.plan().finished
-    with pytest.raises(InputError, match=r"_epoch_\d.pt: not a checkpoint"):  # empty ones, which stop it on its way
+    with pytest.raises(InputError, match=r"_epoch_\d.pt: not a checkpoint"):  # empty ones, before anything is changed
         lengthen(OWNED, directory.config(), 5)
+    assert directory.plan().finished
+    for path in tmp_path.glob("*_epoch_*.pt"):
+        save_checkpoint(path, {"epoch": int(path.stem[-1]), "config": {"epochs": 3}})
+    monkeypatch.setattr(learners, "save_checkpoint", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # it is stopped on its way
+        lengthen(OWNED, directory.config(), 5)
+    monkeypatch.undo()
     longer = r"first_state.json: of a longer run, of 5 epochs"
     directory.refuses(longer)
     directory.refuses(longer, resume=True)
     assert directory.plan(resume=True, epochs=5).lengthened
-    for path in tmp_path.glob("*_epoch_*.pt"):
-        save_checkpoint(path, {"epoch": int(path.stem[-1]), "config": {"epochs": 3}})
     lengthen(OWNED, directory.config(), 5)
     assert {path.name for path in tmp_path.glob("*_epoch_*.pt")} == {"first_epoch_1.pt", "second_epoch_1.pt"}
     assert load_checkpoint(tmp_path / "first_epoch_1.pt")["config"] == {"epochs": 5}
@@ -283,6 +304,8 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
     directory.save(First(), 1)
     path, state = tmp_path / "first_state_1.pt", tmp_path / "first_state.json"
     save_checkpoint(path, nn.Linear(4, 2).state_dict())
+    known = load_json(state)
+    save_file(state, {name: value for name, value in known.items() if name != "checksums"})  # of an earlier version
     with pytest.raises(InputError, match=r"first_state_1.pt: its contents do not fit this program"):
         directory.restored(First())
     path.unlink()
@@ -306,11 +329,19 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
 def plan(directory):
     """plan_evaluation, of checkpoints of so many epochs, of which the third of one method is scored."""
 
-    def plan(epochs=3, **fields):
-        options = {"owned": OWNED, "epoch": 3, "methods": ["first"]}
-        return plan_evaluation(directory.config(**fields), TrainConfig(epochs=epochs), **options)
+    def plan(epochs=3, dataset="mnist", images=None, **fields):
+        options = {"owned": OWNED, "epoch": 3, "methods": ["first"], "images": images}
+        return plan_evaluation(directory.config(**fields), TrainConfig(epochs=epochs, dataset=dataset), **options)
 
     return plan
+
+
+def test_a_folder_that_has_moved_is_the_same_training(tmp_path, plan):
+    known = {"train_config": {"epochs": 3, "dataset": "folder:there"}, "seconds": {"training": {"first": 7}}}
+    save_file(tmp_path / "summary.json", known | {"settings": {"images": {"train": "a digest"}}})
+    assert plan(dataset="folder:here", images={"train": "a digest"}) == ({"first": 7}, [])
+    with pytest.raises(InputError, match="of another run"):
+        plan(dataset="folder:here", images={"train": "another"})
 
 
 def test_results_whose_training_is_not_known_are_not_scored_over(directory, tmp_path, plan):

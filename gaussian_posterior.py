@@ -105,7 +105,9 @@ class GaussianPosterior:
         """The noise from which `rsample` makes z, (B, D) or (K, B, D)."""
         self._check(z)
         if self.is_full:
-            return torch.linalg.solve_triangular(self.scale, (z - self.mean).unsqueeze(-1), upper=False).squeeze(-1)
+            columns = (z - self.mean).reshape(-1, *self.mean.shape).movedim(0, -1)  # (B, D, K)
+            noise = torch.linalg.solve_triangular(self.scale, columns, upper=False)
+            return noise.movedim(-1, 0).reshape(z.shape)
         noise = (z - self.mean) / self.scale
         if self.factor is None:
             return noise

@@ -44,6 +44,7 @@ class PosteriorFit:
         self.optimizer = torch.optim.Adam([self.parameters])
 
     def q(self):
+        """The q as it is now, (B, D)."""
         return unpack(self.parameters, self.rank)
 
     @torch.enable_grad()

@@ -80,8 +80,7 @@ class Method(Learner):
     A new method is one file and an entry in main_vae.METHODS. Its subclass sets `name` and `prefix` of a Learner and
     the attributes below, and defines `posterior` and `infer`; its file has load_model = TheClass.load_model. The base
     class makes the model and an Adam of its weights, takes the steps, validates, saves all that `weights` returns, and
-    loads it into a new model_class. Figures of reconstructions are called {reconstruction_prefix}_epoch_{N}.png; the
-    prefix must end in "recon", by which report.py finds them.
+    loads it into a new model_class. Figures of reconstructions are called {reconstruction_prefix}_epoch_{N}.png.
     """
 
     label = color = None  # in tables and figures; the colors of evaluation/style.py are taken
@@ -147,9 +146,9 @@ class Method(Learner):
     def infer(self, x, *, noise, fit_steps=300):
         """q of any images x (B, *image) that were not trained on, as a Fit: by a forward pass, or by an optimization.
 
-        B is up to 10,000: work in batches. It may use `config` and `model` alone, see `frozen`. noise: a Noise,
-        one for all images or one for each; with the latter the q of an image may depend on no other image. fit_steps:
-        of an optimization.
+        B is up to 10,000: work in batches. It may use `config` and `model` alone, see `frozen`, and changes neither:
+        threads share them. noise: a Noise, one for all images or one for each; with the latter the q of an image may
+        depend on no other image. fit_steps: of an optimization.
         """
         raise NotImplementedError
 

@@ -88,7 +88,7 @@ class ISEstimate(NamedTuple):
     effective_sample_size: torch.Tensor
 
 
-# Each check raises ValueError, with a text that shows what is needed instead.
+# Each check raises ValueError, with a text that shows what is needed instead; call: as it should be.
 
 
 def check_noise(noise, images, call):
@@ -154,11 +154,12 @@ def check_scale(q):
 def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
     """Raises ValueError for shapes that do not fit, a missing Noise, and inputs that would give wrong numbers."""
     check_model(model)
-    model.check(x)
+    check_pixels(x, model.like)
     check_posterior(q)
     check_noise(noise, len(x), f"{function}(model, x, q, noise=Noise(seed))")
     if not len(x):
         raise ValueError("no images")
+    model.check(x)
     if q.mean.shape != (needed := (len(x), model.latent_dim)):
         shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)}"
         raise ValueError(f"{shapes} do not fit: q needs {needed}, images by latent dimensions")

@@ -142,6 +142,8 @@ def anneal(e, temperatures, betas, step_sizes, *, target, noise):
     posterior, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015). Returns the log-weights w and the acceptances,
     (K, B) each. temperatures: (B,), falling from T: an image that is through leaves the batch.
     """
+    if (temperatures.diff() > 0).any():
+        raise ValueError(f"the images are not sorted by their temperatures, most first: {temperatures.tolist()}")
     counts, state = temperatures.tolist(), target.at(e)
     total, accepted = torch.zeros_like(state.log_weight), torch.zeros_like(state.log_weight)
     for step in range(counts[0]):
@@ -210,7 +212,11 @@ def weighted_runs(model, x, q, z=None, *, noise, chains=8, temperatures=None, lo
 
 
 def annealed_importance_sampling(model, x, q, *, noise, **options):
-    """A LogProb by annealing from q (Neal 2001; Wu et al. 2017), in whose mode chains stay; see `weighted_runs`."""
+    """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017): a LogProb.
+
+    Arguments and errors are those of `weighted_runs`. p(x) is exactly the expectation of the exponential of a
+    log-weight. Chains stay in the mode that q is in.
+    """
     log_w, _, acceptance, temperatures, predicted_std = weighted_runs(model, x, q, noise=noise, **options)
     # A weight of 0, or without a value, is a sign that the others cannot be relied on.
     std = log_w.std(0).masked_fill(~log_w.isfinite().all(0), math.inf)

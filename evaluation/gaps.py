@@ -51,7 +51,7 @@ def measure(model, x, q, config, *, noise, annealed, fitted=False):
 
     q: of a method, (B, D); config: an EvalConfig; annealed: q*full and log p(x) are found of the first so many images,
     the others have NaN there; None: no fits, the columns are only the bound at q and METRICS. fitted: q is q* already.
-    Raises FloatingPointError for a bound that is not finite.
+    Raises FloatingPointError if the bound at q is not finite.
     """
     # Of all images
     columns = {"elbo": bound_at(model, x, q, noise=noise)}

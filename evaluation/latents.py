@@ -70,7 +70,11 @@ def rescale(features, others):
 
 
 def choose_penalty(features, labels, *, seed):
-    """The C of PROBE_C with the best accuracy in cross-validation on features (N, F); of equals, the smallest."""
+    """The C of PROBE_C with the best accuracy of a logistic regression on features (N, F) in cross-validation.
+
+    By a path over C, on a stratified sample of at most ENOUGH_LABELS of the labels (N,); of equals, the smallest. Where
+    a class has fewer labels there than there are folds, it is 1.
+    """
     x, y = features.cpu().numpy(), labels.cpu().numpy()
     if len(y) > ENOUGH_LABELS:
         x, y = resample(x, y, replace=False, n_samples=ENOUGH_LABELS, stratify=y, random_state=seed)
@@ -96,9 +100,10 @@ def probe(features, labels, penalty):
 def probe_predictions(features, *, train, sample, seed):
     """{name: {number of labels: {"correct" (draws, M) and "converged", a list}}} of probes of features.
 
-    features: {name: (of the training images (N, F), of the test images (M, F))}; train, sample: the Splits of these
-    images. The numbers of labels are PROBE_LABELS, at most N, without those in which the rarest class has no share of
-    one label. All features have the same draws of the labels; the first one chooses C.
+    features: {name: (of the training images (N, F), of the test images (M, F))}, which are `rescale`d; train, sample:
+    the Splits of these images. The numbers of labels are PROBE_LABELS, at most N, without those in which the rarest
+    class has no share of one label. Fewer than N labels are drawn PROBE_DRAWS times, the same draws for all features;
+    the first one chooses C.
     """
     count, results = len(train.labels), {name: {} for name in features}
     rarest = int(train.labels.bincount().min())

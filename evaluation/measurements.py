@@ -1,7 +1,7 @@
 """The work of an evaluation as tasks: which images of which split are measured, by gaps.py, and what each one gives.
 
-A task is a pure function of a model and of few images. What is random about an image is a function of (seed, purpose,
-method, image); only the bounds over whole splits have one generator for all images.
+A task is a pure function of a model and of few images, or of a whole split. What is random about an image is a
+function of (seed, purpose, method, image); only the bounds of whole splits have one generator for all images.
 """
 
 import copy
@@ -114,7 +114,10 @@ def measure_images(method, part, q, config, annealed, split, epoch):
         fit = Fit.given(q)
     seconds, noise = time.perf_counter() - started, noise_of("measured", method.name, split, epoch)
     is_best = q is None and method.infers_best and fit.q.is_diagonal
-    columns = measure(method.model, images, fit.q, config, noise=noise, annealed=annealed, fitted=is_best)
+    try:
+        columns = measure(method.model, images, fit.q, config, noise=noise, annealed=annealed, fitted=is_best)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{method.name}, {split} images after epoch {epoch}: {error}") from None
     if is_best and "fit_converged" in columns:
         columns["fit_converged"] *= fit.converged.to(images.dtype)
     costs = {"converged": fit.converged, "gradients": fit.gradients}

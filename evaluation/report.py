@@ -18,7 +18,7 @@ PRIOR_SAMPLES, EARLIER_NUM_SAMPLES = 64, 100
 # Images of every epoch: the split, and which image of each class it is.
 PICTURED = {"training image": ("train", 0), "test image": ("test", 0), "compared image": ("test", 1)}
 MOST_PICTURED = 30  # how many classes at most have an image of their own in a figure
-# The files in the results directory, as patterns; those of earlier versions, too.
+# The files in the results directory but for reconstructions, as patterns; those of earlier versions, too.
 RESULTS = (
     "samples_epoch_[0-9]*.png", "comparison_epoch_[0-9]*.png", "training_curves.png",
     "history.csv", "scores.csv", "gaps.csv",
@@ -57,7 +57,7 @@ def evaluate(load, epochs, data, classifier, config, run):
     # The work. At earlier epochs images are few: half the chains are enough.
     earlier = replace(config, num_samples=EARLIER_NUM_SAMPLES, chains=max(2, config.chains // 2))
     work, samples_of, methods_of = {}, {}, {}
-    for epoch in reversed(epochs):  # the tasks of the last epoch take longest
+    for epoch in reversed(epochs):  # the images of the last epoch take longest
         methods = load(epoch)
         samples_of[epoch] = measurements.draw_samples(data, config, last=epoch == last)
         settings = config if epoch == last else earlier

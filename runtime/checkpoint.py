@@ -83,8 +83,11 @@ def load_checkpoint(path, *, device="cpu"):
 
 def checksum_of(path):
     """A number for the contents of a file of `save_checkpoint`, made of the checksums of its parts, which it holds."""
-    with invalid_contents(path), zipfile.ZipFile(path) as archive:
-        return zlib.crc32(repr([(part.filename, part.CRC) for part in archive.infolist()]).encode())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return zlib.crc32(repr([(part.filename, part.CRC) for part in archive.infolist()]).encode())
+    except (OSError, zipfile.BadZipFile):
+        raise InputError(f"{path}: not a checkpoint, or damaged") from None
 
 
 def load_json(path):
@@ -205,7 +208,7 @@ def invalid_contents(path):
         raise
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, csv.Error) as error:
         # Of load_state_dict the first tensor of another shape, with both shapes; else the first line.
         lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Error(s) in loading")]
         first = next((line for line in lines if "size mismatch" in line), "".join(lines[:1]))

@@ -88,7 +88,8 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
         raise InputError(f"LOKY_MAX_CPU_COUNT {os.environ['LOKY_MAX_CPU_COUNT']!r}: not a whole number") from None
     dataset = dataset or config.dataset
     folder = os.path.expanduser(dataset.partition("folder:")[2])
-    inner = [place for level in ("/*/", "/*/*/") for place in glob.glob(glob.escape(folder) + level)]  # or links
+    levels = ("/*/", "/*/*/") if folder else ()
+    inner = [place for level in levels for place in glob.glob(glob.escape(folder) + level)]  # or links
     for name in written:
         path = Path(getattr(run_config, name))
         try:
@@ -133,6 +134,11 @@ def one_line(text):
     return " ".join(str(text).splitlines()).encode(errors="backslashreplace").decode()
 
 
+def _at_work():
+    """Whether a thread of an evaluation is there."""
+    return any(thread.name.startswith(THREAD) for thread in threading.enumerate())
+
+
 def run_script(main):
     """Calls the function `main` of a script; expected errors become one line on stderr and an exit status.
 
@@ -163,14 +169,13 @@ def run_script(main):
         if number in (errno.EPIPE, errno.ENOSPC):  # what was printed went to a closed pipe, or to a full disk
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too
             said = error.strerror if number == errno.ENOSPC else None
-        elif size() == 1:
+        elif size() == 1 and not _at_work():
             raise
         else:
             traceback.print_exc()
     if said and first_to_stop():
         print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
-    at_work = any(thread.name.startswith(THREAD) for thread in threading.enumerate())
-    if at_work or size() > 1:  # at once: Python would wait for threads, a rank for the others
+    if _at_work() or size() > 1:  # at once: Python would wait for threads, a rank for the others
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()

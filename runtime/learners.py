@@ -11,27 +11,21 @@ from typing import NamedTuple
 
 import torch
 
-from runtime.checkpoint import (
-    checksum_of,
-    invalid_contents,
-    load_checkpoint,
-    load_json,
-    save_checkpoint,
-    save_file,
-)
+from runtime.checkpoint import invalid_contents, load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.config import InputError, TrainConfig, about, differences, image_differences, portable_settings
 from runtime.distributed import own_shard, rank
 from runtime.tasks import TASKS
 
 LENGTHENED = "lengthened"  # in a state: being lengthened; in a summary: of a run that was longer afterwards
-NUMBERED = re.compile("_(epoch|state)[_.]")  # names that end as OURS do; others are the user's own
-OURS = re.compile(r"_(epoch_\d+\.(pt|png)|state(_\d+(_rows_\d+_of_\d+)?\.pt|\.json))$")
+NUMBERED = re.compile("_(epoch|state)[_.]")  # from there on a name is as OURS are; others are the user's own
+OURS = re.compile(r"_(epoch_\d+\.(pt|png)|state(_\d+(_rows_\d+_of_\d+)?\.pt|\.json))")
 
 
 def our_files(directory, *patterns):
     """The files in a directory whose names fit one of the patterns, without the user's own."""
     paths = [path for pattern in patterns for path in sorted(Path(directory).glob(pattern))]
-    return [path for path in paths if not NUMBERED.search(path.name) or OURS.search(path.name)]
+    places = {path: NUMBERED.search(path.name) for path in paths}
+    return [path for path, place in places.items() if not place or OURS.fullmatch(path.name, place.start())]
 
 
 def epoch_of(path):
@@ -46,15 +40,12 @@ def state_paths(directory, learner, epoch, ranks):
 
 
 def load_state(directory, learner, saved):
-    """Gives the learner the state that `{prefix}_state.json` names, of any number of ranks.
+    """Gives the learner the state that `{prefix}_state.json` names, of any number of ranks; saved: its contents.
 
-    saved: its contents. Raises InputError for files that do not fit, or of another training.
+    Raises InputError for files that do not fit.
     """
     ranks = saved["ranks"]
     path, *row_paths = state_paths(directory, learner, saved["epoch"], ranks)
-    for file, checksum in zip((path, *row_paths), saved.get("checksums", ()), strict=False):  # older states have none
-        if checksum_of(file) != checksum:
-            raise InputError(f"{file}: not the file of this run")
     state, shard = load_checkpoint(path), own_shard()
     rows = shard.rows(learner.count)
     for other, row_path in enumerate(row_paths):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.checkpoint import LOCK, exclusive_lock, invalid_contents, load_json, readable_json
+from runtime.checkpoint import LOCK, checksum_of, exclusive_lock, invalid_contents, load_json, readable_json
 from runtime.config import PORTABLE, InputError, TrainConfig, differences, image_differences, portable_settings
 from runtime.distributed import rank, restarted
 from runtime.learners import LENGTHENED, our_files, saved_epochs, state_paths
@@ -140,6 +140,9 @@ def plan_run(run_config, settings, *, owned, scoring=None):
             needed += [directory / f"{learner.prefix}_epoch_{epoch}.pt" for epoch in early]
         if absent := [path for path in needed if not path.exists()]:
             raise InputError(f"{absent[0]}: no such checkpoint, so that the run cannot be continued; {BEGIN_ANEW}")
+        for path, checksum in zip(needed, state.get("checksums", ()), strict=False):  # older states have none
+            if checksum_of(path) != checksum:
+                raise InputError(f"{path}: not the file of this run; {BEGIN_ANEW}")
     there = [*states.values()][-1]["settings"]
     portable = portable_settings(there.get("images"), settings.get("images"))
     moved = differences({name: there[name] for name in portable if name in there}, settings)

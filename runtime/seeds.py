@@ -43,9 +43,7 @@ def run_seeds(given, prepare, execute, compare):
         with invalid_contents(table), open(table, newline="", encoding="utf-8") as file:
             there = {int(row["seed"]) for row in csv.DictReader(file)}
         if not 0 < len(there) == len(there & {*given.seeds}):
-            raise InputError(
-                f"{table}: not of these seeds alone; another --results-dir keeps it, --overwrite replaces it"
-            )
+            raise InputError(f"{table}: not of these seeds alone; move it, or another --results-dir keeps it")
     with directory_lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
         for seed, flags_of_seed in flags.items():
             print(f"seed {seed}: {flags_of_seed.checkpoint_dir}, {flags_of_seed.results_dir}", flush=True)

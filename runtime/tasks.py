@@ -3,7 +3,7 @@
 import shutil
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -69,7 +69,7 @@ class Tasks:
                 new_results = _in_threads(todo, threads, bar.advance)
             else:
                 new_results = ((name, function()) for name, function in todo.items())
-            for name, result in new_results:
+            for name, result in stack.enter_context(closing(new_results)):
                 results[name] = self.keep(name, lambda result=result: result)
                 bar.advance()
             seconds = f"{time.perf_counter() - started:.0f} s"

@@ -43,6 +43,16 @@ def test_other_seeds_and_counts_give_other_numbers_elsewhere(copy):
     assert "other/scores.csv: of an earlier evaluation, as all that this one does not write" in said
 
 
+def test_the_number_of_threads_changes_no_bit(copy, monkeypatch):
+    """Of q*full and log p(x) too: the tasks share the models, and forward differentiation has one level for all."""
+    folder = copy()
+    for threads in ("1", "3"):
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", threads)
+        assert run(folder, "--results-dir", threads, "--precision", "bfloat16")[0] == 0
+    one, three = ((folder / threads / "log_probabilities.csv").read_bytes() for threads in ("1", "3"))
+    assert one == three
+
+
 def test_methods_are_loaded_in_evaluation_mode_and_float32(tmp_path):
     data, config = toy_data(), toy_config(epochs=1, precision="bfloat16")
     train(AmortizedVAE(config, data), tmp_path)

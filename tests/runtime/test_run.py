@@ -121,8 +121,9 @@ def test_a_file_of_the_state_of_another_run_is_refused(directory, tmp_path, name
     other.save(strange, 2)
     directory.save(First(), 2)
     (tmp_path / name).write_bytes((other.path / name).read_bytes())
-    with pytest.raises(InputError, match=f"{name}: not the file of this run"):
-        directory.restored(First())
+    directory.refuses(f"{name}: not the file of this run", resume=True)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:300])
+    directory.refuses(f"{name}: not a checkpoint, or damaged", resume=True)
 
 
 def test_a_checkpoint_that_is_there_stays_as_it_is(directory, tmp_path):
@@ -396,7 +397,7 @@ def test_results_of_another_training_are_not_scored_over(directory, tmp_path, pl
 
 def test_files_of_the_users_own_are_none_of_a_run(directory, tmp_path):
     names = ["first_state_2.pt.bak", "first_state_backup.pt", "first_state_notes.txt", "first_epoch_best.pt"]
-    names += ["mine.png", "third_epoch_1.pt"]
+    names += ["mine.png", "third_epoch_1.pt", "first_epoch_keep_2.pt", "first_state_of_epoch_3.pt"]
     for name in (*names, "picture.png"):
         (tmp_path / name).touch()
     directory.finish()

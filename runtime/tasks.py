@@ -87,6 +87,7 @@ def _in_threads(functions, threads, advance):
 
     PyTorch lets other threads run while it computes, and a thread, unlike a process, has nothing to import.
     """
+    # Each thread says that it computes alone: oneDNN and MKL ask the thread, not PyTorch.
     pool = ThreadPoolExecutor(threads, thread_name_prefix=THREAD, initializer=torch.set_num_threads, initargs=(1,))
     try:
         names = {pool.submit(function): name for name, function in functions.items()}

@@ -153,7 +153,7 @@ def run_script(main):
             setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):  # a console may lack characters of names
             stream.reconfigure(errors="replace")
-    said = None
+    message = None
     try:
         with out_of_memory_hint("--batch-size or --train-size"):
             start()
@@ -161,20 +161,20 @@ def run_script(main):
             finish()
         return
     except InputError as error:
-        said, status = f"error: {one_line(error)}", 1 if isinstance(error, RunError) else 2
+        message, status = f"error: {one_line(error)}", 1 if isinstance(error, RunError) else 2
     except Interrupted as interrupted:
-        said, status = interrupted, 128 + interrupted.number
+        message, status = interrupted, 128 + interrupted.number
     except Exception as error:
         status, number = 1, getattr(error, "errno", None)
         if number in (errno.EPIPE, errno.ENOSPC):  # what was printed went to a closed pipe, or to a full disk
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too
-            said = error.strerror if number == errno.ENOSPC else None
+            message = error.strerror if number == errno.ENOSPC else None
         elif size() == 1 and not _at_work():
             raise
         else:
             traceback.print_exc()
-    if said and first_to_stop():
-        print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
+    if message and first_to_stop():
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     if _at_work() or size() > 1:  # at once: Python would wait for threads, a rank for the others
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):

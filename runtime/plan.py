@@ -113,8 +113,9 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         if text := differences(finished.get("eval_config", {}), scoring or {}, but=PORTABLE):
             again = "these flags with --evaluate-only score it again"
             raise InputError(f"{summary}: this run is finished ({text}); {again}")
-        of_it = interrupted and all(finished.get(name) == interrupted[name] for name in interrupted if name != "files")
-        return Plan(states, [identity] if of_it else [], finished=True)
+        names = [name for name in interrupted or () if name != "files"]
+        killed_at_its_end = interrupted and all(finished.get(name) == interrupted[name] for name in names)
+        return Plan(states, [identity] if killed_at_its_end else [], finished=True)
     if not (run_config.resume or (restarted() and shortest == end)):
         fewer = [others["methods"] for _, others in known if others.get("methods") != settings.get("methods")]
         if shortest < end:

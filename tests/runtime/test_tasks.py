@@ -1,5 +1,6 @@
 """tasks.py: work in threads, whose number changes no bit; failures and interruptions; results that are kept."""
 
+import json
 import os
 import subprocess
 import sys
@@ -34,6 +35,27 @@ def test_the_number_of_threads_changes_no_bit(tmp_path, monkeypatch):
     for name in functions:
         assert torch.equal(alone[name]["sum"], shared[name]["sum"])
         assert alone[name]["threads"] == shared[name]["threads"] == 1
+
+
+ALONE = """
+import json, sys
+from threadpoolctl import threadpool_info
+from runtime.tasks import Tasks
+
+def openmp():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "openmp"]
+
+print(json.dumps(Tasks(sys.argv[1], {}, 0.0).map("work", {"a": openmp, "b": openmp})))
+"""
+
+
+def test_the_libraries_below_pytorch_compute_in_one_thread_too(tmp_path):
+    """They ask the thread in which they are called, not PyTorch."""
+    environment = os.environ | {"LOKY_MAX_CPU_COUNT": "2", "OMP_NUM_THREADS": "3", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "kept")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    *_, found = done.stdout.splitlines()
+    assert {count for counts in json.loads(found).values() for count in counts} == {1}, done
 
 
 STOPPED = """

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 import time
 from functools import partial
 
@@ -47,12 +48,33 @@ def wait_for(event, process, folder):
 
 
 def stop(script, folder, *flags, after, number, settings=None):
-    """Runs a script and sends the signal `number` once `after` has happened. Returns (exit status, stderr)."""
-    process = start(script, arguments(script, *flags, settings=settings), folder)
-    wait_for(after, process, folder)
-    os.kill(process.pid, number)
+    """Runs a script that gets the signal `number` once it has said the text `after`, or written the file of that name.
+
+    Returns (exit status, stderr).
+    """
+    command = arguments(script, *flags, settings=settings)
+    process = stress.start(script, command, folder, before=partial(_stop_itself, after, number))
+    while process.is_alive():
+        if (folder / after).exists():
+            os.kill(process.pid, number)
+            break
+        time.sleep(0.002)
     process.join()
     return process.exitcode, (folder / "err").read_text()
+
+
+def _stop_itself(after, number):
+    """Makes this process send itself the signal as it says the text: another process may be too late for that."""
+    make_rough()
+    write = sys.stdout.write
+
+    def write_and_stop(text):
+        write(text)
+        if after in text:
+            sys.stdout.flush()
+            os.kill(os.getpid(), number)
+
+    sys.stdout.write = write_and_stop
 
 
 def refused(script, folder, *flags, said, settings=None):

@@ -98,7 +98,10 @@ class LatentModel(ConvModel):
             self.register_buffer(f"{name}_of_q", None)
 
     def initial_posterior(self, x, noise=None):
-        """Where the q of images x (B, *image) begins, those of the table as well as any other's: (B, D)."""
+        """Where the q of images x (B, *image) begins, in the table and in any fit, but for a factor: (B, D).
+
+        noise: a Noise, which only a start at draws from the prior needs.
+        """
         check_images(x, self.image_shape, self.like, "initial_posterior(x)")
         return self.start(x, noise)
 
@@ -206,6 +209,8 @@ class LatentOptimization(training.Method):
         return {**self.model.state_dict(), **dict(zip(PARTS, parts, strict=False))}
 
     def load_weights(self, weights):
+        if PARTS[0] not in weights:  # as in pretrained/
+            raise ValueError("no q of training images: load_model takes it, a run and --evaluate-only do not")
         self.model.load_state_dict({name: value for name, value in weights.items() if name not in PARTS})
         self.table.load_parameters(*(weights[name] for name in PARTS if name in weights))
 

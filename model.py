@@ -40,7 +40,7 @@ class Likelihood(nn.Module):
 
     @property
     def label(self):  # in figures and tables of all methods: it names no learned value
-        return f"{self.name.capitalize()} p(x|z)"
+        return f"{self.name.replace('_', ' ').capitalize()} p(x|z)"
 
     def split(self, output):
         """The parameters of each pixel, `channels` tensors of the shape of x."""

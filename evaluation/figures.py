@@ -39,7 +39,10 @@ def plot_history(axes, history, name, *, scale, label, color):
 
 @style.styled
 def training_curves(*, history, methods, saved_epochs):
-    """Negative ELBO and its two parts over epochs, training and validation images; history: rows of Run.history."""
+    """Negative ELBO and its two parts over epochs, training and validation images; history: rows of Run.history.
+
+    saved_epochs: those that a training of more than ten names on its axis.
+    """
     shown_epochs = saved_epochs if saved_epochs[-1] > 10 else range(1, saved_epochs[-1] + 1)
     figure = Figure(figsize=(14, max(4.2, 1 + 0.95 * len(methods))))
     for axes, (part, (sign, title)) in zip(figure.subplots(1, len(PARTS)), PARTS.items(), strict=True):
@@ -66,8 +69,9 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     for method, values in zip(methods, example_values, strict=True):
         captions.append((method.label, [f"{value:.1f}" for value in values], method.color))
     width = max(1 + 5.5 * max(2, len(methods)), 2 + 0.85 * len(images))
-    figure = Figure(figsize=(width, 6.4 + 0.15 * len(captions)))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(0.8 + 0.15 * len(captions), 2.3))
+    upper_height = 1.77 + 0.2 * len(captions) + 0.1 * (width - 12)  # the images grow with the width
+    figure = Figure(figsize=(width, upper_height + 4.53))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(upper_height, 4.53))
     style.show_images(upper.subplots(), images, captions=captions, size=9)
     each_class = "each class" if len(images) == len(classes) else f"each of the first {len(images)} classes"
     how = how_found(scores, methods[0].name)

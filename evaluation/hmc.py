@@ -33,7 +33,7 @@ class AISTarget:
         return AISTarget(self.model, self.x[rows], self.q[rows])
 
     def at(self, e, *, exact=True):
-        """The ChainState at e (K, B, D); not exact: l(e), too, is in the model's precision."""
+        """The ChainState at e (K, B, D): gradients in the model's precision; so is l(e), if it need not be exact."""
         position = e.detach().requires_grad_()
         with torch.enable_grad():
             values = log_weight(self.model, self.x, self.q, position)

@@ -58,7 +58,7 @@ def probes(*, scores, methods):
     """Accuracy of linear probes over the number of labels, beside the supervised classifier's own."""
     figure = Figure(figsize=(9.5, 6.4))
     axes, look = figure.subplots(), style.looks(methods)
-    names, fitted = {method.name for method in methods}, {m.name for m in methods if not m.shared_inference}
+    names, fitted = {method.name for method in methods}, {m.name for m in methods if m.infers_best}
     accuracies = select_scores(scores, quantity="probe_accuracy")
     features = list(dict.fromkeys(entry.method for entry in accuracies))
     sizes = sorted({int(entry.group) for entry in accuracies})
@@ -81,7 +81,7 @@ def probes(*, scores, methods):
     draws = {int(entry.group): int(entry.mean) for entry in select_scores(scores, quantity="probe_draws", method=name)}
     axes.set_xticks(list(draws), [f"{size:,}\n({count} draw{'s' * (count > 1)})" for size, count in draws.items()])
     axes.xaxis.set_minor_locator(NullLocator())
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower left", ncols=2)
     figure.suptitle(
         f"What a logistic regression reads from the latents: accuracy on {entries[0].images:,} test images,\n"
         "mean over draws of the labels, with its 95% interval (Wilson) over the images alone\n"

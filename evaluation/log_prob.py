@@ -104,7 +104,8 @@ def _batch(model, images):
         ) from None
     of_one = {shape, shape[1:]} if len(shape) == 3 and shape[0] == 1 else {shape}
     if of_one.isdisjoint((x.shape, x.shape[1:])) or not len(x):
-        raise ValueError(f"images of shape {tuple(x.shape)}: the model needs {shape} or (N, {str(shape)[1:]}")
+        many = f"(N, {', '.join(map(str, shape))})"
+        raise ValueError(f"images of shape {tuple(x.shape)}: the model needs {shape} or {many}")
     if not x.isfinite().all():
         raise ValueError("images: pixels that are no finite numbers")
     if hasattr(model, "image_shape"):

@@ -35,7 +35,7 @@ FIGURES = ("training_curves", *(f"{name}_epoch_{epoch}" for name in ("comparison
 
 def with_model(method, model, **changes):
     """An object with all that the page needs of a method."""
-    names = ("name", "label", "color", "reconstruction_prefix", "shared_inference")
+    names = ("name", "label", "color", "reconstruction_prefix", "infers_best")
     return SimpleNamespace(**{name: getattr(method, name) for name in names} | {"model": model, **changes})
 
 

@@ -194,6 +194,7 @@ def test_probes_draw_every_feature_at_its_number_of_labels_also_where_numbers_ar
     figure = latent_figures.probes(scores=scores, methods=METHODS)
     expected = {"First way, mean of q, used dimensions only", "Raw pixels", "70\n(5 draws)", "77\n(1 draw)"}
     assert expected <= set(texts(figure))
+    assert {text.split(",")[0] for text in texts(figure) if "test: fitted" in text} == {"Third way"}  # it infers q*
     axes = figure.axes[0]
     drawn = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] > 1]
     assert len(drawn) >= 6

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vae_utils import GaussianPosterior, check_images, check_pixels, check_range
+from vae_utils import GaussianPosterior, check_counts, check_images, check_pixels, check_range
 
 INITIAL_LOG_VAR = -2.0  # of a q before any fit
 FAR = 10  # standard deviations: no pixel is drawn so far from [-1, 1]
@@ -63,6 +63,8 @@ class Gaussian(Likelihood):
 
     def __init__(self, sigma=0.4):
         super().__init__()
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"sigma {sigma}: not a number above 0")
         self.sigma, self.noise_variance = sigma, sigma**2
 
     @property
@@ -190,6 +192,7 @@ class LatentVariableModel(nn.Module):
         like = self.like
         if not isinstance(generator, torch.Generator):
             raise ValueError(f"generator: sample({count}, torch.Generator({like.device.type!r}).manual_seed(0))")
+        check_counts(count=count)
         z = torch.randn(count, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device)
         return self.likelihood.sample(self.decode(z), generator), z
 

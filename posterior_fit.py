@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.distributions import MultivariateNormal
 
-from vae_utils import GaussianPosterior, check_inputs, elbo, random_generator
+from vae_utils import GaussianPosterior, check_counts, check_inputs, elbo, random_generator
 
 SCORED_PAIRS, SCORED_PAIRS_FULL = 8, 32  # antithetic pairs of samples for which two q are compared
 FORWARD_DIFFERENTIATION = threading.Lock()  # PyTorch's has one level for all threads
@@ -106,6 +106,7 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
     check_inputs(model, x, q, noise, "fit_posterior")
     if torch.is_inference_mode_enabled():
         raise ValueError("fit_posterior needs gradients: torch.no_grad() in place of torch.inference_mode()")
+    check_counts(**{name: value for name, value in options.items() if name in ("fit_steps", "max_cycles", "pairs")})
     if wrong := [f"{name} {value}" for name, value in options.items() if not value > 0]:
         raise ValueError(f"{wrong[0]}: not above 0")
     if covariance not in ("diagonal", "low rank", "full"):
@@ -263,8 +264,7 @@ def gauss_newton_posterior(model, x, q, *, noise=None, draws=4, images=5):
     expectation is over `draws` of z, for `images` at a time. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise, "gauss_newton_posterior")
-    if draws < 1:
-        raise ValueError(f"draws {draws}: not above 0")
+    check_counts(draws=draws, images=images)
 
     def output_twice(z):
         output = model.decode(z)

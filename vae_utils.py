@@ -91,6 +91,11 @@ class ISEstimate(NamedTuple):
 # Each check raises ValueError, with a text that shows what is needed instead; call: as it should be.
 
 
+def check_counts(**counts):
+    if wrong := [f"{name} {value!r}" for name, value in counts.items() if not isinstance(value, Integral) or value < 1]:
+        raise ValueError(f"{wrong[0]}: not a whole number above 0")
+
+
 def check_noise(noise, images, call):
     if not isinstance(noise, Noise) or noise.images not in (None, images):
         raise ValueError(f"noise: {call}, or Noise.of_images(seed, index=...) with an entry for each image")
@@ -204,8 +209,7 @@ def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500)
     Returns an ISEstimate. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise, "importance_sampling")
-    if num_samples < 1:
-        raise ValueError(f"{num_samples} samples of {len(x)} images: importance_sampling needs one at least")
+    check_counts(num_samples=num_samples, chunk=chunk)
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
     # What a generator draws depends on the sizes of its calls: they are the same for any number of images.
     calls = [min(DRAWN_AT_ONCE, num_samples - start) for start in range(0, num_samples, DRAWN_AT_ONCE)]
@@ -233,8 +237,7 @@ def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=
     """
     check_model(model)
     check_noise(noise, len(images), "evaluate_bound(model, images, posterior, noise=Noise(seed))")
-    if draws < 1 or not len(images):
-        raise ValueError(f"draws {draws} of {len(images)} images: one at least")
+    check_counts(images=len(images), draws=draws, batch_size=batch_size)
     model.check(images)
     batches = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from evaluation.hmc import LEAPFROG_STEPS, AISTarget, ChainState, hmc_step
-from vae_utils import check_inputs, mean_and_error, random_generator
+from vae_utils import check_counts, check_inputs, mean_and_error, random_generator
 
 FEWEST, MOST = 16, 1024  # temperatures
 DEPENDENCE = 1.7  # by which successive temperatures raise the standard deviation: 1.5 to 1.9, measured
@@ -186,8 +186,9 @@ def weighted_runs(model, x, q, z=None, *, noise, chains=8, temperatures=None, lo
     inputs that do not fit.
     """
     check_inputs(model, x, q, noise)
-    if chains < 1 or (temperatures or 0) < 0 or not log_weight_std > 0:
-        raise ValueError(f"chains {chains}, temperatures {temperatures}, log_weight_std {log_weight_std}: out of range")
+    check_counts(chains=chains, temperatures=temperatures or 1, chunk=chunk)
+    if not log_weight_std > 0:
+        raise ValueError(f"log_weight_std {log_weight_std}: not above 0")
     target, rows = AISTarget(model, x, q), torch.arange(len(x), device=x.device)
     # Pilot runs
     parts = rows.split(max(1, chunk // PILOT_CHAINS))

@@ -18,7 +18,7 @@ from torchvision.datasets.utils import check_integrity, download_url
 from image_files import dark_note
 from images import dark_on_light, one_value_note, read_folder
 from runtime.checkpoint import exclusive_lock, new_directory
-from runtime.config import InputError, LearnerConfig, about, check_device
+from runtime.config import InputError, LearnerConfig, about, check_device, source
 from runtime.distributed import WHOLE, Shard, own_shard
 from vae_utils import random_generator
 
@@ -92,7 +92,7 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
     options = {"binarize": config.binarize, "resize": config.resize, "device": device}
     whole, test, *given = load_dataset(config.dataset, data_dir=data_dir, validation=True, **options)
     total, fewest = len(whole.labels), max(FEWEST_VALIDATION, whole.num_classes)
-    with about(f"--dataset {config.dataset}, --data-dir {data_dir}"):
+    with about(source(config.dataset, data_dir)):
         _check(whole, test)
         if train_index is not None:
             index = torch.as_tensor(train_index, device=device)
@@ -200,6 +200,7 @@ def _read_archives(name, data_dir):
             raise InputError(f"label {label}, of {len(dataset.classes)} classes from 0")
     except (OSError, RuntimeError, ValueError) as error:
         reason, advice = getattr(error, "strerror", None) or error, _advice(dataset, Path(data_dir).resolve())
+        reason = f"{Path(error.filename).name}: {reason}" if getattr(error, "filename", None) else reason
         raise InputError(f"{raw}: {dataset.__name__} cannot be read ({reason}); {advice}") from None
     parts = {}
     for split, images, labels in zip(SPLITS, arrays[::2], arrays[1::2], strict=True):
@@ -228,6 +229,8 @@ def _read_idx(archive, dataset):
     if file.is_dir():
         raise InputError(f"{file.name} is a directory")
     contents = gzip.decompress(archive.read_bytes()) if packed else file.read_bytes()
+    if contents[:2] == b"\0\0" and contents[2:3] in (b"\x09", b"\x0b", b"\x0c", b"\x0d", b"\x0e"):
+        raise InputError(f"{file.name} holds numbers of another type than unsigned bytes")
     start = 4 + 4 * sum(contents[3:4]) if contents[:3] == b"\0\0\x08" else 4
     shape = np.frombuffer(contents[4:start], ">i4") if len(contents) >= start else np.empty(0)
     if len(shape) == 0 or (shape < 0).any() or len(contents) - start != shape.prod():

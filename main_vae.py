@@ -1,17 +1,13 @@
 """Trains the same decoder by several methods, such as an amortized VAE and latent optimization, and compares them."""
 
-import os
-import signal
 import time
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads soon leave the processor
+from runtime.process import prepare_process
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run_script` sees to it: Ctrl-C ends the imports in silence
-    os.environ.pop("MPLBACKEND", None)  # of a notebook that starts this script; it may not be there
-    os.environ["MATPLOTLIBRC"] = str(Path(__file__).with_name("evaluation") / "figures.mplstyle")  # not the user's
+    prepare_process()
 
 from amortized_vae import AmortizedVAE
 from data import take_shard

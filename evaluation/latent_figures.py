@@ -39,7 +39,7 @@ def latent_usage(*, table, scores, methods):
             style.plot_band(axes, ranks, *column_intervals(rows, "kl"), color=color, line=line, label=label)
         margin = max(0.5, 0.05 * len(rows))
         axes.set(xlabel=f"rank of the dimension, of {len(rows)}", xlim=(1 - margin, len(rows) + margin))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         below = {} if len(rows) > PLANE else {"bbox_to_anchor": (1, -0.2)}
         axes.legend(loc="upper right", labelspacing=1, **below)
         axes.axhline(USED, color=style.INK, linestyle=":", linewidth=0.8)

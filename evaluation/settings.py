@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from data import Data, load_data, rows_per_class
 from runtime.cli import make_config, prepare_run
-from runtime.config import EvalConfig, InputError, RunConfig, TrainConfig, about, differences, image_differences
+from runtime.config import EvalConfig, InputError, RunConfig, TrainConfig, about, differences, image_differences, source
 from runtime.learners import Checkpoints, find_checkpoints
 from runtime.plan import plan_evaluation, plan_run, refuse_used
 
@@ -64,8 +64,8 @@ def prepare_again(given, *, owned):
     read = replace(config, dataset=dataset)
     data = load_data(read, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
     if text := image_differences(checkpoints.images, data.digest):
-        source = f"--dataset {read.dataset}, --data-dir {run_config.data_dir}"
-        raise InputError(f"{source}: not the images of the checkpoints in {run_config.checkpoint_dir} ({text})")
+        where = source(read.dataset, run_config.data_dir)
+        raise InputError(f"{where}: not the images of the checkpoints in {run_config.checkpoint_dir} ({text})")
     if not checkpoints.images:
         unknown = "checkpoints of an older version: that they were trained on these images could not be checked"
         data = data._replace(said=(*data.said, f"{run_config.checkpoint_dir}: {unknown}"))

@@ -27,6 +27,7 @@ CLASS_COLORS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000"
 )  # fmt: skip
 
+FITTING, MOST_NAMED = 11, 60  # characters that are as wide as an image; classes that an axis has room to name
 FONT = "DejaVu Sans"  # comes with matplotlib
 PLACEHOLDERS = re.compile(r"\.|Last ?Resort|Adobe Blank")  # fonts that draw a box for every character
 STYLE = mpl.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
@@ -144,7 +145,8 @@ def show_images(axes, images, *, label="", captions=(), columns=None, size=8, ga
     """Images (M, C, H, W) in [-1, 1] in one axes, which draws much faster than an axes for each.
 
     Of images with neither one nor three channels, the mean of the channels is shown. label: left of the images;
-    captions: lines below them, (name, M strings, colour), `size` in points; columns: images in a row; gap: in pixels.
+    captions: lines below them, (name, M strings, colour), `size` in points, but of many characters smaller; columns:
+    images in a row; gap: in pixels.
     """
     images = images.detach().cpu().float()
     if images.shape[1] not in (1, 3):
@@ -158,11 +160,14 @@ def show_images(axes, images, *, label="", captions=(), columns=None, size=8, ga
     axes.spines[:].set_visible(False)
     axes.grid(False)
     edge = gap if count > 1 else 0  # make_grid leaves a single image as it is
+    longest = max((len(part) for _, texts, _ in captions for text in texts for part in text.split("\n")), default=0)
+    small = size * min(1, FITTING / max(1, longest))
     for line, (name, texts, color) in enumerate(captions):
-        below, form = -1 - 1.35 * size * line, {"va": "top", "fontsize": size, "color": color}
+        below, form = -1 - 1.35 * size * line, {"va": "top", "fontsize": small, "color": color}
         for position, text in enumerate(texts):
             x = edge + (width - 1) / 2 + (width + gap) * position
             axes.annotate(text, (x, 0), (0, below), ("data", "axes fraction"), "offset points", ha="center", **form)
+        form["fontsize"] = size
         axes.annotate(name, (0, 0), (-4, below), "axes fraction", "offset points", ha="right", **form)
 
 
@@ -256,7 +261,8 @@ def class_axis(axes, classes, *, which="x", label="class"):
     if count > 12:
         form["fontsize"] = 7 if count <= 36 else 5
     axes.set(**{f"{which}label": label + ", by number" * (bool(label) and are_numbered(classes))})
-    getattr(axes, f"set_{which}ticks")(range(count), names, **form)
+    step = math.ceil(count / MOST_NAMED)
+    getattr(axes, f"set_{which}ticks")(range(0, count, step), names[::step], **form)
 
 
 def spaced(epochs):

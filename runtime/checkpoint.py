@@ -44,6 +44,20 @@ def atomic_write(path):
             tmp_path.unlink()
 
 
+def remove(paths):
+    """Removes those of these files that are there, all or none. Raises RunError if one cannot be removed."""
+    hidden = {}
+    for path in filter(Path.exists, paths):
+        try:
+            hidden[path.replace(path.with_name(f".{path.name}{PARTIAL}"))] = path
+        except OSError as error:  # of another user in a shared directory, or open on Windows
+            for moved, before in hidden.items():
+                moved.replace(before)
+            raise RunError(f"{path}: cannot be removed ({error.strerror or error})") from None
+    for new in hidden:
+        new.unlink()
+
+
 def save_checkpoint(path, checkpoint):
     """Writes a dict of tensors and plain values with torch.save. Raises RunError if it cannot be written."""
     # torch.save gets an open file, not a path: a path's name would become part of the contents.
@@ -64,8 +78,9 @@ def load_checkpoint(path, *, device="cpu"):
     with about(path):
         try:
             with open(path, "rb") as file:
-                if not zipfile.is_zipfile(file):  # such as a web page, or a pointer of Git LFS
-                    raise ValueError
+                with zipfile.ZipFile(file) as archive:  # a web page or a pointer of Git LFS is none
+                    if archive.testzip():  # compares checksums, which torch.load does not
+                        raise ValueError
                 file.seek(0)
                 checkpoint = torch.load(file, map_location=device, weights_only=True)
         except FileNotFoundError:
@@ -82,12 +97,12 @@ def load_checkpoint(path, *, device="cpu"):
 
 
 def checksum_of(path):
-    """A number for the contents of a file of `save_checkpoint`, made of the checksums of its parts, which it holds."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return zlib.crc32(repr([(part.filename, part.CRC) for part in archive.infolist()]).encode())
-    except (OSError, zipfile.BadZipFile):
-        raise InputError(f"{path}: not a checkpoint, or damaged") from None
+    """The CRC-32 of a file's contents."""
+    checksum = 0
+    with about(path), open(path, "rb") as file:
+        while part := file.read(2**24):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
 def load_json(path):
@@ -191,7 +206,8 @@ def directory_lock(*directories):
                 stack.enter_context(new_directory(directory))
                 stack.enter_context(exclusive_lock(directory))
             except OSError as error:
-                raise InputError(f"{directory}: cannot be written to ({error.strerror or error})") from None
+                place = error.filename or directory  # such as a lock that another user has left
+                raise InputError(f"{place}: cannot be written to ({error.strerror or error})") from None
             for partial in directory.glob(f".*{PARTIAL}"):
                 with suppress(OSError):
                     partial.unlink()

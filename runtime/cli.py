@@ -168,7 +168,7 @@ def run_script(main):
         status, number = 1, getattr(error, "errno", None)
         if number in (errno.EPIPE, errno.ENOSPC):  # what was printed went to a closed pipe, or to a full disk
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too
-            message = error.strerror if number == errno.ENOSPC else None
+            message = f"error: standard output: {error.strerror}" if number == errno.ENOSPC else None
         elif size() == 1 and not _at_work():
             raise
         else:

@@ -220,6 +220,11 @@ def differences(there, here, *, but=()):
     return "; ".join(f"{flag(name)} {there[name]} there, {here[name]} here" for name in changed)
 
 
+def source(dataset, data_dir):
+    """The flags that say where the images are."""
+    return f"--dataset {dataset}" + f", --data-dir {data_dir}" * (not str(dataset).startswith("folder:"))
+
+
 def portable_settings(there, here):
     """The settings that may differ where a run continues; of the same images, by Data.digest, their path, too."""
     return (*PORTABLE, "dataset") if there and there == here else PORTABLE

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from runtime.checkpoint import invalid_contents, load_checkpoint, load_json, save_checkpoint, save_file
+from runtime.checkpoint import invalid_contents, load_checkpoint, load_json, remove, save_checkpoint, save_file
 from runtime.config import InputError, TrainConfig, about, differences, image_differences, portable_settings
 from runtime.distributed import own_shard, rank
 from runtime.tasks import TASKS
@@ -114,13 +114,9 @@ def lengthen(owned, run_config, epochs):
             known.pop(name, None)
         save_file(path, {**known, **longer, LENGTHENED: True})
     shutil.rmtree(summary.with_name(TASKS), ignore_errors=True)
-    for path in owned.results_in(run_config):
-        if path != summary and not ("_epoch_" in path.name and epoch_of(path) in kept):
-            path.unlink()
-    for path in checkpoints:
-        if epoch_of(path) not in kept:
-            path.unlink()
-            continue
+    results = (path for path in owned.results_in(run_config) if path != summary)
+    remove(path for path in (*results, *checkpoints) if "_epoch_" not in path.name or epoch_of(path) not in kept)
+    for path in filter(Path.exists, checkpoints):
         checkpoint = load_checkpoint(path)
         save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": epochs}})
     for path in states:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runtime.checkpoint import LOCK, checksum_of, exclusive_lock, invalid_contents, load_json, readable_json
-from runtime.config import PORTABLE, InputError, TrainConfig, differences, image_differences, portable_settings
+from runtime.config import PORTABLE, InputError, TrainConfig, differences, image_differences, portable_settings, source
 from runtime.distributed import rank, restarted
 from runtime.learners import LENGTHENED, our_files, saved_epochs, state_paths
 from runtime.tasks import IDENTITY, TASKS
@@ -141,9 +141,9 @@ def plan_run(run_config, settings, *, owned, scoring=None):
             needed += [directory / f"{learner.prefix}_epoch_{epoch}.pt" for epoch in early]
         if absent := [path for path in needed if not path.exists()]:
             raise InputError(f"{absent[0]}: no such checkpoint, so that the run cannot be continued; {BEGIN_ANEW}")
-        for path, checksum in zip(needed, state.get("checksums", ()), strict=False):  # older states have none
+        for path, checksum in zip(needed, state.get("crc32", ()), strict=False):  # older states have none
             if checksum_of(path) != checksum:
-                raise InputError(f"{path}: not the file of this run; {BEGIN_ANEW}")
+                raise InputError(f"{path}: not the file of this run, or damaged; {BEGIN_ANEW}")
     there = [*states.values()][-1]["settings"]
     portable = portable_settings(there.get("images"), settings.get("images"))
     moved = differences({name: there[name] for name in portable if name in there}, settings)
@@ -153,7 +153,6 @@ def plan_run(run_config, settings, *, owned, scoring=None):
 
 def _check_settings(known, settings, owned, data_dir):
     """The fewest epochs of runs whose settings are known, [(path, settings)]. Raises InputError for other settings."""
-    source = f"--dataset {settings.get('dataset')}, --data-dir {data_dir}"
     settings = dict(settings)
     images = settings.pop("images", None)
     for path, others in known:
@@ -161,7 +160,8 @@ def _check_settings(known, settings, owned, data_dir):
             raise InputError(f"{path}: of a run without the settings {', '.join(absent)}; {BEGIN_ANEW}")
         same_source = all(others[name] == settings[name] for name in ("dataset", "resize") if name in settings)
         if same_source and (text := image_differences(others.get("images"), images)):
-            raise InputError(f"{source}: not the images of the run in {path} ({text}); {BEGIN_ANEW}")
+            where = source(settings.get("dataset"), data_dir)
+            raise InputError(f"{where}: not the images of the run in {path} ({text}); {BEGIN_ANEW}")
         if owned.extendable:  # for more epochs, and by further methods
             subset = {*owned.trained(others)} <= {*owned.trained(settings)}
             others = {**others, "epochs": settings["epochs"]} | ({"methods": settings.get("methods")} if subset else {})

@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.checkpoint import checksum_of, directory_lock, save_checkpoint, save_file, write_files
+from runtime.checkpoint import checksum_of, directory_lock, remove, save_checkpoint, save_file, write_files
 from runtime.config import RunError
 from runtime.cuda_graph import record_step
 from runtime.distributed import barrier, broadcast, rank, size
@@ -28,10 +28,11 @@ def open_run(run_config, settings, *, owned, scoring=None):
     with directory_lock(run_config.checkpoint_dir, run_config.results_dir):
         plan = broadcast(plan_run(run_config, settings, owned=owned, scoring=scoring) if rank() == 0 else None)
         run = Run(run_config, settings, plan)
-        for path in plan.remove if rank() == 0 else ():
-            path.unlink(missing_ok=True)
-            if path.name == IDENTITY:
-                shutil.rmtree(path.parent, ignore_errors=True)
+        if rank() == 0:
+            remove(plan.remove)
+            for path in plan.remove:
+                if path.name == IDENTITY:
+                    shutil.rmtree(path.parent, ignore_errors=True)
         if plan.finished:
             done = f"{run.results / owned.summary}: this run is finished, there is nothing to do"
             page = run.results / owned.page  # which a quick evaluation does not write
@@ -58,8 +59,8 @@ def open_evaluation(run_config, config, *, device, **options):
     with directory_lock(run_config.results_dir):
         training_seconds, others = plan_evaluation(run_config, config, **options)
         barrier()
-        for path in others if rank() == 0 else ():
-            path.unlink()
+        if rank() == 0:
+            remove(others)
         run = Run(run_config, {"device": device})
         run.directory = run.results
         run.stage = run.evaluation_stage = "in the evaluation"
@@ -183,7 +184,7 @@ class Run:
         if rank() == 0:
             known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "settings": self.settings}
             known |= {"history": history, "seconds": self.seconds()}
-            known["checksums"] = [checksum_of(file) for file in (path, *row_paths)]
+            known["crc32"] = [checksum_of(file) for file in (path, *row_paths)]
             save_file(self.directory / f"{learner.prefix}_state.json", known)
             for before in {*our_files(self.directory, f"{learner.prefix}_state_*.pt")} - {path, *row_paths}:
                 before.unlink(missing_ok=True)

@@ -195,6 +195,6 @@ def test_images_that_changed_since_the_training_are_refused(trained_on_folder, t
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     before = contents(tmp_path)
     for started in (*again(), sup_classification.main):
-        with pytest.raises(InputError, match=rf"folder:d, .*(not the images of|trained on others).*{said}"):
+        with pytest.raises(InputError, match=rf"folder:d: .*(not the images of|trained on others).*{said}"):
             started()
     assert contents(tmp_path) == before

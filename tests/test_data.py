@@ -118,7 +118,7 @@ def test_what_is_missing_or_damaged_is_named_with_its_directory(small_fashion, t
     assert str(error.value) == f"{raw}: {reason}; {advice}"
     for contents in (bytes([0, 0, 8]), bytes(7), idx(np.zeros((0, 0, 0), np.uint8)), b"\0\0\x0d\1" + bytes(8)):
         archive.with_suffix("").write_bytes(contents)
-        with pytest.raises(InputError, match=r"ubyte is damaged|do not fit"):
+        with pytest.raises(InputError, match=r"ubyte is damaged|do not fit|ubyte holds numbers of another type"):
             load_dataset("fashion-mnist", data_dir=tmp_path)
     archive.with_suffix("").unlink()
     archive.with_suffix("").mkdir()

@@ -3,6 +3,7 @@
 import os
 import pickle
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,13 @@ def test_equal_checkpoints_have_equal_bytes_under_any_name(tmp_path):
     torch.testing.assert_close(load_checkpoint(tmp_path / "one.pt"), content, rtol=0, atol=0)
 
 
+def one_bit_of(contents):
+    """The contents of a file with another bit in their middle, which lies in a tensor."""
+    changed = bytearray(contents)
+    changed[len(changed) // 2] ^= 1
+    return bytes(changed)
+
+
 def test_unusable_checkpoints_are_refused_and_run_no_code(tmp_path):
     path, trace = tmp_path / "state.pt", tmp_path / "trace"
     save_checkpoint(path, {"values": torch.arange(1000)})
@@ -57,6 +65,7 @@ def test_unusable_checkpoints_are_refused_and_run_no_code(tmp_path):
         (path.mkdir, "Is a directory|Permission denied"),
         (path.rmdir, "no such checkpoint"),
         (lambda: path.write_bytes(whole[: len(whole) // 2]), "not a checkpoint, or damaged"),
+        (lambda: path.write_bytes(one_bit_of(whole)), "not a checkpoint, or damaged"),
         (lambda: path.write_text("version https://git-lfs.github.com/spec/v1"), "not a checkpoint, or damaged"),
         (lambda: torch.save([1, 2], path), "not a checkpoint of this program"),
         (lambda: path.write_bytes(pickle.dumps(Poison(trace), protocol=2)), "not a checkpoint, or damaged"),
@@ -68,6 +77,27 @@ def test_unusable_checkpoints_are_refused_and_run_no_code(tmp_path):
     assert not trace.exists()
     torch.load(path, weights_only=False)
     assert trace.is_dir()  # the poison is poisonous
+
+
+def test_files_are_removed_all_or_none(tmp_path, monkeypatch):
+    paths, replace = [tmp_path / name for name in ("one", "two", "not there", "three")], Path.replace
+
+    def refusing(path, target):
+        if path.name == "three":
+            raise PermissionError(1, "Operation not permitted")
+        return replace(path, target)
+
+    for path in paths[:2] + paths[3:]:
+        path.write_text(path.name)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", refusing)
+        with pytest.raises(RunError, match=r"three: cannot be removed \(Operation not permitted\)"):
+            checkpoint.remove(paths)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        name: name for name in ("one", "two", "three")
+    }
+    checkpoint.remove(iter(paths))
+    assert not os.listdir(tmp_path)
 
 
 def test_json_is_read_as_it_was_written_and_refused_otherwise(tmp_path):

@@ -1,5 +1,6 @@
 """Flags come from the fields of a config; what a user gets wrong is one line and exit status 2."""
 
+import errno
 import io
 import os
 import subprocess
@@ -152,6 +153,16 @@ def test_a_lack_of_memory_is_one_line_and_a_bug_is_not_hidden(handlers, monkeypa
         run_script(Mock(side_effect=ValueError("a bug")))
 
 
+def test_a_full_disk_behind_the_output_is_named(handlers, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with open(os.devnull, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as stop:
+            run_script(Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "script.py: error: standard output: No space left on device\n"
+
+
 def test_a_stream_that_was_closed_before_the_start_is_no_error(handlers, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     run_script(lambda: sys.stderr.write("a bar"))
@@ -170,7 +181,8 @@ def test_a_console_that_lacks_characters_replaces_them(handlers, monkeypatch):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_starts_whatever_backend_and_matplotlibrc_there_are(tmp_path, script):
     (tmp_path / "matplotlibrc").write_bytes(b"font.family: caf\xe9\n")
-    environment = {**os.environ, "MPLBACKEND": "no_such_backend", "MATPLOTLIBRC": str(tmp_path)}
+    unwritable = {"MPLCONFIGDIR": "/dev/null/none"}  # as the home of a container's user
+    environment = {**os.environ, "MPLBACKEND": "no_such_backend", "MATPLOTLIBRC": str(tmp_path), **unwritable}
     command = [sys.executable, str(ROOT / script), "--help"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

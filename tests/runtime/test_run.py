@@ -121,9 +121,13 @@ def test_a_file_of_the_state_of_another_run_is_refused(directory, tmp_path, name
     other.save(strange, 2)
     directory.save(First(), 2)
     (tmp_path / name).write_bytes((other.path / name).read_bytes())
-    directory.refuses(f"{name}: not the file of this run", resume=True)
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:300])
-    directory.refuses(f"{name}: not a checkpoint, or damaged", resume=True)
+    directory.refuses(f"{name}: not the file of this run, or damaged", resume=True)
+    directory.save(First(), 2)
+    assert directory.plan(resume=True).states
+    damaged = bytearray((tmp_path / name).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / name).write_bytes(damaged)
+    directory.refuses(f"{name}: not the file of this run, or damaged", resume=True)
 
 
 def test_a_checkpoint_that_is_there_stays_as_it_is(directory, tmp_path):
@@ -306,7 +310,7 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
     path, state = tmp_path / "first_state_1.pt", tmp_path / "first_state.json"
     save_checkpoint(path, nn.Linear(4, 2).state_dict())
     known = load_json(state)
-    save_file(state, {name: value for name, value in known.items() if name != "checksums"})  # of an earlier version
+    save_file(state, {name: value for name, value in known.items() if name != "crc32"})  # of an earlier version
     with pytest.raises(InputError, match=r"first_state_1.pt: its contents do not fit this program"):
         directory.restored(First())
     path.unlink()
@@ -410,6 +414,6 @@ def test_files_of_the_users_own_are_none_of_a_run(directory, tmp_path):
     path = tmp_path / "first_state_3.pt"
     path.write_bytes(path.read_bytes()[:100])
     directory.settings["epochs"] = 5
-    with pytest.raises(InputError, match=r"first_state_3.pt: not a checkpoint"), directory.open(resume=True):
+    with pytest.raises(InputError, match=r"first_state_3.pt: not the file of this"), directory.open(resume=True):
         pass
     assert (tmp_path / "first_epoch_2.pt").exists()  # nothing was removed before

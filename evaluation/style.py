@@ -27,7 +27,7 @@ CLASS_COLORS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000"
 )  # fmt: skip
 
-FITTING, MOST_NAMED = 11, 60  # characters that are as wide as an image; classes that an axis has room to name
+FITTING, MOST_NAMED = 13, 60  # characters that are as wide as an image; classes that an axis has room to name
 FONT = "DejaVu Sans"  # comes with matplotlib
 PLACEHOLDERS = re.compile(r"\.|Last ?Resort|Adobe Blank")  # fonts that draw a box for every character
 STYLE = mpl.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)

@@ -50,8 +50,8 @@ def test_a_row_shows_its_images_side_by_side_and_nothing_across_them(channels):
 
 
 def test_captions_of_long_names_do_not_run_together():
-    names = [f"handwr…en {number:02}" for number in range(12)]
-    figure = style.image_rows(rows=[("row", torch.zeros(12, 1, 8, 8))], captions={"row": names}, title="")
+    names = [f"handwritte…tters no {number:02}" for number in range(12)]
+    figure = style.image_rows(rows=[("row", torch.zeros(12, 1, 28, 28))], captions={"row": names}, title="")
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
     assert len(boxes) == 12

@@ -153,8 +153,9 @@ class LatentVariableModel(nn.Module):
         rows = z.reshape(-1, z.shape[-1])
         with autocast(self.precision, z.device):
             output = self.decoder(rows)
-        if len(output) != len(rows):
-            raise ValueError(f"decoder: z {tuple(rows.shape)} into {tuple(output.shape)}: not a row for each z")
+        given = tuple(output.shape) if isinstance(output, torch.Tensor) else (type(output).__name__,)
+        if given[:1] != (len(rows),):
+            raise ValueError(f"decoder: z {tuple(rows.shape)} into {given}: not a row for each z")
         return output.reshape(*z.shape[:-1], *output.shape[1:]).to(z.dtype)
 
     def mean(self, z):

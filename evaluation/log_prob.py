@@ -95,7 +95,10 @@ def _batch(model, images):
     check_model(model)
     check_mode(model)
     check_weights(like := model.like)
-    shape = tuple(model.mean(torch.zeros(1, model.latent_dim).to(like)).shape[1:])
+    picture = model.mean(torch.zeros(1, model.latent_dim).to(like))
+    if not picture.isfinite().all():
+        raise ValueError("model: its decoder gives pixels that are no finite numbers")
+    shape = tuple(picture.shape[1:])
     try:
         x = torch.as_tensor(images).detach().to(like)
     except (TypeError, ValueError, RuntimeError):

@@ -239,7 +239,10 @@ def test_a_decoder_that_does_not_fit_is_refused():
     for decoder, message in (
         (nn.Linear(3, 12), r"x \(4, 2, 2, 3\): log_likelihood\(x, z\) takes x \(B, 12\)"),
         (nn.Flatten(0), "not a row for each z"),
+        (nn.LSTM(3, 12), r"into \('tuple',\): not a row for each z"),
     ):
         model = LatentVariableModel(decoder, Gaussian(SIGMA), latent_dim=3)
         with pytest.raises(ValueError, match=message):
             model.log_likelihood(torch.zeros(4, 2, 2, 3), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="its decoder gives pixels that are no finite numbers"):
+        log_prob(LatentVariableModel(nn.Threshold(9, torch.nan), Gaussian(SIGMA), latent_dim=3), torch.zeros(2, 3))

@@ -98,7 +98,7 @@ class LatentModel(ConvModel):
             self.register_buffer(f"{name}_of_q", None)
 
     def initial_posterior(self, x, noise=None):
-        """Where the q of images x (B, *image) begins, in the table and in any fit, but for a factor: (B, D).
+        """Where the q of images x (B, *image) begins, in the table and in any fit: (B, D), without a factor.
 
         noise: a Noise, which only a start at draws from the prior needs.
         """

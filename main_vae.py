@@ -7,7 +7,7 @@ from functools import partial
 from runtime.process import prepare_process
 
 if __name__ == "__main__":
-    prepare_process()
+    prepare_process("evaluation/figures.mplstyle")
 
 from amortized_vae import AmortizedVAE
 from data import take_shard

@@ -9,7 +9,7 @@ from pathlib import Path
 from runtime.process import prepare_process
 
 if __name__ == "__main__":
-    prepare_process()
+    prepare_process("evaluation/figures.mplstyle")
 
 import torch
 import torch.nn.functional as F

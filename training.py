@@ -80,11 +80,11 @@ class Method(Learner):
     A new method is one file and an entry in main_vae.METHODS. Its subclass sets `name` and `prefix` of a Learner and
     the attributes below, and defines `posterior` and `infer`; its file has load_model = TheClass.load_model. The base
     class makes the model and an Adam of its weights, takes the steps, validates, saves all that `weights` returns, and
-    loads it into a new model_class; LatentModel shows how that takes buffers whose sizes depend on the data. Figures of
+    loads it into a new model_class; LatentModel shows how to load buffers whose sizes depend on the data. Figures of
     reconstructions are called {reconstruction_prefix}_epoch_{N}.png.
     """
 
-    label = color = None  # in tables and figures; free colors that differ from all others: #56B4E9, #F0E442, #000000
+    label = color = None  # in tables and figures; colors that nothing else has: #56B4E9, #F0E442
     model_class = None  # a LatentVariableModel, made with the arguments of ConvModel; `hidden` only with --hidden
     # Whether one network infers every q. Then each gradient shapes all of them, and all test images have an ELBO.
     shared_inference = True

@@ -237,7 +237,9 @@ def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=
     """
     check_model(model)
     check_noise(noise, len(images), "evaluate_bound(model, images, posterior, noise=Noise(seed))")
-    check_counts(images=len(images), draws=draws, batch_size=batch_size)
+    check_counts(draws=draws, batch_size=batch_size)
+    if not len(images):
+        raise ValueError("no images")
     model.check(images)
     batches = []
     for rows in torch.arange(len(images), device=images.device).split(batch_size):

@@ -69,7 +69,7 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     for method, values in zip(methods, example_values, strict=True):
         captions.append((method.label, [f"{value:.1f}" for value in values], method.color))
     width = max(1 + 5.5 * max(2, len(methods)), 2 + 0.85 * len(images))
-    upper_height = 1.77 + 0.2 * len(captions) + 0.1 * (width - 12)  # the images grow with the width
+    upper_height = 1.77 + 0.2 * len(captions) + 0.55 * max(0, len(methods) - 2)  # which make the images wider
     figure = Figure(figsize=(width, upper_height + 4.53))
     upper, lower = figure.subfigures(2, 1, height_ratios=(upper_height, 4.53))
     style.show_images(upper.subplots(), images, captions=captions, size=9)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from itertools import product
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import matplotlib.figure
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.font_manager import FontProperties
 from matplotlib.style import context
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import LogLocator
 from torchvision.utils import make_grid
 
@@ -27,7 +29,7 @@ CLASS_COLORS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000"
 )  # fmt: skip
 
-FITTING, MOST_NAMED = 13, 60  # characters that are as wide as an image; classes that an axis has room to name
+ROOM, MOST_NAMED = 55, 60  # points below an image of a row; classes that an axis has room to name
 FONT = "DejaVu Sans"  # comes with matplotlib
 PLACEHOLDERS = re.compile(r"\.|Last ?Resort|Adobe Blank")  # fonts that draw a box for every character
 STYLE = mpl.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
@@ -141,11 +143,17 @@ def styled(draw):
     return styled_draw
 
 
+def _width(text, size):
+    """The width of the widest line of a text, in points, at least one."""
+    measure, font = partial(text_to_path.get_text_width_height_descent, ismath=False), FontProperties(size=size)
+    return max(1, *(measure(line, font)[0] for line in text.split("\n")))
+
+
 def show_images(axes, images, *, label="", captions=(), columns=None, size=8, gap=3):
     """Images (M, C, H, W) in [-1, 1] in one axes, which draws much faster than an axes for each.
 
     Of images with neither one nor three channels, the mean of the channels is shown. label: left of the images;
-    captions: lines below them, (name, M strings, colour), `size` in points, but of many characters smaller; columns:
+    captions: lines below them, (name, M strings, colour), `size` in points, or smaller if they would not fit; columns:
     images in a row; gap: in pixels.
     """
     images = images.detach().cpu().float()
@@ -160,15 +168,13 @@ def show_images(axes, images, *, label="", captions=(), columns=None, size=8, ga
     axes.spines[:].set_visible(False)
     axes.grid(False)
     edge = gap if count > 1 else 0  # make_grid leaves a single image as it is
-    longest = max((len(part) for _, texts, _ in captions for text in texts for part in text.split("\n")), default=0)
-    small = size * min(1, FITTING / max(1, longest))
     for line, (name, texts, color) in enumerate(captions):
-        below, form = -1 - 1.35 * size * line, {"va": "top", "fontsize": small, "color": color}
+        below, form = -1 - 1.35 * size * line, {"va": "top", "fontsize": size, "color": color}
+        axes.annotate(name, (0, 0), (-4, below), "axes fraction", "offset points", ha="right", **form)
+        form["fontsize"] *= min(1, ROOM / max((_width(text, size) for text in texts), default=1))
         for position, text in enumerate(texts):
             x = edge + (width - 1) / 2 + (width + gap) * position
             axes.annotate(text, (x, 0), (0, below), ("data", "axes fraction"), "offset points", ha="center", **form)
-        form["fontsize"] = size
-        axes.annotate(name, (0, 0), (-4, below), "axes fraction", "offset points", ha="right", **form)
 
 
 def show_rows(parent, rows, captions):
@@ -252,7 +258,7 @@ def plot_shares(axes, x, scores, **style):
 
 
 def class_axis(axes, classes, *, which="x", label="class"):
-    """Names the classes along an axis; long names are turned, many are small."""
+    """Names the classes along an axis, of more than MOST_NAMED every second, third, ...; turns long ones."""
     form, names, count = {}, shown(classes), len(classes)
     if which == "x" and count > (20 if are_short(names) else 12):
         form = {"rotation": 90}

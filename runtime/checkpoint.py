@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from runtime.config import InputError, RunError, about, check_device
 from runtime.distributed import barrier, rank
 
-PARTIAL = ".vae-partial"  # ends the name of a file that is being written; only this program uses it
+PARTIAL = ".vae-partial"  # ends the name of a file that is being written or removed; only this program uses it
 LOCK = ".vae-lock"  # in a directory that a run uses
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system, such as some of clusters
 
@@ -45,14 +45,15 @@ def atomic_write(path):
 
 
 def remove(paths):
-    """Removes those of these files that are there, all or none. Raises RunError if one cannot be removed."""
+    """Removes those of these files that are there; if one cannot be removed, none. It raises RunError then."""
     hidden = {}
     for path in filter(Path.exists, paths):
         try:
             hidden[path.replace(path.with_name(f".{path.name}{PARTIAL}"))] = path
         except OSError as error:  # of another user in a shared directory, or open on Windows
             for moved, before in hidden.items():
-                moved.replace(before)
+                with suppress(OSError):
+                    moved.replace(before)
             raise RunError(f"{path}: cannot be removed ({error.strerror or error})") from None
     for new in hidden:
         new.unlink()
@@ -79,7 +80,8 @@ def load_checkpoint(path, *, device="cpu"):
         try:
             with open(path, "rb") as file:
                 with zipfile.ZipFile(file) as archive:  # a web page or a pointer of Git LFS is none
-                    if archive.testzip():  # compares checksums, which torch.load does not
+                    # torch.load compares no checksums, and takes a part with attributes for a directory.
+                    if archive.testzip() or any(part.external_attr for part in archive.infolist()):
                         raise ValueError
                 file.seek(0)
                 checkpoint = torch.load(file, map_location=device, weights_only=True)
@@ -87,9 +89,10 @@ def load_checkpoint(path, *, device="cpu"):
             raise InputError("no such checkpoint") from None
         except pickle.UnpicklingError:
             raise InputError("refused, it holds more than tensors and plain values") from None
-        except (MemoryError, OSError, torch.OutOfMemoryError):
-            raise
-        except Exception:  # no list says what a damaged file makes torch.load raise
+        except Exception as error:  # no list says what a damaged file makes torch.load raise; EINVAL by a seek
+            of_machine = isinstance(error, MemoryError | OSError | torch.OutOfMemoryError)
+            if of_machine and getattr(error, "errno", None) != errno.EINVAL:
+                raise
             raise InputError("not a checkpoint, or damaged") from None
         if not isinstance(checkpoint, dict):
             raise InputError("not a checkpoint of this program")
@@ -97,7 +100,7 @@ def load_checkpoint(path, *, device="cpu"):
 
 
 def checksum_of(path):
-    """The CRC-32 of a file's contents."""
+    """The CRC-32 of a file's contents. Raises InputError if it cannot be read."""
     checksum = 0
     with about(path), open(path, "rb") as file:
         while part := file.read(2**24):

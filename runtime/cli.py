@@ -166,9 +166,9 @@ def run_script(main):
         message, status = interrupted, 128 + interrupted.number
     except Exception as error:
         status, number = 1, getattr(error, "errno", None)
-        if number in (errno.EPIPE, errno.ENOSPC):  # what was printed went to a closed pipe, or to a full disk
+        if number in (errno.EPIPE, errno.ENOSPC) and error.filename is None:  # of what is printed
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails, too
-            message = f"error: standard output: {error.strerror}" if number == errno.ENOSPC else None
+            message = f"error: output: {error.strerror}" if number == errno.ENOSPC else None
         elif size() == 1 and not _at_work():
             raise
         else:

@@ -153,7 +153,7 @@ class EvalConfig(Config):
     gap_images_per_digit: int = setting(1, "annealed test images of a class at earlier epochs; 0: none", low=0, least=0)
     simulated_images: int = setting(10, "simulated images for the bidirectional bounds; 0: none", low=0, least=0)
     fit_steps: int = setting(300, "steps of a fit at a falling rate, before its averaging cycles", low=1)
-    fitted_images: int = setting(300, "test images on which the methods are compared, at least", low=20, least=20)
+    fitted_images: int = setting(300, "test images on which the methods are compared, or a few more", low=20, least=20)
     evaluation: str = setting("full", EVALUATION, choices=("none", "quick", "full"))
     classified_samples: int = setting(10_000, "samples of each decoder to classify", low=200, least=1000)
 

@@ -99,7 +99,8 @@ def lengthen(owned, run_config, epochs):
 
     First states and summary say the new number: from then on the shorter run is no longer there to be continued.
     Checkpoints and figures of epochs that the longer run does not keep are deleted, and so are tables, figures and page
-    of the end of the shorter one. Raises InputError for a damaged file, before anything is changed.
+    of the end of the shorter one. Raises InputError for a damaged file, before anything is changed; RunError for one
+    that cannot be removed: then --resume takes it up again.
     """
     directory, summary = run_config.checkpoint_dir, Path(run_config.results_dir) / owned.summary
     prefixes, kept = [learner.prefix for learner in owned.learners], saved_epochs(epochs)

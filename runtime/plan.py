@@ -141,7 +141,7 @@ def plan_run(run_config, settings, *, owned, scoring=None):
             needed += [directory / f"{learner.prefix}_epoch_{epoch}.pt" for epoch in early]
         if absent := [path for path in needed if not path.exists()]:
             raise InputError(f"{absent[0]}: no such checkpoint, so that the run cannot be continued; {BEGIN_ANEW}")
-        for path, checksum in zip(needed, state.get("crc32", ()), strict=False):  # older states have none
+        for path, checksum in zip(needed, state.get("crc32", ()), strict=False):  # not of older versions
             if checksum_of(path) != checksum:
                 raise InputError(f"{path}: not the file of this run, or damaged; {BEGIN_ANEW}")
     there = [*states.values()][-1]["settings"]

@@ -60,6 +60,7 @@ def stop(script, folder, *flags, after, number, settings=None):
             break
         time.sleep(0.002)
     process.join()
+    assert process.exitcode, f"it was not stopped: {after}"
     return process.exitcode, (folder / "err").read_text()
 
 
@@ -71,6 +72,7 @@ def _stop_itself(after, number):
     def write_and_stop(text):
         write(text)
         if after in text:
+            sys.stdout.write = write  # one signal
             sys.stdout.flush()
             os.kill(os.getpid(), number)
 

@@ -116,9 +116,14 @@ def test_what_is_missing_or_damaged_is_named_with_its_directory(small_fashion, t
     reason = f"FashionMNIST cannot be read (Error downloading {archive.name})"
     advice = f"without a network, this directory needs {files}; remove damaged ones"
     assert str(error.value) == f"{raw}: {reason}; {advice}"
-    for contents in (bytes([0, 0, 8]), bytes(7), idx(np.zeros((0, 0, 0), np.uint8)), b"\0\0\x0d\1" + bytes(8)):
+    for contents, said in (
+        (bytes([0, 0, 8]), "ubyte is damaged"),
+        (bytes(7), "ubyte is damaged"),
+        (idx(np.zeros((0, 0, 0), np.uint8)), "do not fit"),
+        (b"\0\0\x0d\1" + bytes(8), "ubyte holds numbers of another type than unsigned bytes"),
+    ):
         archive.with_suffix("").write_bytes(contents)
-        with pytest.raises(InputError, match=r"ubyte is damaged|do not fit|ubyte holds numbers of another type"):
+        with pytest.raises(InputError, match=said):
             load_dataset("fashion-mnist", data_dir=tmp_path)
     archive.with_suffix("").unlink()
     archive.with_suffix("").mkdir()

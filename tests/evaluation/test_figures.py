@@ -51,11 +51,14 @@ def test_a_row_shows_its_images_side_by_side_and_nothing_across_them(channels):
 
 def test_captions_of_long_names_do_not_run_together():
     names = [f"handwritte…tters no {number:02}" for number in range(12)]
-    figure = style.image_rows(rows=[("row", torch.zeros(12, 1, 28, 28))], captions={"row": names}, title="")
-    figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
-    assert len(boxes) == 12
-    assert all(one.x1 <= other.x0 for one, other in pairwise(boxes))
+    row = style.image_rows(rows=[("row", torch.zeros(12, 1, 28, 28))], captions={"row": names}, title="")
+    scores = made_up_scores(METHODS[:2], names)
+    for figure in (row, draw_log_probabilities(scores, METHODS[:2], names)):
+        figure.canvas.draw()
+        shown = [text for axes in figure.findobj(mpl.axes.Axes) for text in axes.texts if "no" in text.get_text()]
+        boxes = [text.get_window_extent() for text in shown]
+        assert len(boxes) == 12
+        assert all(one.x1 <= other.x0 for one, other in pairwise(boxes))
 
 
 def test_training_curves_show_every_method_and_the_epochs_that_have_room():

@@ -160,7 +160,7 @@ def test_a_full_disk_behind_the_output_is_named(handlers, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             run_script(Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     assert stop.value.code == 1
-    assert capsys.readouterr().err == "script.py: error: standard output: No space left on device\n"
+    assert capsys.readouterr().err == "script.py: error: output: No space left on device\n"
 
 
 def test_a_stream_that_was_closed_before_the_start_is_no_error(handlers, monkeypatch):

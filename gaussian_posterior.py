@@ -27,7 +27,9 @@ class GaussianPosterior:
     def __post_init__(self):
         """Raises ValueError for shapes that do not fit: they would broadcast to wrong numbers."""
         shape, shapes = self.mean.shape, [tuple(value.shape) for value in self.tensors().values()]
-        if self.scale.shape not in (shape, (*shape, *shape[-1:])) or shapes[-1][: len(shape)] != shape:
+        has_factor = self.factor is not None
+        fits = self.scale.shape == shape or (not has_factor and self.scale.shape == (*shape, *shape[-1:]))
+        if not fits or (has_factor and (self.factor.dim() != len(shape) + 1 or shapes[-1][:-1] != shape)):
             raise ValueError(f"{shapes}: a q has mean (B, D), scale (B, D) or (B, D, D), and factor (B, D, r) or none")
 
     @classmethod

@@ -17,6 +17,7 @@ from evaluation.seeds import compare_seeds
 from evaluation.settings import add_own_flags, prepare, prepare_again
 from evaluation.tables import print_tables
 from latent_optimization import LatentOptimization
+from runtime.checkpoint import remove
 from runtime.cli import Parser, add_flags, large_flags, out_of_memory_hint, run_script
 from runtime.config import ClassifierConfig, EvalConfig, RunConfig, RunError, TrainConfig, versions
 from runtime.learners import Checkpoints, saved_epochs
@@ -74,13 +75,15 @@ def score(run, experiment, checkpoints):
         classifier = find_classifier(data, ClassifierConfig.for_training(config), run) if full else None
         configs = {"train_config": asdict(config), "eval_config": asdict(eval_config), "versions": versions()}
         summary, files = {"settings": {**asdict(eval_config), **experiment.settings}, **configs}, checkpoints.digests()
-        started = run.keep_results({**summary, "files": files}, started)
+        known = {"files": files, "seconds": {"training": training_seconds}}
+        started = run.keep_results(summary | known, started)
         results = evaluate(partial(checkpoints.load, data=data), checkpoints.epochs, data, classifier, eval_config, run)
     if results is None:  # on other ranks than 0
         return
     if checkpoints.digests() != files:
         raise RunError(f"{checkpoints.directory}: another run has changed the checkpoints while they were scored")
     summary |= {"scored_epoch": checkpoints.epochs[-1], "likelihood": results.likelihood, "labels": results.labels}
+    remove([run.results / owned().summary])  # of an earlier evaluation, whose files are replaced now
     with run.timed("figures and tables"):
         run.write(draw_report(results))
     seconds = {"training": training_seconds, "evaluation": time.perf_counter() - started, "total": run.seconds()}

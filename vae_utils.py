@@ -238,6 +238,7 @@ def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=
     check_model(model)
     check_noise(noise, len(images), "evaluate_bound(model, images, posterior, noise=Noise(seed))")
     check_counts(draws=draws, batch_size=batch_size)
+    check_mode(model)
     if not len(images):
         raise ValueError("no images")
     model.check(images)

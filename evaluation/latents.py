@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from data import SPLITS, rows_per_class, stratified_subset
 from evaluation.samples import classify
-from evaluation.statistics import count_interval, plain_score, score
-from vae_utils import mean_and_error, random_generator
+from evaluation.statistics import count_interval, plain_score, score, stratified_mean
+from vae_utils import random_generator
 
 USED = 0.1  # nats: mean KL over images above which a dimension is used
 ACTIVE = 0.01  # variance over images of the mean of q above which a dimension is active (Burda et al. 2016)
@@ -126,14 +126,17 @@ def in_subset(split, *, size, seed):
     return torch.isin(split.index, stratified_subset(split, size=size, seed=seed).index).cpu()
 
 
-def probe_scores(predictions, epoch):
-    """Scores of `probe_predictions`, whose group is the number of labels; the error is over the test images alone."""
+def probe_scores(predictions, classes, shares, epoch):
+    """Scores of `probe_predictions`, whose group is the number of labels; the error is over the test images alone.
+
+    classes, shares: the labels of the test images (M,), and what each class has of all.
+    """
     rows = []
     for name, sizes in predictions.items():
         for size, values in sizes.items():
             correct, labels = values["correct"].double(), {"method": name, "epoch": epoch, "group": str(size)}
             draws, images = correct.shape
-            rows.append(score("probe_accuracy", mean_and_error(correct.mean(0)), **labels))
+            rows.append(score("probe_accuracy", stratified_mean(correct.mean(0), classes, shares), **labels))
             rows.append(plain_score("probe_draws", draws, images, **labels))
             rows.append(plain_score("probe_converged", np.mean(values["converged"]), images, **labels))
             if draws > 1:
@@ -261,13 +264,15 @@ def analyse(train_q, data, classifier, config, *, sample, sample_q, epoch, keep)
     classified = classify(classifier, sample.images)
     features["baseline_features"] = classify(classifier, train.images).features, classified.features
     predictions = keep("probes", lambda: probe_predictions(features, train=train, sample=sample, seed=seed))
-    scores += probe_scores(predictions, epoch)
-    correct = classified.label == sample.labels.cpu()
-    scores.append(score("classifier_accuracy", mean_and_error(correct), method="baseline", epoch=epoch))
+    # The sample may have more of a rare class than its share.
+    classes, shares = sample.labels.cpu(), torch.tensor([*data.test.counts().values()]) / len(data.test.labels)
+    scores += probe_scores(predictions, classes, shares, epoch)
+    accuracy = stratified_mean(classified.label == classes, classes, shares)
+    scores.append(score("classifier_accuracy", accuracy, method="baseline", epoch=epoch))
 
     # Neighbors, in all dimensions, and maps in two.
     for name in (*sample_q, "pixels"):
-        agreement = mean_and_error(nearest_agree(features[name][1], sample.labels))
+        agreement = stratified_mean(nearest_agree(features[name][1], sample.labels), classes, shares)
         scores.append(score("nearest_neighbor_accuracy", agreement, method=name, epoch=epoch))
     points = keep("map", lambda: {name: map_2d(q.mean, seed=seed) for name, q in sample_q.items()})
     return scores, table, points

@@ -92,9 +92,9 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
     (N,), which is known of many images, and whose mean is added again. known (N, P), known_labels (N,): the predictors
     of the many, these among them; shares: (classes,). The slopes are those of a weighted least-squares fit, with an
     intercept for each class if every class has two of the n images or more, else with one; they are 0 if fewer than
-    FEWEST_REGRESSED images are left beyond its parameters. Returns a dict like that of `stratified_mean`. The error is
-    over draws of images: that of the residuals, which may differ in size (HC2, MacKinnon & White 1985), and that of the
-    many. With the same predictors estimates of sums are sums of them.
+    FEWEST_REGRESSED images, counted by their weights, are left beyond its parameters. Returns a dict like that of
+    `stratified_mean`. The error is over draws of images: that of the residuals, which may differ in size (HC2,
+    MacKinnon & White 1985), and that of the many. With the same predictors estimates of sums are sums of them.
     """
     center, counts = known.mean(0), labels.bincount(minlength=len(shares))
     images = len(values) if offset is None else len(known)
@@ -103,11 +103,12 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
     of_classes = bool((counts[counts > 0] > 1).all())
     intercepts = one_hot(labels, len(shares)) if of_classes else torch.ones(len(values), 1)
     design = torch.cat((intercepts, predictors - center), dim=1).double()
-    rank, predicted = int(torch.linalg.matrix_rank(design)), offset.double()
-    if len(values) - rank < FEWEST_REGRESSED:
+    weights, predicted = (shares / counts)[labels].double(), offset.double()
+    # The few images of a large class count for more: as much as so many that count alike (Kish 1965).
+    freedom = round(1 / float(weights.square().sum())) - int(torch.linalg.matrix_rank(design))
+    if freedom < FEWEST_REGRESSED:
         result = stratified_mean(values, labels, shares)
     else:
-        weights = (shares / counts)[labels].double()
         inverse = torch.linalg.pinv(design.T @ (weights[:, None] * design), rtol=1e-9, hermitian=True)
         slopes = inverse @ (design.T @ (weights * values.double()))
         means = [stratified_mean(column, known_labels, shares)["mean"] for column in (known - center).T]
@@ -117,7 +118,7 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
         residuals = (values - design @ slopes).square() / (1 - leverages).clamp(min=1e-9)
         error, images = float((of_values.square() * residuals).sum().sqrt()), len(known)
         # The prediction is part of the error over the many images, but its mean is in the estimate already.
-        result = {"mean": float(of_values @ values.double()), "standard_error": error, "freedom": len(values) - rank}
+        result = {"mean": float(of_values @ values.double()), "standard_error": error, "freedom": freedom}
         predicted = predicted + (known - center).double() @ slopes[-known.shape[1] :]
     if result["standard_error"] is not None:
         both = result, stratified_mean(predicted, known_labels, shares)

@@ -113,7 +113,7 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         if text := differences(finished.get("eval_config", {}), scoring or {}, but=PORTABLE):
             again = "these flags with --evaluate-only score it again"
             raise InputError(f"{summary}: this run is finished ({text}); {again}")
-        names = [name for name in interrupted or () if name != "files"]
+        names = [name for name in interrupted or () if name not in ("files", "seconds")]
         killed_at_its_end = interrupted and all(finished.get(name) == interrupted[name] for name in names)
         return Plan(states, [identity] if killed_at_its_end else [], finished=True)
     if not (run_config.resume or (restarted() and shortest == end)):
@@ -201,12 +201,12 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods, images=None):
         trained |= {name: config[name] for name in portable if name in trained}
         scored, end = earlier.get("settings", {}).get("methods", ""), earlier.get("scored_epoch", epoch)
         same = (end == epoch and {*scored.split()} <= {*methods}) or path.name == IDENTITY
-        if trained == config and (same or run_config.overwrite):
-            return dict(earlier["seconds"]["training"]) if "seconds" in earlier else {}, []
+        others = differences(trained, config) or image_differences(earlier.get("settings", {}).get("images"), images)
+        if trained == config and not others and (same or run_config.overwrite):
+            return dict(earlier["seconds"]["training"]) if "seconds" in earlier and end == epoch else {}, []
     if run_config.overwrite:
         return {}, owned.results_in(run_config)
-    if trained == config:
+    if trained == config and not others:
         there = f"its scores are of epoch {end} and --methods {scored}"
         raise InputError(f"{path}: {there}; another --results-dir keeps them, --overwrite replaces them")
-    others = differences(trained, config) or "of another version"
-    raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")
+    raise InputError(f"{path}: of another run ({others or 'of another version'}); {BEGIN_ANEW}")

@@ -14,7 +14,7 @@ from amortized_vae import AmortizedVAE
 from benchmarks.pretrained import METHODS
 from evaluation.statistics import find
 from evaluation.tables import read_scores
-from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint
+from runtime.checkpoint import load_checkpoint, load_json, save_checkpoint, save_file
 from runtime.learners import Checkpoints, find_checkpoints
 
 functions = processes.run, processes.stop, processes.refused
@@ -108,6 +108,28 @@ def test_flags_that_agree_with_the_checkpoints_are_taken_and_unknown_images_are_
     assert [path.name for path in folder.rglob(".*")] in ([], [".evaluation"])
     said = "checkpoints of an older version: that they were trained on these images could not be checked"
     assert said in (folder / "out").read_text()
+
+
+def test_an_evaluation_that_is_killed_as_it_writes_its_files_is_no_finished_one(copy):
+    """Its files are in part those of an earlier one: nothing says that they belong together, until all are written."""
+    folder = copy()
+    seconds = load_json(folder / "results/summary.json")["seconds"]["training"]
+    assert stop(folder, "--seed", "5", after="figures and tables", number=signal.SIGKILL)[0] == -signal.SIGKILL
+    assert not (folder / "results/summary.json").exists()
+    status, out, errors = processes.run(MAIN, folder, settings=TRAINING)
+    assert (status, out) == (2, "")
+    assert "of a trained run of the same settings, which --evaluate-only scores" in errors[0]
+    assert run(folder, "--seed", "5")[0] == 0
+    assert load_json(folder / "results/summary.json")["seconds"]["training"] == seconds
+
+
+def test_results_of_other_images_are_not_mixed_with_these(copy):
+    folder = copy()
+    path = folder / "results/summary.json"
+    known = load_json(path)
+    known["settings"]["images"]["test"]["sha256"] = "0"
+    save_file(path, known)
+    refused(folder, said=f"{path.relative_to(folder)}: of another run (other test images, or in another order)")
 
 
 def test_what_an_interrupted_evaluation_kept_belongs_to_its_seed(copy):

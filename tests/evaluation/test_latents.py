@@ -93,7 +93,9 @@ def test_a_probe_reads_what_is_there_and_nothing_else(monkeypatch):
     asked, sample = blobs(images=200, width=8, deviation=0.1, seed=2)
     noise = torch.randn(700, 8, generator=random_generator(3)).split([500, 200])
     features = {"blobs": (known, asked), "noise": noise}
-    scores = latents.probe_scores(latents.probe_predictions(features, train=train, sample=sample, seed=6), epoch=1)
+    predictions = latents.probe_predictions(features, train=train, sample=sample, seed=6)
+    shares = torch.tensor([0.8] + [0.2 / int(sample.labels.max())] * int(sample.labels.max()))
+    scores = latents.probe_scores(predictions, sample.labels, shares, epoch=1)
     draws = select_scores(scores, quantity="probe_draws", method="blobs")
     # There are no other labels.
     assert [(entry.group, entry.mean) for entry in draws] == [("50", latents.PROBE_DRAWS), ("500", 1)]
@@ -101,8 +103,11 @@ def test_a_probe_reads_what_is_there_and_nothing_else(monkeypatch):
         assert find(scores, "probe_accuracy", "blobs", group=group).mean > 0.99
         assert find(scores, "probe_converged", "blobs", group=group).mean == 1
         noise = find(scores, "probe_accuracy", "noise", group=group)
-        assert 0.06 < noise.mean < 0.24
+        assert 0.06 < predictions["noise"][int(group)]["correct"].double().mean() < 0.24
         assert noise.images == 200
+        correct = predictions["noise"][int(group)]["correct"].double().mean(0)
+        of_classes = [float(share * correct[sample.labels == label].mean()) for label, share in enumerate(shares)]
+        assert noise.mean == pytest.approx(sum(of_classes))
 
 
 def test_a_probe_needs_a_label_of_the_rarest_class(monkeypatch):
@@ -217,6 +222,8 @@ def test_the_analysis_is_of_what_it_says_and_the_same_twice(monkeypatch):
     data, names = toy_data(), ["method_0", "method_1", "method_2"]
     methods, train = toy_methods((3, 1, 5), data.image_shape), data.train
     sample = replace(data.test, images=torch.randn(35, 2, 12, 16, generator=seeded(1)))  # neighbors of any class
+    rare = (sample.labels > 0) | (torch.arange(35) % 3 == 0)  # of the first class the sample has more than its share
+    data = data._replace(test=data.test.at(rare.nonzero().flatten()))
     train_q, sample_q = random_q(methods, len(train.labels)), random_q(methods, len(sample.labels))
     classifier = Classifier(5, image_shape=data.image_shape, seed=1).eval()
     options = {"sample": sample, "sample_q": sample_q, "epoch": 1, "keep": compute}
@@ -232,7 +239,8 @@ def test_the_analysis_is_of_what_it_says_and_the_same_twice(monkeypatch):
     assert [row["kl"] for row in table[:3]] == pytest.approx(kl.tolist(), rel=1e-4)
     flat = sample.images.flatten(1)
     nearest = (flat[:, None] - flat).square().sum(-1).topk(2, largest=False).indices[:, 1]
-    share = float((sample.labels[nearest] == sample.labels).double().mean())
+    agree, counts = (sample.labels[nearest] == sample.labels).double(), data.test.labels.bincount()
+    share = sum(float(counts[label] / counts.sum() * agree[sample.labels == label].mean()) for label in range(5))
     assert find(scores, "nearest_neighbor_accuracy", "pixels").mean == pytest.approx(share)
     # Of method_1 no dimension is used.
     features = {*names, "method_0_used", "method_2_used", "pixels", "baseline_features"}

@@ -89,6 +89,24 @@ def test_the_regression_estimate_covers_the_mean_of_all_images(known, per_class,
     assert np.mean(stated) < plain["standard_error"] / (3 if (known, spread[0]) == (3000, 3) else 1.1)
 
 
+@pytest.mark.parametrize(("shares", "per_class"), [([0.91, *[0.01] * 9], 3), ([0.9, 0.1], 8)])
+def test_the_regression_estimate_covers_the_mean_where_one_class_is_nearly_all(shares, per_class):
+    """Its images count for more than the others: as many as count alike decide whether there are enough."""
+    generator, inside = random_generator(5), []
+    counts = [round(1000 * share) for share in shares]
+    label = torch.arange(len(shares)).repeat_interleave(torch.tensor(counts))
+    rows = torch.cat([torch.nonzero(label == kind).flatten()[:per_class] for kind in range(len(shares))])
+    for _ in range(400):
+        bounds = 20 * torch.randn(1000, 2, generator=generator).double() - 5 * label[:, None]
+        value = bounds @ torch.tensor([0.8, -0.3]).double() + 3 * torch.randn(1000, generator=generator)
+        options = {"known_labels": label, "shares": torch.tensor(shares)}
+        found = stats.regression_estimate(value[rows], label[rows], bounds[rows], bounds, **options)
+        truth = float((0.5 * -5 * torch.arange(len(shares)) * torch.tensor(shares)).sum())
+        (mean,), (half,) = stats.intervals([stats.score("log_prob", found)])
+        inside.append(abs(mean - truth) < half)
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.035)
+
+
 def test_without_a_regression_the_images_are_those_that_were_used():
     value, bound, label = draw_images(300, random_generator(5))
     few, options = (value[:6], label[:6], bound[:6, None], bound[:, None]), {"known_labels": label, "shares": SHARES}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vae_utils import GaussianPosterior, check_counts, check_images, check_pixels, check_range
+from vae_utils import GaussianPosterior, check_counts, check_images, check_pixels, check_range, seeded_weights
 
 INITIAL_LOG_VAR = -2.0  # of a q before any fit
 FAR = 10  # standard deviations: no pixel is drawn so far from [-1, 1]
@@ -294,15 +294,6 @@ def autocast(precision, device):
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision {precision!r}: a model takes float32 or bfloat16")
     return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
-
-
-@contextlib.contextmanager
-def seeded_weights(seed):
-    """Seeds the global generator, which initializes weights, and restores it afterwards; None changes nothing."""
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.random.default_generator.manual_seed(seed)
-        yield
 
 
 class Classifier(nn.Module):

@@ -3,8 +3,10 @@
 Values are in nats per image; no constant is dropped. Shapes: B images, K samples, D latent dimensions, (K, B, D).
 """
 
+import contextlib
 import hashlib
 import math
+import threading
 from numbers import Integral
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from gaussian_posterior import GaussianPosterior
 
 PRECISE = (torch.float32, torch.float64)
+SEEDING = threading.RLock()  # all threads share the global generator
 DRAWN_AT_ONCE = 16  # samples of an image, by one call of its generator
 
 
@@ -23,6 +26,15 @@ def random_generator(seed, *purpose, device="cpu"):
     parts = tuple(part.item() if hasattr(part, "item") else part for part in (seed, *purpose))  # of NumPy, of tensors
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+@contextlib.contextmanager
+def seeded_weights(seed):
+    """Seeds the global generator, which initializes weights, and restores it afterwards; None changes nothing."""
+    with SEEDING, torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.random.default_generator.manual_seed(seed)
+        yield
 
 
 class Noise:

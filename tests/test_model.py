@@ -1,6 +1,7 @@
 """The likelihoods, the generative model and the networks."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -220,6 +221,14 @@ def test_the_networks_draw_two_channels_for_a_pixel_if_the_likelihood_needs_them
     assert model.decode(z).shape == (4, 4, 12, 16)
     assert x.shape == model.mean(z).shape == (4, *SHAPE)
     assert elbo(model, x, model.encode(x), torch.randn(5, 4, 3)).elbo.shape == (4,)
+
+
+def test_threads_that_make_models_get_the_weights_of_their_seeds():
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda seed: ConvVAE(3, image_shape=SHAPE, seed=seed), [1, 2] * 10))
+    for number, model in enumerate(models):
+        weights = ConvVAE(3, image_shape=SHAPE, seed=1 + number % 2).state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
 class Viewed(nn.Module):

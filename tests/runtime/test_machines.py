@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import toy_config, toy_data, train
 from filelock import FileLock
-from test_run import OWNED, Directory, First
+from run_directory import OWNED, Directory, First
 
 import amortized_vae
 from amortized_vae import AmortizedVAE

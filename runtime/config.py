@@ -1,5 +1,6 @@
 """Settings: frozen dataclasses, whose fields become command-line flags and are saved with every result."""
 
+import hashlib
 import math
 import os
 import platform
@@ -11,6 +12,10 @@ from pathlib import Path
 import torch
 
 MANY = 10**9  # no limit of ours; the data and the memory have theirs
+_ROOT = Path(__file__).parents[1]
+_SOURCES = [_ROOT.glob(pattern) for pattern in ("*.py", "evaluation/**/*.py", "runtime/*.py")]
+# At import, as what runs: somebody may edit the files meanwhile.
+PROGRAM = hashlib.sha256(b"".join(path.read_bytes() for paths in _SOURCES for path in sorted(paths))).hexdigest()[:12]
 
 
 class InputError(ValueError):
@@ -292,6 +297,6 @@ def _intel():
 
 
 def versions():
-    """The versions that results depend on, as plain values."""
+    """The versions that results depend on, as plain values; of this program, a digest of its sources."""
     packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn", "scipy")}
-    return {"python": platform.python_version(), **packages}
+    return {"program": PROGRAM, "python": platform.python_version(), **packages}

@@ -2,6 +2,8 @@
 
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 import threading
@@ -119,3 +121,15 @@ def test_finished_tasks_are_not_repeated(tmp_path):
     assert done == ["a", "b", "c", "d", "a"]
     tasks.remove()
     assert os.listdir(tmp_path) == []
+
+
+def test_results_that_another_program_has_kept_are_not_known_as_of_this_one(tmp_path):
+    """Somebody interrupts an evaluation, and changes an estimator before the next one."""
+    for folder in ("runtime", "evaluation/page"):
+        (tmp_path / folder).mkdir(parents=True)
+    source = shutil.copy(ROOT / "runtime/config.py", tmp_path / "runtime")
+    programs = [runpy.run_path(source)["versions"]()["program"]]
+    for path in ("mine.py", "evaluation/page/mine.py", "runtime/mine.py"):
+        (tmp_path / path).write_text("ESTIMATOR = 2")
+        programs.append(runpy.run_path(source)["versions"]()["program"])
+    assert len(set(programs)) == 4

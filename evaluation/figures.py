@@ -79,12 +79,12 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     # Means of the classes.
     panels, halves = style.method_row(lower, methods, sharey=True), []
     for method, axes in panels:
-        for split, shift, inside in zip(SPLITS, (-0.2, 0.12), (method.color, "white"), strict=True):
+        for split, shift in zip(SPLITS, (-0.2, 0.12), strict=True):
             for number, (quantity, (marker, color)) in enumerate(ESTIMATES.items()):
                 x = np.arange(len(classes)) + shift + 0.1 * number
-                form = {"color": color or method.color, "mfc": "white" if color else inside, "fmt": marker}
+                form = {"color": color or method.color, "fmt": marker} | ({"mfc": "white"} if split == "test" else {})
                 mean, half = style.class_intervals(scores, quantity, method, split, classes)
-                label = how if quantity == "log_prob" else "importance sampling"
+                label = "log p(x)" if quantity == "log_prob" else "importance sampling"
                 axes.errorbar(x, mean, half, label=f"{SPLIT_NAMES[split]}, {label}", **form)
                 halves.append(half)
         style.class_axis(axes, classes)
@@ -122,7 +122,8 @@ def where_the_nats_go(*, scores, methods):
     axes.set(xlabel="log p(x) - ELBO(q), nats per image", ylim=(-0.6, len(bars) - 0.3), axisbelow=True)
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside right center", labelspacing=1)
-    figure.suptitle("Where the nats go: what inference loses, in three parts that add up; ± half a 95% interval")
+    title = "Where the nats go: log p(x) - ELBO(q) in three parts that add up; ± half a 95% interval over images"
+    figure.suptitle(title)
     return figure
 
 
@@ -168,18 +169,16 @@ def quality_over_seconds(*, scores, methods):
             tracked, seconds = curves[method.name], training[method.name]
             x = [seconds.mean * entry.epoch / seconds.epoch for entry in tracked]
             mean, half = intervals(tracked)
-            style.plot_band(axes, x, -mean, half, color=method.color, marker="o", label=method.label)
+            style.plot_band(axes, x, mean, half, color=method.color, marker="o", label=method.label)
             beside = (8, -3) if len(tracked) == 1 else (0, 8 if method.name == highest else -14)
-            for entry, *point in zip(tracked, x, -mean, strict=True):
+            for entry, *point in zip(tracked, x, mean, strict=True):
                 form = {"fontsize": 8, "ha": "center", "color": method.color}
                 axes.annotate(str(entry.epoch), point, beside, "data", "offset points", **form)
         axes.set(title=title, xlabel="seconds of training", xlim=(0, 1.05 * longest))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=len(methods))
-    axes.invert_yaxis()  # what is drawn is the negative, which can have a logarithmic axis
     panels[0].set_ylabel("nats per image")
-    style.log_axis(axes, sign=-1)
     gradients = {find(scores, "training_gradients", method.name, "train").mean for method in methods}
-    same = ", at which all methods have taken equally many gradients" * (len(methods) > 1 and len(gradients) == 1)
+    same = ", of equally many gradients in training by all methods" * (len(methods) > 1 and len(gradients) == 1)
     figure.suptitle(
         f"What a second of training buys: means over the same {tracked[-1].images} test images with their 95% t "
         f"intervals;\nnumbers are epochs{same}"

@@ -85,7 +85,7 @@ def probes(*, scores, methods):
     figure.suptitle(
         f"What a logistic regression reads from the latents: accuracy on {entries[0].images:,} test images,\n"
         "mean over draws of the labels, with its 95% interval (Wilson) over the images alone\n"
-        "Features have one scale for all dimensions; C is cross-validated for every draw"
+        "Features have one scale for all dimensions; the first draw chooses the penalty, by cross-validation"
     )
     return figure
 
@@ -194,7 +194,7 @@ def sample_quality(*, scores, examples, methods, classes):
     distances = [find(scores, "frechet_distance", name) for name in examples]
     confidences = [find(scores, "confidence", name) for name in (*examples, "test")]
     for axes, entries in ((distance, distances), (confidence, confidences)):
-        form = {"va": "bottom", "fontsize": 8} if axes is distance else {"va": "center", "fontsize": 9}
+        form = {"textcoords": "offset points", "va": "bottom", "fontsize": 8}
         for position, entry in enumerate(entries):
             half = half_width(entry.standard_error, entry.freedom) if entry.freedom else 1.96 * entry.standard_error
             axes.errorbar(position, entry.mean, half, fmt="o", color=look[entry.method][1])
@@ -202,7 +202,10 @@ def sample_quality(*, scores, examples, methods, classes):
             if axes is distance and entry.method != BASELINE:
                 ratio = find(scores, "frechet_ratio", entry.method)
                 text += f"\n{ratio.mean:.3f}\n± {1.96 * ratio.standard_error:.3f}"
-            axes.annotate(text, (position, entry.mean), (7, 0), textcoords="offset points", **form)
+            if axes is distance:
+                axes.annotate(text, (position, entry.mean), (7, 0), **form)
+            else:  # beside it, the text would run into the next one
+                axes.annotate(text, (position, entry.mean + half), (0, 2), ha="center", **form)
         names = [look[entry.method][0] for entry in entries]
         axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=9)
         axes.set_xlim(-0.5, len(names))
@@ -213,6 +216,7 @@ def sample_quality(*, scores, examples, methods, classes):
     distance.set_ylabel("squared units of the classifier's features")
     distance.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     distance.yaxis.set_minor_formatter(NullFormatter())
+    confidence.margins(y=0.12)  # so that the numbers stay below the title
     confidence.set(title="How surely", ylabel="mean probability\nof the most probable class")
     # Class histogram.
     x = np.arange(len(classes))
@@ -229,7 +233,7 @@ def sample_quality(*, scores, examples, methods, classes):
     histogram.legend(fontsize=8, ncols=2, loc="upper center")
     figure.suptitle(
         f"{images:,} samples of each kind before the supervised baseline: the mean of p(x|z) at z from p(z)"
-        + ", real training images (the best to be expected)" * ("real_images" in examples)
+        + ", real images that were not trained on (the best to be expected)" * ("real_images" in examples)
         + ",\nand a Gaussian fitted to pixels (the trivial); "
         "95% intervals: bootstrap (distance, ratio), Wilson (shares), Student's t (mean)\n"
         "Finite-sample floor: the mean distance between two samples of test images, by the bootstrap"

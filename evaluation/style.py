@@ -280,8 +280,8 @@ def spaced(epochs):
     return named[::-1]
 
 
-def log_axis(axes, *, sign=1):
-    """Makes the y-axis logarithmic, if all values are positive; its label says so, its numbers are times `sign`."""
+def log_axis(axes):
+    """Makes the y-axis logarithmic, if all values are positive; its label says so."""
     linked = axes.get_shared_y_axes().get_siblings(axes)
     if min(each.dataLim.y0 for each in linked) > 0:
         axes.set_yscale("log")
@@ -289,6 +289,6 @@ def log_axis(axes, *, sign=1):
             each.set_ylabel(each.get_ylabel() + ", logarithmic" * bool(each.get_ylabel()))
         axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5, 7)))
     for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        set_formatter(lambda value, _: f"{round(sign * value, 12) + 0:g}")  # no -0
+        set_formatter(lambda value, _: f"{round(value, 12) + 0:g}")  # no -0
     for each in linked:
-        each.tick_params(axis="y", which="minor", labelsize=7)
+        each.tick_params(axis="y", which="both", labelsize=8)

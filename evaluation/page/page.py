@@ -70,7 +70,8 @@ def by_method(scores, labels, quantity, form=".1f", **where):
 def differences(scores, labels, quantity):
     """A quantity's paired difference of every two methods, as sentences."""
     entries = [(label, find(scores, quantity, pair)) for pair, label in pairs(labels)]
-    return " ".join(f"{label}: {number(entry, 1)} on the same {entry.images} test images." for label, entry in entries)
+    of = "(standard error) on the same"
+    return " ".join(f"{label}: {number(entry, 1)} {of} {entry.images} test images." for label, entry in entries)
 
 
 def pictures(results_dir, name):

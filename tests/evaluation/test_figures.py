@@ -130,11 +130,8 @@ def test_quality_over_seconds_says_whether_gradients_are_equal(methods):
     drawn = [line.get_xdata().tolist() for line in figure.axes[0].lines]
     assert drawn == [[40 + 5 * number, 80 + 10 * number] for number in range(count)]  # epochs 1 and 2 of 2
     tracked = select_scores(scores, quantity="log_prob", method="one", split="test", group=TRACKED)
-    assert figure.axes[1].lines[0].get_ydata() == pytest.approx([-entry.mean for entry in tracked])
-    assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]  # the best is at the top
-    shown = texts(figure)
-    assert any(text.startswith("-8") for text in shown)  # numbers have the sign of what is drawn
-    assert any("all methods have taken equally many gradients" in text for text in shown) == (count > 1)
+    assert figure.axes[1].lines[0].get_ydata() == pytest.approx([entry.mean for entry in tracked])
+    assert any("of equally many gradients" in text for text in texts(figure)) == (count > 1)
     scores = changed(with_means(scores, {"log_prob": 9.0}), "training_gradients", "one", "train", mean=2400.0)
     other = texts(figures.quality_over_seconds(scores=scores, methods=methods))
     assert not any("equally many" in text for text in other)

@@ -53,9 +53,8 @@ class LogProb(NamedTuple):
         if count > 1:
             errors = f"± {value['standard_error']:.1f} (mean of {count:,} images, standard error over images)"
             errors += f", Monte Carlo error {monte_carlo:.2g}"
-        text = (
-            f"log p(x) = {value['mean']:.1f} nats, {errors}, bias about {float(self.bias.mean()):.2f} (not corrected)"
-        )
+        errors += f", bias about {float(self.bias.mean()):.2f} (not corrected)"
+        text = f"log p(x) = {value['mean']:.1f} nats, {errors}"
         if not self.temperatures.any():
             return f"{text}; integrated on a grid"
         text += f"; acceptance {float(self.acceptance.min()):.2f}" + " or more" * (count > 1)
@@ -142,8 +141,6 @@ def anneal(e, temperatures, betas, step_sizes, *, target, noise):
     posterior, and the mean of exp(-w) is 1 / p(x) (Grosse et al. 2015). Returns the log-weights w and the acceptances,
     (K, B) each. temperatures: (B,), falling from T: an image that is through leaves the batch.
     """
-    if (temperatures.diff() > 0).any():
-        raise ValueError(f"the images are not sorted by their temperatures, most first: {temperatures.tolist()}")
     counts, state = temperatures.tolist(), target.at(e)
     total, accepted = torch.zeros_like(state.log_weight), torch.zeros_like(state.log_weight)
     for step in range(counts[0]):

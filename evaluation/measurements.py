@@ -59,17 +59,12 @@ def draw_sample(split, *, size, per_class, seed):
     return Sample(split.at(rows), rows, counts.double() / len(labels), annealed)
 
 
-def tracked_per_class(config):
-    """How many images of each class are followed over the epochs."""
-    return max(1, config.gap_images_per_digit)
-
-
 def draw_samples(data, config, *, last):
     """{split: Sample} of an epoch; at those before the last, of the images alone that are tracked or pictured."""
     full, scored = config.evaluation == "full", last and config.evaluation != "none"
     fitted = scored or (full and config.gap_images_per_digit > 0)
     sizes = {"train": config.fitted_images // TRAIN_SHARE, "test": config.fitted_images} if scored else {}
-    per_class = config.images_per_digit if scored else tracked_per_class(config)
+    per_class = config.images_per_digit if scored else max(1, config.gap_images_per_digit)
     samples = {}
     for split, least in (("train", 1), ("test", PICTURED_PER_CLASS)):
         whole = getattr(data, split)
@@ -197,12 +192,6 @@ def bound_split(method, x, q, split, config):
     noise = Noise(config.seed, "final bound", method.name, split, device=x.device)
     bound = evaluate_bound(method.model, x, lambda x, rows: q[rows], noise=noise, draws=draws_of(len(x)))
     return torch.stack(bound).cpu()
-
-
-def collect_bounds(results):
-    """{(method's name, split): (3, N)} of the results of `bound_tasks`."""
-    names = [name for name in results if name.startswith("bound_")]
-    return {tuple(name.removeprefix("bound_").rsplit("_", 1)): results[name] for name in names}
 
 
 def bidirectional_tasks(methods, config, *, device="cpu"):

@@ -79,7 +79,7 @@ def evaluate(load, epochs, data, classifier, config, run):
     for epoch in epochs:
         drawn, measured = samples_of[epoch], measurements.collect_images(methods, samples_of[epoch], results, epoch)
         files |= epoch_figures(epoch, methods_of[epoch], drawn, measured, config)
-        rows += scores.tracked_scores(measured, drawn, epoch, measurements.tracked_per_class(config))
+        rows += scores.tracked_scores(measured, drawn, epoch, max(1, config.gap_images_per_digit))
     if manifold := latents.manifold(methods):
         files["latent_manifold.png"] = partial(latent_figures.latent_manifold, images=manifold, methods=methods)
     found = Results([], [], methods, data.test.classes, methods[0].model.likelihood.label, files)
@@ -87,7 +87,7 @@ def evaluate(load, epochs, data, classifier, config, run):
         return found
 
     # Bounds, log p(x), gaps, costs.
-    rows += scores.bound_scores(measurements.collect_bounds(results), last)
+    rows += scores.bound_scores(results, last)
     rows += scores.image_scores(measured, drawn, last)
     rows += scores.cost_scores(methods, last, measured, run.training_seconds())
     found = found._replace(scores=rows, images=measurements.image_table(measured, drawn))

@@ -22,11 +22,12 @@ PAIRED = (*KNOWN, *(name for name in OFFSETS if name == "log_prob" or name.endsw
 MEDIANS = ("effective_sample_size", "full_effective_sample_size", "log_weight_std", "temperatures")
 
 
-def bound_scores(bounds, epoch):
-    """Yields Scores of `collect_bounds`, and "draws", of z for each image."""
-    for (name, split), bound in bounds.items():
-        labels, images = {"method": name, "split": split, "epoch": epoch}, bound.shape[1]
-        for quantity, values in zip(("elbo_all", "log_likelihood", "kl"), bound, strict=True):
+def bound_scores(results, epoch):
+    """Yields Scores of the results of `bound_tasks`, and "draws", of z for each image."""
+    for task in (task for task in results if task.startswith("bound_")):
+        name, split = task.removeprefix("bound_").rsplit("_", 1)
+        labels, images = {"method": name, "split": split, "epoch": epoch}, results[task].shape[1]
+        for quantity, values in zip(("elbo_all", "log_likelihood", "kl"), results[task], strict=True):
             yield score(quantity, mean_and_error(values), **labels)
         yield plain_score("draws", draws_of(images), images, **labels)
 
@@ -53,8 +54,7 @@ def image_scores(measured, samples, epoch):
         of = {name: measured[name, split].columns for name in names}
         predictors = torch.stack([of[name]["fitted_elbo"] for name in names], dim=1)
         every, labels = torch.arange(len(sample.rows)), {"split": split, "epoch": epoch}
-        groups = {"": every}
-        groups |= {group: every[sample.labels == number] for number, group in enumerate(sample.part.classes)}
+        groups = {"": every} | {name: every[sample.labels == label] for label, name in enumerate(sample.part.classes)}
         for name in names:
             for group, places in groups.items():
                 rows += _means(of[name], sample, predictors, places, method=name, group=group, **labels)

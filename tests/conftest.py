@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from rough import ROUGH
+from run_directory import Directory
 from torch import distributions, nn
 from torch.distributions import MultivariateNormal, Normal
 
@@ -199,6 +200,11 @@ def rough(monkeypatch):
     for settings, values in ROUGH:
         for name, value in values.items():
             monkeypatch.setitem(settings, name, value)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return Directory(tmp_path)
 
 
 @pytest.fixture(scope="session")

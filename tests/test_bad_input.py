@@ -35,43 +35,32 @@ CASES = [
     (MAIN, "--latent-dim 3 --latent-rank 4", "--latent-rank 4: more than --latent-dim 3"),
     (MAIN, "--methods amortized foo", "argument --methods: invalid choice: 'foo'"),
     (MAIN, "--methods amortized amortized", "--methods: amortized is repeated"),
-    (MAIN, "--likelihood laplace", "--likelihood: invalid choice: 'laplace'"),
-    (MAIN, "--learning-rate x", "--learning-rate: invalid float value: 'x'"),
     (MAIN, "--device gpu", "--device gpu: not a device"),
-    (MAIN, "--device cpu:1", "--device cpu:1"),
     (MAIN, "--device meta", "--device meta: this machine or this PyTorch has 0 of this kind"),
     (MAIN, "--checkpoint-dir=", "--checkpoint-dir: the name is empty"),
     (MAIN, "--checkpoint-dir file", "--checkpoint-dir file: cannot be written to (file is not a directory)"),
     (MAIN, "--checkpoint-dir new/one --results-dir /proc/none", "none: cannot be written to"),
     (MAIN, "--results-dir 'two\nlines/file'", "--results-dir two lines/file: cannot be written to"),
     (MAIN, "--data-dir damaged", "damaged/MNIST/raw: MNIST cannot be read"),
-    (MAIN, "--epoch 2", "unrecognized arguments: --epoch 2 (did you mean --epochs?)"),  # no abbreviations
     (MAIN, "--dataset mnst", "--dataset mnst: not one of mnist, fashion-mnist, kmnist, folder:PATH"),
     (MAIN, "--dataset folder:none", "--dataset folder:none: No such file or directory"),
     (MAIN, "--dataset folder:bare", "--dataset folder:bare: Couldn't find any class folder"),
     (MAIN, "--dataset folder:images/one", "--dataset folder:images/one: has one class, a; it needs"),
     (MAIN, "--dataset folder:images/few", "class b has 9 images; every class needs 10 or more"),
-    (MAIN, "--dataset folder:images/damaged", "images/damaged/b/000.png: not an image"),
     (MAIN, "--dataset folder:images/large --resize --results-dir images/large/c", "inside of --dataset folder:images"),
-    (MAIN, "--dataset folder:images/large --resize", "a stratified subset of 100 images is impossible: 2 to 16"),
     (MAIN, "--dataset folder:images/large", "000.png: is 30 x 30 pixels, not 28 x 28; resize=True, or the flag"),
     (MAIN, "--resize", "--resize: for the images of --dataset folder:PATH, not for mnist"),
     (MAIN, "--gap-images-per-digit 2", "--gap-images-per-digit 2: more than --images-per-digit 1"),
     (CLASSIFIER, "--batch-size 1", "--batch-size 1: not from"),
     (CLASSIFIER, "--checkpoint-dir mine", "mine/classifier.pt: not a checkpoint, or damaged; another --checkpoint-dir"),
-    (CLASSIFIER, "--train-size 601", "a stratified subset of 601 images is impossible"),
-    (CLASSIFIER, "--latent-dim 3", "unrecognized arguments"),
     (MAIN, "--seeds 0 1 --seed 0 --evaluate-only", "--seed: not together with --seeds"),
     (MAIN, "--seeds 0 5 0", "--seeds: 0 is repeated"),
     (MAIN, "--seeds 0 -1", "--seed -1: not from 0 to 4,294,967,295"),
-    (MAIN, "--seeds", "--seeds: expected at least one argument"),
-    (MAIN, "--seeds 2 0 --evaluate-only", "seed_0: no checkpoints"),
     (MAIN, "--seeds 2 8 --evaluate-only", "seed_8: the checkpoints are of another training: --seed 2 there, 8 here"),
     (MAIN, "--seeds 0 2 --resume --beta 0.5", "seed_2/vae_state.json: of another run (--beta 1.0 there, 0.5 here)"),
     (MAIN, "--seeds 0 6", "--results-dir results/seed_6: cannot be written to"),
     (MAIN, "--seeds 0 2 --results-dir used", "used/seed_2: in use by another run"),
     (MAIN, "--seeds 0 4 --results-dir used/seed_2", "used/seed_2: in use by another run"),
-    (MAIN, f"{SCORE} --latent-dim 20", "--latent-dim 11 there, 20 here"),
     (MAIN, f"{SCORE} --epochs 30", "--epochs 3 there, 30 here"),  # the default, but given
     (MAIN, f"{SCORE} --train-size 61 --batch-size 9", "100 there, 61 here; --batch-size 33 there, 9 here"),
     (MAIN, f"{SCORE} --resume", "--resume: not together with --evaluate-only"),
@@ -98,7 +87,6 @@ def folder(tmp_path_factory, whole_run):
     for name, counts in (("one", {"a": 12}), ("few", {"a": 10, "b": 9})):
         image_folder(folder / "images" / name, counts)
     image_folder(folder / "images/large", {"a": 10, "b": 10}, size=(30, 30))
-    (image_folder(folder / "images/damaged", {"a": 10, "b": 10}) / "b/000.png").write_text("no image")
     for file in ("two\nlines/file", "results/seed_6"):
         (folder / file).write_text("a file")
     shutil.copytree(whole_run / "run", folder / "done")

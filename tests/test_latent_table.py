@@ -40,18 +40,3 @@ def test_the_table_follows_dense_adam(scale, tolerance, settings):
     moved = (value - start).abs().max()
     assert moved > 0.5
     assert (torch.cat(table.current(), dim=1) - value).abs().max() / moved < tolerance
-
-
-def test_reading_the_table_changes_nothing():
-    """Whether and how often it is read, the path is the same to the bit."""
-    ends = []
-    for reads in (0, 2):
-        table = LatentTable(size=ROWS, latent_dim=LATENT_DIM, max_steps=50, **SETTINGS)
-        for rows, _ in visits(50):
-            for _ in range(reads):
-                table.current()
-            q = table.posterior(rows)
-            (q.mean.square() + q.mean + q.scale).sum().backward()
-            table.step()
-        ends.append(table.current())
-    assert all(map(torch.equal, *ends))

@@ -25,6 +25,7 @@ def test_methods_can_be_added_to_a_run_and_scored_alone(folder_of_runs):
     assert len(select_scores(scores, quantity="fitted_elbo", split="test", group="")) == 6  # every two of them, too
     for name, visits in (("amortized", 1), ("latent_optimization", 1), ("semi_amortized", 3)):  # each says its own
         assert find(scores, "training_gradients", name, "train").mean == 100 * visits
+    assert find(scores, "training_gradients_per_q", "amortized", "train").mean == 100  # all images shape it
 
     # Scored alone, or not at all
     alone = [*OPTIONS, "--methods", "semi_amortized", "--evaluate-only", "--results-dir", "alone"]

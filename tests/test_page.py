@@ -258,13 +258,6 @@ def test_z_is_dragged_over_its_plane_or_line(latent_dim, methods, images, tmp_pa
         assert_drawn(page, drawn, [q.mean[6] for q in posteriors.values()], spread=1)
 
 
-def test_the_page_agrees_with_pytorch_and_needs_no_other_file(page, folder):
-    assert not page.find_elements("css selector", "#agreement.warning")
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
-    assert len(text) < 10_000_000
-
-
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_page_of_any_number_of_methods_has_every_figure_and_escapes_labels(count, tmp_path, monkeypatch):
     """With one method, also of one image of each class, whose mean has no interval; with three, of numbered classes."""

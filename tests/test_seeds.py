@@ -71,16 +71,6 @@ def test_every_seed_has_directories_of_its_own(folder_of_runs):
         assert text in said
 
 
-def test_finished_seeds_are_compared_without_work(copy):
-    folder = copy("seeds")
-    before, path = times(folder), folder / "results/seeds.csv"
-    status, said, errors = run(folder, *SEEDS)
-    assert (status, errors, said.count(FINISHED)) == (0, [], 2)
-    after = times(folder)
-    assert after[path] > before[path]
-    assert {changed.name for changed in before if after[changed] != before[changed]} <= {"seeds.csv", "out", "err"}
-
-
 def test_a_table_of_other_seeds_is_kept(copy):
     folder = copy("seeds")
     path = folder / "results/seeds.csv"

@@ -12,7 +12,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.utils import resample
 from test_samples import compute, toy_methods
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from data import Split, stratified_subset
 from evaluation import latents
@@ -144,15 +143,6 @@ def test_the_penalty_of_a_probe_is_that_of_scikit_learns_cross_validation(monkey
     assert len(chosen) > 1
     monkeypatch.setitem(latents.PROBE_OPTIONS, "max_iter", 3)
     assert not latents.probe(features, train.labels, 1.0)[1]
-
-
-def test_probes_take_one_thread(monkeypatch):
-    features, split = blobs(images=60, width=3, deviation=0.1, seed=1)
-    probe, threads = latents.probe, []
-    monkeypatch.setattr(latents, "probe", lambda *a, **k: threads.extend(threadpool_info()) or probe(*a, **k))
-    with threadpool_limits(2, user_api="blas"):
-        latents.probe_predictions({"blobs": (features, features)}, train=split, sample=split, seed=2)
-    assert {library["num_threads"] for library in threads if library["user_api"] == "blas"} == {1}
 
 
 def test_traversals_and_lines_go_where_they_say():

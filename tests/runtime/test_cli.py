@@ -70,15 +70,6 @@ def test_directories_may_be_paths_and_begin_with_the_home_directory(monkeypatch)
     assert (config.data_dir, config.results_dir, config.checkpoint_dir) == ("data", "/home/me/results", "checkpoints")
 
 
-def test_help_shows_meaning_default_and_what_is_scaled():
-    words = " ".join(parser_of(Config, Other).format_help().split())
-    assert "--steps N 100% of the steps (default: 30)" in words
-    assert "--step-size X the size (*) (default: 0.5)" in words
-    assert "Config: (*) smaller in proportion after a shorter training" in words
-    assert words.count("smaller in proportion") == 1
-    assert "--quiet says nothing" in words
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -6,10 +6,9 @@ import signal
 import subprocess
 
 import pytest
-import torch
-from processes import MAIN, Poison, arguments, contents, run, start, stop, wait_for
+from processes import MAIN, arguments, contents, run, start, stop, wait_for
 
-from runtime.checkpoint import load_checkpoint, load_json
+from runtime.checkpoint import load_json
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +68,6 @@ def test_a_directory_that_vanishes(stopped, part):
     process.join()
     result = process.exitcode, None, (stopped / "err").read_text().splitlines()
     refused(result, f"{part}/", "cannot be written (No such file or directory)", status=1)
-
-
-def test_a_checkpoint_that_the_figures_cannot_use(copy):
-    """The evaluation reads the epochs' checkpoints: here those of a run that is trained, but not evaluated."""
-    folder = copy()
-    (folder / "results/summary.json").unlink()
-    path = folder / "checkpoints/vae_epoch_1.pt"
-    torch.save({**load_checkpoint(path), "others": Poison(folder / "trace")}, path)
-    refused(run(MAIN, folder, "--resume"), "vae_epoch_1.pt", status=2)
-    assert not (folder / "trace").exists()
-    assert (folder / "checkpoints/latent_opt_state.json").exists()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import toy_config, toy_data, train
 from filelock import FileLock
-from run_directory import OWNED, Directory, First
+from run_directory import OWNED, First
 
 import amortized_vae
 from amortized_vae import AmortizedVAE
@@ -22,11 +22,6 @@ from runtime.run import Run, open_evaluation
 from sup_classification import ClassifierTraining, find_classifier
 
 THERE, HERE = {"device": "cuda", "precision": "bfloat16"}, {"device": "cpu", "precision": "float32"}
-
-
-@pytest.fixture
-def directory(tmp_path):
-    return Directory(tmp_path)
 
 
 def test_a_run_goes_on_on_another_machine_and_says_what_has_changed(directory, capsys):

@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from run_directory import OWNED, Directory, First, Second
+from run_directory import OWNED, First, Second
 from torch import nn
 
 from runtime import learners
@@ -13,11 +13,6 @@ from runtime.config import InputError, TrainConfig
 from runtime.learners import lengthen
 from runtime.plan import plan_evaluation
 from runtime.run import open_evaluation
-
-
-@pytest.fixture
-def directory(tmp_path):
-    return Directory(tmp_path)
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -11,11 +11,6 @@ from runtime.distributed import Shard
 from runtime.run import stop_hint
 
 
-@pytest.fixture
-def directory(tmp_path):
-    return Directory(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["first_state_2.pt", "first_state_2_rows_0_of_1.pt"])
 def test_a_file_of_the_state_of_another_run_is_refused(directory, tmp_path, name):
     other = Directory(tmp_path / "other")

@@ -220,6 +220,9 @@ def _notes_on_splits(train, test):
     if len({bool(dark_on_light(images).float().mean() > 0.5) for images in some}) > 1:
         inverted = "most images of training or test are dark on a light ground, those of the other not"
         notes.append(f"{inverted}: is that meant?")
+    highs = [int(grey.max()) for grey in (train, test)]
+    if 4 * min(highs) < max(highs):
+        notes.append(f"grey values of at most {highs[0]} in training, {highs[1]} in test images: is that meant?")
     return notes
 
 
@@ -252,7 +255,7 @@ def _download(dataset, raw):
     with new_directory(raw), exclusive_lock(raw, wait=True), contextlib.redirect_stdout(io.StringIO()):
         for file, md5 in dataset.resources:
             if (raw / file).exists() and not check_integrity(raw / file, md5):
-                raise InputError(f"{file} is damaged")
+                raise InputError(f"{file} is damaged, or not {dataset.__name__}'s; your own go there unpacked")
             if (raw / file).exists() or (raw / file).with_suffix("").exists():
                 continue
             for mirror in dataset.mirrors:

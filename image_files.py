@@ -1,5 +1,6 @@
 """The pixels of image files: grey values of any kind, from 0 to 255."""
 
+import os
 import warnings
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -35,7 +36,8 @@ def read_images(paths, *, resize):
                 if not np.isfinite(grey).all() or grey.min() < 0 or grey.max() > WHITE[kind][-1]:
                     values = f"grey values from {grey.min():g} to {grey.max():g}"
                     raise InputError(f"{values}; scale them to 0 to 255, or floats to 0 to 1")
-                largest[kind].append(WHITE["I"][-1] if image.format == "PPM" else float(grey.max()))  # Pillow scales it
+                scaled = image.format == "PPM" and kind == "I"  # by Pillow
+                largest[kind].append(WHITE["I"][-1] if scaled else float(grey.max()))
             elif _has_deep_colours(image):
                 # Pillow reads the upper 8 bits of each: of values up to 255 or 4,095 little or nothing.
                 bands = [image.getchannel(band).getextrema() for band in image.getbands() if band != "A"]
@@ -98,14 +100,17 @@ def _has_deep_colours(image):
 def _opened(path):
     """Yields the PIL image of a file. Raises InputError for whatever goes wrong with it, and for several pictures."""
     try:
-        with warnings.catch_warnings():  # of large pictures, which `_resized` may refuse
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(path)
-        with opened as image:
-            # Phones put a preview or a depth map beside a photograph: MPO.
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise InputError(f"holds {image.n_frames} pictures; save each that you want as a file of its own")
-            yield image
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for ever
+            raise InputError("not a file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata, and of large pictures, which `_resized` may refuse
+            with Image.open(path) as image:
+                # Phones put a preview or a depth map beside a photograph: MPO.
+                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                    raise InputError(f"holds {image.n_frames} pictures; save each that you want as a file of its own")
+                if image.format == "EPS":
+                    raise InputError("EPS, which is a program that Ghostscript would run; save it as PNG")
+                yield image
     except Image.DecompressionBombError:
         raise InputError(f"{path}: more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; scale it down") from None
     except UnidentifiedImageError:

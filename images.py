@@ -26,6 +26,8 @@ NEEDED = "it needs a folder of images for each class, or such folders in train, 
 # What file managers, archive tools and disks make; hidden files and those of editors begin or end as `_entries` says.
 LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "lost+found"}
 LEFT_BEHIND |= {"@eadir", "@recycle", "@__thumb", "#recycle", "$recycle.bin", "system volume information"}
+LEFT_BEHIND |= {"#snapshot", "~snapshot", "@recently-snapshot", "@tmp", "recycler", "found.000", "temporary items"}
+LEFT_BEHIND |= {"network trash folder", "_gsdata_", "_vti_cnf"}
 normalized = partial(unicodedata.normalize, "NFC")  # macOS writes accents apart, which sorts otherwise
 
 
@@ -158,8 +160,8 @@ def _classes(within, folders, images, left_out):
     for name, folder in folders.items():
         _check_name(name)
         label = normalized(name)
-        if label in classes:
-            raise InputError(f"two folders are called {within}{label}; rename one")
+        if _visible(label) in map(_visible, classes):
+            raise InputError(f"two folders are called {within}{_visible(label)}; rename one")
         inner, classes[label] = _entries(folder, left_out)
         if nested := [below for below in inner if _holds_images(inner[below])]:
             raise InputError(f"the folder {within}{name} holds folders of images, {_few(nested)}; {NEEDED}")
@@ -174,6 +176,11 @@ def _check_name(name):
     if {unicodedata.category(character) for character in name} & {"Cc", "Cs"} or not name.strip():
         reason = "has a name that is empty, not UTF-8, or with a control character"
         raise InputError(f"the folder {name!a} {reason}; rename it")
+
+
+def _visible(name):
+    """What a reader sees of a name: neither spaces around it nor characters that only format."""
+    return "".join(character for character in name if unicodedata.category(character) != "Cf").strip()
 
 
 def _some(chosen, files):
@@ -197,7 +204,7 @@ def _holds_images(folder):
 def _entries(folder, left_out):
     """{name: path} of the folders in a folder, and the paths of its images, by name; counts all else in `left_out`."""
     folders, images, here = {}, [], Path(os.path.realpath(folder))
-    for name in sorted(os.listdir(folder), key=normalized):
+    for name in sorted(os.listdir(folder), key=lambda name: (normalized(name), name)):
         path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
         try:
             mode = os.stat(path).st_mode
@@ -277,7 +284,8 @@ def one_value_note(images):
     # Further from the median than 8 of 255 grey values is not one pixel in a thousand.
     if ((some - median).abs() > 0.0628).float().mean() >= 0.001:
         return []
-    return [f"nearly all pixels have one grey value, about {round((median + 1) * 127.5)} of 255"]
+    one, largest = (round((value + 1) * 127.5) for value in (median, float(some.max())))
+    return [f"nearly all pixels have one grey value, about {one} of 255; the largest is {largest}"]
 
 
 def dark_on_light(images):

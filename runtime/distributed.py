@@ -29,7 +29,7 @@ def size():
 
 def restarted():
     """Whether torchrun has started the processes again, after one of them failed (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return dist.is_torchelastic_launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def start(device=None):

@@ -166,6 +166,8 @@ def _check_settings(known, settings, owned, data_dir):
             subset = {*owned.trained(others)} <= {*owned.trained(settings)}
             others = {**others, "epochs": settings["epochs"]} | ({"methods": settings.get("methods")} if subset else {})
         if text := differences(others, settings, but=portable_settings(others.get("images"), images)):
+            if all(str(side.get("dataset")).startswith("folder:") for side in (others, settings)):  # perhaps moved
+                text = "; ".join(filter(None, (text, image_differences(others.get("images"), images))))
             raise InputError(f"{path}: of another run ({text}); its flags and --resume continue it; {BEGIN_ANEW}")
     epochs = [others["epochs"] for _, others in known]
     if max(epochs) > settings["epochs"]:

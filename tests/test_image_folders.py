@@ -26,7 +26,7 @@ def said_of(folder):
 def test_what_others_left_behind_is_no_image(tmp_path):
     clean, folder = (image_folder(tmp_path / name, {"ants": 13, "bees": 17}) for name in ("clean", "used"))
     picture = folder / "ants/003.png"
-    for name in (".ipynb_checkpoints", "ants/.ipynb_checkpoints", "__MACOSX", "ants/@eaDir", ".git", ".thumbnails"):
+    for name in (".ipynb_checkpoints", "ants/.ipynb_checkpoints", "#snapshot", "ants/@eaDir", ".git", ".thumbnails"):
         (folder / name).mkdir()
         shutil.copy(picture, folder / name / "other.png")
     for name in ("._000.png", ".#000.png", "#000.png#", "000.png~", "Thumbs.db", "desktop.ini", ".DS_Store"):
@@ -94,6 +94,7 @@ FOLDERS = {
     "two of a kind": (("train/a", "Training/a"), "two are the train folder"),
     "other classes": (("train/a", "train/b", "test/a", "test/c"), "train and test have other classes: b, c"),
     "one name, written in two ways": (("\u00e9", "e\u0301"), "two folders are called \u00e9; rename one"),
+    "one name to the eye": (("cat", "c\u200bat "), "two folders are called cat; rename one"),
     "no classes in a split": (("train/a", "train/b", "test"), "test/ holds 12 images and no folders"),
     "flat": ((".",), "it holds 12 images and no folders; put them into one folder for each class"),
 }
@@ -214,6 +215,18 @@ def test_classes_may_be_called_by_what_editors_put_at_ends_of_names(tmp_path):
     (tmp_path / "b~/.lock").touch()
     (tmp_path / "b~/#000.png#").touch()
     assert "left out: hidden or temporary files 2" in said_of(tmp_path)
+
+
+def test_images_are_in_one_order_however_the_disk_lists_them(tmp_path, monkeypatch):
+    image_folder(tmp_path, {"a": 12, "b": 12})
+    for name in ("e\u0301.png", "\u00e9.png"):  # one name, written in two ways
+        Image.effect_noise((28, 28), 90).save(tmp_path / "a" / name)
+    once = load_dataset(f"folder:{tmp_path}")[0].digest
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path)))
+    assert load_dataset(f"folder:{tmp_path}")[0].digest == once
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=True))
+    assert load_dataset(f"folder:{tmp_path}")[0].digest == once
 
 
 def test_a_validation_folder_needs_no_more_images_than_a_test_folder(tmp_path):

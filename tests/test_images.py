@@ -1,5 +1,6 @@
 """Own image files: grey values of every kind, sizes, transparency, and files that are no images."""
 
+import os
 import re
 import shutil
 import struct
@@ -347,3 +348,28 @@ def test_training_or_test_images_of_one_grey_value_are_refused(tmp_path):
         shutil.copytree(tmp_path / name, tmp_path / "split/test" / name)
     with pytest.raises(InputError, match="the test images: nearly all pixels have one grey value"):
         load_data(toy_config(dataset=f"folder:{tmp_path}/split", train_size=10))
+
+
+def test_a_float_greymap_is_not_scaled_as_other_portable_ones_are(tmp_path):
+    grey = strokes(200, 0)
+    (tmp_path / "a.pfm").write_bytes(b"Pf\n28 28\n-1.0\n" + (grey[::-1] / 255).astype("<f4").tobytes())
+    Image.fromarray(grey).save(tmp_path / "b.png")
+    one, other = load_images([tmp_path / "a.pfm", tmp_path / "b.png"])
+    torch.testing.assert_close(one, other)
+
+
+def test_a_pipe_and_a_program_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")  # whose reader would wait for ever
+    with pytest.raises(InputError, match=r"pipe.png: not a file"):
+        load_images(tmp_path / "pipe.png")
+    Image.fromarray(strokes(255, 0)).save(tmp_path / "program.png", format="EPS")
+    with pytest.raises(InputError, match=r"program.png: EPS"):
+        load_images(tmp_path / "program.png")
+
+
+def test_damaged_metadata_are_no_matter(tmp_path, recwarn):
+    """A camera's picture whose EXIF directory is cut off: Pillow warns at each step, of every file."""
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 5) + bytes(4)
+    Image.fromarray(strokes(255, 0)).save(tmp_path / "a.jpg", exif=exif, quality=100)
+    torch.testing.assert_close(load_images(tmp_path / "a.jpg")[0, 0], LIGHT, atol=0.1, rtol=0)
+    assert not recwarn.list

@@ -40,9 +40,9 @@ def test_a_run_does_not_go_on_with_other_images_of_another_folder(directory):
     images = {"training": {"counts": {"a": 3, "b": 4}, "sha256": "of all"}}
     directory.settings |= {"dataset": "folder:a", "images": images}
     directory.save(First(), 2)
-    for others in (None, {"training": {**images["training"], "sha256": "of others"}}):
+    for others, said in ((None, ""), ({"training": {**images["training"], "sha256": "of others"}}, "; other training")):
         here = {"dataset": "folder:b", "images": others}
-        directory.refuses("--dataset folder:a there, folder:b here", resume=True, **here)
+        directory.refuses(f"--dataset folder:a there, folder:b here{said}", resume=True, **here)
 
 
 def test_a_finished_run_is_finished_on_another_machine(directory, tmp_path):

@@ -287,7 +287,7 @@ def binarized(grey, purpose):
 
     The draw depends on `purpose` alone, not on the experiment's seed (as in Salakhutdinov & Murray 2008).
     """
-    uniform = torch.rand(grey.shape, generator=random_generator(0, "binarize", purpose))
+    uniform = torch.rand(grey.shape, generator=random_generator(0, "binarize", purpose)).to(grey.device)
     return torch.where(uniform * 255 < grey, 1.0, -1.0)
 
 

@@ -158,7 +158,9 @@ class LatentOptimization(training.Method):
 
     def _started(self, x, index):
         """The start of images x (B, *image) at the rows `index` (B,) of the data set."""
-        return self._initial_posterior(x, Noise.of_images(self.config.seed, "start", index=index, device=x.device))
+        is_random = self.config.latent_start == "normal" or self.config.latent_rank
+        noise = Noise.of_images(self.config.seed, "start", index=index, device=x.device) if is_random else None
+        return self._initial_posterior(x, noise)
 
     def _initial_posterior(self, x, noise):
         """The model's, with a small random factor of the configured rank if that is above 0."""

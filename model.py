@@ -191,7 +191,7 @@ class LatentVariableModel(nn.Module):
     def sample(self, count, generator=None):
         """(x, z) from p(x, z): x (count, *image) with the noise of p(x|z), and z (count, D)."""
         like = self.like
-        if not isinstance(generator, torch.Generator):
+        if not isinstance(generator, torch.Generator) or generator.device.type != like.device.type:
             raise ValueError(f"generator: sample({count}, torch.Generator({like.device.type!r}).manual_seed(0))")
         check_counts(count=count)
         z = torch.randn(count, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device)

@@ -53,7 +53,10 @@ class Learner(nn.Module):
         self.count = config.train_size  # training images of all ranks
         self.optimizers = []
         self.also_saved = []  # what else has a state that the next epoch depends on, such as a schedule
-        self.step = self.train_step  # or a recording of it
+
+    def step(self, rows, noise):
+        """`train_step`, which `runtime.cuda_graph.record_step` replaces by its recording."""
+        return self.train_step(rows, noise)
 
     def get_extra_state(self):
         """The states of `optimizers` and `also_saved` that are no Modules; PyTorch adds them to `state_dict`."""

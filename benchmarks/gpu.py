@@ -21,7 +21,7 @@ from evaluation.log_prob import log_prob
 from evaluation.statistics import find
 from evaluation.tables import read_scores
 from runtime.checkpoint import load_json
-from runtime.config import TrainConfig
+from runtime.config import TrainConfig, choose_device, use_exact_kernels
 from runtime.cuda_graph import record_step
 from training import train_epoch
 
@@ -76,7 +76,8 @@ def main():
     parser.add_argument("--output-dir", type=Path, default=Path("gpu"), help="directory to write (gpu)")
     parser.add_argument("--device", default="cuda", help="(cuda)")
     given = parser.parse_args()
-    device = torch.device(given.device)
+    device = choose_device(given.device)
+    use_exact_kernels(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{name}, PyTorch {torch.__version__}\n")
     recorded = recorded_rows(device) if device.type == "cuda" else []

@@ -66,7 +66,7 @@ class TableMethod(Method):
     def __init__(self, images, name):
         nn.Module.__init__(self)
         self.config, self.images, self.table = CONFIG, images, TABLES[name](size=len(images))
-        self.shard, self.count, self.step = WHOLE, len(images), self.train_step
+        self.shard, self.count = WHOLE, len(images)
         self.model = ConvModel(LATENT_DIM, seed=0)
         self.optimizers = [optim.Adam(self.model.parameters(), lr=CONFIG.learning_rate, fused=True), self.table]
 

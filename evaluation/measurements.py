@@ -95,6 +95,13 @@ def _blocks(count, most):
     return torch.arange(count).chunk(math.ceil(count / most))
 
 
+def _clock(device):
+    """The time in seconds, when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def measure_images(method, part, q, config, annealed, split, epoch):
     """{"columns" of gaps.measure, "q": its tensors, "costs", "seconds"} of the images of a Split, on the CPU.
 
@@ -102,12 +109,12 @@ def measure_images(method, part, q, config, annealed, split, epoch):
     """
     images = part.images
     noise_of = partial(Noise.of_images, config.seed, index=part.index.tolist(), device=images.device)
-    started = time.perf_counter()
+    started = _clock(images.device)
     if q is None:
         fit = method.infer(images, noise=noise_of("inference", method.name), fit_steps=config.fit_steps)
     else:
         fit = Fit.given(q)
-    seconds, noise = time.perf_counter() - started, noise_of("measured", method.name, split, epoch)
+    seconds, noise = _clock(images.device) - started, noise_of("measured", method.name, split, epoch)
     is_best = q is None and method.infers_best and fit.q.is_diagonal
     try:
         columns = measure(method.model, images, fit.q, config, noise=noise, annealed=annealed, fitted=is_best)

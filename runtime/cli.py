@@ -14,10 +14,9 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from joblib import cpu_count
 
-from runtime.config import InputError, RunError, choose_device, choose_precision, flag
+from runtime.config import InputError, RunError, choose_device, choose_precision, flag, use_exact_kernels
 from runtime.distributed import finish, first_to_stop, rank, size, start
 from runtime.progress import Interrupted, install_signal_handlers
 from runtime.tasks import THREAD
@@ -103,10 +102,7 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
         here, roots = Path(os.path.realpath(path)), [folder, *inner] if folder else []
         if any(here.is_relative_to(os.path.realpath(root)) for root in roots):
             raise InputError(f"{flag(name)} {path}: inside of --dataset {dataset}, whose folders are its classes")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True
+    use_exact_kernels(device)
     start(device)
     return device, replace(config, precision=choose_precision(config.precision, device))
 

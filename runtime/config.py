@@ -277,6 +277,14 @@ def choose_device(name):
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
+def use_exact_kernels(device):
+    """On CUDA, makes float32 in convolutions float32, not TF32, and steps deterministic."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+
+
 def choose_precision(precision, device):
     """ "float32" or "bfloat16"; "auto" takes bfloat16 only where the processor is faster in it."""
     if precision != "auto":

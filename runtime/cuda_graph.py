@@ -46,14 +46,15 @@ class CUDAGraphStep:
 
     def _record(self, *inputs):
         """Records a call without executing it."""
-        self.graph = torch.cuda.CUDAGraph()
-        self.inputs = [values.clone() for values in inputs]
+        graph, self.inputs = torch.cuda.CUDAGraph(), [values.clone() for values in inputs]
         try:
-            with torch.cuda.graph(self.graph, stream=self.stream):
+            # The outer context leaves the stream, too, where the recording fails at its end.
+            with torch.cuda.stream(self.stream), torch.cuda.graph(graph, stream=self.stream):
                 self.output = self.function(*self.inputs)
         except RuntimeError as error:
             reason, *_ = str(error.__context__ or error).splitlines()  # the context says why the recording failed
             raise RunError(f"the training step cannot be recorded ({reason}); run with --eager") from None
+        self.graph = graph
 
 
 def record_step(learner):

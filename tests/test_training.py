@@ -1,5 +1,7 @@
 """Both methods through the one loop: same start, same batches; states and checkpoints."""
 
+import gc
+import weakref
 from io import BytesIO
 
 import numpy as np
@@ -77,6 +79,18 @@ def test_a_state_continues_to_the_same_bits(method_class, changes):
         train_epoch(method, 2)
     assert torch.equal(one.validate(2).elbo, other.validate(2).elbo)
     torch.testing.assert_close(one.weights(), other.weights(), rtol=0, atol=0)
+
+
+@BOTH
+def test_a_method_that_nobody_needs_frees_its_memory_at_once(method_class):
+    """A reference to itself would keep its table until the next garbage collection, which no full GPU brings about."""
+    method = method_class(toy_config(), toy_data())
+    train_epoch(method, 1)
+    there = weakref.ref(method)
+    gc.disable()
+    del method
+    gc.enable()
+    assert there() is None
 
 
 def test_an_epoch_is_one_of_the_settings_whatever_its_type():

@@ -13,9 +13,9 @@ import torch
 
 MANY = 10**9  # no limit of ours; the data and the memory have theirs
 _ROOT = Path(__file__).parents[1]
-_SOURCES = [_ROOT.glob(pattern) for pattern in ("*.py", "evaluation/**/*.py", "runtime/*.py")]
-# At import, as what runs: somebody may edit the files meanwhile.
-PROGRAM = hashlib.sha256(b"".join(path.read_bytes() for paths in _SOURCES for path in sorted(paths))).hexdigest()[:12]
+_SOURCES = [path for room in ("", "evaluation/**/", "runtime/") for path in sorted(_ROOT.glob(f"{room}*.py"))]
+# At import, as what runs: somebody may edit the files meanwhile. An editor's lock may be a link to nothing.
+PROGRAM = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES if path.is_file())).hexdigest()[:12]
 
 
 class InputError(ValueError):

@@ -32,7 +32,10 @@ def test_an_interrupted_run_is_continued_only_when_asked_or_by_torchrun(director
     directory.refuses("of a run of 3 epochs, which --resume lengthens", epochs=5)
     assert not directory.plan(resume=True).lengthened
     directory.refuses("--overwrite: not together with --resume", resume=True, overwrite=True)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # left behind, without torchrun
+    directory.refuses("which --resume continues")
+    for name, value in {"TORCHELASTIC_RUN_ID": "run", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
     for overwrite in (False, True):
         assert list(directory.plan(overwrite=overwrite).states) == ["first"]
 

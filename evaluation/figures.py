@@ -178,7 +178,7 @@ def quality_over_seconds(*, scores, methods):
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=len(methods))
     panels[0].set_ylabel("nats per image")
     gradients = {find(scores, "training_gradients", method.name, "train").mean for method in methods}
-    same = ", of equally many gradients in training by all methods" * (len(methods) > 1 and len(gradients) == 1)
+    same = "; in training all methods take equally many gradients an epoch" * (len(methods) > 1 and len(gradients) == 1)
     figure.suptitle(
         f"What a second of training buys: means over the same {tracked[-1].images} test images with their 95% t "
         f"intervals;\nnumbers are epochs{same}"

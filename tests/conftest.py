@@ -212,6 +212,18 @@ def mnist():
     return load_dataset(data_dir=ROOT / "data")
 
 
+SEVEN = [(9, 6), (9, 7), (9, 8), (10, 8), (11, 8), (12, 7), (13, 7)]  # (row, column) of strokes
+
+
+def strokes(stroke, ground, dtype=np.uint8):
+    pixels = np.full((28, 28), ground, dtype)
+    pixels[tuple(zip(*SEVEN, strict=True))] = stroke
+    return pixels
+
+
+LIGHT = torch.from_numpy(strokes(255, 0)).float() / 127.5 - 1
+
+
 def image_folder(path, counts, *, size=(28, 28), seed=4):
     """Writes a folder of noise images for each class of `counts`, {name: images}, all of them different."""
     generator = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ import posterior_fit
 from latent_optimization import LEAST_NATS, LatentOptimization, probabilistic_pca
 from latent_table import LOADING_RATE
 from posterior_fit import SEARCH_STEPS, Fit, balanced_noise, fit_posterior
+from training import train_epoch
 from vae_utils import GaussianPosterior, Noise
 
 LONG = {"averaged_rate": 0.003, "tolerance": 0.01, "max_cycles": 9}
@@ -182,6 +183,15 @@ def test_rows_and_fits_of_unseen_images_start_alike(likelihood, monkeypatch):
         assert bool(q.mean[0].ne(q.mean[1]).any()) == (start != "zero")
     with pytest.raises(ValueError, match="needs a Noise"):
         method.model.initial_posterior(x)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_the_start_is_better_than_zero(likelihood):
+    data, ends = toy_data(binary=likelihood == "bernoulli"), []
+    for start in ("pca", "zero"):
+        method = LatentOptimization(toy_config(likelihood=likelihood, latent_start=start, epochs=6), data)
+        ends.append([train_epoch(method, epoch)["train_elbo"] for epoch in range(1, 7)][-1])
+    assert ends[0] > ends[1] + 0.5
 
 
 @pytest.mark.parametrize("rank", [0, 2])

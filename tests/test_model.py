@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import SIGMA, NonlinearModel, linear_gaussian, seeded, toy_data
+from conftest import SIGMA, NonlinearModel, gaussian, linear_gaussian, seeded, toy_data
 from torch import distributions, nn
 from torch.distributions import Normal
 
@@ -199,6 +199,20 @@ def test_a_new_likelihood_is_one_class(likelihood, latent_dim):
     annealed = annealed_importance_sampling(model, x, full, noise=Noise(4), chains=64, temperatures=60)
     assert ((annealed.log_prob - exact_log_prob).abs() < 4 * annealed.standard_error + 0.01).all()
     assert model.mean(best.mean).shape == x.shape
+
+
+def test_a_likelihoods_parameters_are_trained_and_saved_with_the_decoders():
+    model, other = UsersModel(Laplace(3.0), 2), UsersModel(Laplace(), 2)
+    x, _ = UsersModel(Laplace(0.2), 2).sample(500, seeded(5))
+    optimizer, zeros = torch.optim.Adam(model.parameters(), lr=0.05), torch.zeros(500, 2).double()
+    for _ in range(300):
+        optimizer.zero_grad()
+        (-elbo(model, x, gaussian(zeros, 1e-3), zeros).elbo.mean()).backward()
+        optimizer.step()
+    distance = (x - model.decode(zeros)).abs().mean().item()
+    assert model.likelihood.log_scale.exp().item() == pytest.approx(distance, rel=0.02)  # the maximum likelihood
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.likelihood.log_scale, model.likelihood.log_scale)
 
 
 def test_the_networks_draw_two_channels_for_a_pixel_if_the_likelihood_needs_them():

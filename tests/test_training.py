@@ -156,6 +156,13 @@ def test_the_q_of_a_row_is_that_of_its_image(tmp_path):
     assert worth[0].sum() > worth[1:].sum(1).max()
 
 
+def test_both_methods_start_from_the_same_model_which_the_seed_decides():
+    made = ((AmortizedVAE, 3), (LatentOptimization, 3), (AmortizedVAE, 4))
+    one, two, other = ([*method(toy_config(seed=seed), toy_data()).model.decoder.parameters()] for method, seed in made)
+    assert all(map(torch.equal, one, two))
+    assert not torch.equal(one[0], other[0])
+
+
 def test_saved_epochs():
     assert [saved_epochs(epochs) for epochs in (30, 7, 1)] == [[1, 5, 10, 20, 30], [1, 5, 7], [1]]
 

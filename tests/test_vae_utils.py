@@ -165,6 +165,7 @@ ESTIMATORS = {
 }
 MISTAKES = [  # shape of q, noise, what the message names
     ((1, 3), Noise(0), r"x \(5, 12\) and q \(1, 3\)"),  # it would broadcast
+    ((5, 1), Noise(0), r"x \(5, 12\) and q \(5, 1\)"),  # this, too
     ((5, 3), None, "noise"),
     ((5, 3), Noise.of_images(0, index=range(4)), "an entry for each image"),
 ]
@@ -209,9 +210,10 @@ sampled, annealed, fitted = (
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda vae, x, q: vae.encode(x[0]), r"x \(2, 12, 16\): encode\(x\) .* encode\(x.reshape\(1, 2, 12, 16\)\)"),
         (lambda vae, x, q: vae.encode(x[:, :1]), r"x \(3, 1, 12, 16\): encode\(x\) takes x \(B, 2, 12, 16\)$"),
         (lambda vae, x, q: elbo(vae, x, q), r"noise: elbo\(model, x, q, torch.randn_like\(q.mean\)\)"),
-        (lambda vae, x, q: vae.log_joint(x[0], q.mean), r"x \(2, 12, 16\): log_likelihood\(x, z\) takes"),
+        (lambda vae, x, q: vae.log_joint(x[0], q.mean), r"x \(2, 12, 16\): .*x.reshape\(1, 2, 12, 16\), z\)"),
         (lambda vae, x, q: importance_sampling(vae, x, q, noise=0), r"importance_sampling\(model, x, q, noise=Noise"),
         (lambda vae, x, q: fit_posterior(vae, x, q), r"noise: fit_posterior\(model, x, q, noise=Noise\(seed\)\)"),
         (lambda vae, x, q: fitted(vae, x, q, covariance="low"), "'low': diagonal, low rank or"),

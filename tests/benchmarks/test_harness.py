@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from benchmarks.harness import take_turns
+from benchmarks.harness import median_and_range, print_table, ratios, take_turns
 
 
 def writing(path, name):
@@ -51,3 +51,14 @@ def test_candidates_take_turns_in_a_process_each(tmp_path, keep_processes, order
 def test_a_candidate_whose_turn_fails_is_named(turn, said):
     with pytest.raises(RuntimeError, match=f"unlucky: .*{said}"):
         take_turns({"unlucky": partial(partial, turn)}, repeats=1)
+
+
+def test_ratios_are_of_the_same_round(capsys):
+    # Rounds differ fourfold, the two within a round do not.
+    slow = ratios([2.0, 4.0, 8.4], [1.0, 2.0, 4.0])
+    assert slow == pytest.approx([2, 2, 2.1])
+    assert median_and_range(slow) == "2.00 (2.00 to 2.10)"
+    assert median_and_range([0.5, 0.25, 1], ".0%") == "50% (25% to 100%)"
+    print_table(["name", "s"], [["ours", "1"], ["theirs", "20"]])
+    rows = ("name   | s ", "------ | --", "ours   | 1 ", "theirs | 20")
+    assert capsys.readouterr().out.splitlines() == [f"| {row} |" for row in rows]

@@ -131,7 +131,7 @@ def test_quality_over_seconds_says_whether_gradients_are_equal(methods):
     assert drawn == [[40 + 5 * number, 80 + 10 * number] for number in range(count)]  # epochs 1 and 2 of 2
     tracked = select_scores(scores, quantity="log_prob", method="one", split="test", group=TRACKED)
     assert figure.axes[1].lines[0].get_ydata() == pytest.approx([entry.mean for entry in tracked])
-    assert any("of equally many gradients" in text for text in texts(figure)) == (count > 1)
+    assert any("all methods take equally many gradients" in text for text in texts(figure)) == (count > 1)
     scores = changed(with_means(scores, {"log_prob": 9.0}), "training_gradients", "one", "train", mean=2400.0)
     other = texts(figures.quality_over_seconds(scores=scores, methods=methods))
     assert not any("equally many" in text for text in other)

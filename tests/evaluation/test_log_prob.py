@@ -6,11 +6,12 @@ import warnings
 import pytest
 import torch
 from conftest import NONLINEAR, SIGMA, NonlinearModel, linear_gaussian, seeded
+from torch import nn
 
 from data import binarized
 from evaluation import log_prob as module
 from evaluation.log_prob import LogProb, log_prob
-from model import ConvModel, Gaussian
+from model import ConvModel, Gaussian, LatentVariableModel
 from runtime.config import TrainConfig
 from vae_utils import Noise, elbo
 
@@ -70,15 +71,21 @@ def test_one_image_or_many_with_or_without_a_channel(rough):
         torch.testing.assert_close(log_prob(model, image, **few).log_prob, many.log_prob[1:])
 
 
-def test_a_result_is_one_line_that_says_what_may_be_wrong():
-    errors = torch.tensor([0.31, 1.31])
-    many = LogProb(torch.tensor([-83.13, -82.13]), errors, -errors, errors, errors, torch.tensor([16, 17]), errors < 1)
+def test_a_result_is_one_line():
+    of_weights = torch.full((2,), 0.7), torch.tensor([0.6, 0.7]), torch.tensor([16, 17]), torch.tensor([True, False])
+    errors = torch.tensor([0.31, 1.31]), torch.tensor([-0.052, -1.052])
+    many = LogProb(torch.tensor([-83.13, -82.13]), *errors, *of_weights)
     one = LogProb(*(values[:1] for values in many))
-    assert str(one).startswith("log p(x) = -83.1 nats, ± 0.31 ")
-    assert "wrong" not in str(one)
-    assert "= -82.6 nats, ± 0.5 (mean of 2 images" in str(many)
-    assert "may be wrong by more than that for 1 of 2" in str(many)
-    assert str(one._replace(temperatures=torch.tensor([0]))).endswith("integrated on a grid")
+    assert str(one) == (
+        "log p(x) = -83.1 nats, ± 0.31 (standard error of the estimate), bias about -0.05 (not corrected); "
+        "acceptance 0.60"
+    )
+    assert repr(many) == (
+        "log p(x) = -82.6 nats, ± 0.5 (mean of 2 images, standard error over images), Monte Carlo error 0.67, "
+        "bias about -0.55 (not corrected); acceptance 0.60 or more; may be wrong by more than that for 1 of 2: lower "
+        "log_weight_std"
+    )
+    assert str(one._replace(temperatures=torch.tensor([0]))).endswith("(not corrected); integrated on a grid")
 
 
 BAD = {
@@ -99,6 +106,14 @@ def test_bad_input_is_one_clear_line(images, settings, message, capsys):
         log_prob(model, images, **settings)
     assert "\n" not in str(error.value)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_call_that_is_refused_leaves_the_model_as_it_was():
+    decoder = nn.Sequential(nn.Linear(2, 12), nn.BatchNorm1d(12))
+    model = LatentVariableModel(decoder, Gaussian(), latent_dim=2)
+    with pytest.raises(ValueError, match=r"model.eval\(\)"):
+        log_prob(model, torch.zeros(3, 12))
+    assert not decoder[1].running_mean.any()
 
 
 def test_grey_pixels_have_no_probability_under_a_bernoulli_likelihood(capsys, rough):

@@ -268,7 +268,11 @@ def _download(dataset, raw):
 
 def _elsewhere(dataset, directories):
     """The first of the directories that holds the data set, or None."""
-    return next((place for place in directories if any((place / dataset.__name__ / "raw").glob("*-ubyte*"))), None)
+    for place in directories:
+        with contextlib.suppress(OSError):  # in a folder without the right to enter it
+            if any((place / dataset.__name__ / "raw").glob("*-ubyte*")):
+                return place
+    return None
 
 
 def _advice(dataset, here):

@@ -104,7 +104,8 @@ def _opened(path):
             raise InputError("not a file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, and of large pictures, which `_resized` may refuse
-            with Image.open(path) as image:
+            # A file: Pillow maps that of a path into memory, and scrambles a TIFF that EXIF turns by a quarter.
+            with open(path, "rb") as file, Image.open(file) as image:
                 # Phones put a preview or a depth map beside a photograph: MPO.
                 if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                     raise InputError(f"holds {image.n_frames} pictures; save each that you want as a file of its own")

@@ -214,7 +214,9 @@ def _entries(folder, left_out):
             mode = 0  # a link to nothing, or in a circle
         is_folder, is_file = stat.S_ISDIR(mode), stat.S_ISREG(mode)
         edited = name.startswith("~$") or (len(name) > 1 and (name[-1] == "~" or name[0] == name[-1] == "#"))
-        if name[0] == "." or name.lower() in LEFT_BEHIND or (edited and not is_folder):
+        if name[0] == "." and suffix == ".icloud":
+            left_out["images still in iCloud"] += 1
+        elif name[0] == "." or name.lower() in LEFT_BEHIND or (edited and not is_folder):
             left_out["hidden or temporary files"] += 1
         elif is_folder:
             there = Path(path).resolve()
@@ -271,7 +273,7 @@ def load_images(images, *, resize=False, invert=False):
         raise InputError("no images: the list of paths is empty")
     grey, _, notes = read_images(paths, resize=resize)
     images = 1 - grey / 127.5 if invert else grey / 127.5 - 1
-    notes += [] if invert else _dark_on_light_note(images, "for a model of such, invert=True")
+    notes += [] if invert else _dark_on_light_note(images, "for a model of MNIST, invert=True")
     for note in [*_listed(left_out), *notes, *one_value_note(images)]:
         warnings.warn(note, stacklevel=2)
     return images

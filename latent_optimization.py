@@ -137,8 +137,7 @@ class LatentOptimization(training.Method):
         self.recordable = not config.latent_rank  # not tried with CUDA's Cholesky decomposition
         self.model.start = self._make_start().to(data.device)
         options = {"rank": config.latent_rank, "learning_rate": config.latent_learning_rate, "device": data.device}
-        options |= {"latent_dim": config.latent_dim, "max_steps": config.steps * config.latent_steps}
-        self.table = LatentTable(size=len(self.images), **options)
+        self.table = LatentTable(size=len(self.images), latent_dim=config.latent_dim, **options)
         batches = zip(self.images.split(STARTED_AT_ONCE), self.train_index.split(STARTED_AT_ONCE), strict=True)
         self.table.load_parameters(torch.cat([self._started(x, index).parameters() for x, index in batches]))
         self.optimizers.append(self.table)

@@ -1,5 +1,6 @@
 """The latent table: q(z) of every image, and an Adam whose step costs a batch and not the table."""
 
+import math
 from itertools import accumulate
 
 import torch
@@ -27,8 +28,8 @@ class LatentTable(nn.Module):
     over images, not a mean. Of factors the rate is LOADING_RATE lr.
     """
 
-    def __init__(self, *, size, latent_dim, max_steps, rank=0, learning_rate=0.01, betas=(0.9, 0.999), device="cpu"):
-        """size: images; max_steps: bounds the calls of `step`; rank: of factors; a row has (2 + rank) latent_dim."""
+    def __init__(self, *, size, latent_dim, rank=0, learning_rate=0.01, betas=(0.9, 0.999), device="cpu"):
+        """size: images; rank: of factors; a row has (2 + rank) latent_dim numbers."""
         super().__init__()
         self.betas, self.rank = betas, rank
         self._learning_rate = learning_rate  # constant: another one would also rescale the deferred steps
@@ -42,8 +43,8 @@ class LatentTable(nn.Module):
         self.register_buffer("last_visit", torch.zeros(size, dtype=torch.int64, device=device))  # (N,)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
         self.exact = torch.float32 if torch.device(device).type == "mps" else torch.float64  # MPS has no float64
-        sums = deferred_step_sums(max_steps=max_steps, betas=betas).to(self.exact).to(device)
-        self.register_buffer("deferred_sums", sums, persistent=False)  # (max_steps + 1,): H
+        sums = deferred_step_sums(betas).to(self.exact).to(device)
+        self.register_buffer("deferred_sums", sums, persistent=False)  # H(0), H(1), ..., from the last one on constant
 
     def posterior(self, rows):
         """q of the images at `rows` (B,), all different: (B, D). With gradients on, the next `step` learns them."""
@@ -85,7 +86,8 @@ class LatentTable(nn.Module):
         idle = (self.steps - last).to(self.exact)  # (B, 1)
         decay = (beta1 / beta2**0.5) ** idle
         now = self.steps.reshape(1)  # an index without a dimension would be read by the host, and wait for the device
-        moved = self.deferred_sums[last] - decay * self.deferred_sums[now]  # S(last, idle)
+        before, after = (self.deferred_sums[at.clamp(max=len(self.deferred_sums) - 1)] for at in (last, now))
+        moved = before - decay * after  # S(last, idle)
         eps = (EPS * torch.sqrt(1 - beta2 ** last.to(self.exact))).float()
         direction = first / (second.sqrt() + eps).clamp_min(torch.finfo(torch.float32).tiny)
         value = value - (self._learning_rate * moved).float() * self.rates * direction
@@ -97,11 +99,11 @@ class LatentTable(nn.Module):
         self.rows[:, 0] = torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
-def deferred_step_sums(*, max_steps, betas):
-    """H(0), ..., H(max_steps) of LatentTable, by H(n) = c (g(n + 1) + H(n + 1)) backwards in float64."""
+def deferred_step_sums(betas):
+    """H(0), H(1), ... of LatentTable until g is 1 in float64, by H(n) = c (g(n + 1) + H(n + 1)) backwards."""
     beta1, beta2 = betas
-    c = beta1 / beta2**0.5
-    n = torch.arange(max_steps + 1002, dtype=torch.float64)  # beyond, c^1000 is far below float64's resolution
+    c, count = beta1 / beta2**0.5, math.ceil(-40 / math.log(beta2))  # beta2^count = exp(-40)
+    n = torch.arange(count + 1002, dtype=torch.float64)  # beyond, c^1000 is far below float64's resolution
     g = (torch.sqrt(1 - beta2**n) / (1 - beta1**n))[1:].tolist()  # g(1), g(2), ...
     sums = [*accumulate(reversed(g), lambda total, term: c * (term + total), initial=0.0)]
-    return torch.tensor(sums[::-1][: max_steps + 1], dtype=torch.float64)
+    return torch.tensor(sums[::-1][: count + 1], dtype=torch.float64)

@@ -50,7 +50,7 @@ def train_and_score(experiment):
                 for epoch in run.epochs(method):
                     run.record(train_epoch(method, epoch, progress=run.progress), validate(method, epoch))
         epochs = saved_epochs(config.epochs)
-        run.write(draw_history(run.history, methods, epochs, method.model.likelihood.label))
+        run.write(draw_history(run.history, methods, epochs, method.caption))
         score(run, experiment, Checkpoints(methods, run.directory, config, epochs, data.train.index))
 
 

@@ -124,6 +124,8 @@ class LatentVariableModel(nn.Module):
 
     def __init__(self, decoder, likelihood, *, latent_dim, precision="float32"):
         super().__init__()
+        if not isinstance(likelihood, Likelihood):
+            raise ValueError(f"likelihood: one such as Gaussian(0.4), not {likelihood!r}")
         self.decoder, self.likelihood, self.latent_dim, self.precision = decoder, likelihood, latent_dim, precision
 
     def in_precision(self, precision):
@@ -150,12 +152,14 @@ class LatentVariableModel(nn.Module):
         if z.shape[-1] != self.latent_dim or (z.dtype, z.device) != (like.dtype, like.device):
             needed = f"z (..., {self.latent_dim}) of {like.dtype} on {like.device}"
             raise ValueError(f"z {tuple(z.shape)} of {z.dtype} on {z.device}: this model takes {needed}")
-        rows = z.reshape(-1, z.shape[-1])
+        rows = z.reshape(-1, z.shape[-1]).clone()  # a decoder may change them in place
         with autocast(self.precision, z.device):
             output = self.decoder(rows)
         given = tuple(output.shape) if isinstance(output, torch.Tensor) else (type(output).__name__,)
         if given[:1] != (len(rows),):
             raise ValueError(f"decoder: z {tuple(rows.shape)} into {given}: not a row for each z")
+        if torch.is_grad_enabled() and z.requires_grad and not output.requires_grad:
+            raise ValueError("decoder: its output has no gradient, as under torch.no_grad() or after detach()")
         return output.reshape(*z.shape[:-1], *output.shape[1:]).to(z.dtype)
 
     def mean(self, z):

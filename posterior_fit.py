@@ -116,7 +116,7 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
     if covariance == "full":
         return fit_full(model, x, q if q.is_full else q.diagonal(), noise=noise, **options)
     q = q if covariance == "low rank" else q.diagonal()
-    if not q.is_diagonal or model.latent_dim > FEW_DIMENSIONS:
+    if model.latent_dim > FEW_DIMENSIONS:
         return fit_diagonal(model, x, q, noise=noise, **options)
     fit = fit_diagonal(model, x, better_start(model, x, q, noise=noise), noise=noise, **options)
     return fit._replace(gradients=fit.gradients + 2 * SEARCH_STEPS)
@@ -124,7 +124,7 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
 
 @torch.no_grad()
 def better_start(model, x, q, *, noise):
-    """A diagonal q (B, D), but of images where it lies at a worse mode the end of a short fit from elsewhere.
+    """The q (B, D), not full, but of images where it lies at a worse mode the end of a short fit from elsewhere.
 
     Of PRIOR_DRAWS draws of the prior, the same for all images, the fit starts at the one where p(x, z) is highest; it
     is compared with as short a fit from q.
@@ -133,13 +133,13 @@ def better_start(model, x, q, *, noise):
     z = torch.randn(PRIOR_DRAWS, model.latent_dim, generator=generator, dtype=x.dtype).to(x.device)
     heights = [model.log_joint(x, part.unsqueeze(1)) for part in z.split(max(1, SCORED_AT_ONCE // len(x)))]
     best = torch.cat(heights).nan_to_num(-math.inf).argmax(0)
-    fits = [PosteriorFit(q), PosteriorFit(GaussianPosterior(z[best], q.scale))]
+    fits = [PosteriorFit(q), PosteriorFit(GaussianPosterior(z[best], q.scale, q.factor))]
     for fit in fits:
         draws = noise.normal((SEARCH_STEPS, *q.mean.shape), like=x)
         fit.run(model, x, noise=draws, learning_rates=cosine(0.1, 0.02, SEARCH_STEPS))
     here, there = bounds(model, x, [fit.q() for fit in fits], noise).nan_to_num(-math.inf)
     is_better = (there > here + 1).unsqueeze(-1)  # by a nat: not by chance
-    return unpack(torch.where(is_better, fits[1].q().parameters(), q.parameters()))
+    return unpack(torch.where(is_better, fits[1].q().parameters(), q.parameters()), fits[0].rank)
 
 
 @torch.no_grad()

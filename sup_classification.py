@@ -91,9 +91,10 @@ def augment(x, noise):
     angle, right, down, scale = noise.unbind()
     angle, scale = angle * math.radians(ROTATION), 1 + SCALE * scale
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    shift = SHIFT * (2 / x.shape[-1])  # affine_grid's coordinates run from -1 to 1
-    rows = torch.stack((cos, -sin, shift * right), dim=-1), torch.stack((sin, cos, shift * down), dim=-1)
-    grid = F.affine_grid(torch.stack(rows, dim=1), x.shape, align_corners=False)
+    height, width = x.shape[-2:]  # along both affine_grid's coordinates run from -1 to 1
+    across = torch.stack((cos, -sin * (height / width), SHIFT * (2 / width) * right), dim=-1)
+    along = torch.stack((sin * (width / height), cos, SHIFT * (2 / height) * down), dim=-1)
+    grid = F.affine_grid(torch.stack((across, along), dim=1), x.shape, align_corners=False)
     # grid_sample takes pixels outside the image as 0, but the background is -1.
     return F.grid_sample(x + 1, grid, align_corners=False) - 1
 

@@ -93,7 +93,9 @@ class Method(Learner):
     shared_inference = True
     # Whether a diagonal q of `infer` is q*: then unseen images have no amortization gap. Else q* is fitted.
     infers_best = False
-    gradients_per_visit = 1  # of the bound, that a training step takes for the q of an image
+    # Backward passes of its bound, of however many samples, that a training step takes for the q of an image; by one of
+    # them a network that infers every q learns.
+    gradients_per_visit = 1
     noise_draws = 1  # standard normal draws that a training step takes for an image, see `draw_noise`
     by_default = True  # whether it is trained without --methods
     metrics = Bound._fields
@@ -109,6 +111,12 @@ class Method(Learner):
         self.model = make_model(self.model_class, config, **options).to(data.device)
         self.optimizers.append(torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True))
 
+    @property
+    def caption(self):
+        """What the numbers are of, small in every figure: p(x|z), and the weight of the KL if that is not 1."""
+        beta = self.config.beta
+        return self.model.likelihood.label + f", trained with beta {beta:g}" * (beta != 1)
+
     @classmethod
     def load_model(cls, path, *, device="cpu"):
         """The trained model in a checkpoint of this class, on the device, in evaluation mode.
@@ -120,7 +128,7 @@ class Method(Learner):
         with invalid_contents(path):
             model = make_model(cls.model_class, checkpoint["config"], image_shape=checkpoint["image_shape"])
             model.load_state_dict(checkpoint["weights"])
-            model.to(device)
+            model.to(device, torch.float32)
         model.config, model.epoch, model.train_index = (checkpoint[key] for key in ("config", "epoch", "train_index"))
         return model.eval()
 
@@ -171,8 +179,9 @@ class Method(Learner):
         """Adds the gradients of the loss of the training images at `rows` (B,), with the noise (B, D), to `.grad`.
 
         config.beta weighs the KL in the loss alone. Returns ELBO, log-likelihood and KL, each summed over this rank's
-        images, (3,). The loss is a sum over images, not a mean: Adam ignores the scale, a short last batch counts by
-        its images, and the gradients of the latent table stay far above Adam's eps.
+        images, (3,); so does a method with another loss, at its q. The loss is a sum over images, not a mean: Adam
+        ignores the scale, a short last batch counts by its images, and the gradients of the latent table stay far above
+        Adam's eps.
         """
         rows, noise = self.shard.local(rows, noise)
         if not len(rows):  # a rank may have none
@@ -216,6 +225,8 @@ def train_epoch(learner, epoch, *, progress=None):
     if weights and weights.isdisjoint(weight for group in groups for weight in group["params"]):
         advice = "method.load_weights(other.state_dict()) takes them over"
         raise ValueError(f"no optimizer has the model's weights: {advice}")
+    if weights and not any(weight.requires_grad for weight in weights):
+        raise ValueError("the model's weights are frozen: method.model.requires_grad_(True)")
     order = torch.randperm(learner.count, generator=random_generator(seed, epoch, "order")).to(device)
     generator = random_generator(seed, epoch, "noise", device=device)
     sums = []

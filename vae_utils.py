@@ -181,8 +181,9 @@ def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
         shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)}"
         raise ValueError(f"{shapes} do not fit: q needs {needed}, images by latent dimensions")
     check_scale(q)
-    if not (q.scale.diagonal(dim1=-2, dim2=-1) if q.is_full else q.scale).gt(0).all():
-        raise ValueError("q: its scale must be above 0")
+    scale = q.scale.diagonal(dim1=-2, dim2=-1) if q.is_full else q.scale
+    if not (scale.gt(0).all() and q.mean.isfinite().all()):
+        raise ValueError("q: its scale must be above 0, its mean finite")
     check_mode(model)
 
 

@@ -54,7 +54,7 @@ def torch_table(*, size, adam, sparse):
 
 
 TABLES = {
-    "LatentTable": partial(LatentTable, latent_dim=LATENT_DIM, max_steps=100_000, learning_rate=RATE),
+    "LatentTable": partial(LatentTable, latent_dim=LATENT_DIM, learning_rate=RATE),
     "dense Adam": partial(torch_table, adam=optim.Adam, sparse=False),
     "SparseAdam": partial(torch_table, adam=optim.SparseAdam, sparse=True),  # moves no row outside its batches
 }

@@ -142,8 +142,9 @@ def gaps_over_epochs(*, scores, methods):
             mean, half = intervals([find(scores, quantity, **labels)])
             axes.errorbar([1.04 * epochs[-1]], mean, half, color=color, fmt=marker, mfc="white", capsize=3)
         tracked = select_scores(scores, quantity="fitted_elbo", group=TRACKED, **labels)
-        epochs, more = [entry.epoch for entry in tracked], find(scores, "elbo", **labels).images
-        images = f"{tracked[-1].images} images; open marker: {more}"
+        epochs = [entry.epoch for entry in tracked]
+        counts = {find(scores, quantity, **labels).images for quantity in GAPS}  # without a regression of fewer
+        images = f"{tracked[-1].images} images; open marker: {' and '.join(map(str, sorted(counts)))}"
         axes.set_title(f"{method.label}, {SPLIT_NAMES[split]} ({images})", fontsize=10)
         axes.set(xlabel="epoch" if method is methods[-1] else "", xticks=style.spaced(epochs))
         if len(epochs) == 1:  # of a run whose earlier epochs were not measured
@@ -203,7 +204,9 @@ def gaps_per_class(*, scores, methods, classes):
         style.class_axis(axes, classes, label="class" if method is methods[-1] else "")
         axes.grid(axis="x", visible=False)
     figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
-    whiskers = "; whiskers: 95% intervals, for classes of three images or more" * (not np.isnan(halves).all())
+    whiskers = "; whiskers: 95% intervals of each part alone, for classes of three images or more" * (
+        not np.isnan(halves).all()
+    )
     figure.suptitle(f"log p(x) - ELBO(q) at the last epoch, in its three parts{whiskers}")
     return figure
 

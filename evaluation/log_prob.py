@@ -55,6 +55,7 @@ def _annealing(model, x, config):
     return model.in_precision(choose_precision(config.precision, x.device)), options
 
 
+@torch.no_grad()
 def start_of_chains(model, x, *, noise):
     """A q of images x, (B, D), for where q*full is not worth its fit: the Gauss-Newton posterior around a short fit."""
     q = model.initial_posterior(x, noise)
@@ -74,7 +75,7 @@ def log_prob(model, images, *, seed=0, chains=EvalConfig.chains, log_weight_std=
     """
     # In bfloat16 a batch of another size would give an image other values.
     config = EvalConfig(seed=seed, precision="float32", chains=chains, log_weight_std=log_weight_std)
-    x, batches = _batch(model, images), []
+    x, batches, model = _batch(model, images), [], model.in_precision("float32")
     trained_on = getattr(getattr(model, "config", None), "dataset", "mnist")  # as far as is known
     if hasattr(model, "image_shape") and not trained_on.startswith("folder:"):  # a decoder of model.py
         warn_unlike_mnist(x)
@@ -100,7 +101,7 @@ def _batch(model, images):
         raise ValueError("model: its decoder gives pixels that are no finite numbers")
     shape = tuple(picture.shape[1:])
     try:
-        x = torch.as_tensor(images).detach().to(like)
+        x = torch.as_tensor(images).detach().to(like, copy=True)  # of torch.inference_mode(), too
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
             "images: give one tensor or array, such as torch.stack(images); images.load_images reads files"

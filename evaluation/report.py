@@ -14,6 +14,8 @@ from runtime.distributed import rank
 from runtime.progress import check_interrupt
 from vae_utils import random_generator
 
+STAGES = {"none": "q of the pictured images", "quick": "q of images and bounds"}
+STAGES["full"] = "q of images, bounds and log p(x)"
 PRIOR_SAMPLES, EARLIER_NUM_SAMPLES = 64, 100
 # Images of every epoch: the split, and which image of each class it is.
 PICTURED = {"training image": ("train", 0), "test image": ("test", 0), "compared image": ("test", 1)}
@@ -64,7 +66,7 @@ def evaluate(load, epochs, data, classifier, config, run):
         work |= measurements.image_tasks(methods, samples_of[epoch], epoch, settings)
         methods_of[epoch] = methods if epoch == last else [method.frozen() for method in methods]
     methods = methods_of[last]
-    with run.timed("q of images, bounds and log p(x)" if full else "q of images and bounds"):
+    with run.timed(STAGES[config.evaluation]):
         if config.evaluation != "none":
             train_q = {method.name: measurements.posterior_of_train(method, data) for method in methods}
             work = measurements.bound_tasks(methods, data, train_q, config) | work
@@ -82,7 +84,7 @@ def evaluate(load, epochs, data, classifier, config, run):
         rows += scores.tracked_scores(measured, drawn, epoch, max(1, config.gap_images_per_digit))
     if manifold := latents.manifold(methods):
         files["latent_manifold.png"] = partial(latent_figures.latent_manifold, images=manifold, methods=methods)
-    found = Results([], [], methods, data.test.classes, methods[0].model.likelihood.label, files)
+    found = Results([], [], methods, data.test.classes, methods[0].caption, files)
     if config.evaluation == "none":
         return found
 

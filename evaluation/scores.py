@@ -1,5 +1,6 @@
 """The Scores of trained methods, from what `measurements` found: means with their errors, differences, costs."""
 
+import math
 from itertools import combinations
 
 import torch
@@ -124,9 +125,9 @@ def cost_scores(methods, epoch, measured, training_seconds):
         images, visits = len(fit.gradients), epoch * method.gradients_per_visit
         gradients = visits * config.train_size
         training = {
-            "decoder_updates": epoch * config.steps // config.epochs,
+            "decoder_updates": epoch * math.ceil(config.train_size / config.batch_size),
             "training_gradients": gradients,
-            "training_gradients_per_q": gradients if method.shared_inference else visits,
+            "training_gradients_per_q": epoch * config.train_size if method.shared_inference else visits,
         }
         if method.name in training_seconds:
             training["training_seconds"] = training_seconds[method.name]

@@ -12,7 +12,7 @@ from evaluation.tables import DIFFERENCES, read_scores, title
 from runtime.checkpoint import load_json
 from runtime.config import RunError
 
-QUANTITIES = ("elbo", "log_prob", "amortization_gap", "mean_field_gap", "non_gaussian_gap")
+QUANTITIES = ("elbo", "fitted_elbo", "log_prob", "amortization_gap", "mean_field_gap", "non_gaussian_gap")
 
 
 def compare_seeds(folders, results_dir):
@@ -75,7 +75,7 @@ def table(headlines, labels, likelihood):
     of, over = f"the images of seed {next(iter(headlines))}", "images"
     if len(headlines) > 1:
         of = f"seeds {', '.join(map(str, headlines))}"
-        over = "seeds (over their images, if that is wider: each seed draws its own)"
+        over = "seeds, or over their images, if that is wider"
     *few, (most, _) = sorted(counts.items(), key=lambda item: len(item[1]))
     images = "".join(f"{count} for {', '.join(names)}; " for count, names in few)
     images += f"{most} for all{' else' if few else ''}"

@@ -48,7 +48,8 @@ def prepare_again(given, *, owned):
         raise InputError("--resume: not together with --evaluate-only, which continues what it had begun by itself")
     run_config = make_config(RunConfig, given)
     directory = Path(run_config.checkpoint_dir)
-    there = [method for method in owned.learners if any(directory.glob(f"{method.prefix}_epoch_*.pt"))]
+    with about(f"--checkpoint-dir {directory}"):  # perhaps in a folder without the right to enter it
+        there = [method for method in owned.learners if any(directory.glob(f"{method.prefix}_epoch_*.pt"))]
     checkpoints = find_checkpoints(choose_methods(given, owned.learners, there), directory)
     config = checkpoints.config
     # --seed and --precision are the evaluation's own; of several seeds each has checkpoints of its own training.

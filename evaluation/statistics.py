@@ -90,15 +90,17 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
 
     values (n,): of images drawn class by class, with labels (n,) and predictors (n, P): what is measured less `offset`,
     (N,), which is known of many images, and whose mean is added again. known (N, P), known_labels (N,): the predictors
-    of the many, these among them; shares: (classes,). The slopes are those of a weighted least-squares fit, with an
-    intercept for each class if every class has two of the n images or more, else with one; they are 0 if fewer than
-    FEWEST_REGRESSED images, counted by their weights, are left beyond its parameters. Returns a dict like that of
+    of the many, of which these are the first; shares: (classes,). The slopes are those of a weighted least-squares fit,
+    with an intercept for each class if every class has two of the n images or more, else with one; they are 0 if fewer
+    than FEWEST_REGRESSED images, counted by their weights, are left beyond its parameters. Returns a dict like that of
     `stratified_mean`. The error is over draws of images: that of the residuals, which may differ in size (HC2,
     MacKinnon & White 1985), and that of the many. With the same predictors estimates of sums are sums of them.
     """
     center, counts = known.mean(0), labels.bincount(minlength=len(shares))
     images = len(values) if offset is None else len(known)
-    offset = torch.zeros(len(known)) if offset is None else offset
+    offset, shared = torch.zeros(len(known)) if offset is None else offset, 0.0
+    if len(values) == len(known):  # nothing to carry over
+        return stratified_mean(values + offset, labels, shares)
     shares = shares * (counts > 0) / shares[counts > 0].sum()
     of_classes = bool((counts[counts > 0] > 1).all())
     intercepts = one_hot(labels, len(shares)) if of_classes else torch.ones(len(values), 1)
@@ -107,7 +109,11 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
     # The few images of a large class count for more: as much as so many that count alike (Kish 1965).
     freedom = round(1 / float(weights.square().sum())) - int(torch.linalg.matrix_rank(design))
     if freedom < FEWEST_REGRESSED:
-        result = stratified_mean(values, labels, shares)
+        result, at_few = stratified_mean(values, labels, shares), offset[: len(values)]
+        if len(values) - int((counts > 0).sum()) >= FEWEST_OF_CLASS:  # else these variances are not within classes
+            parts = [stratified_mean(part, labels, shares) for part in (values + at_few, values, at_few)]
+            both, *alone = (part["standard_error"] ** 2 for part in parts)
+            shared = (both - sum(alone)) * len(values) / len(known)  # twice the covariance of the two means
     else:
         inverse = torch.linalg.pinv(design.T @ (weights[:, None] * design), rtol=1e-9, hermitian=True)
         slopes = inverse @ (design.T @ (weights * values.double()))
@@ -123,6 +129,7 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
     if result["standard_error"] is not None:
         both = result, stratified_mean(predicted, known_labels, shares)
         result |= _combined([part["standard_error"] ** 2 for part in both], [part["freedom"] for part in both])
+        result["standard_error"] = math.sqrt(max(0.0, result["standard_error"] ** 2 + shared))
     return {**result, "mean": result["mean"] + stratified_mean(offset, known_labels, shares)["mean"], "images": images}
 
 

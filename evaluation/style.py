@@ -105,20 +105,20 @@ def class_colors(count):
 def shown(classes):
     """The names of classes as figures show them, long ones without their middle, as short as they differ.
 
-    Their numbers, if no installed font has all characters, or names of 22 characters do not differ.
+    A name of which no installed font has all characters is "no. N", and so are all if 22 characters do not differ.
     """
-    if not _fonts(frozenset("".join(classes)))[1]:
-        for half in range(6, 12):
-            names = [name if len(name) <= 2 * half else f"{name[:half]}…{name[1 - half :]}" for name in classes]
-            if len({*names}) == len(names):
-                return [name.replace("$", r"\$") for name in names]  # or a dollar would begin mathematics
-    return [str(number) for number in range(len(classes))]
+    numbers, missing = [f"no. {number}" for number in range(len(classes))], _fonts(frozenset("".join(classes)))[1]
+    drawn = [name if missing.isdisjoint(name) else number for name, number in zip(classes, numbers, strict=True)]
+    for half in range(6, 12):
+        names = [name if len(name) <= 2 * half else f"{name[:half]}…{name[1 - half :]}" for name in drawn]
+        if len({*names}) == len(names):
+            return [name.replace("$", r"\$") for name in names]  # or a dollar would begin mathematics
+    return numbers
 
 
 def are_numbered(classes):
-    """Whether figures show the numbers of classes in place of their names."""
-    numbers = [str(number) for number in range(len(classes))]
-    return shown(classes) == numbers != list(classes)
+    """Whether figures show the number of a class in place of its name."""
+    return any(name == f"no. {number}" for number, name in enumerate(shown(classes)))
 
 
 def are_short(classes):
@@ -266,7 +266,7 @@ def class_axis(axes, classes, *, which="x", label="class"):
         form = {"rotation": 45, "ha": "right"}
     if count > 12:
         form["fontsize"] = 7 if count <= 36 else 5
-    axes.set(**{f"{which}label": label + ", by number" * (bool(label) and are_numbered(classes))})
+    axes.set(**{f"{which}label": label})
     step = math.ceil(count / MOST_NAMED)
     getattr(axes, f"set_{which}ticks")(range(0, count, step), names[::step], **form)
 

@@ -123,7 +123,8 @@ def _method_rows(scores, name):
             yield detail("Monte Carlo error of their mean", "monte_carlo_error", "± {:.2f}")
             yield detail("bias of their mean, an estimate", "bias", "{:.2f}", biased)
             yield detail("acceptance of transitions", "acceptance", "{:.2f}")
-            if gap := find(scores, "bidirectional_gap", name, "simulated"):
+            gap = find(scores, "bidirectional_gap", name, "simulated")
+            if gap and gap.standard_error is not None:
                 text = f"bidirectional bounds (simulated images: {gap.images}) are {number(gap)} nats apart"
                 remark = max(_beyond(gap.mean, entry) for entry in entries("log_prob"))
                 yield Row(f"{text} {remark}".rstrip(), depth=2)
@@ -200,9 +201,9 @@ def basis(scores, labels):
     text = f"{find(scores, 'elbo', name).images:,} test images, the same in every column; ± standard error over images"
     if annealed := find(scores, "annealed_images", name):
         carried = find(scores, "mean_field_gap", name).images > annealed.mean
-        mean_gap = "their mean gap to ELBO(q*) stands for that of all"
-        by = "a regression on ELBO(q*) extends it to all" if carried else mean_gap
-        text += f"; log p(x) of {annealed.mean:.0f} of them is {how_found(scores, name)}; {by}"
+        by = "a regression on ELBO(q*) extends it" if carried else "their mean gap to ELBO(q*) carries it over"
+        by = f"; {by} to all" * (annealed.mean < find(scores, "elbo", name).images)
+        text += f"; log p(x) of {annealed.mean:.0f} of them is {how_found(scores, name)}{by}"
     return text
 
 
@@ -210,7 +211,8 @@ def headline(scores, labels):
     """`headline_rows` as a table for the terminal, what they are of, and what follows from them."""
     titles, rows = headline_rows(scores, labels)
     lines = [
-        f"{label:20}" + "".join(f"{text:>{max(20, len(title) + 2)}}" for text, title in zip(texts, titles, strict=True))
+        f"{label:20}"
+        + "".join(f" {text:>{max(19, len(title) + 1)}}" for text, title in zip(texts, titles, strict=True))
         for label, texts in [("test images, nats", titles), *rows]
     ]
     texts = [f"({basis(scores, labels)})", *conclusions(scores, labels)]
@@ -224,10 +226,11 @@ def conclusions(scores, labels):
         entry = find(scores, "log_prob", f"{one} - {other}") or find(scores, "fitted_elbo", f"{one} - {other}")
         better, worse = (one, other) if entry.mean >= 0 else (other, one)
         half = half_width(entry.standard_error, entry.freedom)
-        size = f"{abs(entry.mean):.1f}" + (f" ± {half:.1f}" if half > 0 else "")
+        digits = 2 if abs(abs(entry.mean) - half) < 0.1 else 1  # else the two might look alike
+        size = f"{abs(entry.mean):.{digits}f}" + (f" ± {half:.{digits}f}" if half > 0 else "")
         what = "a log p(x)" if entry.quantity == "log_prob" else "an ELBO(q*)"
         doubt = "" if abs(entry.mean) > half > 0 else ", which may be chance,"
-        images = f"on the same test images (± half a 95% t interval over images, {entry.freedom} degrees of freedom)."
+        images = "on the same test images (95% t interval over images, of this training: --seeds for others)."
         sentences.append(f"{labels[better]} has {what} {size} nats higher{doubt} than {_lower(labels[worse])} {images}")
     return sentences
 

@@ -121,7 +121,9 @@ def load_json(path):
 
 
 def readable_json(path):
-    """The dict that `load_json` reads; None if it cannot be read."""
+    """The dict that `load_json` reads; None if it is missing or damaged. InputError without the right to read it."""
+    if Path(path).exists() and not os.access(path, os.R_OK):
+        raise InputError(f"{path}: no right to read it")
     with suppress(InputError):
         return load_json(path)
 

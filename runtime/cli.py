@@ -18,7 +18,7 @@ from joblib import cpu_count
 
 from runtime.config import InputError, RunError, choose_device, choose_precision, flag, use_exact_kernels
 from runtime.distributed import finish, first_to_stop, rank, size, start
-from runtime.progress import Interrupted, install_signal_handlers
+from runtime.progress import Interrupted, signals_handled
 from runtime.tasks import THREAD
 
 # Errors of a lack of memory, in the words of CUDA and MPS, of the CPU, of CUDA's libraries, and of oneDNN.
@@ -135,13 +135,13 @@ def _at_work():
     return any(thread.name.startswith(THREAD) for thread in threading.enumerate())
 
 
+@signals_handled()
 def run_script(main):
     """Calls the function `main` of a script; expected errors become one line on stderr and an exit status.
 
     0: done; 1: a RunError, or the output is a closed pipe; 2: an InputError; 130: SIGINT; 143: SIGTERM. Of several
     ranks, rank 0 alone prints, and the first one that stops says why.
     """
-    install_signal_handlers()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or (name == "stdout" and rank()):  # None: it was closed by who started the script

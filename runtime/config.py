@@ -7,6 +7,7 @@ import platform
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -76,7 +77,7 @@ class Config:
         for entry in fields(self):
             value, bounds, kind = getattr(self, entry.name), entry.metadata, type(entry.default)
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
-            allowed = int | float if kind is float else kind
+            allowed = {int: Integral, float: Real}.get(kind, kind)
             if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
                 raise InputError(f"{flag(entry.name)} {value!r}: not of the type {kind.__name__}")
             if type(value) not in (bool, int, float, str):  # such as NumPy's; a checkpoint holds plain values
@@ -127,7 +128,9 @@ class TrainConfig(LearnerConfig):
     latent_steps: int = setting(1, "steps of the latent table for each step of the decoder", low=1, high=1000)
     latent_rank: int = setting(0, "rank of the covariance beside a row's variances", low=0, high=1000)
     refinement_steps: int = setting(4, "steps from the encoder's q, semi-amortized", low=1, high=1000)
-    refinement_rate: float = setting(0.2, "rate of the first one, 1 the full natural gradient", low=0.0, high=1e3)
+    refinement_rate: float = setting(
+        0.2, "rate of the first one; 1: the natural gradient of means, half that of log-variances", low=0.0, high=1e3
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -135,11 +138,6 @@ class TrainConfig(LearnerConfig):
             raise InputError(f"--latent-rank {self.latent_rank}: more than --latent-dim {self.latent_dim}")
         if self.likelihood == "bernoulli":
             object.__setattr__(self, "binarize", True)
-
-    @property
-    def steps(self):
-        """Steps of the whole training."""
-        return self.epochs * math.ceil(self.train_size / self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,9 @@ class RunConfig(Config):
     data_dir: str = setting("data", "directory that holds MNIST/raw, FashionMNIST/raw, KMNIST/raw")
     checkpoint_dir: str = setting("checkpoints", "directory of the checkpoints")
     results_dir: str = setting("results", "directory of figures and tables")
-    resume: bool = setting(False, "continue the run in these directories: it was interrupted, or is to be longer")
+    resume: bool = setting(
+        False, "continue the run in these directories, if it was interrupted; main_vae.py lengthens it, too"
+    )
     overwrite: bool = setting(False, "remove the files of another run from these directories first")
     eager: bool = setting(False, "on CUDA, launch kernel by kernel, in place of a recorded training step (a graph)")
 

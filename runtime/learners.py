@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -174,11 +175,8 @@ class Checkpoints(NamedTuple):
 
 def find_checkpoints(methods, directory):
     """The Checkpoints of these methods in the directory. Raises InputError if no epoch has those of all methods."""
-    if Path(directory).is_file():
-        raise InputError(f"{directory}: a file; --checkpoint-dir takes the folder of the checkpoints")
-    if Path(directory).exists():
-        with about(f"--checkpoint-dir {directory}"):
-            os.listdir(directory)  # without the right to read it, it would seem to be empty
+    with about(f"--checkpoint-dir {directory}"), suppress(FileNotFoundError):
+        os.listdir(directory)  # without the right to read it, it would seem to be empty
     epochs_of = {}
     for method in methods:
         paths = our_files(directory, f"{method.prefix}_epoch_*.pt")

@@ -3,11 +3,14 @@
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 
 
 def prepare_process(matplotlibrc):
     """Is called before torch and matplotlib are imported. matplotlibrc: a file of this project, not the user's own."""
+    if "IPython" in sys.modules:  # %run in a notebook, whose process is not the script's
+        return
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait soon leave the processor
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run_script` sees to it: Ctrl-C ends the imports in silence
     os.environ.pop("MPLBACKEND", None)  # of a notebook that starts this script; it may not be there

@@ -32,13 +32,18 @@ class Interrupted(BaseException):
         return f"stopped by {name} {where}; {self.advice}"
 
 
-def install_signal_handlers():
-    """Makes the first SIGINT or SIGTERM set a flag for `check_interrupt`; a second one raises Interrupted at once."""
+@contextlib.contextmanager
+def signals_handled():
+    """Here the first SIGINT or SIGTERM sets a flag for `check_interrupt`; a second one raises Interrupted at once."""
     global _received, _parent
     _received = None
     _parent = os.getppid() if dist.is_torchelastic_launched() else None
-    for number in SIGNALS:
-        signal.signal(number, _receive)
+    before = {number: signal.signal(number, _receive) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _receive(number, frame):

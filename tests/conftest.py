@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -186,12 +185,9 @@ def model(request):
 @pytest.fixture
 def handlers():
     """The program's signal handlers, and no signal that was received, for the time of a test."""
-    before = {number: signal.getsignal(number) for number in progress.SIGNALS}
-    progress.install_signal_handlers()
-    yield
+    with progress.signals_handled():
+        yield
     progress._received = None
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -185,6 +185,16 @@ def test_other_modes_become_grey(tmp_path):
     assert load_images(tmp_path / "red.png").max() == pytest.approx(76 / 127.5 - 1)  # the luma of ITU-R BT.601
 
 
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_a_tiff_that_is_to_be_turned_is_the_picture_upright(tmp_path, mode):
+    grey, exif = np.pad(strokes(255, 0), ((0, 12), (0, 0))), Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(grey).convert(mode).save(tmp_path / "a.tif")
+    Image.fromarray(np.rot90(grey)).convert(mode).save(tmp_path / "b.tif", exif=exif)
+    upright, turned = load_images(tmp_path, resize=True)
+    assert torch.equal(upright, turned)
+
+
 @pytest.mark.parametrize("suffix", ["gif", "tif", "png", "webp"])
 def test_files_of_several_pictures_are_refused_but_those_of_phones(tmp_path, suffix):
     first, second = (Image.fromarray(strokes(255, ground)).convert("RGB") for ground in (0, 40))

@@ -31,6 +31,7 @@ def test_what_others_left_behind_is_no_image(tmp_path):
         shutil.copy(picture, folder / name / "other.png")
     for name in ("._000.png", ".#000.png", "#000.png#", "000.png~", "Thumbs.db", "desktop.ini", ".DS_Store"):
         shutil.copy(picture, folder / "ants" / name)
+    (folder / "bees/.more.png.icloud").touch()
     for name in ("a.heic", "b.HEIC", "c.pdf", "notes"):
         (folder / "bees" / name).write_text("no image")
     (folder / "bees/empty.png").touch()
@@ -49,8 +50,9 @@ def test_what_others_left_behind_is_no_image(tmp_path):
         assert torch.equal(split.images, expected.images)
         assert torch.equal(split.index, expected.index)  # by which checkpoints find their images
     left_out = (
-        "hidden or temporary files 13, .heic (not read) 2, .pdf (not read) 1, without an extension (not read) 1, "
-        "empty files 1, broken links 1, links to folders that are there 2, folders without images 1, "
+        "hidden or temporary files 13, images still in iCloud 1, .heic (not read) 2, .pdf (not read) 1, "
+        "without an extension (not read) 1, empty files 1, broken links 1, links to folders that are there 2, "
+        "folders without images 1, "
         "images beside the folders 1, copies of the same picture 4, of which in another class 1"
     )
     said, *others = said_of(folder).split("left out: ")[1].split("; ")

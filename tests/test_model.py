@@ -244,14 +244,25 @@ def test_a_decoder_may_have_no_parameters_and_end_in_a_view():
     assert log_prob(model, x.clamp(-1, 1), chains=2).log_prob.shape == (4,)
 
 
+def test_a_decoder_may_change_its_input():
+    z = torch.randn(5, 3, generator=seeded(1))
+    model = LatentVariableModel(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 12)), Gaussian(SIGMA), latent_dim=3)
+    before = z.clone()
+    model.decode(z)
+    assert torch.equal(z, before)
+
+
 def test_a_decoder_that_does_not_fit_is_refused():
     for decoder, message in (
         (nn.Linear(3, 12), r"x \(4, 2, 2, 3\): log_likelihood\(x, z\) takes x \(B, 12\)"),
         (nn.Flatten(0), "not a row for each z"),
         (nn.LSTM(3, 12), r"into \('tuple',\): not a row for each z"),
+        (torch.no_grad()(nn.Linear(3, 12).forward), "decoder: its output has no gradient"),
     ):
         model = LatentVariableModel(decoder, Gaussian(SIGMA), latent_dim=3)
         with pytest.raises(ValueError, match=message):
-            model.log_likelihood(torch.zeros(4, 2, 2, 3), torch.zeros(4, 3))
+            model.log_likelihood(torch.zeros(4, 2, 2, 3), torch.zeros(4, 3).requires_grad_())
+    with pytest.raises(ValueError, match=r"likelihood: one such as Gaussian\(0.4\), not 'gaussian'"):
+        LatentVariableModel(nn.Linear(3, 12), "gaussian", latent_dim=3)
     with pytest.raises(ValueError, match="its decoder gives pixels that are no finite numbers"):
         log_prob(LatentVariableModel(nn.Threshold(9, torch.nan), Gaussian(SIGMA), latent_dim=3), torch.zeros(2, 3))

@@ -51,6 +51,19 @@ def test_the_full_fit_has_the_best_bound_by_quadrature(likelihood):
             assert (exact_bound(model, GaussianPosterior(full.mean, scale), x) < bound + 0.03).all()
 
 
+def test_gauss_newton_takes_the_curvature_at_the_drawn_z():
+    model = NONLINEAR["bernoulli, latent dimension 2"]
+    x, _ = model.sample(3, seeded(1))
+    q = gaussian(torch.randn(3, 2, generator=seeded(2), dtype=torch.float64), 0.7)
+    found = gauss_newton_posterior(model, x, q, noise=Noise(4), draws=2, images=2).scale
+    precision = torch.eye(2).double().repeat(3, 1, 1)
+    for z in q.rsample(Noise(4).normal((2, 3, 2), like=x)):
+        slopes = torch.stack([torch.autograd.functional.jacobian(model.decoder, one) for one in z])
+        share = model.decoder(z).sigmoid().detach()
+        precision += torch.einsum("bpi,bp,bpj->bij", slopes, share * (1 - share), slopes) / 2
+    torch.testing.assert_close(found @ found.mT, precision.inverse())
+
+
 def test_steps_that_are_too_long_leave_the_start():
     model = linear_gaussian()
     x, _ = model.sample(4, seeded(1))

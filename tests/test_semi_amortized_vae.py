@@ -30,6 +30,27 @@ def test_steps_lead_to_the_best_diagonal_q():
     assert short[0] > 1.5 * short[1] > 1.5 * short[2] > 15 * short[3] > 0
 
 
+def test_a_step_is_as_long_as_it_says():
+    model = linear_gaussian(pixels=30, latent_dim=4)
+    x, _ = model.sample(50, seeded(1))
+    q, e = model.poor(x), torch.randn(50, 4, generator=seeded(2), dtype=torch.float64)
+    z = q.rsample(e).requires_grad_()
+    (gradient,) = torch.autograd.grad((model.log_joint(x, z) - q.log_prob(z)).sum(), z)
+    found, _ = of_model(model, 0.3).refine(x, q, e.unsqueeze(0))
+    torch.testing.assert_close(found.mean, q.mean + 0.3 * q.scale**2 * gradient)
+    change = 0.5 * e * q.scale * gradient
+    assert change.abs().min() < 1 < change.abs().max()  # some of them are cut off
+    torch.testing.assert_close(2 * (found.scale / q.scale).log(), 0.3 * change.clamp(-1, 1))
+
+
+def test_the_steps_of_a_training_image_are_its_own():
+    method, rows = SemiAmortizedVAE(CONFIG, toy_data()), torch.tensor([7, 2])
+    x = method.images[rows]
+    noise = Noise.of_images(CONFIG.seed, "refinement", index=method.train_index[rows])
+    assert torch.equal(method.posterior(x, rows).mean, method.infer(x, noise=noise).q.mean)
+    assert not torch.equal(method.train_index, torch.arange(len(method.images)))
+
+
 def test_the_first_gradient_is_that_of_the_weighted_bound():
     """Its mean over many draws, against autograd of the closed form."""
     model, beta = linear_gaussian(pixels=30, latent_dim=4), 0.4

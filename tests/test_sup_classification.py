@@ -92,6 +92,13 @@ def test_augmentation_moves_but_does_not_invent(mnist):
     torch.testing.assert_close(augment(images, torch.zeros(4, 200)), images, atol=1e-4, rtol=0)
 
 
+def test_an_image_that_is_no_square_is_turned_and_shifted_by_as_much():
+    square, wide = torch.full((1, 1, 28, 28), -1.0), torch.full((1, 1, 28, 112), -1.0)
+    square[..., 12:16, 18:24] = wide[..., 12:16, 60:66] = 1  # as far from the centre
+    noise = torch.tensor([0.9, 0.7, -0.8, 0.5]).unsqueeze(1)
+    torch.testing.assert_close(augment(wide, noise)[..., 42:70], augment(square, noise), atol=1e-4, rtol=0)
+
+
 def test_the_most_confident_mistakes_come_first(mnist):
     split = stratified_subset(mnist[1], size=20)
     log_prob = torch.full((20, 10), -10.0)

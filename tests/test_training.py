@@ -195,7 +195,7 @@ def test_a_step_of_the_table_reads_no_value():
     method = LatentOptimization(toy_config(), toy_data())
     method.images = method.images.to("meta")
     method.model.to("meta")
-    method.table = LatentTable(size=150, latent_dim=5, max_steps=9, device="meta")
+    method.table = LatentTable(size=150, latent_dim=5, device="meta")
     method.optimizers = [torch.optim.SGD(method.model.parameters(), lr=0.1), method.table]
     for count in (20, 20, 10):
         rows = torch.empty(count, dtype=torch.int64, device="meta")
@@ -224,6 +224,9 @@ def test_an_epoch_that_would_train_nothing_is_refused():
     for context in (torch.no_grad(), torch.inference_mode()):
         with context, pytest.raises(ValueError, match=r"train_epoch needs gradients: call it outside of torch.no_grad"):
             train_epoch(method, 1)
+    method.model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"weights are frozen: method.model.requires_grad_\(True\)"):
+        train_epoch(method, 1)
     method.model = AmortizedVAE(toy_config(seed=8), toy_data()).model
     with pytest.raises(ValueError, match=r"no optimizer has the model's weights: method.load_weights"):
         train_epoch(method, 1)

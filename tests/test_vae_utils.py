@@ -179,6 +179,13 @@ def test_obvious_mistakes_are_refused(estimate, shape, noise, message):
         estimate(linear_gaussian(), x, q, noise=noise)
 
 
+def test_a_q_that_has_diverged_is_refused():
+    for mean, scale in ((torch.nan, 1.0), (0.0, 0.0)):
+        q = gaussian(torch.full((2, 3), mean).double(), scale)
+        with pytest.raises(ValueError, match="its scale must be above 0, its mean finite"):
+            fit_posterior(linear_gaussian(), torch.zeros(2, 12).double(), q, noise=Noise(0))
+
+
 def test_bounds_of_different_images_are_refused():
     x, q = torch.zeros(5, 12).double(), gaussian(torch.zeros(5, 3).double(), 1.0)
     for images, noise in ((1, (5, 3)), (5, (1, 3)), (5, (7, 5, 1)), (5, (3,)), (5, (2, 4, 5, 3)), (5, (0, 5, 3))):

@@ -102,6 +102,9 @@ def test_a_probe_reads_what_is_there_and_nothing_else(monkeypatch):
         assert find(scores, "probe_accuracy", "blobs", group=group).mean > 0.99
         assert find(scores, "probe_converged", "blobs", group=group).mean == 1
         noise = find(scores, "probe_accuracy", "noise", group=group)
+        if group == "50":
+            of_draws = predictions["noise"][50]["correct"].double().mean(1).std()
+            assert find(scores, "probe_deviation", "noise", group=group).mean == pytest.approx(float(of_draws))
         assert 0.06 < predictions["noise"][int(group)]["correct"].double().mean() < 0.24
         assert noise.images == 200
         correct = predictions["noise"][int(group)]["correct"].double().mean(0)

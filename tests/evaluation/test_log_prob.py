@@ -11,7 +11,7 @@ from torch import nn
 from data import binarized
 from evaluation import log_prob as module
 from evaluation.log_prob import LogProb, log_prob
-from model import ConvModel, Gaussian, LatentVariableModel
+from model import ConvModel, ConvVAE, Gaussian, LatentVariableModel
 from runtime.config import TrainConfig
 from vae_utils import Noise, elbo
 
@@ -45,6 +45,15 @@ def test_what_is_found_for_an_image_depends_on_no_other_and_not_on_its_place(mon
     other = log_prob(model, x[3], **{**SETTINGS, "seed": 6})
     assert not torch.equal(alone.standard_error, other.standard_error)
     assert len(together.temperatures.unique()) > 1
+
+
+def test_networks_compute_in_float32(rough):
+    """In bfloat16 an image's result would depend on the others; images may come from torch.inference_mode()."""
+    model = ConvVAE(3, image_shape=(1, 8, 8), seed=0).eval()
+    with torch.inference_mode():
+        x, _ = model.sample(2, seeded(3))
+    one, other = (log_prob(each, x.clamp(-1, 1)) for each in (model, model.in_precision("bfloat16")))
+    assert torch.equal(one.log_prob, other.log_prob)
 
 
 def test_chains_start_near_the_posterior():

@@ -1,6 +1,7 @@
 """Integrals over one or two dimensions, and fits where a posterior has several modes."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from evaluation.quadrature import integrate
 from model import Gaussian, LatentVariableModel
 from posterior_fit import fit_diagonal, fit_posterior
 from runtime.config import EvalConfig
-from vae_utils import Noise
+from vae_utils import GaussianPosterior, Noise
 
 
 class Even(nn.Module):
@@ -102,3 +103,6 @@ def test_a_fit_leaves_a_worse_mode_and_stays_at_the_better_one():
     torch.testing.assert_close(fit(fit_posterior, worse, few), found[few])
     stays = fit(fit_diagonal, better, every)
     torch.testing.assert_close(fit(fit_posterior, better, every), stays, atol=0.05, rtol=0)
+    with_factor = GaussianPosterior(worse.mean, worse.scale, torch.full((5, 3, 1), 0.01).double())
+    found = fit(partial(fit_posterior, covariance="low rank"), with_factor, every)
+    assert (found < -0.5).all()

@@ -10,10 +10,11 @@ from conftest import seeded, toy_config, toy_data
 from evaluation import measurements, scores
 from evaluation.figures import GAPS
 from evaluation.measurements import Measured, draw_sample, draw_samples, gap_columns, image_tasks
-from evaluation.statistics import find, select_scores
+from evaluation.statistics import find, select_scores, stratified_mean
 from latent_optimization import LatentOptimization
 from posterior_fit import Fit
 from runtime.config import EvalConfig
+from semi_amortized_vae import SemiAmortizedVAE
 
 SAMPLE = draw_sample(toy_data().test, size=25, per_class=4, seed=2)
 SAMPLES = {"train": SAMPLE, "test": SAMPLE}
@@ -125,6 +126,18 @@ def test_costs_count_the_gradients_of_each_visit():
         "unseen_image_seconds": 0.5,
         "inference_converged": 0.75,
     }
+    method = SemiAmortizedVAE(toy_config(refinement_steps=3), toy_data())
+    rows = scores.cost_scores([method], 2, {(method.name, "test"): Measured({}, fit, 2.0)}, {})
+    assert find(rows, "training_gradients", method.name, "train").mean == 2 * 3 * 150
+    assert find(rows, "training_gradients_per_q", method.name, "train").mean == 2 * 150  # the encoder's
+
+
+def test_the_tracked_scores_are_of_the_first_images_of_each_class():
+    columns, places = made_up_columns(), SAMPLE.first(2).flatten()
+    rows = scores.tracked_scores(measured(a=columns), SAMPLES, 5, 2)
+    found = next(entry for entry in rows if (entry.quantity, entry.split) == ("elbo", "test"))
+    expected = stratified_mean(columns["elbo"][places], SAMPLE.labels[places], SAMPLE.shares)
+    assert (found.mean, found.images) == (pytest.approx(expected["mean"]), 10)
 
 
 def small_work(method, data, *, fitted=20, **counts):

@@ -107,6 +107,20 @@ def test_the_regression_estimate_covers_the_mean_where_one_class_is_nearly_all(s
     assert np.mean(inside) == pytest.approx(0.95, abs=0.035)
 
 
+@pytest.mark.parametrize(("known", "correlation"), [(12, -0.8), (12, 0.8), (18, 0.8), (60, -0.8)])
+def test_without_a_regression_the_error_knows_that_the_few_are_among_the_many(known, correlation):
+    generator, errors, squares = random_generator(5), [], []
+    label = torch.arange(known) % 3
+    for _ in range(800):
+        z = torch.randn(2, known, generator=generator).double()
+        value, offset = 4 * (correlation * z[0] + 0.6 * z[1]) + label, 5 * z[0] - 20 * label
+        few, options = (value[:12], label[:12], z[:1, :12].T), {"known_labels": label, "shares": torch.ones(3) / 3}
+        found = stats.regression_estimate(*few, z[:1].T, **options, offset=offset)
+        errors.append(found["mean"] + 19)
+        squares.append(found["standard_error"] ** 2)
+    assert np.sqrt(np.mean(squares)) == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=0.1)
+
+
 def test_without_a_regression_the_images_are_those_that_were_used():
     value, bound, label = draw_images(300, random_generator(5))
     few, options = (value[:6], label[:6], bound[:6, None], bound[:, None]), {"known_labels": label, "shares": SHARES}

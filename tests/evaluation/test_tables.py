@@ -81,6 +81,7 @@ def test_what_is_too_low_or_biased_is_marked():
         ((12.5, 0.9, 9), "First way has a log p(x) 12.5 ± 2.0 nats higher than second way on the same test images"),
         ((-12.5, 0.9, 9), "Second way has a log p(x) 12.5 ± 2.0 nats higher than first way on"),
         ((161.1, 33.0, 1), "First way has a log p(x) 161.1 ± 419.3 nats higher, which may be chance, than"),
+        ((1.21, 0.58, 29), "First way has a log p(x) 1.21 ± 1.19 nats higher than second way on"),
         ((1.5, None, 0), "First way has a log p(x) 1.5 nats higher, which may be chance, than"),
     ],
 )

@@ -3,12 +3,14 @@
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -17,6 +19,7 @@ from benchmarks.stress import SCRIPTS
 from runtime import cli, config
 from runtime.cli import Parser, add_flags, make_config, out_of_memory_hint, run_script
 from runtime.config import InputError, RunConfig, RunError, TrainConfig, setting
+from runtime.process import prepare_process
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ WRONG_TYPES = [("steps", "3"), ("steps", True), ("steps", 2.5), ("step_size", "0
 def test_a_value_of_another_type_is_refused(name, value):
     with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} .*: not of the type"):
         Config(**{name: value})
+    assert type(Config(steps=np.int64(3)).steps) is int
 
 
 def test_directories_may_be_paths_and_begin_with_the_home_directory(monkeypatch):
@@ -167,6 +171,15 @@ def test_a_console_that_lacks_characters_replaces_them(handlers, monkeypatch):
     run_script(lambda: (print("猫: 3 nats"), print("猫", file=sys.stderr)))
     out.flush()
     assert out.buffer.getvalue().split() == [b"?:", b"3", b"nats"]
+
+
+def test_a_script_within_a_notebooks_process_leaves_its_settings(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    monkeypatch.setenv("MPLBACKEND", "inline")
+    before = dict(os.environ), signal.getsignal(signal.SIGINT)
+    prepare_process("evaluation/figures.mplstyle")
+    run_script(lambda: None)
+    assert (dict(os.environ), signal.getsignal(signal.SIGINT)) == before
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

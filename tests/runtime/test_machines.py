@@ -2,7 +2,9 @@
 
 import errno
 import os
+from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +14,18 @@ from run_directory import OWNED, First
 
 import amortized_vae
 from amortized_vae import AmortizedVAE
+from data import load_data
+from evaluation.settings import prepare_again
 from runtime import config, tasks
-from runtime.checkpoint import LOCK, directory_lock, exclusive_lock, load_checkpoint, save_checkpoint, save_file
+from runtime.checkpoint import (
+    LOCK,
+    directory_lock,
+    exclusive_lock,
+    load_checkpoint,
+    readable_json,
+    save_checkpoint,
+    save_file,
+)
 from runtime.cli import prepare_run
 from runtime.config import ClassifierConfig, InputError, RunConfig, TrainConfig, choose_device
 from runtime.plan import plan_evaluation, refuse_used
@@ -103,6 +115,23 @@ def test_evaluations_read_checkpoints_side_by_side_and_write_nothing_there(tmp_p
     find_classifier(data, replace(settings, precision="bfloat16"), run)  # another machine's is as good
     with directory_lock(there), pytest.raises(InputError, match="in use by another run"):
         refuse_used(one)
+
+
+def test_what_may_not_be_read_is_said(tmp_path, monkeypatch):
+    def closed(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "summary.json").write_text("{}")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match=r"summary.json: no right to read it"):
+        readable_json(tmp_path / "summary.json")
+    monkeypatch.setattr(Path, "glob", closed)  # below a folder that may not be entered
+    with pytest.raises(InputError, match=r"--checkpoint-dir there: Permission denied"):
+        prepare_again(Namespace(checkpoint_dir="there"), owned=OWNED)
+    (tmp_path / "MNIST/raw").mkdir(parents=True)
+    (tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz").touch()
+    with pytest.raises(InputError, match=r"is damaged, .*; without a network, this directory needs"):
+        load_data(toy_config(dataset="mnist"), data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, None])

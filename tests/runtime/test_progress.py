@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from runtime import progress
-from runtime.progress import SIGNALS, Interrupted, ProgressBar, check_interrupt, install_signal_handlers
+from runtime.progress import SIGNALS, Interrupted, ProgressBar, check_interrupt, signals_handled
 
 
 class Terminal(io.StringIO):
@@ -46,8 +46,10 @@ def test_a_signal_stops_the_work_where_it_looks(handlers, capfd, arrive, number)
             bar.advance()
     assert raised.value.number == number
     assert capfd.readouterr() == ("", "")
-    install_signal_handlers()  # these know no earlier signal
-    check_interrupt()
+    before = signal.getsignal(number)
+    with signals_handled():  # which knows no earlier signal
+        check_interrupt()
+    assert signal.getsignal(number) == before
 
 
 def test_the_first_signal_is_answered_in_one_line_and_a_second_stops_at_once(handlers, monkeypatch, tmp_path):

@@ -143,7 +143,7 @@ def gaps_over_epochs(*, scores, methods):
             axes.errorbar([1.04 * epochs[-1]], mean, half, color=color, fmt=marker, mfc="white", capsize=3)
         tracked = select_scores(scores, quantity="fitted_elbo", group=TRACKED, **labels)
         epochs = [entry.epoch for entry in tracked]
-        counts = {find(scores, quantity, **labels).images for quantity in GAPS}  # without a regression of fewer
+        counts = {find(scores, quantity, **labels).images for quantity in GAPS}  # some of fewer, without a regression
         images = f"{tracked[-1].images} images; open marker: {' and '.join(map(str, sorted(counts)))}"
         axes.set_title(f"{method.label}, {SPLIT_NAMES[split]} ({images})", fontsize=10)
         axes.set(xlabel="epoch" if method is methods[-1] else "", xticks=style.spaced(epochs))

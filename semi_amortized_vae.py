@@ -32,9 +32,9 @@ class SemiAmortizedVAE(training.Method):
         """The q that natural-gradient steps on the ELBO reach from a diagonal q (B, D); noise: (k, B, D) for k steps.
 
         The gradient is that of the path alone, without the score of q, whose noise vanishes at the optimum (Roeder et
-        al. 2017). For means it is the natural one (Amari 1998), for log-variances half of it, at most the rate in a
-        step; the rate falls to 0 linearly. Also returns the gradient for `q.parameters()` (B, 2D) that the first step
-        takes, its KL weighted by beta. Neither has a graph.
+        al. 2017). For means it is the natural one (Amari 1998), for log-variances half of it; a step changes these by
+        the rate at most. The rate falls to 0 linearly. Also returns the gradient for `q.parameters()` (B, 2D) that the
+        first step takes, its KL weighted by beta. Neither has a graph.
         """
         mean, log_var, first = q.mean.detach(), 2 * q.scale.detach().log(), None
         for number, e in enumerate(noise):

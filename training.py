@@ -93,8 +93,8 @@ class Method(Learner):
     shared_inference = True
     # Whether a diagonal q of `infer` is q*: then unseen images have no amortization gap. Else q* is fitted.
     infers_best = False
-    # Backward passes of its bound, of however many samples, that a training step takes for the q of an image; by one of
-    # them a network that infers every q learns.
+    # Gradients of its bound that a training step takes for the q of an image, whatever the samples of each. A network
+    # that infers every q learns by one of them.
     gradients_per_visit = 1
     noise_draws = 1  # standard normal draws that a training step takes for an image, see `draw_noise`
     by_default = True  # whether it is trained without --methods

@@ -143,7 +143,7 @@ def gaps_over_epochs(*, scores, methods):
             axes.errorbar([1.04 * epochs[-1]], mean, half, color=color, fmt=marker, mfc="white", capsize=3)
         tracked = select_scores(scores, quantity="fitted_elbo", group=TRACKED, **labels)
         epochs = [entry.epoch for entry in tracked]
-        counts = {find(scores, quantity, **labels).images for quantity in GAPS}  # some of fewer, without a regression
+        counts = {find(scores, quantity, **labels).images for quantity in GAPS}  # fewer, where nothing is carried over
         images = f"{tracked[-1].images} images; open marker: {' and '.join(map(str, sorted(counts)))}"
         axes.set_title(f"{method.label}, {SPLIT_NAMES[split]} ({images})", fontsize=10)
         axes.set(xlabel="epoch" if method is methods[-1] else "", xticks=style.spaced(epochs))
@@ -204,9 +204,7 @@ def gaps_per_class(*, scores, methods, classes):
         style.class_axis(axes, classes, label="class" if method is methods[-1] else "")
         axes.grid(axis="x", visible=False)
     figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
-    whiskers = "; whiskers: 95% intervals of each part alone, for classes of three images or more" * (
-        not np.isnan(halves).all()
-    )
+    whiskers = "; whiskers: 95% intervals of each part, of three images or more" * (not np.isnan(halves).all())
     figure.suptitle(f"log p(x) - ELBO(q) at the last epoch, in its three parts{whiskers}")
     return figure
 

@@ -14,8 +14,11 @@ from runtime.distributed import rank
 from runtime.progress import check_interrupt
 from vae_utils import random_generator
 
-STAGES = {"none": "q of the pictured images", "quick": "q of images and bounds"}
-STAGES["full"] = "q of images, bounds and log p(x)"
+STAGES = {
+    "none": "q of the pictured images",
+    "quick": "q of images and bounds",
+    "full": "q of images, bounds and log p(x)",
+}
 PRIOR_SAMPLES, EARLIER_NUM_SAMPLES = 64, 100
 # Images of every epoch: the split, and which image of each class it is.
 PICTURED = {"training image": ("train", 0), "test image": ("test", 0), "compared image": ("test", 1)}

@@ -12,7 +12,7 @@ class SemiAmortizedVAE(training.Method):
     """The method whose q starts at an encoder's and takes `refinement_steps` steps.
 
     The decoder learns at the q that the steps reach, the encoder by the ELBO of its own q (Krishnan et al. 2018).
-    Through the steps (Kim et al. 2018) the encoder learns more in an update, but an update takes about four times as
+    Through the steps (Kim et al. 2018) the encoder learns more in an update, but an update takes about five times as
     long: the ELBO of 500 validation images, 4,000 training images, seed 0, is -190.4 after 8 epochs and 91 s, through
     the steps -268.8 after 2 epochs and 109 s and -169.1 after 8 and 464 s (amortized VAE: -214.1 after 8).
     """

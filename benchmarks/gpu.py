@@ -3,7 +3,7 @@
     python -m benchmarks.gpu --output-dir gpu
 
 Needs the packages of requirements.txt alone. Writes gpu/ and prints three tables: checks (a recorded training step
-against the same steps launched kernel by kernel; bounds and log p(x) of the pretrained models on the GPU and on the
+against the same steps launched kernel by kernel; log p(x) of the pretrained models on the GPU and on the
 CPU), the run's Scores beside pretrained/scores.csv, which is of a CPU, and the seconds of each stage.
 """
 

@@ -1,4 +1,4 @@
-"""log p(x) of models with one or two latent dimensions, by adaptive quadrature: exact, whatever modes there are."""
+"""log p(x) of models with one or two latent dimensions, by adaptive quadrature, whatever modes there are."""
 
 import math
 
@@ -18,7 +18,7 @@ AT_ONCE, POINTS_AT_ONCE = 20_000, 2000  # pictures compared with images; picture
 
 @torch.no_grad()
 def integrate(model, x):
-    """log p(x) = log of the integral of N(z; 0, I) p(x|z), and a bound on its error, (B,) each, nats.
+    """log p(x) = log of the integral of N(z; 0, I) p(x|z), and what its error is taken to be, (B,) each, nats.
 
     x: (B, *image); model: of at most MOST_DIMENSIONS dimensions. By the midpoint rule: on square cells that all images
     share, then, image by image, on cells of half the side wherever there may be mass: where a cell's value plus what

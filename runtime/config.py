@@ -50,6 +50,7 @@ def flag(name):
     return f"--{name.replace('_', '-')}"
 
 
+SEED = "seed of all that is random but the split of a folder and the binarization"
 PRECISIONS = ("auto", "float32", "bfloat16")
 PRECISION_HELP = "number format; auto takes bfloat16 where the hardware is faster in it"
 PORTABLE = ("device", "precision")  # settings with which a run may continue elsewhere: the same up to rounding
@@ -103,7 +104,7 @@ class LearnerConfig(Config):
     resize: bool = setting(False, "resize the images of a folder to 28 x 28, padded to squares with their ground")
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed; bernoulli implies it")
     batch_size: int = setting(64, "images per step", low=1)
-    seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
+    seed: int = setting(0, SEED, low=0, high=2**32 - 1)
     precision: str = setting("auto", PRECISION_HELP, choices=PRECISIONS)
     learning_rate: float = setting(0.001, "Adam's, of encoder and decoder", low=0.0, high=1e3)
 
@@ -144,7 +145,7 @@ class TrainConfig(LearnerConfig):
 class EvalConfig(Config):
     """How much is scored, and how exactly."""
 
-    seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
+    seed: int = setting(0, SEED, low=0, high=2**32 - 1)
     precision: str = setting(
         "auto", "number format of the networks in gradients of annealing and of fits of q*full", choices=PRECISIONS
     )
@@ -155,7 +156,7 @@ class EvalConfig(Config):
     temperatures: int = setting(0, "temperatures of a chain; 0 takes what --log-weight-std needs", low=0)
     gap_images_per_digit: int = setting(1, "annealed test images of a class at earlier epochs; 0: none", low=0, least=0)
     simulated_images: int = setting(10, "simulated images for the bidirectional bounds; 0: none", low=0, least=0)
-    fit_steps: int = setting(300, "steps of a fit at a falling rate, before its averaging cycles", low=1)
+    fit_steps: int = setting(300, "steps of a fit of q* at a falling rate, twice those of a cycle of q*full", low=1)
     fitted_images: int = setting(300, "test images on which the methods are compared, or a few more", low=20, least=20)
     evaluation: str = setting("full", EVALUATION, choices=("none", "quick", "full"))
     classified_samples: int = setting(10_000, "samples of each decoder to classify", low=200, least=1000)
@@ -291,8 +292,8 @@ def choose_precision(precision, device):
         return precision
     faster = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        # Private functions, and not in every version: without them, float32. An AMD EPYC takes about half the time in
-        # bfloat16; an Intel Xeon without AMX takes 1.3 to 1.5 times as long, though it has the instructions.
+        # Private functions, and not in every version: without them, float32. An epoch in bfloat16 takes an AMD
+        # EPYC 0.8 of the time; an Intel Xeon without AMX 1.3 to 1.5 times as long, though it has the instructions.
         bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
         amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
         faster = bfloat16 and (amx or not _intel())

@@ -77,6 +77,22 @@ def test_steps_that_are_too_long_leave_the_start():
     assert (gain >= 0).all()
 
 
+def test_the_longest_step_is_that_of_each_image():
+    """Far from the posterior, so that it decides how far the fit comes."""
+    model = linear_gaussian(latent_dim=7, pixels=30)
+    x, _ = model.sample(3, seeded(1))
+    far = GaussianPosterior(model.posterior(x).mean + 1, 3 * model.posterior(x).scale)
+
+    def fit(rows):
+        options = {"covariance": "full", "fit_steps": 18, "max_cycles": 1, "longest_step": 0.02}
+        return fit_posterior(model, x[rows], far[rows], noise=Noise.of_images(4, index=rows), **options).q
+
+    together, alone = fit(torch.arange(3)), fit(torch.tensor([1]))
+    torch.testing.assert_close(together.scale[1:2], alone.scale)
+    torch.testing.assert_close(together.mean[1:2], alone.mean)
+    assert not torch.equal(alone.scale, far.scale[1:2])
+
+
 @pytest.mark.parametrize("options", [{"tolerance": 0.1}, {"tolerance": 0.3, "covariance": "full", "max_cycles": 6}])
 def test_the_fit_of_an_image_is_its_own_and_goes_on_until_it_has_converged(options):
     """Alone, and beside images that converge before it, with a generator for each."""

@@ -9,7 +9,7 @@ from scipy.stats import t
 
 from evaluation import ais
 from evaluation.ais import Pilot, annealed_importance_sampling, bidirectional_bounds, log_mean_errors
-from evaluation.hmc import AISTarget
+from evaluation.hmc import AISTarget, hmc_step
 from model import Bernoulli, ConvModel, Gaussian, LatentVariableModel
 from posterior_fit import gauss_newton_posterior
 from vae_utils import GaussianPosterior, Noise
@@ -162,6 +162,25 @@ class Walled(Gaussian):
 
     def log_prob(self, x, output):
         return super().log_prob(x, output).masked_fill(output[..., 0] > 0.3, -math.inf)
+
+
+class Undefined(Gaussian):
+    """Where the first pixel is drawn light, there is no number."""
+
+    def log_prob(self, x, output):
+        return super().log_prob(x, output).masked_fill(output[..., 0] > 0.3, math.nan)
+
+
+def test_a_path_that_ends_where_there_is_no_number_is_refused():
+    model = linear_gaussian(pixels=12, latent_dim=3)
+    x, _, noise = draw(model)
+    model.likelihood = Undefined(SIGMA)
+    target = AISTarget(model, x, gaussian(torch.zeros(6, 3).double(), 1.0))
+    state = target.at(noise.normal((40, 6, 3), like=x))
+    inside = state.log_weight.isfinite()
+    after, acceptance = hmc_step(state, target, 0.5, torch.full((6,), 0.3).double(), noise=noise)
+    assert after.log_weight[inside].isfinite().all()
+    assert (acceptance[inside] == 0).any()
 
 
 def test_log_weights_that_are_not_finite_make_no_small_error():

@@ -102,14 +102,20 @@ def test_a_probe_reads_what_is_there_and_nothing_else(monkeypatch):
         assert find(scores, "probe_accuracy", "blobs", group=group).mean > 0.99
         assert find(scores, "probe_converged", "blobs", group=group).mean == 1
         noise = find(scores, "probe_accuracy", "noise", group=group)
-        if group == "50":
-            of_draws = predictions["noise"][50]["correct"].double().mean(1).std()
-            assert find(scores, "probe_deviation", "noise", group=group).mean == pytest.approx(float(of_draws))
         assert 0.06 < predictions["noise"][int(group)]["correct"].double().mean() < 0.24
         assert noise.images == 200
         correct = predictions["noise"][int(group)]["correct"].double().mean(0)
         of_classes = [float(share * correct[sample.labels == label].mean()) for label, share in enumerate(shares)]
         assert noise.mean == pytest.approx(sum(of_classes))
+
+
+def test_the_deviation_of_a_probe_is_that_of_its_accuracy_over_draws_of_labels():
+    correct = torch.tensor([[True, True, False, True], [True, False, False, False], [True, True, True, True]])
+    predictions = {"a": {9: {"correct": correct, "converged": [True, False, True]}}}
+    scores = latents.probe_scores(predictions, torch.tensor([0, 0, 1, 1]), torch.tensor([0.5, 0.5]), epoch=1)
+    assert find(scores, "probe_accuracy", "a", group="9").mean == pytest.approx(2 / 3)
+    assert find(scores, "probe_deviation", "a", group="9").mean == pytest.approx(np.std([0.75, 0.25, 1], ddof=1))
+    assert find(scores, "probe_converged", "a", group="9").mean == pytest.approx(2 / 3)
 
 
 def test_a_probe_needs_a_label_of_the_rarest_class(monkeypatch):
@@ -253,3 +259,5 @@ def test_of_a_plane_no_direction_is_drawn_twice(latent_dim, directions):
     q = gaussian(torch.randn(20, latent_dim, generator=seeded(1)), 0.5)
     vectors, names = latents.strongest_directions(q, 4, 2)
     assert (vectors.shape, len(names)) == ((directions, latent_dim), directions)
+    nats, dimension = q.kl_per_dimension().mean(0).max(0)
+    assert names[0] == f"z[{dimension}], {nats:.2f} nats"

@@ -3,6 +3,7 @@
 from itertools import product
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import seeded, toy_config, toy_data
@@ -81,6 +82,10 @@ def test_differences_are_paired_and_signed_and_gaps_add_up():
         values = {name: find(rows, name, method, split, group).mean for name in (*GAPS, "inference_gap", *shifts)}
         assert sum(values[name] for name in GAPS) == pytest.approx(values["inference_gap"])
         assert values["inference_gap"] == pytest.approx(values["log_prob"] - values["elbo"])
+    for label, name in enumerate(SAMPLE.part.classes):  # a group is a class
+        assert find(rows, "elbo", "a", group=name).mean == pytest.approx(
+            float(one["elbo"][label == SAMPLE.labels].mean())
+        )
 
 
 def test_what_is_measured_of_all_images_carries_the_annealed_ones():
@@ -108,6 +113,7 @@ def test_what_is_said_beside_the_means():
         "bias": columns["log_prob_bias"][first].mean(),
         "acceptance": columns["acceptance"][first].mean(),
         "fit_converged": columns["fit_converged"].nanmean(),
+        **{name: np.median(columns[name][first]) for name in scores.MEDIANS},
     }
     for quantity, value in expected.items():
         assert find(rows, quantity, "a").mean == pytest.approx(float(value))
@@ -138,6 +144,10 @@ def test_the_tracked_scores_are_of_the_first_images_of_each_class():
     found = next(entry for entry in rows if (entry.quantity, entry.split) == ("elbo", "test"))
     expected = stratified_mean(columns["elbo"][places], SAMPLE.labels[places], SAMPLE.shares)
     assert (found.mean, found.images) == (pytest.approx(expected["mean"]), 10)
+
+
+def test_the_bound_of_few_images_has_more_draws():
+    assert [measurements.draws_of(images) for images in (10_000, 400, 3)] == [4, 10, 64]
 
 
 def small_work(method, data, *, fitted=20, **counts):

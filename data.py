@@ -238,7 +238,9 @@ def _read_idx(archive, dataset):
     shape = np.frombuffer(contents[4:start], ">i4") if len(contents) >= start else np.empty(0)
     if len(shape) == 0 or (shape < 0).any() or len(contents) - start != shape.prod():
         raise InputError(f"{file.name} is damaged")
-    mnist = None if packed else UNPACKED.get(hashlib.md5(contents).hexdigest())  # archives were verified
+    mnist = (
+        None if packed else UNPACKED.get(hashlib.md5(contents, usedforsecurity=False).hexdigest())
+    )  # archives were verified
     if mnist and (dataset, file.name) != (MNIST, mnist):
         raise InputError(f"{file.name} is MNIST's {mnist}")
     known = packed or bool(mnist)
@@ -259,11 +261,13 @@ def _download(dataset, raw):
             if (raw / file).exists() or (raw / file).with_suffix("").exists():
                 continue
             for mirror in dataset.mirrors:
-                with contextlib.suppress(RuntimeError, URLError):
+                try:
                     download_url(f"{mirror}{file}", raw, file, md5)
                     break
+                except (RuntimeError, URLError) as error:
+                    reason = getattr(error, "reason", error)
             else:
-                raise InputError(f"Error downloading {file}")
+                raise InputError(f"Error downloading {file}: {reason}")
 
 
 def _elsewhere(dataset, directories):

@@ -6,7 +6,6 @@ reach their processes by pickle: functools.partial of a module's function will d
 """
 
 import multiprocessing
-import resource
 import signal
 import statistics
 import sys
@@ -72,6 +71,8 @@ def _turn():
 
 def peak_memory():
     """The largest resident memory that this process has had, in bytes."""
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -97,8 +97,8 @@ def _blocks(count, most):
 
 def _clock(device):
     """The time in seconds, when the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 import textwrap
+import time
 import zipfile
 import zlib
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,6 +25,18 @@ LOCK = ".vae-lock"  # in a directory that a run uses
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system, such as some of clusters
 
 
+def rename(path, new):
+    """Renames a file, onto another one if that is there; Windows refuses it for as long as a scanner reads the file."""
+    for seconds in (0.05, 0.1, 0.2, 0.4, 0.8):
+        try:
+            return os.replace(path, new)
+        except PermissionError as error:
+            if not getattr(error, "winerror", None):
+                raise
+            time.sleep(seconds)
+    return os.replace(path, new)
+
+
 @contextmanager
 def atomic_write(path):
     """Yields `tmp_path`, a hidden file in the same directory, and renames it to `path` at the end.
@@ -36,7 +49,7 @@ def atomic_write(path):
         yield tmp_path
         with open(tmp_path, "r+b") as file:
             os.fsync(file.fileno())
-        os.replace(tmp_path, path)
+        rename(tmp_path, path)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -49,14 +62,16 @@ def remove(paths):
     hidden = {}
     for path in filter(Path.exists, paths):
         try:
-            hidden[path.replace(path.with_name(f".{path.name}{PARTIAL}"))] = path
+            rename(path, hidden_path := path.with_name(f".{path.name}{PARTIAL}"))
+            hidden[hidden_path] = path
         except OSError as error:  # of another user in a shared directory, or open on Windows
             for moved, before in hidden.items():
                 with suppress(OSError):
-                    moved.replace(before)
+                    rename(moved, before)
             raise RunError(f"{path}: cannot be removed ({error.strerror or error})") from None
     for new in hidden:
-        new.unlink()
+        with suppress(OSError):  # the next run removes it
+            new.unlink()
 
 
 def save_checkpoint(path, checkpoint):
@@ -180,7 +195,8 @@ def exclusive_lock(directory, *, wait=False):
     if wait and not os.access(directory, os.W_OK):
         yield
         return
-    lock = FileLock(Path(directory) / LOCK)
+    # A soft lock would be another machine's for good, once its run was killed.
+    lock = FileLock(Path(directory) / LOCK, fallback_to_soft=False)
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:

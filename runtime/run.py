@@ -6,7 +6,7 @@ the epoch that counts. No torch.distributed.checkpoint: it unpickles whatever a 
 
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runtime.checkpoint import checksum_of, directory_lock, remove, save_checkpoint, save_file, write_files
@@ -188,7 +188,8 @@ class Run:
             known["crc32"] = [checksum_of(file) for file in (path, *row_paths)]
             save_file(self.directory / f"{learner.prefix}_state.json", known)
             for before in {*our_files(self.directory, f"{learner.prefix}_state_*.pt")} - {path, *row_paths}:
-                before.unlink(missing_ok=True)
+                with suppress(OSError):  # what stays, a resumed run removes
+                    before.unlink()
 
     def _restore(self, learner):
         """Takes the saved state over, and writes its checkpoint if it is not there. Returns the history."""

@@ -113,7 +113,8 @@ def test_what_is_missing_or_damaged_is_named_with_its_directory(small_fashion, t
     with pytest.raises(InputError) as error:
         load_dataset("fashion-mnist", data_dir=tmp_path)
     files = ", ".join(name for name, _ in FashionMNIST.resources)
-    reason = f"FashionMNIST cannot be read (Error downloading {archive.name})"
+    missing = f"[Errno 2] No such file or directory: '/no/such/mirror/{archive.name}'"
+    reason = f"FashionMNIST cannot be read (Error downloading {archive.name}: {missing})"
     advice = f"without a network, this directory needs {files}; remove damaged ones"
     assert str(error.value) == f"{raw}: {reason}; {advice}"
     for contents, said in (

@@ -177,7 +177,7 @@ def test_colours_of_16_bits_must_use_them(tmp_path, channels, kind):
 
 
 def test_other_modes_become_grey(tmp_path):
-    for mode, suffix in (("1", "png"), ("P", "gif"), ("CMYK", "tif"), ("LA", "png"), ("YCbCr", "tif")):
+    for mode, suffix in (("1", "png"), ("P", "gif"), ("CMYK", "tif"), ("LA", "png")):
         Image.fromarray(strokes(255, 0)).convert(mode).save(tmp_path / f"{mode}.{suffix}")
         torch.testing.assert_close(load_images(tmp_path / f"{mode}.{suffix}")[0, 0], LIGHT, atol=0.01, rtol=0)
     red = Image.merge("RGB", [Image.fromarray(strokes(value, 0)) for value in (255, 0, 0)])

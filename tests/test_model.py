@@ -75,6 +75,7 @@ def test_samples_of_the_model_have_its_covariance():
     torch.testing.assert_close(x.T.cov(), expected, atol=0.05, rtol=0)
     torch.testing.assert_close(x.mean(0), model.bias, atol=0.05, rtol=0)
     assert (x - model.decode(z)).std().item() == pytest.approx(SIGMA, rel=0.02)
+    assert all(map(torch.equal, (x, z), model.sample(40_000, seeded(0))))
 
 
 def test_a_view_in_low_precision_shares_the_weights_and_changes_only_its_own_values():

@@ -30,6 +30,7 @@ def test_a_posterior_is_pytorchs_gaussian(form):
         q = GaussianPosterior(mean, mean.exp(), root[..., :2])
         expected = LowRankMultivariateNormal(mean, q.factor, q.scale.square())
         torch.testing.assert_close(q.diagonal().scale.square(), expected.variance)
+        torch.testing.assert_close(GaussianPosterior.from_parameters(q.parameters(), 2).factor, q.factor)
     else:
         expected = MultivariateNormal(mean, precision_matrix=root @ root.mT + torch.eye(3))
         q = GaussianPosterior(mean, expected.scale_tril)

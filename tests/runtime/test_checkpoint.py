@@ -28,6 +28,27 @@ def test_a_file_appears_when_it_is_whole_and_else_the_old_one_stays(tmp_path, er
     assert path.read_text() == ("old" if error else "new")
 
 
+@pytest.mark.parametrize("busy", [2, 100])
+def test_a_file_that_a_scanner_reads_on_windows_is_replaced_a_little_later(tmp_path, monkeypatch, busy):
+    error, replace, times = PermissionError(13, "Access is denied"), os.replace, []
+    error.winerror = 5
+    path = tmp_path / "file"
+    path.write_text("old")
+    monkeypatch.setattr(checkpoint.time, "sleep", times.append)
+
+    def replace_later(*paths):
+        if len(times) < busy:
+            raise error
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", replace_later)
+    refused = pytest.raises(RunError, match=r"cannot be written \(Access is denied")
+    with refused if busy == 100 else nullcontext(), atomic_write(path) as partial:
+        partial.write_text("new")
+    assert (path.read_text(), len(times)) == (("old", 5) if busy == 100 else ("new", 2))
+    assert os.listdir(tmp_path) == ["file"]
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
 def test_a_write_that_fails_says_why_and_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "state.pt"
@@ -89,17 +110,17 @@ def test_unusable_checkpoints_are_refused_and_run_no_code(tmp_path):
 
 
 def test_files_are_removed_all_or_none(tmp_path, monkeypatch):
-    paths, replace = [tmp_path / name for name in ("one", "two", "not there", "three")], Path.replace
+    paths, replace = [tmp_path / name for name in ("one", "two", "not there", "three")], os.replace
 
     def refusing(path, target):
-        if path.name == "three":
+        if Path(path).name == "three":
             raise PermissionError(1, "Operation not permitted")
         return replace(path, target)
 
     for path in paths[:2] + paths[3:]:
         path.write_text(path.name)
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", refusing)
+        patched.setattr(os, "replace", refusing)
         with pytest.raises(RunError, match=r"three: cannot be removed \(Operation not permitted\)"):
             checkpoint.remove(paths)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {

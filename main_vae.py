@@ -81,7 +81,7 @@ def score(run, experiment, checkpoints):
     if results is None:  # on other ranks than 0
         return
     if checkpoints.digests() != files:
-        raise RunError(f"{checkpoints.directory}: another run has changed the checkpoints while they were scored")
+        raise RunError(f"{checkpoints.directory}: the checkpoints were changed or removed while they were scored")
     summary |= {"scored_epoch": checkpoints.epochs[-1], "likelihood": results.likelihood, "labels": results.labels}
     remove([run.results / owned().summary])  # of an earlier evaluation, whose files are replaced now
     with run.timed("figures and tables"):
@@ -110,7 +110,7 @@ def main():
     check, work = (prepare_again, score_again) if given.evaluate_only else (prepare, train_and_score)
     check = partial(check, owned=owned())
     if "seeds" in given:
-        run_seeds(given, check, work, compare_seeds)
+        run_seeds(given, check, work, compare_seeds, owned())
     else:
         work(check(given))
 

@@ -222,7 +222,7 @@ def directory_lock(*directories):
     """
     with ExitStack() as stack:
         here = directories if rank() == 0 else ()  # one rank locks for all
-        for directory in dict.fromkeys(Path(os.path.realpath(directory)) for directory in here):
+        for directory in {os.path.realpath(directory): Path(directory) for directory in here}.values():
             try:
                 stack.enter_context(new_directory(directory))
                 stack.enter_context(exclusive_lock(directory))

@@ -170,7 +170,8 @@ def run_script(main):
         else:
             traceback.print_exc()
     if message and first_to_stop():
-        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        with suppress(OSError):  # a closed pipe
+            print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
     if _at_work() or size() > 1:  # at once: Python would wait for threads, a rank for the others
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):

@@ -27,9 +27,9 @@ def size():
     return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 
 
-def restarted():
-    """Whether torchrun has started the processes again, after one of them failed (--max-restarts)."""
-    return dist.is_torchelastic_launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def launch():
+    """What names this call of torchrun, also when it has started its processes again (--max-restarts); else None."""
+    return f"{os.environ['TORCHELASTIC_RUN_ID']}, {os.getppid()}" if dist.is_torchelastic_launched() else None
 
 
 def start(device=None):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from runtime.checkpoint import LOCK, checksum_of, exclusive_lock, invalid_contents, load_json, readable_json
 from runtime.config import PORTABLE, InputError, TrainConfig, differences, image_differences, portable_settings, source
-from runtime.distributed import rank, restarted
-from runtime.learners import LENGTHENED, our_files, saved_epochs, state_paths
+from runtime.distributed import launch, rank
+from runtime.learners import LENGTHENED, our_files, read_checkpoint, saved_epochs, state_paths
 from runtime.tasks import IDENTITY, TASKS
 
 BEGIN_ANEW = "other --checkpoint-dir and --results-dir keep its files, --overwrite removes them and begins anew"
@@ -42,9 +42,20 @@ class Owned(NamedTuple):
                 raise InputError(f"{paths[-1].parent}: a file, where a run has a directory")
         return [path for path in paths if path.is_file()]
 
+    def overwritten(self, run_config):
+        """The files that --overwrite removes: none after a restart by torchrun of a run that has begun there."""
+        states = our_files(run_config.checkpoint_dir, *(f"{learner.prefix}_state.json" for learner in self.learners))
+        begun = launch() and any((readable_json(path) or {}).get("launch") == launch() for path in states)
+        return [] if begun else self.files(run_config)
+
     def results_in(self, run_config):
         """What is there of `results`, without the user's own files."""
         return our_files(run_config.results_dir, *self.results)
+
+
+def continuation(run_config):
+    """How an interrupted run is continued."""
+    return f"the same command with --resume{' in place of --overwrite' * run_config.overwrite} continues"
 
 
 class Plan(NamedTuple):
@@ -78,7 +89,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         raise InputError("--overwrite: not together with --resume, it would remove the run that is to continue")
     files, first_states = owned.files(run_config), tuple(f"{learner.prefix}_state_" for learner in owned.learners)
     # The run begins, too, where a first state was never finished.
-    if (run_config.overwrite and not restarted()) or all(path.name.startswith(first_states) for path in files):
+    removed = owned.overwritten(run_config) if run_config.overwrite else []
+    if removed or all(path.name.startswith(first_states) for path in files):
         return Plan({}, files)
 
     # Whose the files are
@@ -116,7 +128,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         names = [name for name in interrupted or () if name not in ("files", "seconds")]
         killed_at_its_end = interrupted and all(finished.get(name) == interrupted[name] for name in names)
         return Plan(states, [identity] if killed_at_its_end else [], finished=True)
-    if not (run_config.resume or (restarted() and shortest == end)):
+    restarted = launch() and any(state.get("launch") == launch() for state in states.values())
+    if not (run_config.resume or (restarted and shortest == end)):
         fewer = [others["methods"] for _, others in known if others.get("methods") != settings.get("methods")]
         if shortest < end:
             kind = f"a run of {shortest} epoch{'s' * (shortest > 1)}, which --resume lengthens"
@@ -146,6 +159,12 @@ def plan_run(run_config, settings, *, owned, scoring=None):
                 raise InputError(f"{path}: not the file of this run, or damaged; {BEGIN_ANEW}")
     there = [*states.values()][-1]["settings"]
     portable = portable_settings(there.get("images"), settings.get("images"))
+    for learner in owned.trained(settings) if owned.evaluates else ():
+        for epoch in (epoch for epoch in saved_epochs(end) if epoch < epochs_of.get(learner.prefix, 0)):
+            path = directory / f"{learner.prefix}_epoch_{epoch}.pt"
+            early = asdict(read_checkpoint(path, learner.name)["config"])
+            if text := differences(early, settings, but=("epochs", *portable)):
+                raise InputError(f"{path}: of another training ({text}); {BEGIN_ANEW}")
     moved = differences({name: there[name] for name in portable if name in there}, settings)
     lengthened = shortest < end or any(LENGTHENED in state for state in states.values())
     return Plan(states, unfinished, lengthened=lengthened, moved=moved)

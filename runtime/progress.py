@@ -38,7 +38,9 @@ def signals_handled():
     global _received, _parent
     _received = None
     _parent = os.getppid() if dist.is_torchelastic_launched() else None
-    before = {number: signal.signal(number, _receive) for number in SIGNALS}
+    # What whoever started the script has it ignore, as a shell SIGINT for what runs in the background, it ignores.
+    numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _receive) for number in numbers}
     try:
         yield
     finally:

@@ -12,11 +12,19 @@ from pathlib import Path
 from runtime.checkpoint import checksum_of, directory_lock, remove, save_checkpoint, save_file, write_files
 from runtime.config import RunError
 from runtime.cuda_graph import record_step
-from runtime.distributed import barrier, broadcast, rank, size
+from runtime.distributed import barrier, broadcast, launch, rank, size
 from runtime.learners import lengthen, load_state, our_files, save_learner, state_paths
-from runtime.plan import Plan, plan_evaluation, plan_run
+from runtime.plan import Plan, continuation, plan_evaluation, plan_run
 from runtime.progress import Interrupted, ProgressBar, check_interrupt
 from runtime.tasks import IDENTITY, TASKS, Tasks
+
+
+def remove_files(paths):
+    """Removes files of a run, all or none, and with an IDENTITY the results that its evaluation has kept."""
+    remove(paths)
+    for path in paths:
+        if path.name == IDENTITY:
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 @contextmanager
@@ -29,10 +37,7 @@ def open_run(run_config, settings, *, owned, scoring=None):
         plan = broadcast(plan_run(run_config, settings, owned=owned, scoring=scoring) if rank() == 0 else None)
         run = Run(run_config, settings, plan)
         if rank() == 0:
-            remove(plan.remove)
-            for path in plan.remove:
-                if path.name == IDENTITY:
-                    shutil.rmtree(path.parent, ignore_errors=True)
+            remove_files(plan.remove)
         if plan.finished:
             done = f"{run.results / owned.summary}: this run is finished, there is nothing to do"
             page = run.results / owned.page  # which a quick evaluation does not write
@@ -46,7 +51,7 @@ def open_run(run_config, settings, *, owned, scoring=None):
             lengthen(owned, run_config, settings["epochs"])
             gone = "tables, figures, page and last checkpoints of its shorter end are removed"
             print(f"the run is lengthened: {gone}", flush=True)
-        with stop_hint(run):
+        with stop_hint(run, advice=continuation(run_config)):
             yield run
 
 
@@ -71,7 +76,7 @@ def open_evaluation(run_config, config, *, device, **options):
 
 
 @contextmanager
-def stop_hint(run, advice="the same command with --resume continues"):
+def stop_hint(run, *, advice):
     """Adds to an Interrupted where `run` is and how it continues; turns a loss that is not finite into a RunError."""
     try:
         yield
@@ -184,7 +189,7 @@ class Run:
         barrier()
         if rank() == 0:
             known = {"prefix": learner.prefix, "epoch": epoch, "ranks": size(), "settings": self.settings}
-            known |= {"history": history, "seconds": self.seconds()}
+            known |= {"history": history, "seconds": self.seconds(), "launch": launch()}
             known["crc32"] = [checksum_of(file) for file in (path, *row_paths)]
             save_file(self.directory / f"{learner.prefix}_state.json", known)
             for before in {*our_files(self.directory, f"{learner.prefix}_state_*.pt")} - {path, *row_paths}:

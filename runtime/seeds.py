@@ -5,17 +5,21 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from runtime.checkpoint import directory_lock, invalid_contents, write_files
+from runtime.checkpoint import directory_lock, invalid_contents, remove, write_files
 from runtime.cli import make_config
 from runtime.config import InputError, RunConfig, differences, image_differences, portable_settings
+from runtime.distributed import rank
+from runtime.plan import continuation
 from runtime.progress import Interrupted
+from runtime.run import remove_files
 
 
-def run_seeds(given, prepare, execute, compare):
+def run_seeds(given, prepare, execute, compare, owned):
     """Prepares every seed, which refuses bad input before any work; executes one after the other; compares them.
 
     prepare: of flags, what `execute` takes, with a `config` and `data`; compare: of {seed: results directory} and their
-    directory, the files that go there, see `save_file`. Raises InputError for seeds of different trainings.
+    directory, the files that go there, see `save_file`; owned: an Owned. Raises InputError for seeds of different
+    trainings.
     """
     if "seed" in given:
         raise InputError("--seed: not together with --seeds")
@@ -45,13 +49,17 @@ def run_seeds(given, prepare, execute, compare):
         if not 0 < len(there) == len(there & {*given.seeds}):
             raise InputError(f"{table}: not of these seeds alone; move it, or another --results-dir keeps it")
     with directory_lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
+        if rank() == 0:  # what a stopped run leaves is of this one alone
+            remove([table])
+            for flags_of_seed in flags.values() if run_config.overwrite and not given.evaluate_only else ():
+                remove_files(owned.overwritten(make_config(RunConfig, flags_of_seed)))
         for seed, flags_of_seed in flags.items():
             print(f"seed {seed}: {flags_of_seed.checkpoint_dir}, {flags_of_seed.results_dir}", flush=True)
             try:
                 execute(prepared(seed))  # a folder may have changed meanwhile
             except Interrupted as stop:
                 if stop.where is None and seed != given.seeds[0]:
-                    stop.where, stop.advice = "before its first epoch", "the same command with --resume continues"
+                    stop.where, stop.advice = "before its first epoch", continuation(run_config)
                 stop.where = stop.where and f"in seed {seed}, {stop.where}"
                 raise
         folders = {seed: Path(flags_of_seed.results_dir) for seed, flags_of_seed in flags.items()}

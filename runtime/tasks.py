@@ -3,14 +3,14 @@
 import shutil
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import torch
 from joblib import cpu_count
 
 from runtime.checkpoint import load_checkpoint, readable_json, save_checkpoint, save_file
-from runtime.config import InputError, about
+from runtime.config import InputError, RunError
 from runtime.distributed import barrier, gather, rank, size
 from runtime.progress import ProgressBar
 
@@ -32,20 +32,25 @@ class Tasks:
             path = self.directory / IDENTITY
             if not path.exists() or readable_json(path) != identity:
                 self.remove()
-                with about(self.directory):
+                try:
                     self.directory.mkdir()
+                except OSError as error:
+                    raise RunError(f"{self.directory}: cannot be written ({error.strerror or error})") from None
                 save_file(path, identity)
-            self.started -= (readable_json(self.directory / "seconds.json") or {}).get("seconds", 0)
+            with suppress(TypeError):  # of another file than ours
+                self.started -= (readable_json(self.directory / "seconds.json") or {}).get("seconds", 0)
         barrier()
 
     def keep(self, name, function):
         """What `function()` returns, tensors and plain values, or what an interrupted run has kept of it."""
-        path = self.directory / f"{name}.pt"
-        try:
-            result = load_checkpoint(path)["result"]
-        except InputError:
+        path, kept = self.directory / f"{name}.pt", {}
+        with suppress(InputError):
+            kept = load_checkpoint(path)
+        if kept.get("name") == name:
+            result = kept["result"]
+        else:
             result = function()
-            save_checkpoint(path, {"result": result})
+            save_checkpoint(path, {"name": name, "result": result})
         if rank() == 0:
             save_file(self.directory / "seconds.json", {"seconds": time.perf_counter() - self.started})
         return result

@@ -7,6 +7,7 @@ from torch import nn
 from runtime.checkpoint import save_file
 from runtime.config import InputError, RunConfig, TrainConfig
 from runtime.distributed import WHOLE
+from runtime.learners import save_learner
 from runtime.plan import Owned, plan_run
 from runtime.run import Run, open_run
 from training import Learner
@@ -23,7 +24,12 @@ class First(Learner):
 
     def __init__(self, shard=WHOLE):
         nn.Module.__init__(self)
-        self.config, self.shard, self.optimizers, self.also_saved = TrainConfig(epochs=3), shard, [], []
+        self.config, self.shard, self.optimizers, self.also_saved = (
+            TrainConfig(epochs=3, train_size=ROWS),
+            shard,
+            [],
+            [],
+        )
         self.images = torch.zeros(1, 1, 2, 2)
         self.register_buffer("epochs_done", torch.zeros((), dtype=torch.int64))
         self.register_buffer("table", torch.arange(float(ROWS))[shard.rank :: shard.size].clone())
@@ -75,7 +81,10 @@ class Directory:
         for epoch in range(1, epochs + 1):
             learner.learn()
             run._save(learner, history[:epoch])
-            (self.path / f"{learner.prefix}_epoch_{epoch}.pt").touch()
+            if learner.shard == WHOLE:
+                save_learner(learner, self.path, history[epoch - 1])
+            else:
+                (self.path / f"{learner.prefix}_epoch_{epoch}.pt").touch()
         return history
 
     def restored(self, learner):

@@ -166,7 +166,7 @@ def test_seeds_of_different_trainings_are_refused(tmp_path):
         prepared = iter([SimpleNamespace(config=config, data=SimpleNamespace(digest=known)) for config, known in found])
         done = []
         with pytest.raises(InputError, match=f"--seeds: 0 and 1 are of two trainings: {said}"):
-            run_seeds(given, lambda given, prepared=prepared: next(prepared), done.append, None)
+            run_seeds(given, lambda given, prepared=prepared: next(prepared), done.append, None, None)
         assert len(done) == executed
 
 
@@ -183,6 +183,10 @@ def test_stopped_before_the_first_epoch_of_a_seed(copy):
     assert ended == (130, f"{MAIN}: stopped by SIGINT in seed 3, before its first epoch; {ADVICE}\n")
     _, said = stop(folder, "--seeds", "3", "2", "--overwrite", after="seed 3: ", number=signal.SIGINT)
     assert said == f"{MAIN}: stopped by SIGINT before an epoch of its own was over; give the same command again\n"
+    assert not list(folder.rglob("*_state*"))  # nothing is left of any seed that another command might continue
+    assert not (folder / "results/seeds.csv").exists()
+    _, said = stop(folder, "--seeds", "3", "2", "--overwrite", after="amortized: epoch 2/3", number=signal.SIGINT)
+    assert said.endswith("; the same command with --resume in place of --overwrite continues\n")
 
 
 def test_evaluate_only_scores_the_checkpoints_of_a_seed_with_that_seed(folder_of_runs, copy):

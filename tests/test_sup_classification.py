@@ -50,6 +50,13 @@ def test_a_loaded_classifier_is_the_trained_one(trained, data):
     assert torch.equal(predict(model.eval(), images), predict(loaded, images))
 
 
+def test_a_classifier_learns(data, tmp_path):
+    learner = ClassifierTraining(replace(CONFIG, epochs=12), data)
+    errors = [row["train_error"] for row in train(learner, tmp_path)]
+    assert errors[0] > 0.5
+    assert errors[-1] < 0.2
+
+
 def test_other_files_are_refused(trained, data, tmp_path):
     path, checkpoint = tmp_path / "classifier.pt", load_checkpoint(trained[0])
     for change, message in (

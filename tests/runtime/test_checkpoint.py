@@ -147,7 +147,7 @@ def test_two_runs_cannot_have_the_same_directory(tmp_path, monkeypatch):
     ours, free = tmp_path / "ours", tmp_path / "free"
     with directory_lock(ours, ours):
         for again in (directory_lock(free, tmp_path / "free/../ours"), checkpoint.exclusive_lock(ours)):
-            with pytest.raises(InputError, match=f"^{ours}: in use by another run$"), again:
+            with pytest.raises(InputError, match=r"/ours: in use by another run$"), again:
                 pass
         assert not free.exists()
     with directory_lock(free, ours):

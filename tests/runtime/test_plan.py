@@ -32,12 +32,23 @@ def test_an_interrupted_run_is_continued_only_when_asked_or_by_torchrun(director
     directory.refuses("of a run of 3 epochs, which --resume lengthens", epochs=5)
     assert not directory.plan(resume=True).lengthened
     directory.refuses("--overwrite: not together with --resume", resume=True, overwrite=True)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # left behind, without torchrun
-    directory.refuses("which --resume continues")
     for name, value in {"TORCHELASTIC_RUN_ID": "run", "RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
+    directory.refuses("which --resume continues")  # of another call
+    assert directory.plan(overwrite=True).states == {}
+    directory.save(First(), 1)
     for overwrite in (False, True):
         assert list(directory.plan(overwrite=overwrite).states) == ["first"]
+
+
+def test_a_damaged_or_foreign_early_checkpoint_is_found_before_the_run_goes_on(directory, tmp_path):
+    directory.save(First(), 2)
+    path = tmp_path / "first_epoch_1.pt"
+    checkpoint = load_checkpoint(path)
+    save_checkpoint(path, checkpoint | {"config": checkpoint["config"] | {"seed": 7}})
+    directory.refuses(r"first_epoch_1.pt: of another training \(--seed 7 there, 0 here\)", resume=True)
+    path.write_bytes(path.read_bytes()[:100])
+    directory.refuses(r"first_epoch_1.pt: not a checkpoint, or damaged", resume=True)
 
 
 def test_a_run_that_was_killed_while_it_wrote_its_first_state_begins_again(directory, tmp_path, capsys):
@@ -107,11 +118,14 @@ def test_a_lengthening_that_was_interrupted_goes_on_and_the_shorter_run_is_not_s
 ):
     directory.finish()
     assert directory.plan().finished
-    with pytest.raises(InputError, match=r"_epoch_\d.pt: not a checkpoint"):  # empty ones, before anything is changed
+    whole = {path: path.read_bytes() for path in tmp_path.glob("*_epoch_*.pt")}
+    for path in whole:
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"_epoch_\d.pt: not a checkpoint"):  # before anything is changed
         lengthen(OWNED, directory.config(), 5)
     assert directory.plan().finished
-    for path in tmp_path.glob("*_epoch_*.pt"):
-        save_checkpoint(path, {"epoch": int(path.stem[-1]), "config": {"epochs": 3}})
+    for path, contents in whole.items():
+        path.write_bytes(contents)
     monkeypatch.setattr(learners, "save_checkpoint", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # it is stopped on its way
         lengthen(OWNED, directory.config(), 5)
@@ -122,7 +136,7 @@ def test_a_lengthening_that_was_interrupted_goes_on_and_the_shorter_run_is_not_s
     assert directory.plan(resume=True, epochs=5).lengthened
     lengthen(OWNED, directory.config(), 5)
     assert {path.name for path in tmp_path.glob("*_epoch_*.pt")} == {"first_epoch_1.pt", "second_epoch_1.pt"}
-    assert load_checkpoint(tmp_path / "first_epoch_1.pt")["config"] == {"epochs": 5}
+    assert load_checkpoint(tmp_path / "first_epoch_1.pt")["config"]["epochs"] == 5
     directory.refuses(longer, resume=True)
     plan = directory.plan(resume=True, epochs=5)
     assert (plan.lengthened, plan.finished) == (False, False)

@@ -35,6 +35,14 @@ class Deleted:
         signal.raise_signal(self.number)
 
 
+def test_a_signal_that_the_shell_has_a_script_ignore_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals_handled():
+        signal.raise_signal(signal.SIGINT)
+        check_interrupt()
+    assert signal.signal(signal.SIGINT, before) == signal.SIG_IGN
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("arrive", [signal.raise_signal, Deleted])
 def test_a_signal_stops_the_work_where_it_looks(handlers, capfd, arrive, number):

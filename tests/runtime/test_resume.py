@@ -39,7 +39,7 @@ def test_a_stopped_run_says_where_it_stands(copy, script, after, number, status,
     folder = copy(f"{script} stopped")
     ended, said = stop(script, folder, "--overwrite", after=after, number=number)
     assert ended == status
-    advice = "" if where == AT_THE_START else ".*; the same command with --resume continues"
+    advice = "" if where == AT_THE_START else ".*; the same command with --resume( in place of --overwrite)? continues"
     assert re.fullmatch(rf"{script}: stopped by {number.name} .*{where}{advice}\n", said)
     assert [path.name for path in folder.rglob(".*")] in ([], [".evaluation"])
     for path in folder.glob("checkpoints/*.pt"):

@@ -39,6 +39,16 @@ def test_the_number_of_threads_changes_no_bit(tmp_path, monkeypatch):
         assert alone[name]["threads"] == shared[name]["threads"] == 1
 
 
+def test_kept_results_that_were_exchanged_or_damaged_are_made_again(tmp_path):
+    tasks = Tasks(tmp_path / "kept", {}, 0.0)
+    assert [tasks.keep(name, lambda name=name: f"of {name}") for name in "ab"] == ["of a", "of b"]
+    os.replace(tmp_path / "kept/a.pt", tmp_path / "kept/b.pt")
+    (tmp_path / "kept/seconds.json").write_text('{"seconds": null}')
+    again = Tasks(tmp_path / "kept", {}, 0.0)
+    assert [again.keep(name, lambda: "new") for name in "ab"] == ["new", "new"]
+    assert again.keep("b", lambda: "newer") == "new"
+
+
 ALONE = """
 import json, sys
 from threadpoolctl import threadpool_info

@@ -31,6 +31,10 @@ def test_the_headline_has_a_column_for_each_method_and_their_paired_difference()
     assert tables.basis(SCORES, BOTH).startswith("50 test images, the same in every column;")
     assert "of them is annealed" in tables.basis(SCORES, BOTH)
     assert "of them is integrated on a grid" in tables.basis(changed(SCORES, "temperatures", "one", mean=0), BOTH)
+    few = changed(SCORES, "annealed_images", "one", mean=30)
+    assert "; a regression on ELBO(q*) extends it to all" in tables.basis(few, BOTH)
+    few = changed(few, "mean_field_gap", "one", images=30)
+    assert "; their mean gap to ELBO(q*) carries it over to all" in tables.basis(few, BOTH)
 
 
 def test_a_quick_evaluation_ends_at_the_best_diagonal_bound():
@@ -63,6 +67,9 @@ def test_tables_have_every_method_and_every_pair(count):
     assert {*map(len, costs)} == {50 + min(21, 50 // count) * count}
     assert len(tables.conclusions(scores, labels)) == len(pairs)
     assert all(len(texts) == count for _, texts in tables.cost_rows(scores, labels))
+    without = [entry for entry in scores if entry.quantity != "training_seconds"]
+    known = dict(tables.cost_rows(scores, labels)), dict(tables.cost_rows(without, labels))
+    assert ["not known" in cells["training: seconds, the decoder's included"] for cells in known] == [False, True]
     assert all(len(texts) == count + (count == 2) for _, texts in tables.headline_rows(scores, labels)[1])
 
 

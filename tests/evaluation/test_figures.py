@@ -105,6 +105,9 @@ def test_gaps_are_drawn_over_epochs_and_of_every_class():
     assert len(figure.axes) == 2 * 2
     errors = [np.ptp(path.vertices[:, 1]) for bars in figure.axes[0].collections for path in bars.get_paths()]
     assert errors == pytest.approx([2 * 2.776445 * 0.5] * 12)  # Student's t with four degrees of freedom
+    ends = [bar.get_y() + bar.get_height() for bar in figure.axes[1].patches if bar.get_x() < 0]  # of the first class
+    means = [find(scores, quantity, "one", "test", "a").mean for quantity in figures.GAPS]
+    assert ends == pytest.approx(np.cumsum(means))
 
 
 @pytest.mark.parametrize("count", [20, 36, 50, 130])

@@ -3,9 +3,7 @@
 
 // ---- Weights ----
 
-function bytesOf(base64) {
-  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-}
+const bytesOf = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 
 // Half precision, little-endian, as base64 -> Float32Array.
 function floatsOf(base64) {
@@ -78,18 +76,10 @@ const LAYERS = {
     const scale = 1 / Math.sqrt(variance + eps);
     return { values: values.map((value, i) => (value - mean) * scale * weight[i] + bias[i]), shape };
   },
-  SiLU(layer, { values, shape }) {
-    return { values: values.map((value) => value / (1 + Math.exp(-value))), shape };
-  },
-  Tanh({ scale = 1 }, { values, shape }) {
-    return { values: values.map((value) => Math.tanh(scale * value)), shape };
-  },
-  Identity(layer, input) {
-    return input;
-  },
-  Unflatten({ unflattened_size: shape }, { values }) {
-    return { values, shape };
-  },
+  SiLU: (layer, { values, shape }) => ({ values: values.map((value) => value / (1 + Math.exp(-value))), shape }),
+  Tanh: ({ scale = 1 }, { values, shape }) => ({ values: values.map((value) => Math.tanh(scale * value)), shape }),
+  Identity: (layer, input) => input,
+  Unflatten: ({ unflattened_size: shape }, { values }) => ({ values, shape }),
   ConvTranspose2d: (layer, input) => convolve(layer, input, true),
   Conv2d: (layer, input) => convolve(layer, input, false),
   PixelShuffle({ upscale_factor: factor }, { values, shape }) {
@@ -189,14 +179,14 @@ function explore(data) {
   }
 
   function choose(n) {
-    state.image = (n + count) % count;
+    state.image = n;
     state.walk = 0;
     byId("walk").value = 0;
     byId("image").value = state.image;
     put(null, "");
   }
 
-  // ---- The maps: the first images of the list have points ----
+  // ---- The maps ----
 
   // Of at most two dimensions z itself is shown, on equal axes that are the same for all methods; of one, a row a class.
   const isPlane = (method) => method.latent_dim <= 2;
@@ -285,7 +275,7 @@ function explore(data) {
         const [one, other = 0] = latent(method);
         return put([one + 0.1 * step[0], other - 0.1 * step[1]]);
       }
-      const [x, y] = places[m][state.image] || [canvas.width / 2, canvas.height / 2];
+      const [x, y] = places[m][state.image];
       const found = nearest(places[m], x, y, ([px, py], n) => {
         const along = (px - x) * step[0] + (py - y) * step[1];
         const across = Math.abs((px - x) * step[1]) + Math.abs((py - y) * step[0]);
@@ -307,8 +297,7 @@ function explore(data) {
     select.value = state[name];
   }
   byId("image").addEventListener("change", (event) => choose(+event.target.value));
-  const options = byId("image").options;
-  const beside = (step) => choose(+options[(byId("image").selectedIndex + step + count) % count].value);
+  const beside = (step) => choose(order[(order.indexOf(state.image) + step + count) % count]);
   byId("previous").addEventListener("click", () => beside(-1));
   byId("next").addEventListener("click", () => beside(1));
   byId("back").addEventListener("click", () => choose(state.image));

@@ -54,9 +54,8 @@ class Results(NamedTuple):
 def evaluate(load, epochs, data, classifier, config, run):
     """The Results; on other ranks than 0 None.
 
-    load: a function of an epoch, returning the methods as they were after it; epochs: rising, the last one is scored in
-    full; data: a Data; classifier: the supervised baseline; config: an EvalConfig; run: a Run. The work on images is
-    dealt to the ranks; rank 0 does the rest.
+    load(epoch): the methods as they were after it; epochs: rising, the last one is scored in full; classifier: the
+    supervised baseline; config: an EvalConfig. The work on images is dealt to the ranks; rank 0 does the rest.
     """
     full, last = config.evaluation == "full", epochs[-1]
     # The work. At earlier epochs images are few: half the chains are enough.
@@ -116,9 +115,7 @@ def evaluate(load, epochs, data, classifier, config, run):
     log_probs = {name: [measured[name, "test"].columns[column] for column in columns] for name in sample_q}
     moved = explorer(methods, train_q, sample, sample_q, log_probs, points=points, seed=config.seed)
     annealed = {split: drawn[split].first(config.images_per_digit) for split in SPLITS}  # (classes, annealed of each)
-    values = [
-        measured[method.name, split].columns["log_prob"][annealed[split]] for method in methods for split in SPLITS
-    ]
+    values = [of.columns["log_prob"][annealed[split]] for (_, split), of in measured.items()]
     log_prob = torch.stack(values).unflatten(0, (len(methods), len(SPLITS))).numpy()
     places = annealed["test"][:MOST_PICTURED, 0]
     examples = {"images": sample.images[places].cpu(), "num_samples": config.num_samples}
@@ -155,8 +152,7 @@ def epoch_figures(epoch, methods, drawn, measured, config):
     drawn: {split: Sample}; measured: of `measurements.collect_images`.
     """
     files, classes, (*reconstructed, compared) = {}, drawn["test"].part.classes, PICTURED
-    names = [] if style.are_short(classes) else style.shown(classes)[:MOST_PICTURED]
-    captions = dict.fromkeys(PICTURED, names) if names else {}
+    captions = {} if style.are_short(classes) else dict.fromkeys(PICTURED, style.shown(classes)[:MOST_PICTURED])
     places = {kind: drawn[split].first(place + 1)[:MOST_PICTURED, place] for kind, (split, place) in PICTURED.items()}
     images = {kind: drawn[split].part.images[places[kind]].cpu() for kind, (split, _) in PICTURED.items()}
     sheets, comparison, errors = {}, [("test image", images[compared])], {}

@@ -123,10 +123,9 @@ def cost_scores(methods, epoch, measured, training_seconds):
     for method in methods:
         config, (_, fit, seconds) = method.config, measured[method.name, "test"]
         images, visits = len(fit.gradients), epoch * method.gradients_per_visit
-        gradients = visits * config.train_size
         training = {
             "decoder_updates": epoch * math.ceil(config.train_size / config.batch_size),
-            "training_gradients": gradients,
+            "training_gradients": visits * config.train_size,
             "training_gradients_per_q": epoch * config.train_size if method.shared_inference else visits,
         }
         if method.name in training_seconds:

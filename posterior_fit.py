@@ -97,11 +97,10 @@ def balanced_noise(count, q, *, noise):
 def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
     """The Gaussian that maximizes the bound of each image, the decoder frozen (Cremer et al. 2018): a Fit.
 
-    x: (B, *image); q: where to start, (B, D); see also `better_start`. covariance: "diagonal", for q*; "low rank", for
-    the best q with a factor of the rank of that of q; or "full", for q*full, which starts best from q*, or goes on from
-    a full q. options: of `fit_diagonal`, which finds the first two, or of `fit_full`; they say when an image has
-    converged, and is left alone. q is selected on few samples: evaluate it with fresh ones. Raises ValueError if x, q
-    and the model do not fit.
+    x: (B, *image); q: where to start, (B, D), see `better_start`. covariance: "diagonal", for q*; "low rank", for the
+    best q with a factor of the rank of q's; or "full", for q*full, which starts best from q*, or goes on from a full q.
+    options: of `fit_diagonal`, for the first two, or `fit_full`; they say when an image converges and is left alone.
+    q is selected on few samples: evaluate it with fresh ones. Raises ValueError if x, q and the model do not fit.
     """
     check_inputs(model, x, q, noise, "fit_posterior")
     if torch.is_inference_mode_enabled():
@@ -126,8 +125,7 @@ def fit_posterior(model, x, q, *, noise=None, covariance="diagonal", **options):
 def better_start(model, x, q, *, noise):
     """The q (B, D), not full, but of images where it lies at a worse mode the end of a short fit from elsewhere.
 
-    Of PRIOR_DRAWS draws of the prior, the same for all images, the fit starts at the one where p(x, z) is highest; it
-    is compared with as short a fit from q.
+    It starts where p(x, z) is highest of PRIOR_DRAWS draws of the prior, and is compared with as short a fit from q.
     """
     generator = random_generator(0, "draws of the prior")
     z = torch.randn(PRIOR_DRAWS, model.latent_dim, generator=generator, dtype=x.dtype).to(x.device)
@@ -149,16 +147,14 @@ def fit_diagonal(
     """See `fit_posterior`. Adam takes `fit_steps` steps, whose rate falls from `learning_rate` to `averaged_rate`.
 
     Cycles at that rate follow, whose iterates are averaged (Polyak & Juditsky 1992); each passes once over a set of
-    `balanced_noise`, so that most of the noise of the gradients cancels. Of the average over the last two cycles and
-    the best q so far an image keeps the better one, on noise that both share; it has converged when their bounds differ
-    by less than `tolerance` nats.
+    `balanced_noise`, which cancels most of the gradients' noise. Of the average over the last two cycles and the best q
+    so far an image keeps the better, on shared noise; it has converged when they differ by less than `tolerance` nats.
     """
     fit, best = PosteriorFit(q), q.parameters().detach()
     images, latent_dim = q.mean.shape
     # Adam at a falling rate
     balanced = balanced_noise(max(fit_steps, latent_dim + 1), q, noise=noise)[:fit_steps]
-    rates = cosine(learning_rate, averaged_rate, fit_steps)
-    previous = fit.run(model, x, noise=balanced, learning_rates=rates)
+    previous = fit.run(model, x, noise=balanced, learning_rates=cosine(learning_rate, averaged_rate, fit_steps))
     trace = [bounds(model, x, [unpack(best, fit.rank)], noise)[0]]
     rows = torch.arange(images, device=x.device)  # that have not converged
     gradients = torch.full_like(rows, fit_steps)

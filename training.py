@@ -176,8 +176,7 @@ class Method(Learner):
 
         config.beta weighs the KL in the loss alone. Returns ELBO, log-likelihood and KL, each summed over this rank's
         images, (3,); so does a method with another loss, at its q. The loss is a sum over images, not a mean: Adam
-        ignores the scale, a short last batch counts by its images, and the gradients of the latent table stay far above
-        Adam's eps.
+        ignores the scale, a short batch counts by its images, and gradients of the latent table stay far above its eps.
         """
         rows, noise = self.shard.local(rows, noise)
         if not len(rows):  # a rank may have none

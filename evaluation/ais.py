@@ -177,10 +177,9 @@ def log_mean_errors(log_weight_std, chains):
 def weighted_runs(model, x, q, z=None, *, noise, chains=8, temperatures=None, log_weight_std=LOG_WEIGHT_STD, chunk=500):
     """(forward log-weights from q (K, B), backward ones from z, acceptance, temperatures, predicted_std) of all images.
 
-    x: (B, *image); q: GaussianPosterior (B, D); z: draws of the posterior, (B, D); None: the backward ones have no
-    values. temperatures: of every image; None: from FEWEST to MOST, as many as the pilot run predicts for log-weights
-    whose standard deviation over the chains is `log_weight_std`. chunk: chains in memory at once. Raises ValueError for
-    inputs that do not fit.
+    x: (B, *image); q: GaussianPosterior (B, D); z: draws of the posterior, (B, D); None: no backward ones.
+    temperatures: of every image; None: from FEWEST to MOST, as many as the pilot run predicts for log-weights whose
+    standard deviation over chains is `log_weight_std`. chunk: chains at once. Raises ValueError if inputs do not fit.
     """
     check_inputs(model, x, q, noise)
     check_counts(chains=chains, temperatures=temperatures or 1, chunk=chunk)

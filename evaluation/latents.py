@@ -101,9 +101,8 @@ def probe_predictions(features, *, train, sample, seed):
     """{name: {number of labels: {"correct" (draws, M) and "converged", a list}}} of probes of features.
 
     features: {name: (of the training images (N, F), of the test images (M, F))}, which are `rescale`d; train, sample:
-    the Splits of these images. The numbers of labels are PROBE_LABELS, at most N, without those in which the rarest
-    class has no share of one label. Fewer than N labels are drawn PROBE_DRAWS times, the same draws for all features;
-    the first one chooses C.
+    their Splits. The numbers of labels are PROBE_LABELS, at most N, without those in which the rarest class has no
+    share of one label. Fewer than N labels are drawn PROBE_DRAWS times, the same for all features; the first chooses C.
     """
     count, results = len(train.labels), {name: {} for name in features}
     rarest = int(train.labels.bincount().min())

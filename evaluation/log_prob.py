@@ -70,8 +70,7 @@ def log_prob(model, images, *, seed=0, chains=EvalConfig.chains, log_weight_std=
 
     images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. What is
     random about an image is a function of the seed and its pixels: its result does not depend on the other images.
-    Warns of images that cannot be like MNIST's. Raises ValueError for images that the model cannot have been made for,
-    and for settings out of range.
+    Warns of images unlike MNIST's. Raises ValueError for images of another model, and for settings out of range.
     """
     # In bfloat16 a batch of another size would give an image other values.
     config = EvalConfig(seed=seed, precision="float32", chains=chains, log_weight_std=log_weight_std)

@@ -152,9 +152,8 @@ def _width(text, size):
 def show_images(axes, images, *, label="", captions=(), columns=None, size=8, gap=3):
     """Images (M, C, H, W) in [-1, 1] in one axes, which draws much faster than an axes for each.
 
-    Of images with neither one nor three channels, the mean of the channels is shown. label: left of the images;
-    captions: lines below them, (name, M strings, colour), `size` in points, or smaller if they would not fit; columns:
-    images in a row; gap: in pixels.
+    Of images with neither one nor three channels, their mean is shown. label: left of the images; captions: lines below
+    them, (name, M strings, colour), `size` in points, or smaller to fit; columns: images in a row; gap: in pixels.
     """
     images = images.detach().cpu().float()
     if images.shape[1] not in (1, 3):

@@ -27,9 +27,8 @@ MEAN_LAYERS = {"gaussian": [], "bernoulli": [{"type": "Tanh", "scale": 0.5}]}
 def explorer(methods, train_q, sample, sample_q, log_prob, *, points, seed):
     """Plain values with which the page shows the test images of the Split `sample` and moves their z.
 
-    train_q, sample_q: {method's name: diagonal q (B, D)}, of all training images and of the sample; log_prob: {method's
-    name: (log p(x), its standard error)} of the sample, (M,) each, NaN where not annealed; points: {method's name:
-    (M, 2)}.
+    train_q, sample_q: {method's name: diagonal q (B, D)}, of all training images and of the sample; log_prob: {its
+    name: (log p(x), its standard error)} of the sample, (M,) each, NaN where not annealed; points: {its name: (M, 2)}.
     """
     images, parts = sample.images, {}
     for method in methods:

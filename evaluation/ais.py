@@ -211,8 +211,7 @@ def weighted_runs(model, x, q, z=None, *, noise, chains=8, temperatures=None, lo
 def annealed_importance_sampling(model, x, q, *, noise, **options):
     """log p(x) by annealed importance sampling from q to the posterior (Neal 2001; Wu et al. 2017): a LogProb.
 
-    Arguments and errors are those of `weighted_runs`. p(x) is exactly the expectation of the exponential of a
-    log-weight. Chains stay in the mode that q is in.
+    Arguments, errors: see `weighted_runs`. p(x) is exactly the expectation of exp(log-weight). Chains stay in q's mode.
     """
     log_w, _, acceptance, temperatures, predicted_std = weighted_runs(model, x, q, noise=noise, **options)
     # A weight of 0, or without a value, is a sign that the others cannot be relied on.

@@ -102,9 +102,8 @@ def _batch(model, images):
     try:
         x = torch.as_tensor(images).detach().to(like, copy=True)  # of torch.inference_mode(), too
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            "images: give one tensor or array, such as torch.stack(images); images.load_images reads files"
-        ) from None
+        needed = "give one tensor or array, such as torch.stack(images); images.load_images reads files"
+        raise ValueError(f"images: {needed}") from None
     of_one = {shape, shape[1:]} if len(shape) == 3 and shape[0] == 1 else {shape}
     if of_one.isdisjoint((x.shape, x.shape[1:])) or not len(x):
         many = f"(N, {', '.join(map(str, shape))})"

@@ -173,10 +173,8 @@ def epoch_figures(epoch, methods, drawn, measured, config):
         errors[method.label] = [f"{error:.1f}" for error in squared.tolist()]
     title = f"Prior samples, epoch {epoch}: the mean of p(x|z) at the same {PRIOR_SAMPLES} draws of z"
     files[f"samples_epoch_{epoch}.png"] = partial(style.sample_sheets, sheets=sheets, title=title)
-    title = (
-        f"Unseen test images, epoch {epoch}; below each reconstruction its squared error "
-        r"$\|x-\hat x\|^2$ (pixels in [-1, 1])"
-    )
+    title = f"Unseen test images, epoch {epoch}; below each reconstruction its squared error "
+    title += r"$\|x-\hat x\|^2$ (pixels in [-1, 1])"
     draw = partial(style.image_rows, rows=comparison, captions=captions | errors, title=title)
     return {**files, f"comparison_epoch_{epoch}.png": draw}
 
@@ -185,11 +183,9 @@ def traversal_figure(labels, values, columns):
     """A function that draws the values of latents.traversals; labels: {method's name: its label}."""
     axis = [f"{value:+g}" if value else "0" for value in values]
     captions = {rows[-1][0]: axis for rows in columns.values()}  # below the last row of each column
-    title = (
-        "z set to the value at the bottom, in standard deviations of p(z), along the dimensions with most KL (at "
-        "the left its mean over training images)\nand, of many, along the directions in which the means of q vary "
-        "most; across these, z stays at the mean of q of the test image"
-    )
+    title = "z set to the value at the bottom, in standard deviations of p(z), along the dimensions with most KL (at "
+    title += "the left its mean over training images)\nand, of many, along the directions in which the means of q vary "
+    title += "most; across these, z stays at the mean of q of the test image"
     rows = {labels[name]: rows for name, rows in columns.items()}
     return partial(style.image_rows, rows=rows, captions=captions, title=title)
 
@@ -201,10 +197,8 @@ def interpolation_figure(labels, classes, found):
     for name, (_, classified) in found.items():
         pairs = zip(classified.label.tolist(), classified.confidence.tolist(), strict=True)
         captions[labels[name]] = [f"{shown[label]}{between}{share:.0%}" for label, share in pairs]
-    title = (
-        "On the straight line between two test images (the ends of the upper row),\nor between their means of q; "
-        "below each, the class that the supervised baseline finds most probable"
-    )
+    title = "On the straight line between two test images (the ends of the upper row),\nor between their means of q; "
+    title += "below each, the class that the supervised baseline finds most probable"
     rows = [(labels[name], images) for name, (images, _) in found.items()]
     return partial(style.image_rows, rows=rows, captions=captions, title=title)
 

@@ -103,11 +103,10 @@ def distance_scores(distances, floor, images, epoch):
 
 
 def class_scores(classified, classes, **labels):
-    """Scores of a Classified: "class_share" of every class, and the mean "confidence"."""
-    rows = [score("confidence", mean_and_error(classified.confidence), **labels)]
+    """Yields Scores of a Classified: the mean "confidence", and "class_share" of every class."""
+    yield score("confidence", mean_and_error(classified.confidence), **labels)
     for number, name in enumerate(classes):
-        rows.append(score("class_share", mean_and_error(classified.label == number), group=name, **labels))
-    return rows
+        yield score("class_share", mean_and_error(classified.label == number), group=name, **labels)
 
 
 @torch.no_grad()

@@ -143,12 +143,6 @@ def styled(draw):
     return styled_draw
 
 
-def _width(text, size):
-    """The width of the widest line of a text, in points, at least one."""
-    measure, font = partial(text_to_path.get_text_width_height_descent, ismath=False), FontProperties(size=size)
-    return max(1, *(measure(line, font)[0] for line in text.split("\n")))
-
-
 def show_images(axes, images, *, label="", captions=(), columns=None, size=8, gap=3):
     """Images (M, C, H, W) in [-1, 1] in one axes, which draws much faster than an axes for each.
 
@@ -167,10 +161,12 @@ def show_images(axes, images, *, label="", captions=(), columns=None, size=8, ga
     axes.spines[:].set_visible(False)
     axes.grid(False)
     edge = gap if count > 1 else 0  # make_grid leaves a single image as it is
+    measure = partial(text_to_path.get_text_width_height_descent, prop=FontProperties(size=size), ismath=False)
     for line, (name, texts, color) in enumerate(captions):
         below, form = -1 - 1.35 * size * line, {"va": "top", "fontsize": size, "color": color}
         axes.annotate(name, (0, 0), (-4, below), "axes fraction", "offset points", ha="right", **form)
-        form["fontsize"] *= min(1, ROOM / max((_width(text, size) for text in texts), default=1))
+        widths = [measure(part)[0] for text in texts for part in text.split("\n")]
+        form["fontsize"] *= min(1, ROOM / max([1, *widths]))
         for position, text in enumerate(texts):
             x = edge + (width - 1) / 2 + (width + gap) * position
             axes.annotate(text, (x, 0), (0, below), ("data", "axes fraction"), "offset points", ha="center", **form)

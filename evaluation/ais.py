@@ -23,7 +23,6 @@ FEWEST, MOST = 16, 1024  # temperatures
 DEPENDENCE = 1.7  # by which successive temperatures raise the standard deviation: 1.5 to 1.9, measured
 PILOT_CHAINS, PILOT_TEMPERATURES = 4, 16
 TRUSTED_STD, TRUSTED_ACCEPTANCE = 1.5, 0.3  # beyond: log-weights hardly normal, chains that hardly move
-LOG_WEIGHT_STD = 0.8  # nats, of an image: what the number of temperatures aims at
 SIMULATED = 30_000  # log-weights, from which the errors of an estimate follow
 TARGET_ACCEPTANCE, ACCEPTABLE = 0.65, (0.4, 0.95)
 MOST_ADAPTATIONS = 12  # of the step size, at one temperature of the pilot run
@@ -174,7 +173,7 @@ def log_mean_errors(log_weight_std, chains):
     return torch.tensor(results).to(log_weight_std).T
 
 
-def weighted_runs(model, x, q, z=None, *, noise, chains=8, temperatures=None, log_weight_std=LOG_WEIGHT_STD, chunk=500):
+def weighted_runs(model, x, q, z=None, *, noise, chains=8, temperatures=None, log_weight_std=0.8, chunk=500):
     """(forward log-weights from q (K, B), backward ones from z, acceptance, temperatures, predicted_std) of all images.
 
     x: (B, *image); q: GaussianPosterior (B, D); z: draws of the posterior, (B, D); None: no backward ones.

@@ -72,8 +72,7 @@ class SemiAmortizedVAE(training.Method):
         parts, steps = [], self.config.refinement_steps
         for rows in torch.arange(len(x), device=x.device).split(1000):
             q = self.model.encode(x[rows])
-            draws = noise[rows].normal((steps, *q.mean.shape), like=q.mean)
-            parts.append(self.refine(x[rows], q, draws)[0])
+            parts.append(self.refine(x[rows], q, noise[rows].normal((steps, *q.mean.shape), like=q.mean))[0])
         return Fit.given(GaussianPosterior.concatenate(parts), gradients=steps)
 
 

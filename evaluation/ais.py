@@ -186,8 +186,7 @@ def weighted_runs(model, x, q, z=None, *, noise, chains=8, temperatures=None, lo
         raise ValueError(f"log_weight_std {log_weight_std}: not above 0")
     target, rows = AISTarget(model, x, q), torch.arange(len(x), device=x.device)
     # Pilot runs
-    parts = rows.split(max(1, chunk // PILOT_CHAINS))
-    pilots = [run_pilot(target[part], noise=noise[part]) for part in parts]
+    pilots = [run_pilot(target[part], noise=noise[part]) for part in rows.split(max(1, chunk // PILOT_CHAINS))]
     pilot = Pilot(*(torch.cat(values, dim=1) for values in zip(*pilots, strict=True)))
     counts = torch.full_like(rows, temperatures) if temperatures else pilot.temperatures(log_weight_std)
     # Weighted runs; images with many temperatures run together, so that batches stay large
@@ -217,9 +216,8 @@ def annealed_importance_sampling(model, x, q, *, noise, **options):
     std = log_w.std(0).masked_fill(~log_w.isfinite().all(0), math.inf)
     log_prob = log_w.nan_to_num(-math.inf, neginf=-math.inf).logsumexp(0) - math.log(len(log_w))
     largest = torch.maximum(std, predicted_std)
-    errors = log_mean_errors(largest, len(log_w))
     trusted = (largest <= TRUSTED_STD) & (acceptance >= TRUSTED_ACCEPTANCE)
-    return LogProb(log_prob, *errors, std, acceptance, temperatures, trusted)
+    return LogProb(log_prob, *log_mean_errors(largest, len(log_w)), std, acceptance, temperatures, trusted)
 
 
 def bidirectional_bounds(model, x, z, q, *, noise, **options):

@@ -64,8 +64,7 @@ def evaluate(load, epochs, data, classifier, config, run):
     for epoch in reversed(epochs):  # the images of the last epoch take longest
         methods = load(epoch)
         samples_of[epoch] = measurements.draw_samples(data, config, last=epoch == last)
-        settings = config if epoch == last else earlier
-        work |= measurements.image_tasks(methods, samples_of[epoch], epoch, settings)
+        work |= measurements.image_tasks(methods, samples_of[epoch], epoch, config if epoch == last else earlier)
         methods_of[epoch] = methods if epoch == last else [method.frozen() for method in methods]
     methods = methods_of[last]
     with run.timed(STAGES[config.evaluation]):

@@ -80,8 +80,7 @@ def finite_sample_floor(reference, count, *, seed, resamples):
 
 def _resampled(features, size, seed, name, resamples):
     """The Moments of bootstrap resamples, `size` rows of features (N, F) each."""
-    generator = random_generator(seed, "bootstrap", name)
-    rows = torch.randint(len(features), (resamples, size), generator=generator)
+    rows = torch.randint(len(features), (resamples, size), generator=random_generator(seed, "bootstrap", name))
     return (moments(features[part]) for part in rows)
 
 

@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,8 +58,7 @@ class FixedDimensions(LatentOptimization):
     def _make_start(self):
         pca, noise = latent_optimization.probabilistic_pca, self.model.likelihood.noise_variance
         start = pca(self.images, self.dimensions, noise, least_nats=0)
-        at_the_prior = torch.ones(self.config.latent_dim - self.dimensions)
-        start.stddev = torch.cat((start.stddev, at_the_prior))
+        start.stddev = torch.cat((start.stddev, torch.ones(self.config.latent_dim - self.dimensions)))  # at the prior
         return start
 
 
@@ -103,8 +101,8 @@ def work(name, seed, given):
         return load_json(directory / "scores.json")
     variant, device = VARIANTS[name], choose_device(given.device)
     precision = choose_precision("auto", device)
-    config = TrainConfig(epochs=given.epochs, train_size=given.train_size, seed=seed, precision=precision)
-    config = replace(config, **variant.changes, epochs=max(1, round(variant.times * given.epochs)))
+    epochs, own = max(1, round(variant.times * given.epochs)), {"seed": seed, "precision": precision}
+    config = TrainConfig(epochs=epochs, train_size=given.train_size, **own, **variant.changes)
     data = load_data(config, device=device)
     started = time.perf_counter()
     method, path = variant.method(config, data), directory / "weights.pt"
@@ -119,8 +117,7 @@ def work(name, seed, given):
         saved = {"weights": method.weights(), "seconds": time.perf_counter() - started}
         save_checkpoint(path, saved)
     sample = stratified_subset(data.validation, size=given.images, seed=seed)
-    scores = {"seconds": saved["seconds"]}
-    scores |= score(method, data, sample, EvalConfig(seed=seed, precision=precision))
+    scores = {"seconds": saved["seconds"], **score(method, data, sample, EvalConfig(**own))}
     save_file(directory / "scores.json", scores)
     print(f"{name}, seed {seed}: {mean_and_error(torch.tensor(scores['log_prob']))}", file=sys.stderr, flush=True)
     return scores
@@ -134,10 +131,8 @@ def score(method, data, sample, config):
     q, noise = posterior_of_train(method, data), Noise(seed, "objective", device=data.device)
     objective = evaluate_bound(model, data.train.images, lambda x, rows: q[rows], noise=noise)
     own = Noise.of_images(seed, "sensitivity", index=sample.index, device=data.device)
-    start = model.initial_posterior(sample.images, own)
-    fitted = fit_posterior(model, sample.images, start, noise=own).q
-    options = {"noise": own, "annealed": len(fitted), "fitted": True}
-    found = gaps.measure(model, sample.images, fitted, config, **options)
+    fitted = fit_posterior(model, sample.images, model.initial_posterior(sample.images, own), noise=own).q
+    found = gaps.measure(model, sample.images, fitted, config, noise=own, annealed=len(fitted), fitted=True)
     return {
         "objective": float(objective.elbo.mean()),
         "used_dimensions": int((fitted.kl_per_dimension().mean(0) > 0.1).sum()),
@@ -177,8 +172,7 @@ def main():
     needed = dict.fromkeys([*(VARIANTS[name].reference for name in given.rows), *given.rows])
     tasks = list(itertools.product(needed, given.seeds))
     with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
-        results = pool.map(work, *zip(*tasks, strict=True), itertools.repeat(given))
-        found = dict(zip(tasks, results, strict=True))
+        found = dict(zip(tasks, pool.map(work, *zip(*tasks, strict=True), itertools.repeat(given)), strict=True))
     header = ["latent optimization", "seeds", "seconds", "objective reached", "used dimensions", "ELBO(q*)", "log p(x)"]
     header += ["ELBO(q*) minus the amortized VAE's", "log p(x) minus the amortized VAE's"]
     print_table(header, [table_row(name, given.seeds, found) for name in given.rows])

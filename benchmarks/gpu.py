@@ -3,8 +3,8 @@
     python -m benchmarks.gpu --output-dir gpu
 
 Needs the packages of requirements.txt alone. Writes gpu/ and prints three tables: checks (a recorded training step
-against the same steps launched kernel by kernel; log p(x) of the pretrained models on the GPU and on the
-CPU), the run's Scores beside pretrained/scores.csv, which is of a CPU, and the seconds of each stage.
+against the same steps launched kernel by kernel; log p(x) of the pretrained models on the GPU and on the CPU), the
+run's Scores beside pretrained/scores.csv, which is of a CPU, and the seconds of each stage.
 """
 
 import argparse
@@ -46,11 +46,9 @@ def recorded_rows(device):
 
 def estimate_rows(device):
     """[method, quantity, GPU minus CPU]: the pretrained models on the same test images."""
-    rows, data = [], load_data(TrainConfig())
-    x = data.test.images[:IMAGES]
+    rows, x = [], load_data(TrainConfig()).test.images[:IMAGES]
     for method in METHODS:
-        path = f"pretrained/{method.prefix}.pt"
-        models = [method.load_model(path, device=place) for place in ("cpu", device)]
+        models = [method.load_model(f"pretrained/{method.prefix}.pt", device=place) for place in ("cpu", device)]
         found = [log_prob(model, x.to(model.like.device)) for model in models]
         difference = (found[1].log_prob.cpu() - found[0].log_prob).mean()
         error = sum(value.standard_error.cpu().square().sum() for value in found).sqrt() / IMAGES
@@ -82,7 +80,7 @@ def main():
     print(f"{name}, PyTorch {torch.__version__}\n")
     recorded = recorded_rows(device) if device.type == "cuda" else []
     print_table(["method", "check", "difference"], [*recorded, *estimate_rows(device)])
-    directories = ["--checkpoint-dir", str(given.output_dir / "checkpoints"), "--results-dir", str(given.output_dir)]
+    directories = ["--checkpoint-dir", given.output_dir / "checkpoints", "--results-dir", given.output_dir]
     subprocess.run([sys.executable, "main_vae.py", *directories, "--device", given.device, "--overwrite"], check=True)
     print()
     print_table(["method", "split", "quantity", name, "a CPU (pretrained/)"], score_rows(given.output_dir))

@@ -49,13 +49,12 @@ def cost_rows(model, precision, *, images=20, num_samples=1000):
     gauss_newton, linearizing = timed(gauss_newton_posterior, fast, x, fit.q, **own)
     full, fitting_full = timed(fit_posterior, fast, x, fit.q, covariance="full", **own)
     short, fitting_short = timed(start_of_chains, model, x, **own)
-    prior = GaussianPosterior(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean))
     starts = {
         "Gauss-Newton, short fit, as log_prob does it": (short, fitting_short, model),
         "q*full, as the evaluation does it": (full.q, fitting + fitting_full, fast),
         "Gauss-Newton": (gauss_newton, fitting + linearizing, fast),
         "q*": (fit.q, fitting, fast),
-        "the prior": (prior, 0, fast),
+        "the prior": (GaussianPosterior(torch.zeros_like(fit.q.mean), torch.ones_like(fit.q.mean)), 0, fast),
     }
     rows, log_prob = [], {}
     for name, (q, before, annealed) in starts.items():
@@ -69,22 +68,22 @@ def cost_rows(model, precision, *, images=20, num_samples=1000):
     return [*rows, [name, "", low, f"{(fitting + fitting_full + seconds) / images:.2f}"]]
 
 
-def long_fit(model, x, q, *, steps=3000, pairs=4):
-    """q after 2 * pairs * steps gradients of Adam with antithetic pairs, averaged over the second half."""
+def long_fit(model, x, q, *, steps=3000):
+    """q after 8 * steps gradients of Adam, four antithetic pairs a step, averaged over the second half."""
     fit, half, generator = PosteriorFit(q), steps // 2, random_generator(0, "long fit")
 
     def noise():
         for _ in range(half):
-            drawn = torch.randn(pairs, *q.mean.shape, generator=generator, dtype=x.dtype)
+            drawn = torch.randn(4, *q.mean.shape, generator=generator, dtype=x.dtype)
             yield torch.cat((drawn, -drawn))
 
     fit.run(model, x, noise=noise(), learning_rates=[0.05] * half)
     return unpack(fit.run(model, x, noise=noise(), learning_rates=cosine(0.05, 0, half)))
 
 
-def bound(model, x, q, draws=2000):
+def bound(model, x, q):
     """The bound of every image (B,), with the same noise for any q."""
-    return evaluate_bound(model, x, lambda x, rows: q[rows], noise=Noise(0, "bound"), draws=draws).elbo
+    return evaluate_bound(model, x, lambda x, rows: q[rows], noise=Noise(0, "bound"), draws=2000).elbo
 
 
 def short_of_long_fits(model, split, start):

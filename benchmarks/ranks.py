@@ -6,17 +6,15 @@ Ranks are processes of torchrun with one thread each.
 """
 
 import argparse
-import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from benchmarks.harness import median_and_range, print_table, ratios
 from data import Data, load_data
@@ -28,7 +26,8 @@ STEPS, WARM_UP = 60, 10
 
 
 def time_steps(size):
-    """Steps of latent optimization on a table of `size` rows; rank 0 prints [bytes of its table, seconds of a step]."""
+    """(bytes of this rank's part of a table of `size` rows, seconds of a step of latent optimization)."""
+    distributed.start(torch.device("cpu"))
     config = TrainConfig(train_size=size, precision="float32", epochs=1, latent_start="zero")
     some = load_data(TrainConfig(train_size=2000))
     few = some.train.at(distributed.own_shard().rows(size) % 2000)
@@ -45,8 +44,7 @@ def time_steps(size):
         started = time.perf_counter()
         method.train_step(batch, noise)
         seconds.append(time.perf_counter() - started)
-    if distributed.rank() == 0:
-        print(json.dumps([table, statistics.median(seconds[WARM_UP:])]))
+    return table, statistics.median(seconds[WARM_UP:])
 
 
 def resident():
@@ -55,24 +53,19 @@ def resident():
 
 
 def launch(ranks, size):
-    """Runs this file as a worker on so many ranks. Returns what rank 0 printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    worker = ["-m", "benchmarks.ranks", "--worker", "--sizes", str(size)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return json.loads(subprocess.run([*command, *worker], check=True, env=environment, capture_output=True).stdout)
+    """What `time_steps` returns on rank 0 of so many ranks, as torchrun --standalone starts them."""
+    options = {"start_method": "spawn", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "ranks"}
+    config = LaunchConfig(1, 1, nproc_per_node=ranks, max_restarts=0, **options)
+    return elastic_launch(config, time_steps)(size)[0]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 2_000_000], help="rows of the table")
     parser.add_argument("--rounds", type=int, default=3, help="of the measurements (3)")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     first = given.sizes[0]
-    if given.worker:
-        distributed.start(torch.device("cpu"))
-        time_steps(first)
-        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the ranks
     found = {(size, ranks): [] for size in given.sizes for ranks in (1, 2)}
     for _ in range(given.rounds):
         for (size, ranks), values in found.items():

@@ -93,11 +93,10 @@ def load_checkpoint(path, *, device="cpu"):
     check_device(device)
     with about(path):
         try:
-            with open(path, "rb") as file:
-                with zipfile.ZipFile(file) as archive:  # a web page or a pointer of Git LFS is none
-                    # torch.load compares no checksums, and takes a part with attributes for a directory.
-                    if archive.testzip() or any(part.external_attr for part in archive.infolist()):
-                        raise ValueError
+            with open(path, "rb") as file, zipfile.ZipFile(file) as archive:  # a web page or a Git LFS pointer is none
+                # torch.load compares no checksums, and takes a part with attributes for a directory.
+                if archive.testzip() or any(part.external_attr for part in archive.infolist()):
+                    raise ValueError
                 file.seek(0)
                 checkpoint = torch.load(file, map_location=device, weights_only=True)
         except FileNotFoundError:
@@ -239,15 +238,14 @@ def directory_lock(*directories):
 @contextmanager
 def invalid_contents(path):
     """Turns what a missing file, or damaged or foreign contents raise into an InputError, which says what is wrong."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, csv.Error) as error:
-        # Of load_state_dict the first tensor of another shape, with both shapes; else the first line.
-        lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Error(s) in loading")]
-        first = next((line for line in lines if "size mismatch" in line), "".join(lines[:1]))
-        reason = f"no {error}" if isinstance(error, KeyError) else textwrap.shorten(first, 300)
-        raise InputError(f"{path}: its contents do not fit this program" + f" ({reason})" * bool(reason)) from None
+    with about(path):
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, csv.Error) as error:
+            # Of load_state_dict the first tensor of another shape, with both shapes; else the first line.
+            lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Error(s) in loading")]
+            first = next((line for line in lines if "size mismatch" in line), "".join(lines[:1]))
+            reason = f"no {error}" if isinstance(error, KeyError) else textwrap.shorten(first, 300)
+            raise InputError("its contents do not fit this program" + f" ({reason})" * bool(reason)) from None

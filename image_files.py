@@ -152,5 +152,4 @@ def _resized(grey):
 
 def border(images):
     """The outermost pixels of images (..., H, W), (..., pixels)."""
-    sides = images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1]
-    return torch.cat(sides, dim=-1)
+    return torch.cat((images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1]), dim=-1)

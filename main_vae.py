@@ -75,8 +75,7 @@ def score(run, experiment, checkpoints):
         classifier = find_classifier(data, ClassifierConfig.for_training(config), run) if full else None
         configs = {"train_config": asdict(config), "eval_config": asdict(eval_config), "versions": versions()}
         summary, files = {"settings": {**asdict(eval_config), **experiment.settings}, **configs}, checkpoints.digests()
-        known = {"files": files, "seconds": {"training": training_seconds}}
-        started = run.keep_results(summary | known, started)
+        started = run.keep_results(summary | {"files": files, "seconds": {"training": training_seconds}}, started)
         results = evaluate(partial(checkpoints.load, data=data), checkpoints.epochs, data, classifier, eval_config, run)
     if results is None:  # on other ranks than 0
         return

@@ -201,8 +201,7 @@ class ClassifierConfig(LearnerConfig):
 
     def with_enough_epochs(self):
         """The same, with more epochs where these would take under 100 steps, often no better than chance."""
-        steps = math.ceil(self.train_size / self.batch_size)  # of an epoch
-        return replace(self, epochs=max(self.epochs, math.ceil(100 / steps)))
+        return replace(self, epochs=max(self.epochs, math.ceil(100 / math.ceil(self.train_size / self.batch_size))))
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
             states[learner.prefix] = state = load_json(path)
             with invalid_contents(path):
                 known.append((path, state["settings"]))
-                if not len(state["history"]) == state["epoch"] <= state["settings"]["epochs"]:
-                    raise ValueError
-                if state["prefix"] != learner.prefix or state["ranks"] < 1:
+                fits = len(state["history"]) == state["epoch"] <= state["settings"]["epochs"]
+                if not fits or state["prefix"] != learner.prefix or state["ranks"] < 1:
                     raise ValueError
     finished = load_json(summary) if summary.exists() else None
     interrupted = readable_json(identity) if owned.evaluates else None
@@ -212,8 +211,7 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods, images=None):
         known = (owned.summary, "history.csv", "training_curves.png")  # the others precede an evaluation
         unknown = [other for other in owned.results_in(run_config) if other.name not in known]
         if unknown and not run_config.overwrite:
-            reason = f"of a run whose {owned.summary} is missing or damaged"
-            raise InputError(f"{unknown[0]}: {reason}; {BEGIN_ANEW}")
+            raise InputError(f"{unknown[0]}: of a run whose {owned.summary} is missing or damaged; {BEGIN_ANEW}")
         return {}, unknown
     # One of an older version lacks the settings that are new.
     with invalid_contents(path):

@@ -143,8 +143,7 @@ class Run:
                     self.stage = f"after epoch {epoch} of {total}, {learner.name}"
                 save_learner(learner, self.directory, row)
                 short = f"{epoch}/{total}, {learner.describe(row)}"
-                text = f"epoch {short} ({row['validation_images']:,} images), {row['seconds']:.1f} s"
-                bar.line(text, short=short)
+                bar.line(f"epoch {short} ({row['validation_images']:,} images), {row['seconds']:.1f} s", short=short)
         learner.__dict__.pop("step", None)  # a recording and its memory
         barrier()  # no rank reads a checkpoint that is not there yet
         self.history += history

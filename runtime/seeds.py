@@ -27,8 +27,7 @@ def run_seeds(given, prepare, execute, compare, owned):
         raise InputError(f"--seeds: {repeated[0]} is repeated")
     run_config, flags, trainings = make_config(RunConfig, given), {}, []
     for seed in given.seeds:
-        above = {"checkpoint_dir": run_config.checkpoint_dir, "results_dir": run_config.results_dir}
-        own = {name: str(Path(directory) / f"seed_{seed}") for name, directory in above.items()}
+        own = {name: str(Path(getattr(run_config, name), f"seed_{seed}")) for name in ("checkpoint_dir", "results_dir")}
         flags[seed] = Namespace(**{**vars(given), **own, "seed": seed})
 
     def prepared(seed):

@@ -30,7 +30,7 @@ class Tasks:
         self.directory, self.started = Path(directory), started
         if rank() == 0:
             path = self.directory / IDENTITY
-            if not path.exists() or readable_json(path) != identity:
+            if readable_json(path) != identity:
                 self.remove()
                 try:
                     self.directory.mkdir()

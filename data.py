@@ -238,12 +238,10 @@ def _read_idx(archive, dataset):
     shape = np.frombuffer(contents[4:start], ">i4") if len(contents) >= start else np.empty(0)
     if len(shape) == 0 or (shape < 0).any() or len(contents) - start != shape.prod():
         raise InputError(f"{file.name} is damaged")
-    mnist = (
-        None if packed else UNPACKED.get(hashlib.md5(contents, usedforsecurity=False).hexdigest())
-    )  # archives were verified
+    mnist = None if packed else UNPACKED.get(hashlib.md5(contents, usedforsecurity=False).hexdigest())
     if mnist and (dataset, file.name) != (MNIST, mnist):
         raise InputError(f"{file.name} is MNIST's {mnist}")
-    known = packed or bool(mnist)
+    known = packed or bool(mnist)  # archives were verified
     # Other files of MNIST's format may take their place, but none that look like MNIST's.
     if dataset is MNIST and not known and shape[0] == (60_000 if file.name.startswith("train") else 10_000):
         raise InputError(f"{file.name} is not MNIST's, it was changed")

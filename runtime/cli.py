@@ -87,8 +87,8 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
         raise InputError(f"LOKY_MAX_CPU_COUNT {os.environ['LOKY_MAX_CPU_COUNT']!r}: not a whole number") from None
     dataset = dataset or config.dataset
     folder = os.path.expanduser(dataset.partition("folder:")[2])
-    levels = ("/*/", "/*/*/") if folder else ()
-    inner = [place for level in levels for place in glob.glob(glob.escape(folder) + level)]  # or links
+    inside = glob.escape(folder)
+    roots = [folder, *glob.glob(f"{inside}/*/"), *glob.glob(f"{inside}/*/*/")] if folder else []  # or links
     for name in written:
         path = Path(getattr(run_config, name))
         try:
@@ -99,8 +99,7 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
                 raise OSError(f"no right to write to {existing}")
         except OSError as error:
             raise InputError(f"{flag(name)} {path}: cannot be written to ({error.strerror or error})") from None
-        here, roots = Path(os.path.realpath(path)), [folder, *inner] if folder else []
-        if any(here.is_relative_to(os.path.realpath(root)) for root in roots):
+        if any(Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)) for root in roots):
             raise InputError(f"{flag(name)} {path}: inside of --dataset {dataset}, whose folders are its classes")
     use_exact_kernels(device)
     start(device)

@@ -111,8 +111,7 @@ def _unlike_others(grey, files, classes, *, several):
 
 def _nearly_equal(pixels):
     """[(row, an earlier row of nearly the same picture)] of grey values (N, P); of more than MOST_COMPARED none."""
-    deviations, pairs = pixels - pixels.mean(1, keepdim=True), []
-    unit = deviations / deviations.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    unit, pairs = torch.nn.functional.normalize(pixels - pixels.mean(1, keepdim=True), eps=1e-6), []
     for rows in torch.arange(len(unit)).split(1000) if len(unit) <= MOST_COMPARED else ():
         highest, earlier = (unit[rows] @ unit.T).tril(int(rows[0]) - 1).max(1)
         found = highest > NEARLY_EQUAL

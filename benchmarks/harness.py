@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from typing import NamedTuple
 
 REPEATS = 5
@@ -33,14 +34,14 @@ def take_turns(candidates, *, repeats=REPEATS, warm_up=True, keep_processes=True
     memory together. Raises RuntimeError if a candidate fails.
     """
     turns, pools = {name: [] for name in candidates}, {}
-    try:
+    with ExitStack() as stack:
         for repeat in range(1, repeats + 1):
             # Every other round in the opposite order, so that none always follows the same one.
             for name in list(candidates)[:: 1 if repeat % 2 else -1]:
                 try:
                     if name not in pools:
                         # A fresh process: threads and allocators are its own.
-                        pools[name] = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+                        pools[name] = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
                         pools[name].submit(_prepare, candidates[name]).result()
                         if warm_up:
                             pools[name].submit(_turn).result()
@@ -50,9 +51,6 @@ def take_turns(candidates, *, repeats=REPEATS, warm_up=True, keep_processes=True
                 if not keep_processes:
                     pools.pop(name).shutdown()
             print(f"round {repeat} of {repeats} is over", file=sys.stderr, flush=True)
-    finally:
-        for pool in pools.values():
-            pool.shutdown()
     return turns
 
 

@@ -81,10 +81,9 @@ class Data(NamedTuple):
 def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_most=False):
     """The Data of a TrainConfig or ClassifierConfig.
 
-    train_index: rows (N,) of the data set to train on, instead of the stratified subset. at_most: the configured number
-    of training images is a limit; of a smaller data set, an eighth is left for validation, unless that is too few or
-    it has validation images of its own. Raises InputError if the images cannot be read, if there are too few, or if
-    nearly all their pixels are alike.
+    train_index: rows (N,) to train on, instead of the stratified subset. at_most: the configured number of training
+    images is a limit; of a smaller data set, an eighth is left for validation, unless that is too few or it has
+    validation images of its own. Raises InputError for images that cannot be read, are too few, or nearly all one grey.
     """
     if not isinstance(config, LearnerConfig):
         raise InputError("load_data takes settings: load_data(TrainConfig(dataset='mnist', train_size=500))")

@@ -4,8 +4,7 @@
     python -m benchmarks.stress --runs 30 --ranks 2
 
 SIGKILL arrives after a random time, and with one process half of the times only when, after that, a file is being
-written. Contents of all files of both scripts' results are compared, without times. The scripts run unchanged, with
-small flags.
+written. All files of both scripts' results are compared, without times. The scripts run unchanged, with small flags.
 """
 
 import argparse

@@ -27,7 +27,7 @@ def made_up_columns():
         acceptance trusted fit_converged"""
     names, generator = ("elbo", "fitted_elbo", *scores.KNOWN[3:], *annealed.split(), *scores.MEDIANS), seeded(0)
     columns = {name: torch.randn(25, generator=generator, dtype=torch.float64) for name in names}
-    for name in names[3:]:
+    for name in names[len(scores.KNOWN) - 1 :]:  # the amortization gap follows
         columns[name][SAMPLE.annealed :] = torch.nan
     return columns | gap_columns(columns)
 

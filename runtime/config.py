@@ -201,7 +201,8 @@ class ClassifierConfig(LearnerConfig):
 
     def with_enough_epochs(self):
         """The same, with more epochs where these would take under 100 steps, often no better than chance."""
-        return replace(self, epochs=max(self.epochs, math.ceil(100 / math.ceil(self.train_size / self.batch_size))))
+        steps = math.ceil(self.train_size / self.batch_size)  # of an epoch
+        return replace(self, epochs=max(self.epochs, math.ceil(100 / steps)))
 
 
 @dataclass(frozen=True)

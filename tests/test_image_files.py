@@ -168,7 +168,7 @@ def test_colours_of_16_bits_must_use_them(tmp_path, channels, kind):
     png(tmp_path / "all.png", pixels, kind=kind)
     expected = torch.from_numpy(strokes(1.0, -1.0, np.float32))
     assert torch.equal(load_images(tmp_path / "all.png")[0, 0], expected)
-    for white in (255, 4095):
+    for white in (255, 4095, 10_922):
         few = pixels // (65_535 // white)
         few[..., opaque] = 65_535
         png(tmp_path / "few.png", few.astype(">u2"), kind=kind)

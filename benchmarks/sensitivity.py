@@ -1,6 +1,6 @@
 """Start and budget of latent optimization: the study's main table, one thing changed at a time.
 
-    python -m benchmarks.sensitivity --directory /tmp/sensitivity [--seeds 0 1 2] [--rows "zero start" ...]
+    python -m benchmarks.sensitivity --directory sensitivity [--seeds 0 1 2] [--rows "zero start" ...]
 
 Every training is scored on the same stratified validation images: used dimensions, ELBO(q*), log p(x), and the paired
 differences from the amortized VAE of the same seed. Beside them stand the objective that the training reached, which is

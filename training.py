@@ -54,6 +54,10 @@ class Learner(nn.Module):
         self.optimizers = []
         self.also_saved = []  # what else has a state that the next epoch depends on, such as a schedule
 
+    def step(self, rows, noise):
+        """`train_step`, which `runtime.cuda_graph.record_step` replaces by its recording."""
+        return self.train_step(rows, noise)
+
     def get_extra_state(self):
         """The states of `optimizers` and `also_saved` that are no Modules; PyTorch adds them to `state_dict`."""
         return [part.state_dict() for part in self._stateful()]
@@ -226,7 +230,7 @@ def train_epoch(learner, epoch, *, progress=None):
     generator = random_generator(seed, epoch, "noise", device=device)
     sums = []
     for rows in order.split(learner.config.batch_size):
-        sums.append(learner.train_step(rows, learner.draw_noise(len(rows), generator)))
+        sums.append(learner.step(rows, learner.draw_noise(len(rows), generator)))
         if progress:
             progress(len(rows))
     sums = learner.shard.add(torch.stack(sums))  # (steps, metrics)

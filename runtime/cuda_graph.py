@@ -58,8 +58,8 @@ class CUDAGraphStep:
 
 
 def record_step(learner):
-    """Makes the learner's `train_step` a CUDA graph of itself."""
+    """Makes the learner's `step` a CUDA graph of its train_step."""
     for optimizer in learner.optimizers:
         for group in getattr(optimizer, "param_groups", ()):
             group["capturable"] = True
-    learner.train_step = CUDAGraphStep(learner.train_step, device=learner.images.device)
+    learner.step = CUDAGraphStep(learner.train_step, device=learner.images.device)

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SIGMA = 0.7
 
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # evaluations in one thread: files of tests share the cores
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell that runs the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Files of tests run side by side, a core each: threads that wait for each other would cost more than they give.
     os.environ["OMP_NUM_THREADS"] = "1"

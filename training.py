@@ -167,8 +167,7 @@ class Method(Learner):
     def validate(self, epoch):
         """The Bound of validation images under the present weights, (M,) each: by default at the q of `infer`."""
         x, noise = self.validation.images, Noise(self.config.seed, epoch, "validation", device=self.images.device)
-        q = self.infer(x, noise=noise).q
-        return evaluate_bound(self.model, x, lambda x, rows: q[rows], noise=noise)
+        return evaluate_bound(self.model, x, self.infer(x, noise=noise).q, noise=noise)
 
     def draw_noise(self, count, generator):
         """What is random in a step on `count` images: standard normal, (count, D) or (noise_draws, count, D)."""

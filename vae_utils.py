@@ -168,8 +168,7 @@ def check_scale(q):
         raise ValueError("q: its scale must be lower triangular: of a covariance take torch.linalg.cholesky")
 
 
-def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
-    """Raises ValueError for shapes that do not fit, a missing Noise, and inputs that would give wrong numbers."""
+def check_shapes(model, x, q, noise, function):
     check_model(model)
     check_pixels(x, model.like)
     check_posterior(q)
@@ -181,10 +180,15 @@ def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
         shapes = f"x {tuple(x.shape)} and q {tuple(q.mean.shape)}"
         raise ValueError(f"{shapes} do not fit: q needs {needed}, images by latent dimensions")
     check_scale(q)
+    check_mode(model)
+
+
+def check_inputs(model, x, q, noise, function="annealed_importance_sampling"):
+    """`check_shapes`, and that q has not diverged."""
+    check_shapes(model, x, q, noise, function)
     scale = q.scale.diagonal(dim1=-2, dim2=-1) if q.is_full else q.scale
     if not (scale.gt(0).all() and q.mean.isfinite().all()):
         raise ValueError("q: its scale must be above 0, its mean finite")
-    check_mode(model)
 
 
 def elbo(model, x, q, noise=None):
@@ -243,24 +247,16 @@ def importance_sampling(model, x, q, *, noise=None, num_samples=1000, chunk=500)
 
 
 @torch.no_grad()
-def evaluate_bound(model, images, posterior, *, noise=None, draws=1, batch_size=1000):
-    """The bound of every image, the mean over `draws` samples of z: a Bound of (N,) each.
-
-    posterior(x, rows): q of the images x (B, *image) at `rows` (B,) of `images` (N, *image).
-    """
-    check_model(model)
-    check_noise(noise, len(images), "evaluate_bound(model, images, posterior, noise=Noise(seed))")
+def evaluate_bound(model, x, q, *, noise=None, draws=1, batch_size=1000):
+    """The `elbo` of all images of a split, x (N, *image), at q (N, D), the mean over `draws` samples: a Bound."""
+    check_shapes(model, x, q, noise, "evaluate_bound")
     check_counts(draws=draws, batch_size=batch_size)
-    check_mode(model)
-    if not len(images):
-        raise ValueError("no images")
-    model.check(images)
     batches = []
-    for rows in torch.arange(len(images), device=images.device).split(batch_size):
-        q, part_noise = posterior(images[rows], rows), noise[rows]
-        normals = torch.cat([part_noise.normal((1, *q.mean.shape), like=q.mean) for _ in range(draws)])
+    for rows in torch.arange(len(x), device=x.device).split(batch_size):
+        part, part_noise = q[rows], noise[rows]
+        normals = torch.cat([part_noise.normal((1, *part.mean.shape), like=part.mean) for _ in range(draws)])
         parts = normals.split(max(1, batch_size // len(rows)))
-        batches.append(sum(len(part) * torch.stack(elbo(model, images[rows], q, part)) for part in parts) / draws)
+        batches.append(sum(len(some) * torch.stack(elbo(model, x[rows], part, some)) for some in parts) / draws)
     return Bound(*torch.cat(batches, dim=1))
 
 

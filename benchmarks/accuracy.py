@@ -83,7 +83,7 @@ def long_fit(model, x, q, *, steps=3000):
 
 def bound(model, x, q):
     """The bound of every image (B,), with the same noise for any q."""
-    return evaluate_bound(model, x, lambda x, rows: q[rows], noise=Noise(0, "bound"), draws=2000).elbo
+    return evaluate_bound(model, x, q, noise=Noise(0, "bound"), draws=2000).elbo
 
 
 def short_of_long_fits(model, split, start):

@@ -111,7 +111,9 @@ def learning(name, *, size):
 
     def turn():
         train_epoch(method, next(numbers))
-        return -float(evaluate_bound(method.model, method.images, method.posterior, noise=Noise(0, "loss")).elbo.mean())
+        with torch.no_grad():
+            q = method.posterior(method.images, torch.arange(size))
+        return -float(evaluate_bound(method.model, method.images, q, noise=Noise(0, "loss")).elbo.mean())
 
     return turn
 

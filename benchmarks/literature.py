@@ -45,10 +45,10 @@ def annealed(model, data, per_class):
     config = EvalConfig(images_per_digit=per_class, precision=choose_precision("auto", data.device))
     sample = draw_sample(data.test, size=0, per_class=per_class, seed=0)
     with torch.no_grad():
-        q = model.encode(sample.part.images)
+        q, q_all = model.encode(sample.part.images), model.encode(data.test.images)
     own = Noise.of_images(0, "literature", index=sample.part.index)
     found = gaps.measure(model, sample.part.images, q, config, noise=own, annealed=len(q))
-    bound = evaluate_bound(model, data.test.images, lambda x, rows: model.encode(x), noise=Noise(0, "literature"))
+    bound = evaluate_bound(model, data.test.images, q_all, noise=Noise(0, "literature"))
     few = found["log_prob"], sample.part.labels, found["elbo"][:, None]
     known = {"known_labels": data.test.labels, "shares": sample.shares}
     score = regression_estimate(*few, bound.elbo[:, None], **known)

@@ -41,7 +41,7 @@ def gap_columns(columns):
 def bound_at(model, x, q, *, noise):
     """The bound of each image x (B, *image) at q, (B,), always at the same draws of this noise."""
     draws = BOUND_DRAWS if model.latent_dim > MOST_DIMENSIONS else 10 * BOUND_DRAWS
-    return evaluate_bound(model, x, lambda x, rows: q[rows], noise=noise.spawn("bound", 0), draws=draws).elbo
+    return evaluate_bound(model, x, q, noise=noise.spawn("bound", 0), draws=draws).elbo
 
 
 @torch.no_grad()

@@ -197,7 +197,7 @@ def bound_split(method, x, q, split, config):
         noise = Noise(config.seed, "inference", method.name, device=x.device)
         q = method.infer(x, noise=noise, fit_steps=config.fit_steps).q
     noise = Noise(config.seed, "final bound", method.name, split, device=x.device)
-    bound = evaluate_bound(method.model, x, lambda x, rows: q[rows], noise=noise, draws=draws_of(len(x)))
+    bound = evaluate_bound(method.model, x, q, noise=noise, draws=draws_of(len(x)))
     return torch.stack(bound).cpu()
 
 

@@ -110,9 +110,8 @@ def evaluate(load, epochs, data, classifier, config, run):
     rows += latent_scores + sample_scores
 
     # What the page moves, and the figures of numbers.
-    columns = "log_prob", "log_prob_standard_error"
-    log_probs = {name: [measured[name, "test"].columns[column] for column in columns] for name in sample_q}
-    moved = explorer(methods, train_q, sample, sample_q, log_probs, points=points, seed=config.seed)
+    of_sample = {name: measured[name, "test"] for name in sample_q}
+    moved = explorer(methods, train_q, sample, of_sample, points=points)
     annealed = {split: drawn[split].first(config.images_per_digit) for split in SPLITS}  # (classes, annealed of each)
     values = [of.columns["log_prob"][annealed[split]] for (_, split), of in measured.items()]
     log_prob = torch.stack(values).unflatten(0, (len(methods), len(SPLITS))).numpy()

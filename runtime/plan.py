@@ -203,29 +203,29 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods, images=None):
     are of another run, of one that is not known, or by the summary of another epoch or of further methods.
     """
     owned.files(run_config)  # refuses directories in the place of files
-    results_dir, config = Path(run_config.results_dir), asdict(config)
-    for path in (results_dir / owned.summary, results_dir / TASKS / IDENTITY):
-        if earlier := readable_json(path):
-            break
-    else:
+    results_dir = Path(run_config.results_dir)
+    paths = (results_dir / owned.summary, results_dir / TASKS / IDENTITY)
+    if (path := next(filter(readable_json, paths), None)) is None:
         known = (owned.summary, "history.csv", "training_curves.png")  # the others precede an evaluation
         unknown = [other for other in owned.results_in(run_config) if other.name not in known]
         if unknown and not run_config.overwrite:
             raise InputError(f"{unknown[0]}: of a run whose {owned.summary} is missing or damaged; {BEGIN_ANEW}")
         return {}, unknown
-    # One of an older version lacks the settings that are new.
+    earlier, config = readable_json(path), asdict(config)
     with invalid_contents(path):
-        portable = portable_settings(earlier.get("settings", {}).get("images"), images)
+        settings, end = earlier.get("settings", {}), earlier.get("scored_epoch", epoch)
+        there, scored = settings.get("images"), settings.get("methods", "")
+        # One of an older version lacks the settings that are new.
         trained = {**asdict(TrainConfig()), **earlier.get("train_config", {})}
-        trained |= {name: config[name] for name in portable if name in trained}
-        scored, end = earlier.get("settings", {}).get("methods", ""), earlier.get("scored_epoch", epoch)
+        others = differences(trained, config, but=portable_settings(there, images)) or image_differences(there, images)
+        others = others or "of another version" * (trained.keys() != config.keys())
+        seconds = dict(earlier["seconds"]["training"]) if "seconds" in earlier and end == epoch else {}
         same = (end == epoch and {*scored.split()} <= {*methods}) or path.name == IDENTITY
-        others = differences(trained, config) or image_differences(earlier.get("settings", {}).get("images"), images)
-        if trained == config and not others and (same or run_config.overwrite):
-            return dict(earlier["seconds"]["training"]) if "seconds" in earlier and end == epoch else {}, []
-    if run_config.overwrite:
+    if others and run_config.overwrite:
         return {}, owned.results_in(run_config)
-    if trained == config and not others:
-        there = f"its scores are of epoch {end} and --methods {scored}"
-        raise InputError(f"{path}: {there}; another --results-dir keeps them, --overwrite replaces them")
-    raise InputError(f"{path}: of another run ({others or 'of another version'}); {BEGIN_ANEW}")
+    if others:
+        raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")
+    if not (same or run_config.overwrite):
+        of = f"its scores are of epoch {end} and --methods {scored}"
+        raise InputError(f"{path}: {of}; another --results-dir keeps them, --overwrite replaces them")
+    return seconds, []

@@ -25,17 +25,19 @@ def run_seeds(given, prepare, execute, compare, owned):
         raise InputError("--seed: not together with --seeds")
     if repeated := [seed for seed in given.seeds if given.seeds.count(seed) > 1]:
         raise InputError(f"--seeds: {repeated[0]} is repeated")
-    run_config, flags, trainings = make_config(RunConfig, given), {}, []
+    run_config, flags, first = make_config(RunConfig, given), {}, None
     for seed in given.seeds:
         own = {name: str(Path(getattr(run_config, name), f"seed_{seed}")) for name in ("checkpoint_dir", "results_dir")}
         flags[seed] = Namespace(**{**vars(given), **own, "seed": seed})
 
     def prepared(seed):
+        nonlocal first
         experiment = prepare(flags[seed])
-        trainings.append((asdict(experiment.config), experiment.data.digest))
-        (first, first_images), (here, images) = trainings[0], trainings[-1]
-        others = differences(first, here, but=("seed", *portable_settings(first_images, images)))
-        if others := others or image_differences(first_images, images):
+        first = first or experiment
+        before, images = first.data.digest, experiment.data.digest
+        free = ("seed", *portable_settings(before, images))
+        others = differences(asdict(first.config), asdict(experiment.config), but=free)
+        if others := others or image_differences(before, images):
             raise InputError(f"--seeds: {given.seeds[0]} and {seed} are of two trainings: {others}")
         return experiment
 

@@ -122,7 +122,7 @@ def test_a_bound_of_several_draws_is_the_mean_over_them():
     expected = sum(torch.stack(elbo(model, x, q, draw)) for draw in draws) / 5
     for batch_size in (2, 6, 9, 100):
         same = Noise.of_images(2, index=range(3))
-        found = evaluate_bound(model, x, lambda x, rows: q[rows], noise=same, draws=5, batch_size=batch_size)
+        found = evaluate_bound(model, x, q, noise=same, draws=5, batch_size=batch_size)
         torch.testing.assert_close(torch.stack(found), expected)
 
 
@@ -225,7 +225,7 @@ sampled, annealed, fitted = (
         (lambda vae, x, q: importance_sampling(vae, x, q, noise=0), r"importance_sampling\(model, x, q, noise=Noise"),
         (lambda vae, x, q: fit_posterior(vae, x, q), r"noise: fit_posterior\(model, x, q, noise=Noise\(seed\)\)"),
         (lambda vae, x, q: fitted(vae, x, q, covariance="low"), "'low': diagonal, low rank or"),
-        (lambda vae, x, q: evaluate_bound(vae, x, None), "noise: evaluate_bound"),
+        (lambda vae, x, q: evaluate_bound(vae, x, q), r"noise: evaluate_bound\(model, x, q"),
         (lambda vae, x, q: elbo(vae, x.numpy(), q, q.mean), "x: a tensor of floats"),
         (lambda vae, x, q: sampled(vae, x, q, num_samples=10.5), "num_samples 10.5: not a whole number above 0"),
         (lambda vae, x, q: vae.encode(x.double()), "x: of torch.float64, where .* torch.float32: x.to\\(model.like\\)"),
@@ -233,7 +233,7 @@ sampled, annealed, fitted = (
         (lambda vae, x, q: elbo(vae, x, GaussianPosterior(q.mean, torch.ones(3, 4, 4)), q.mean), "lower triangular"),
         (lambda vae, x, q: elbo(vae, x, GaussianPosterior(q.mean, -q.scale), q.mean), "scale must be above 0"),
         (lambda vae, x, q: sampled(vae, x[:0], q[torch.arange(0)]), "no images"),
-        (lambda vae, x, q: evaluate_bound(vae, x[:0], vae.encode, noise=Noise(0)), "no images"),
+        (lambda vae, x, q: evaluate_bound(vae, x, q[torch.arange(2)], noise=Noise(0)), r"and q \(2, 4\) do not fit"),
         (lambda vae, x, q: elbo(x, x, q, q.mean), "model: .* such as method.model, not Tensor"),
         (lambda vae, x, q: vae.encode(255 * x.abs()), r"pixels from .* they must be scaled to \[-1, 1\]"),
         (lambda vae, x, q: elbo(vae, x.fill_(-torch.inf), q, q.mean), "pixels from -inf to -inf: they must be scaled"),
@@ -244,12 +244,12 @@ sampled, annealed, fitted = (
         (lambda vae, x, q: GaussianPosterior(q.mean, q.scale, q.scale[:2, :, None]), r"\(2, 4, 1\)\]: a q has"),
         (lambda vae, x, q: sampled(vae, x, GaussianPosterior(q.mean, torch.ones(3, 4, 4))), "must be lower triangular"),
         (lambda vae, x, q: sampled(dropping(vae), x, q), r"model.eval\(\)"),
-        (lambda vae, x, q: evaluate_bound(dropping(vae), x, None, noise=Noise(0)), r"model.eval\(\)"),
+        (lambda vae, x, q: evaluate_bound(dropping(vae), x, q, noise=Noise(0)), r"model.eval\(\)"),
         (lambda vae, x, q: GaussianPosterior(q.mean, q.scale, q.mean), r"\(3, 4\)\]: a q has"),
         (lambda vae, x, q: GaussianPosterior(q.mean, full(q).scale, q.mean[..., None]), r"\(3, 4, 1\)\]: a q has"),
         (lambda vae, x, q: elbo(binary(vae), x, q, q.mean), "pixels that are -1 or 1"),
         (lambda vae, x, q: Noise(torch.Generator()), r"Noise\(.*\): takes a seed"),
-        (lambda vae, x, q: evaluate_bound(vae, x, vae.encode, noise=Noise(0), draws=0), "draws 0: not a whole"),
+        (lambda vae, x, q: evaluate_bound(vae, x, q, noise=Noise(0), draws=0), "draws 0: not a whole"),
         (lambda vae, x, q: fitted(vae, x, q, max_cycles=0), "max_cycles 0: not a whole number"),
         (lambda vae, x, q: fitted(vae, x, q, tolerance=0), "tolerance 0: not above 0"),
         (lambda vae, x, q: annealed(vae, x, q, temperatures=-3), "temperatures -3: not a whole"),

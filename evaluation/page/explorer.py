@@ -7,10 +7,8 @@ import torch
 from torch import nn
 
 from evaluation.latents import strongest_directions
-from vae_utils import Noise, evaluate_bound
 
 SLIDER_DIMENSIONS, SLIDER_DIRECTIONS = 6, 3
-ELBO_DRAWS = 16  # of z, for the ELBO of each image
 # The layers that page.js knows, with the attributes that it reads beside their weights.
 LAYER_SETTINGS = {
     **dict.fromkeys((nn.Linear, nn.SiLU, nn.Tanh, nn.Identity), ()),
@@ -24,18 +22,16 @@ MEAN_LAYERS = {"gaussian": [], "bernoulli": [{"type": "Tanh", "scale": 0.5}]}
 
 
 @torch.no_grad()
-def explorer(methods, train_q, sample, sample_q, log_prob, *, points, seed):
+def explorer(methods, train_q, sample, measured, *, points):
     """Plain values with which the page shows the test images of the Split `sample` and moves their z.
 
-    train_q, sample_q: {method's name: diagonal q (B, D)}, of all training images and of the sample; log_prob: {its
-    name: (log p(x), its standard error)} of the sample, (M,) each, NaN where not annealed; points: {its name: (M, 2)}.
+    train_q: {method's name: diagonal q (N, D)} of all training images; measured: {its name: Measured} of the sample;
+    points: {its name: (M, 2)}.
     """
     images, parts = sample.images, {}
     for method in methods:
-        q, q_train = sample_q[method.name], train_q[method.name]
-        noise = Noise(seed, "explorer", method.name, device=images.device)
-        bound = evaluate_bound(method.model, images, lambda x, rows, q=q: q[rows], noise=noise, draws=ELBO_DRAWS)
-        known = zip(*(values.tolist() for values in log_prob[method.name]), strict=True)
+        columns, q, q_train = measured[method.name].columns, measured[method.name].fit.q, train_q[method.name]
+        known = zip(columns["log_prob"].tolist(), columns["log_prob_standard_error"].tolist(), strict=True)
         vectors, names = strongest_directions(q_train, SLIDER_DIMENSIONS, SLIDER_DIRECTIONS)
         parts[method.name] = {
             "label": method.label,
@@ -44,7 +40,7 @@ def explorer(methods, train_q, sample, sample_q, log_prob, *, points, seed):
             "first": encoded(method.model.mean(q.mean[0])),  # by which the page checks what it draws
             "latent_dim": q.mean.shape[1],
             "means": encoded(q.mean),
-            "elbo": [round(value, 2) for value in bound.elbo.tolist()],
+            "elbo": [round(value, 2) for value in columns["elbo"].tolist()],
             "log_prob": [
                 [round(value, 3), round(error, 3)] if isfinite(value + error) else None for value, error in known
             ],

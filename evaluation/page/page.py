@@ -13,7 +13,6 @@ from PIL import Image
 from evaluation import style
 from evaluation.gaps import METRICS
 from evaluation.latents import PLANE, USED
-from evaluation.page.explorer import ELBO_DRAWS
 from evaluation.statistics import FEWEST_OF_INTERVAL, TRACKED, find, how_found, select_scores
 from evaluation.tables import basis, conclusions, cost_rows, final_rows, headline_rows, number, pairs, title
 
@@ -39,7 +38,6 @@ def fill_page(results_dir, results, summary):
         "results": results,
         "drawable": all(method["layers"] for method in explorer["methods"].values()),
         "explorer": {**explorer, "colors": colors},
-        "elbo_draws": ELBO_DRAWS,
         "numbered": style.are_numbered(classes),
         "plane": any(method["latent_dim"] <= PLANE for method in explorer["methods"].values()),
         "numbers": {name: TITLES.get(name, title(name)) for name in NUMBERS},

@@ -91,6 +91,18 @@ VARIANTS = {
         for count in (16, 24, 32, 48, 64, 115)  # 115: all that are above the noise
     },
 }
+# Other settings of both methods, at about as many updates.
+OTHER_SETTINGS = {
+    "sigma 0.2": ({"sigma_p": 0.2}, 1),
+    "width 128": ({"hidden": 128}, 1),
+    "50 dimensions of z": ({"latent_dim": 50}, 1),
+    "5000 images": ({"train_size": 5_000}, 4),
+    "batches of 256": ({"batch_size": 256}, 4),
+}
+for setting, (changes, times) in OTHER_SETTINGS.items():
+    reference = f"{AMORTIZED}, {setting}"
+    VARIANTS[reference] = Variant(AmortizedVAE, changes, times, reference)
+    VARIANTS[f"pca, {setting}"] = Variant(LatentOptimization, changes, times, reference)
 
 
 def work(name, seed, given):
@@ -102,7 +114,7 @@ def work(name, seed, given):
     variant, device = VARIANTS[name], choose_device(given.device)
     precision = choose_precision("auto", device)
     epochs, own = max(1, round(variant.times * given.epochs)), {"seed": seed, "precision": precision}
-    config = TrainConfig(epochs=epochs, train_size=given.train_size, **own, **variant.changes)
+    config = TrainConfig(**{"epochs": epochs, "train_size": given.train_size, **own, **variant.changes})
     data = load_data(config, device=device)
     started = time.perf_counter()
     method, path = variant.method(config, data), directory / "weights.pt"
@@ -129,7 +141,7 @@ def score(method, data, sample, config):
     model, seed = method.model, config.seed
     model.precision = "float32"
     q, noise = posterior_of_train(method, data), Noise(seed, "objective", device=data.device)
-    objective = evaluate_bound(model, data.train.images, lambda x, rows: q[rows], noise=noise)
+    objective = evaluate_bound(model, data.train.images, q, noise=noise)
     own = Noise.of_images(seed, "sensitivity", index=sample.index, device=data.device)
     fitted = fit_posterior(model, sample.images, model.initial_posterior(sample.images, own), noise=own).q
     found = gaps.measure(model, sample.images, fitted, config, noise=own, annealed=len(fitted), fitted=True)

@@ -217,7 +217,7 @@ def _notes_on_splits(train, test):
     notes = [f"{same:,} pictures are both test and training images"] * (same > 0)
     some = [torch.from_numpy(grey[:1000, None]) / 127.5 - 1 for grey in (train, test)]
     if len({bool(dark_on_light(images).float().mean() > 0.5) for images in some}) > 1:
-        inverted = "most images of training or test are dark on a light ground, those of the other not"
+        inverted = "most images of training or test are dark on a light background, those of the other not"
         notes.append(f"{inverted}: is that meant?")
     highs = [int(grey.max()) for grey in (train, test)]
     if 4 * min(highs) < max(highs):

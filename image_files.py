@@ -133,10 +133,10 @@ def _grey(image, white):
     image = image.convert("RGBA")
     grey = transforms.pil_to_tensor(image.convert("L")).float()
     opacity = transforms.pil_to_tensor(image.getchannel("A")).float() / 255
-    ground = 255 if (grey * opacity).sum() < 127.5 * opacity.sum() else 0  # what the strokes contrast with
-    if (edge := border(opacity) > 0.5).float().mean() > 0.5:  # a picture with its own ground, such as a screenshot's
-        ground = border(grey)[edge].median()
-    return grey * opacity + ground * (1 - opacity)
+    background = 255 if (grey * opacity).sum() < 127.5 * opacity.sum() else 0  # what the strokes contrast with
+    if (edge := border(opacity) > 0.5).float().mean() > 0.5:  # a picture with a background, such as a screenshot's
+        background = border(grey)[edge].median()
+    return grey * opacity + background * (1 - opacity)
 
 
 def _resized(grey):

@@ -90,10 +90,11 @@ def _unlike_others(grey, files, classes, *, several):
     is_dark_on_light = dark_on_light(grey / 127.5 - 1)
     inverted = [name for name, rows in groups.items() if is_dark_on_light[rows].float().mean() > 0.5]
     if 0 < len(inverted) < len(groups):
-        notes.append(f"most images of {_few(inverted)} are dark on a light ground, most others not: is that meant?")
+        notes.append(f"most images of {_few(inverted)} are dark on a light background, most others not: is that meant?")
     elif 0 < int(is_dark_on_light.sum()) < len(files):
         usual = is_dark_on_light.float().mean() > 0.5
-        form = "not dark on a light ground, the others so" if usual else "dark on a light ground, the others not"
+        first, others = ("not dark", "so") if usual else ("dark", "not")
+        form = f"{first} on a light background, the others {others}"
         notes.append(f"{_some(is_dark_on_light != usual, files)} {form}: is that meant?")
     if is_blank.any():
         notes.append(f"images of nearly one grey value: {int(is_blank.sum()):,}")
@@ -241,16 +242,16 @@ def _listed(left_out):
 
 
 def load_images(images, *, resize=False, invert=False):
-    """Image files of 28 x 28 pixels as MNIST has them, light strokes on a dark ground: (N, 1, 28, 28) in [-1, 1].
+    """Image files of 28 x 28 pixels as MNIST has them, light strokes on a dark background: (N, 1, 28, 28) in [-1, 1].
 
     images: a path, a list of paths, or a folder, whose image files are taken in the order of their names. Colours
     become grey; if they have 16 bits, they must use them. Of grey values of 16 or 32 bits, and of floats, the largest
     of all these images says what is white: 1, 255, 4,095 or 65,535; a warning says so if that is 4,095, or more than
-    twice the largest. Where an image is transparent, its ground is black below light strokes and white below dark ones,
-    but that of its border if most of this is opaque. resize: pads an image of another size to a square with the median
-    of its border, then scales it with antialiasing. invert: makes the light dark and the dark light; without it, images
-    that look like dark strokes on a light ground give a warning. Raises InputError for a missing file, one that is no
-    image, of several pictures or of another size, and without any.
+    twice the largest. Where an image is transparent, its background is black below light strokes and white below dark
+    ones, but that of its border if most of this is opaque. resize: pads an image of another size to a square with the
+    median of its border, then scales it with antialiasing. invert: makes the light dark and the dark light; without it,
+    images that look like dark strokes on a light background give a warning. Raises InputError for a missing file, one
+    that is no image, of several pictures or of another size, and without any.
     """
     for name, value in (("resize", resize), ("invert", invert)):
         if not isinstance(value, bool):
@@ -290,7 +291,7 @@ def one_value_note(images):
 
 
 def dark_on_light(images):
-    """Which images (N, C, H, W) in [-1, 1] look like dark strokes on a light ground, (N,) bool.
+    """Which images (N, C, H, W) in [-1, 1] look like dark strokes on a light background, (N,) bool.
 
     Most of their border is light, and it is lighter than the whole. Of MNIST and Fashion-MNIST, this is no image.
     """
@@ -301,8 +302,8 @@ def dark_on_light(images):
 def _dark_on_light_note(images, advice):
     """A list of one sentence on how many images (N, C, H, W) are `dark_on_light`, or an empty one."""
     count, total = int(dark_on_light(images).sum()), len(images)
-    which = f"{count:,} of {total:,} image{'s' * (total > 1)}, where MNIST has light ones on a dark ground"
-    return [f"dark strokes on a light ground in {which}: {advice} turns all images"] if count else []
+    which = f"{count:,} of {total:,} image{'s' * (total > 1)}, where MNIST has light ones on a dark background"
+    return [f"dark strokes on a light background in {which}: {advice} turns all images"] if count else []
 
 
 def warn_unlike_mnist(images):

@@ -7,6 +7,8 @@ epoch is drawn. `@style.styled` gives each of them the keyword `likelihood`, whi
 import numpy as np
 import torch
 from matplotlib.colors import to_rgba
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from data import SPLITS
@@ -19,12 +21,17 @@ PARTS = {
     "log_likelihood": (-1, "Distortion: $-\\mathrm{E}_q \\log p(x|z)$"),
     "kl": (1, "Rate: KL$(q(z)\\,||\\,p(z))$"),
 }
-ESTIMATES = {"log_prob": ("o", None), "importance_sampling": ("v", style.BASELINE)}  # marker, color
+ESTIMATES = {"log_prob": ("o", None), "importance_sampling": ("v", style.INK)}  # marker, color
 GAPS = {  # of the scores: label, strength of the color, shift of the whisker, line, marker
     "amortization_gap": ("ELBO(q*) - ELBO(q):\namortization, or rows\nnot converged", 0.25, 0.16, ":", "s"),
     "mean_field_gap": ("mean-field gap:\nELBO(q*full) - ELBO(q*)", 0.6, 0.0, "--", "^"),
     "non_gaussian_gap": ("non-Gaussian gap:\nlog p(x) - ELBO(q*full)", 1.0, -0.16, "-", "o"),
 }
+
+
+def gap_patches():
+    """The legend of GAPS: how strong a method's color is for each."""
+    return [Patch(color=to_rgba(style.INK, strength), label=label) for label, strength, *_ in GAPS.values()]
 
 
 def plot_history(axes, history, name, *, scale, label, color):
@@ -107,12 +114,11 @@ def where_the_nats_go(*, scores, methods):
     bars = [(method, split) for method in methods for split in SPLITS]
     figure = Figure(figsize=(10, 1.3 + 0.75 * len(bars)))
     axes, base, texts, y = figure.subplots(), np.zeros(len(bars)), [[] for _ in bars], np.arange(len(bars))[::-1]
-    for number, (quantity, (label, strength, *_)) in enumerate(GAPS.items()):
+    for number, (quantity, (_, strength, *_)) in enumerate(GAPS.items()):
         mean, half = intervals([find(scores, quantity, method.name, split) for method, split in bars])
         colors = [to_rgba(method.color, strength) for method, _ in bars]
         axes.barh(y, mean, left=base, color=colors, edgecolor="white", height=0.6)
         axes.errorbar(base + mean, y - 0.1 + 0.1 * number, xerr=half, **style.WHISKER)
-        axes.barh(y[:1], 0, color=to_rgba(style.INK, strength), label=label)
         for parts, width, error in zip(texts, mean, half, strict=True):
             parts += [f"{round(width, 1) + 0:.1f}" + f" ± {error:.1f}" * bool(error >= 0)] if width else ["0"]
         base = base + mean
@@ -121,7 +127,7 @@ def where_the_nats_go(*, scores, methods):
     axes.set_yticks(y, [f"{method.label},\n{SPLIT_NAMES[split]}" for method, split in bars])
     axes.set(xlabel="log p(x) - ELBO(q), nats per image", ylim=(-0.6, len(bars) - 0.3), axisbelow=True)
     axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside right center", labelspacing=1)
+    figure.legend(handles=gap_patches(), loc="outside right center", labelspacing=1)
     title = "Where the nats go: log p(x) - ELBO(q) in three parts that add up; ± half a 95% interval over images"
     figure.suptitle(title)
     return figure
@@ -133,24 +139,28 @@ def gaps_over_epochs(*, scores, methods):
     figure, panels = style.method_grid(methods)
     for method, split, axes in panels:
         labels = {"method": method.name, "split": split}
-        for quantity, (label, strength, _, line, marker) in GAPS.items():
+        for quantity, (_, strength, _, line, marker) in GAPS.items():
             tracked = select_scores(scores, quantity=quantity, group=TRACKED, **labels)
             if not any(entry.mean for entry in tracked):  # the method fits q itself
                 continue
             color, epochs = to_rgba(method.color, 0.4 + 0.6 * strength), [entry.epoch for entry in tracked]
-            style.plot_band(axes, epochs, *intervals(tracked), color=color, line=line, marker=marker, label=label)
+            style.plot_band(axes, epochs, *intervals(tracked), color=color, line=line, marker=marker)
             mean, half = intervals([find(scores, quantity, **labels)])
             axes.errorbar([1.04 * epochs[-1]], mean, half, color=color, fmt=marker, mfc="white", capsize=3)
         tracked = select_scores(scores, quantity="fitted_elbo", group=TRACKED, **labels)
         epochs = [entry.epoch for entry in tracked]
         counts = {find(scores, quantity, **labels).images for quantity in GAPS}  # fewer, where nothing is carried over
         images = f"{tracked[-1].images} images; open marker: {' and '.join(map(str, sorted(counts)))}"
-        axes.set_title(f"{method.label}, {SPLIT_NAMES[split]} ({images})", fontsize=10)
+        axes.set_title(f"{method.label}, {SPLIT_NAMES[split]}\n({images})", fontsize=10)
         axes.set(xlabel="epoch" if method is methods[-1] else "", xticks=style.spaced(epochs))
         if len(epochs) == 1:  # of a run whose earlier epochs were not measured
             axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
     style.log_axis(axes)
-    figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
+    handles = [
+        Line2D([], [], color=to_rgba(style.INK, 0.4 + 0.6 * strength), ls=line, marker=marker, label=label)
+        for label, strength, _, line, marker in GAPS.values()
+    ]
+    figure.legend(handles=handles, loc="outside right center", labelspacing=1)
     figure.suptitle("What inference loses: paired differences on the same images; means with their 95% t intervals")
     return figure
 
@@ -194,16 +204,16 @@ def gaps_per_class(*, scores, methods, classes):
     halves = []
     for method, split, axes in panels:
         base, x = 0, np.arange(len(classes))
-        for quantity, (label, strength, shift, *_) in GAPS.items():
+        for quantity, (_, strength, shift, *_) in GAPS.items():
             mean, half = style.class_intervals(scores, quantity, method, split, classes)
-            axes.bar(x, mean, bottom=base, color=method.color, alpha=strength, width=0.7, label=label)
+            axes.bar(x, mean, bottom=base, color=method.color, alpha=strength, width=0.7)
             base = base + mean
             axes.errorbar(x + shift, base, half, **style.WHISKER)
             halves.append(half)
         axes.set(title=f"{method.label}, {SPLIT_NAMES[split]}", axisbelow=True)
         style.class_axis(axes, classes, label="class" if method is methods[-1] else "")
         axes.grid(axis="x", visible=False)
-    figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside right center", labelspacing=1)
+    figure.legend(handles=gap_patches(), loc="outside right center", labelspacing=1)
     whiskers = "; whiskers: 95% intervals of each part, of three images or more" * (not np.isnan(halves).all())
     figure.suptitle(f"log p(x) - ELBO(q) at the last epoch, in its three parts{whiskers}")
     return figure

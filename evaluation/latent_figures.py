@@ -201,7 +201,7 @@ def sample_quality(*, scores, examples, methods, classes):
             text = f"{entry.mean:,.{3 if entry.mean < 1 else 1 if entry.mean < 100 else 0}f}"
             if axes is distance and entry.method != BASELINE:
                 ratio = find(scores, "frechet_ratio", entry.method)
-                text += f"\n{ratio.mean:.3f}\n± {1.96 * ratio.standard_error:.3f}"
+                text += f"\nratio {ratio.mean:.3f}\n± {1.96 * ratio.standard_error:.3f}"
             if axes is distance:
                 axes.annotate(text, (position, entry.mean), (7, 0), **form)
             else:  # beside it, the text would run into the next one
@@ -212,12 +212,12 @@ def sample_quality(*, scores, examples, methods, classes):
     count, images = confidences[-1].images, distances[0].images
     reached = [floor, *(entry.mean for entry in distances)]
     distance.set(yscale="log", ylim=(min(reached) / 3, 4 * max(reached)))  # leaves room for the numbers
-    distance.set_title(f"Fréchet distance from the {count:,} test images;\nbelow it, its ratio to the Gaussian's")
+    distance.set_title(f"Fréchet distance from the {count:,} test images;\nratio: to that of the Gaussian of pixels")
     distance.set_ylabel("squared units of the classifier's features")
     distance.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     distance.yaxis.set_minor_formatter(NullFormatter())
     confidence.margins(y=0.12)  # so that the numbers stay below the title
-    confidence.set(title="How surely", ylabel="mean probability\nof the most probable class")
+    confidence.set(title="Confidence", ylabel="mean probability\nof the most probable class")
     # Class histogram.
     x = np.arange(len(classes))
     for number, name in enumerate(examples):

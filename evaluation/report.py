@@ -181,9 +181,9 @@ def traversal_figure(labels, values, columns):
     """A function that draws the values of latents.traversals; labels: {method's name: its label}."""
     axis = [f"{value:+g}" if value else "0" for value in values]
     captions = {rows[-1][0]: axis for rows in columns.values()}  # below the last row of each column
-    title = "z set to the value at the bottom, in standard deviations of p(z), along the dimensions with most KL (at "
-    title += "the left its mean over training images)\nand, of many, along the directions in which the means of q vary "
-    title += "most; across these, z stays at the mean of q of the test image"
+    title = "Decoded z along single dimensions, those with most KL (at the left its mean over training images), and "
+    title += "along principal directions of the means of q.\nz begins at the mean of q of a test image; along the "
+    title += "direction it is the value at the bottom, in standard deviations of p(z)"
     rows = {labels[name]: rows for name, rows in columns.items()}
     return partial(style.image_rows, rows=rows, captions=captions, title=title)
 

@@ -116,7 +116,7 @@ def _method_rows(scores, name):
         yield row("= log p(x)", "log_prob")
         how = how_found(scores, name)
         yield detail(f"of these images, {how}", "annealed_images", "{:.0f}")
-        yield detail("images whose log p(x) may be off by more", "images_not_trusted", "{:.0f}")
+        yield detail("images whose log p(x) is not trusted", "images_not_trusted", "{:.0f}")
         if how == "annealed":
             both = zip(entries("bias"), entries("non_gaussian_gap"), strict=True)
             biased = [_beyond(-bias.mean, gap) for bias, gap in both]
@@ -227,11 +227,13 @@ def conclusions(scores, labels):
         better, worse = (one, other) if entry.mean >= 0 else (other, one)
         half = half_width(entry.standard_error, entry.freedom)
         digits = 2 if abs(abs(entry.mean) - half) < 0.1 else 1  # else the two might look alike
-        size = f"{abs(entry.mean):.{digits}f}" + (f" ± {half:.{digits}f}" if half > 0 else "")
+        size, ends = abs(entry.mean), (abs(entry.mean) - half, abs(entry.mean) + half)
         what = "a log p(x)" if entry.quantity == "log_prob" else "an ELBO(q*)"
-        doubt = "" if abs(entry.mean) > half > 0 else ", which may be chance,"
-        images = "on the same test images (95% t interval over images, of this training: --seeds for others)."
-        sentences.append(f"{labels[better]} has {what} {size} nats higher{doubt} than {_lower(labels[worse])} {images}")
+        doubt = "" if size > half > 0 else ", which may be chance,"
+        text = f"{labels[better]} has {what} {size:.{digits}f} nats higher{doubt} than {_lower(labels[worse])}"
+        low, high = (f"{round(end, digits) + 0:.{digits}f}" for end in ends) if half > 0 else ("", "")
+        interval = f"95% t interval {low} to {high}, over images of this training" if half > 0 else "of this training"
+        sentences.append(f"{text} on the same test images ({interval}; --seeds trains others).")
     return sentences
 
 

@@ -101,12 +101,12 @@ class LearnerConfig(Config):
     epochs: int = setting(30, "passes over the training images", low=1, high=100_000)
     train_size: int = setting(20_000, TRAIN_SIZE, low=1)
     dataset: str = setting("mnist", DATASET)
-    resize: bool = setting(False, "resize the images of a folder to 28 x 28, padded to squares with their ground")
+    resize: bool = setting(False, "resize the images of a folder to 28 x 28, padded to squares with their background")
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed; bernoulli implies it")
     batch_size: int = setting(64, "images per step", low=1)
     seed: int = setting(0, SEED, low=0, high=2**32 - 1)
     precision: str = setting("auto", PRECISION_HELP, choices=PRECISIONS)
-    learning_rate: float = setting(0.001, "Adam's, of encoder and decoder", low=0.0, high=1e3)
+    learning_rate: float = setting(0.001, "learning rate of Adam for encoder and decoder", low=0.0, high=1e3)
 
     def __post_init__(self):
         super().__post_init__()
@@ -124,13 +124,13 @@ class TrainConfig(LearnerConfig):
     likelihood: str = setting("gaussian", "p(x|z): a density, or bernoulli", choices=("gaussian", "bernoulli"))
     sigma_p: float = setting(0.4, "standard deviation of a gaussian p(x|z), pixels in [-1, 1]", low=1e-3, high=1e3)
     beta: float = setting(1.0, "weight of the KL in the training loss", low=0.0, high=1e6)
-    latent_learning_rate: float = setting(0.01, "Adam's, of the latent table", low=0.0, high=1e3)
+    latent_learning_rate: float = setting(0.01, "learning rate of Adam for the latent table", low=0.0, high=1e3)
     latent_start: str = setting("pca", START, choices=("pca", "zero", "normal"))
     latent_steps: int = setting(1, "steps of the latent table for each step of the decoder", low=1, high=1000)
-    latent_rank: int = setting(0, "rank of the covariance beside a row's variances", low=0, high=1000)
-    refinement_steps: int = setting(4, "steps from the encoder's q, semi-amortized", low=1, high=1000)
+    latent_rank: int = setting(0, "rank of a term beside the diagonal covariance of a row", low=0, high=1000)
+    refinement_steps: int = setting(4, "semi-amortized: gradient steps from the encoder's q", low=1, high=1000)
     refinement_rate: float = setting(
-        0.2, "rate of the first one; 1: the natural gradient of means, half that of log-variances", low=0.0, high=1e3
+        0.2, "semi-amortized: rate of the first step, then falling; 1: a natural gradient of means", low=0.0, high=1e3
     )
 
     def __post_init__(self):
@@ -191,7 +191,7 @@ class ClassifierConfig(LearnerConfig):
     )
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed")
     batch_size: int = setting(128, "images per step", low=2)  # batch normalization needs two
-    learning_rate: float = setting(0.006, "the peak of Adam's", low=0.0, high=1e3)
+    learning_rate: float = setting(0.006, "the highest learning rate of Adam", low=0.0, high=1e3)
 
     @classmethod
     def for_training(cls, training):

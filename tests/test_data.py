@@ -195,7 +195,7 @@ def test_other_files_of_mnists_format_are_said_to_be_others(tmp_path):
     for name, images, inverted in (("train", pixels, 0), ("t10k", 255 - pixels[:40], 1), ("t10k", pixels[:40], 0)):
         (tmp_path / f"MNIST/raw/{name}-images-idx3-ubyte").write_bytes(idx(images))
         (said,) = load_data(toy_config(train_size=50), data_dir=tmp_path).said
-        assert said.count("dark on a light ground, those of the other not: is that meant?") == inverted
+        assert said.count("dark on a light background, those of the other not: is that meant?") == inverted
     assert said.endswith("; 40 pictures are both test and training images")
     (tmp_path / "MNIST/raw/t10k-images-idx3-ubyte").write_bytes(idx(pixels[:40] // 6))
     (said,) = load_data(toy_config(train_size=50), data_dir=tmp_path).said

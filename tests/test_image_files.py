@@ -46,7 +46,7 @@ def test_the_corners_of_a_screenshot_become_its_ground(tmp_path):
     opacity = np.full((28, 28), 255, np.uint8)
     opacity[:3, :3] = 0
     Image.merge("LA", [Image.fromarray(pixels) for pixels in (strokes(0, 200), opacity)]).save(tmp_path / "shot.png")
-    with pytest.warns(UserWarning, match="dark strokes on a light ground"):
+    with pytest.warns(UserWarning, match="dark strokes on a light background"):
         (image,) = load_images(tmp_path / "shot.png")[0]
     assert torch.equal(image, torch.from_numpy(strokes(0, 200)).float() / 127.5 - 1)
 

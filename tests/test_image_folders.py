@@ -167,7 +167,8 @@ def test_pixels_that_are_perhaps_not_as_meant_are_said(tmp_path):
     """A class on another scale, an inverted split, an empty image; and a few such images in every class."""
     for seed, (split, name) in enumerate([("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")]):
         squares(tmp_path / "split" / split / name, 12, inverted=split == "test", seed=seed)
-    assert "most images of test/a, test/b are dark on a light ground, most others not" in said_of(tmp_path / "split")
+    inverted = "most images of test/a, test/b are dark on a light background, most others not"
+    assert inverted in said_of(tmp_path / "split")
     squares(tmp_path / "scales/a", 20)
     squares(tmp_path / "scales/b", 20, white=40, seed=1)
     for grey in (0, 200):
@@ -185,7 +186,7 @@ def test_pixels_that_are_perhaps_not_as_meant_are_said(tmp_path):
     first = "a/more0.png, a/more1.png, a/more2.png, a/more3.png, a/more4.png and 7 more"
     assert f"12 of 48 images ({first}) are dark" in said
     assert re.search(
-        r"12 of 48 images \(a/turned0.png,.*are dark on a light ground, the others not: is that meant", said
+        r"12 of 48 images \(a/turned0.png,.*are dark on a light background, the others not: is that meant", said
     )
 
 

@@ -92,10 +92,10 @@ def test_the_bars_of_the_nats_end_at_the_inference_gap():
 def test_gaps_are_drawn_over_epochs_and_of_every_class():
     scores = made_up_scores(METHODS[:2], "abcd")
     figure = figures.gaps_over_epochs(scores=scores, methods=METHODS[:2])
-    assert "First way, training images (10 images; open marker: 50)" in texts(figure)
+    assert "First way, training images\n(10 images; open marker: 50)" in texts(figure)
     fewer = changed(scores, "mean_field_gap", "one", "train", images=10)  # as without a regression
     found = texts(figures.gaps_over_epochs(scores=fewer, methods=METHODS[:1]))
-    assert "First way, training images (10 images; open marker: 10 and 50)" in found
+    assert "First way, training images\n(10 images; open marker: 10 and 50)" in found
     # The lines are of the tracked images; all annealed ones are a marker of its own.
     tracked = select_scores(scores, quantity="mean_field_gap", method="one", split="train", group=TRACKED)
     lines = [line.get_ydata().tolist() for line in figure.axes[0].lines]
@@ -237,7 +237,7 @@ def test_sample_quality_shows_ratios_and_the_floor():
     scores = changed(scores, "frechet_ratio", "one", mean=0.4, standard_error=0.05)
     examples = {name: torch.zeros(3, 1, 8, 8) for name in ("one", "two", "three", "pixel_gaussian")}
     figure = latent_figures.sample_quality(scores=scores, examples=examples, methods=METHODS, classes="ab")
-    assert {"40.0\n0.400\n± 0.098", "100", "finite-sample floor: 1.23"} <= set(texts(figure))
+    assert {"40.0\nratio 0.400\n± 0.098", "100", "finite-sample floor: 1.23"} <= set(texts(figure))
     distance = next(axes for axes in figure.axes if axes.get_title().startswith("Fréchet"))
     assert [1.234, 1.234] in [list(line.get_ydata()) for line in distance.lines]
 

@@ -83,20 +83,21 @@ def test_what_is_too_low_or_biased_is_marked():
 
 
 @pytest.mark.parametrize(
-    ("difference", "start"),
+    ("difference", "better", "size", "interval"),
     [
-        ((12.5, 0.9, 9), "First way has a log p(x) 12.5 ± 2.0 nats higher than second way on the same test images"),
-        ((-12.5, 0.9, 9), "Second way has a log p(x) 12.5 ± 2.0 nats higher than first way on"),
-        ((161.1, 33.0, 1), "First way has a log p(x) 161.1 ± 419.3 nats higher, which may be chance, than"),
-        ((1.21, 0.58, 29), "First way has a log p(x) 1.21 ± 1.19 nats higher than second way on"),
-        ((1.5, None, 0), "First way has a log p(x) 1.5 nats higher, which may be chance, than"),
+        ((12.5, 0.9, 9), "First", "12.5 nats higher than second", "95% t interval 10.5 to 14.5, over images"),
+        ((-12.5, 0.9, 9), "Second", "12.5 nats higher than first", "95% t interval 10.5 to 14.5, over images"),
+        ((161.1, 33.0, 1), "First", "161.1 nats higher, which may be chance, than second", "interval -258.2 to 580.4"),
+        ((1.21, 0.58, 29), "First", "1.21 nats higher than second", "95% t interval 0.02 to 2.40"),
+        ((1.5, None, 0), "First", "1.5 nats higher, which may be chance, than second", "(of this training;"),
     ],
 )
-def test_the_conclusion_names_the_better_method_and_doubts_small_differences(difference, start):
+def test_the_conclusion_names_the_better_method_and_doubts_small_differences(difference, better, size, interval):
     """By Student's t: two images say next to nothing."""
     mean, error, freedom = difference
     scores = changed(SCORES, "log_prob", "one - two", mean=mean, standard_error=error, freedom=freedom)
     (sentence,) = tables.conclusions(scores, BOTH)
-    assert sentence.startswith(start)
+    assert sentence.startswith(f"{better} way has a log p(x) {size} way on the same test images (")
+    assert interval in sentence
     lines = tables.headline(scores, BOTH).splitlines()
     assert len({len(line) for line in lines[:4]}) == 1

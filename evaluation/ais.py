@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from evaluation.hmc import LEAPFROG_STEPS, AISTarget, ChainState, hmc_step
+from evaluation.statistics import rounded
 from vae_utils import check_counts, check_inputs, mean_and_error, random_generator
 
 FEWEST, MOST = 16, 1024  # temperatures
@@ -52,7 +53,7 @@ class LogProb(NamedTuple):
         if count > 1:
             errors = f"± {value['standard_error']:.1f} (mean of {count:,} images, standard error over images)"
             errors += f", Monte Carlo error {monte_carlo:.2g}"
-        errors += f", bias about {float(self.bias.mean()):.2f} (not corrected)"
+        errors += f", bias about {rounded(float(self.bias.mean()))} (not corrected)"
         text = f"log p(x) = {value['mean']:.1f} nats, {errors}"
         if not self.temperatures.any():
             return f"{text}; integrated on a grid"

@@ -13,7 +13,16 @@ from matplotlib.ticker import MaxNLocator
 
 from data import SPLITS
 from evaluation import style
-from evaluation.statistics import TRACKED, column_intervals, find, how_found, intervals, plain_score, select_scores
+from evaluation.statistics import (
+    TRACKED,
+    column_intervals,
+    find,
+    how_found,
+    intervals,
+    plain_score,
+    rounded,
+    select_scores,
+)
 from evaluation.style import SPLIT_NAMES, Figure
 
 PARTS = {
@@ -120,7 +129,7 @@ def where_the_nats_go(*, scores, methods):
         axes.barh(y, mean, left=base, color=colors, edgecolor="white", height=0.6)
         axes.errorbar(base + mean, y - 0.1 + 0.1 * number, xerr=half, **style.WHISKER)
         for parts, width, error in zip(texts, mean, half, strict=True):
-            parts += [f"{round(width, 1) + 0:.1f}" + f" ± {error:.1f}" * bool(error >= 0)] if width else ["0"]
+            parts += [rounded(width, 1) + f" ± {error:.1f}" * bool(error >= 0)] if width else ["0"]
         base = base + mean
     for place, parts in zip(y, texts, strict=True):  # one text a bar: its parts may be narrower than their numbers
         axes.annotate("  +  ".join(parts), (0, place + 0.31), (3, 0), "data", "offset points", va="bottom", fontsize=8)

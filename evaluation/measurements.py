@@ -42,10 +42,11 @@ class Sample(NamedTuple):
         return rows_per_class(self.part, count).cpu()
 
 
-def draw_sample(split, *, size, per_class, seed):
-    """A Sample of `size` random images of a Split, in which every class has its share, but at least `per_class` images.
+def draw_sample(split, *, size, per_class, seed, least=1):
+    """A Sample of `size` random images of a Split, in which every class has its share, but at least `least` images.
 
-    A larger sample holds the images of a smaller one. Raises InputError if a class has fewer than `per_class` images.
+    `per_class` of each are annealed. A larger sample holds the images of a smaller one. Raises InputError if a class
+    has fewer than `per_class` images.
     """
     rows_per_class(split, per_class)
     labels = split.labels.cpu()
@@ -53,9 +54,10 @@ def draw_sample(split, *, size, per_class, seed):
     order = order[labels[order].argsort(stable=True)]  # class by class
     counts = labels.bincount(minlength=split.num_classes)
     place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[labels[order]]  # of an image in its class
-    share = torch.where(place < per_class, -1, (place + 0.5) / counts[labels[order]])  # of its class, up to this image
-    annealed = per_class * split.num_classes
-    rows = order[share.argsort(stable=True)][: max(size, annealed)]
+    share = (place + 0.5) / counts[labels[order]]  # of its class, up to this image
+    share[place < least], share[place < per_class] = -1, -2
+    annealed, fewest = (count * split.num_classes for count in (per_class, max(per_class, least)))
+    rows = order[share.argsort(stable=True)][: max(size, fewest)]
     return Sample(split.at(rows), rows, counts.double() / len(labels), annealed)
 
 
@@ -67,9 +69,8 @@ def draw_samples(data, config, *, last):
     per_class = config.images_per_digit if scored else max(1, config.gap_images_per_digit)
     samples = {}
     for split, least in (("train", 1), ("test", PICTURED_PER_CLASS)):
-        whole = getattr(data, split)
-        fewest = round(least * len(whole.labels) / min(whole.counts().values()))
-        sample = draw_sample(whole, size=max(sizes.get(split, 0), fewest), per_class=per_class, seed=config.seed)
+        options = {"size": sizes.get(split, 0), "per_class": per_class, "least": least}
+        sample = draw_sample(getattr(data, split), **options, seed=config.seed)
         annealed = sample.annealed if full and (last or split == "test") else 0
         samples[split] = sample._replace(annealed=annealed if fitted else None)
     return samples

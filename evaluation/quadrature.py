@@ -24,8 +24,8 @@ def integrate(model, x):
     share, then, image by image, on cells of half the side wherever there may be mass: where a cell's value plus what
     neighbors differ by is near the whole, since a peak may lie between two centres. It ends when the result changes by
     less than TOLERANCE, and neighbors are alike. For an integrand like a Gaussian the error of the rule is below 1e-8
-    once a cell is as wide as its standard deviation. The stated error is TOLERANCE, since the networks compute in
-    float32; infinite, where the result is not finite or not settled.
+    once a cell is as wide as its standard deviation. The stated error is TOLERANCE, or how far the type of x resolves
+    log p(x), if that is more; infinite, where the result is not finite or not settled.
     """
     model, pending = model.in_precision("float32"), torch.arange(len(x), device=x.device)
     log_prob, error = torch.full((2, len(x)), math.inf, dtype=torch.float64)
@@ -87,5 +87,5 @@ def _refine(model, image, z, values, slopes):
         before, total = total, torch.logaddexp(settled, values.logsumexp(0))
         resolved = (between.repeat_interleave(2**dimensions)[values > values.max() - 2] < RESOLVED).all()
         if resolved and abs(total - before) < TOLERANCE:
-            return float(total), TOLERANCE
+            return float(total), max(TOLERANCE, torch.finfo(image.dtype).eps * abs(float(total)))
     return float(total), math.inf

@@ -7,7 +7,7 @@ from itertools import combinations, product
 import numpy as np
 
 from data import SPLITS
-from evaluation.statistics import find, half_width, intervals
+from evaluation.statistics import find, half_width, intervals, rounded
 from evaluation.tables import DIFFERENCES, read_scores, title
 from runtime.checkpoint import load_json
 from runtime.config import RunError
@@ -95,4 +95,4 @@ def _cell(entries):
         freedom = sum(entry.freedom or 0 for entry in entries)
         over_seeds = half_width(means.std(ddof=1) / math.sqrt(count), count - 1)
         halves = np.array([over_seeds, half_width(error, freedom)])
-    return f"{means.mean():.2f}" + f" ± {halves.max():.2f}" * bool(np.isfinite(halves).all())
+    return rounded(means.mean()) + f" ± {halves.max():.2f}" * bool(np.isfinite(halves).all())

@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 FEWEST_REGRESSED = 10  # images to spare: the errors of a regression on fewer are not to be trusted
 FEWEST_OF_CLASS = 4  # images, and degrees of freedom, of which a variance is estimated
-FEWEST_OF_INTERVAL = 3  # images of a class in a figure: the interval of two would dwarf all others
+FEWEST_FREE = 2  # degrees of freedom of a class's interval in a figure: that of two images would dwarf all others
 TRACKED = "/tracked"  # the group of the few images of each class that are scored at every saved epoch; no class's name
 
 
@@ -50,6 +50,11 @@ def find(scores, quantity, method, split="test", group="", **values):
     return max(matches, key=lambda entry: entry.epoch, default=None)
 
 
+def rounded(value, digits=2):
+    """A number as text, never "-0.00"."""
+    return f"{round(value, digits) + 0:.{digits}f}"
+
+
 def how_found(scores, method):
     """In words, how log p(x) of a method's annealed images was found."""
     return "annealed" if find(scores, "temperatures", method).mean else "integrated on a grid"
@@ -78,10 +83,11 @@ def stratified_mean(values, labels, shares):
 
 
 def _combined(variances, freedoms):
-    """{"standard_error", "freedom"} of a sum of independent estimates (Satterthwaite 1946)."""
+    """{"standard_error", "freedom"} of a sum of independent estimates (Satterthwaite 1946); NaN if a part is."""
     total = sum(map(float, variances))
     spread = sum(float(variance) ** 2 / int(freedom) for variance, freedom in zip(variances, freedoms, strict=True))
-    freedom = max(1, int(total**2 / spread + 1e-9)) if spread else sum(map(int, freedoms))
+    known = 0 < spread < math.inf
+    freedom = max(1, int(total**2 / spread + 1e-9)) if known else sum(map(int, freedoms))
     return {"standard_error": math.sqrt(total), "freedom": freedom}
 
 
@@ -96,6 +102,8 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
     `stratified_mean`. The error is over draws of images: that of the residuals, which may differ in size (HC2,
     MacKinnon & White 1985), and that of the many. With the same predictors estimates of sums are sums of them.
     """
+    unit = known.std(0, correction=0).clamp(min=torch.finfo(known.dtype).tiny)  # else a small class would seem 0
+    known, predictors = known / unit, predictors / unit
     center, counts = known.mean(0), labels.bincount(minlength=len(shares))
     images = len(values) if offset is None else len(known)
     offset, shared = torch.zeros(len(known)) if offset is None else offset, 0.0
@@ -113,7 +121,10 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
         if len(values) - int((counts > 0).sum()) >= FEWEST_OF_CLASS:  # else these variances are not within classes
             parts = [stratified_mean(part, labels, shares) for part in (values + at_few, values, at_few)]
             both, *alone = (part["standard_error"] ** 2 for part in parts)
-            shared = (both - sum(alone)) * len(values) / len(known)  # twice the covariance of the two means
+            # Twice the covariance of the two means, class by class: of the few, which are among so many.
+            many = known_labels.bincount(minlength=len(shares)).clamp(min=1)
+            per_image = [float((shares.square() / images.clamp(min=1)).sum()) for images in (many, counts)]
+            shared = (both - sum(alone)) * per_image[0] / per_image[1]
     else:
         inverse = torch.linalg.pinv(design.T @ (weights[:, None] * design), rtol=1e-9, hermitian=True)
         slopes = inverse @ (design.T @ (weights * values.double()))
@@ -129,7 +140,7 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
     if result["standard_error"] is not None:
         both = result, stratified_mean(predicted, known_labels, shares)
         result |= _combined([part["standard_error"] ** 2 for part in both], [part["freedom"] for part in both])
-        result["standard_error"] = math.sqrt(max(0.0, result["standard_error"] ** 2 + shared))
+        result["standard_error"] = math.sqrt(max(result["standard_error"] ** 2 + shared, 0.0))  # of NaN, NaN
     return {**result, "mean": result["mean"] + stratified_mean(offset, known_labels, shares)["mean"], "images": images}
 
 

@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator
 from torchvision.utils import make_grid
 
 from data import SPLITS
-from evaluation.statistics import FEWEST_OF_INTERVAL, find, intervals, wilson_interval
+from evaluation.statistics import FEWEST_FREE, find, intervals, wilson_interval
 
 SPLIT_NAMES = {"train": "training images", "validation": "validation images", "test": "test images"}
 # Okabe and Ito's palette, which colour-blind readers can tell apart; methods take theirs from the rest.
@@ -229,10 +229,10 @@ def method_grid(methods):
 
 
 def class_intervals(scores, quantity, method, split, classes):
-    """Means and half widths of the 95% intervals of each class; NaN below FEWEST_OF_INTERVAL images."""
+    """Means and half widths of the 95% intervals of each class; NaN below FEWEST_FREE degrees of freedom."""
     entries = [find(scores, quantity, method.name, split, name) for name in classes]
     mean, half = intervals(entries)
-    return mean, np.where([entry.images < FEWEST_OF_INTERVAL for entry in entries], np.nan, half)
+    return mean, np.where([(entry.freedom or 0) < FEWEST_FREE for entry in entries], np.nan, half)
 
 
 def plot_band(axes, x, mean, half, *, color, line="-", marker=None, **style):

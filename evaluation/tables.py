@@ -10,7 +10,7 @@ from typing import NamedTuple
 from data import SPLITS
 from evaluation.gaps import METRICS
 from evaluation.scores import PAIRED
-from evaluation.statistics import Score, find, half_width, how_found
+from evaluation.statistics import Score, find, half_width, how_found, rounded
 from runtime.checkpoint import invalid_contents
 
 FEW = 10  # effective samples: below, importance sampling is too low by an amount that the weights cannot tell
@@ -64,7 +64,7 @@ def read_scores(path):
 def number(entry, digits=2):
     """The mean of a Score with its standard error, as text."""
     error = entry.standard_error
-    return f"{round(entry.mean, digits) + 0:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    return rounded(entry.mean, digits) + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def title(quantity):
@@ -103,7 +103,7 @@ def _method_rows(scores, name):
         return [find(scores, quantity, name, split) for split in SPLITS]
 
     def detail(label, quantity, form, remarks=("", "")):
-        texts = [form.format(entry.mean) for entry in entries(quantity)]
+        texts = [form.format(round(entry.mean, 2) + 0) for entry in entries(quantity)]
         return Row(label, tuple(zip(texts, remarks, strict=True)), depth=2)
 
     yield row("ELBO(q)", "elbo")
@@ -225,13 +225,16 @@ def conclusions(scores, labels):
     for one, other in combinations(labels, 2):
         entry = find(scores, "log_prob", f"{one} - {other}") or find(scores, "fitted_elbo", f"{one} - {other}")
         better, worse = (one, other) if entry.mean >= 0 else (other, one)
+        if not math.isfinite(entry.mean):
+            sentences.append(f"{labels[one]} and {_lower(labels[other])}: {title(entry.quantity)} is not finite.")
+            continue
         half = half_width(entry.standard_error, entry.freedom)
         digits = 2 if abs(abs(entry.mean) - half) < 0.1 else 1  # else the two might look alike
         size, ends = abs(entry.mean), (abs(entry.mean) - half, abs(entry.mean) + half)
         what = "a log p(x)" if entry.quantity == "log_prob" else "an ELBO(q*)"
         doubt = "" if size > half > 0 else ", which may be chance,"
         text = f"{labels[better]} has {what} {size:.{digits}f} nats higher{doubt} than {_lower(labels[worse])}"
-        low, high = (f"{round(end, digits) + 0:.{digits}f}" for end in ends) if half > 0 else ("", "")
+        low, high = (rounded(end, digits) for end in ends) if half > 0 else ("", "")
         interval = f"95% t interval {low} to {high}, over images of this training" if half > 0 else "of this training"
         sentences.append(f"{text} on the same test images ({interval}; --seeds trains others).")
     return sentences

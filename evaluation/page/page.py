@@ -13,7 +13,7 @@ from PIL import Image
 from evaluation import style
 from evaluation.gaps import METRICS
 from evaluation.latents import PLANE, USED
-from evaluation.statistics import FEWEST_OF_INTERVAL, TRACKED, find, how_found, select_scores
+from evaluation.statistics import FEWEST_FREE, TRACKED, find, how_found, rounded, select_scores
 from evaluation.tables import basis, conclusions, cost_rows, final_rows, headline_rows, number, pairs, title
 
 # Columns of log_probabilities.csv with numbers that are shown, and their titles where the tables have another one.
@@ -50,7 +50,7 @@ def fill_page(results_dir, results, summary):
         "values": partial(by_method, scores, labels),
         "differences": partial(differences, scores, labels),
         "most_labels": max(probes, key=lambda entry: int(entry.group)),
-        "class_intervals": any(entry.images >= FEWEST_OF_INTERVAL and entry.group in set(classes) for entry in gaps),
+        "class_intervals": any(entry.freedom >= FEWEST_FREE and entry.group in set(classes) for entry in gaps),
         "followed": len({entry.epoch for entry in select_scores(scores, quantity="fitted_elbo", group=TRACKED)}),
         "used": USED,
         "metrics": [metric.__name__ for metric in METRICS],
@@ -60,9 +60,10 @@ def fill_page(results_dir, results, summary):
     return environment.get_template("page.html").render(values)
 
 
-def by_method(scores, labels, quantity, form=".1f", **where):
-    """A quantity of every method, with its label, as text."""
-    return "; ".join(f"{label} {find(scores, quantity, name, **where).mean:{form}}" for name, label in labels.items())
+def by_method(scores, labels, quantity, form=None, **where):
+    """A quantity of every method, with its label, as text; form: by default one digit."""
+    means = {label: find(scores, quantity, name, **where).mean for name, label in labels.items()}
+    return "; ".join(f"{label} {format(mean, form) if form else rounded(mean, 1)}" for label, mean in means.items())
 
 
 def differences(scores, labels, quantity):

@@ -38,9 +38,9 @@ def test_annealing_from_a_poor_q_gives_log_prob(model):
 def test_p_and_its_inverse_are_met_in_the_mean(temperatures):
     """The mean of exp(w) is p(x), that of exp(-w) backwards 1 / p(x), whatever temperatures the images have."""
     model = linear_gaussian()
-    x, z, noise = draw(model, count=400)
+    x, z, noise = draw(model, count=4000)
     q = model.poor(x)
-    q = GaussianPosterior(q.mean + torch.arange(400).unsqueeze(1) % 2 * q.scale, q.scale)
+    q = GaussianPosterior(q.mean + torch.arange(4000).unsqueeze(1) % 2 * q.scale, q.scale)
     settings = {"chains": 3, "temperatures": temperatures, "log_weight_std": 1.5}
     bounds, exact = bidirectional_bounds(model, x, z, q, noise=noise, **settings), model.log_prob(x)
     for ratio in ((bounds.lower - exact).exp(), (exact - bounds.upper).exp()):

@@ -81,8 +81,10 @@ def test_bounds_beside_an_exact_log_prob_have_more_draws(monkeypatch, latent_dim
     model = linear_gaussian(latent_dim=latent_dim)
     x, _ = model.sample(2, seeded(1))
     q, _ = model.best_diagonal(x)
-    gaps.bound_at(model, x, q, noise=Noise(0))
-    assert asked == [draws]
+    noise = Noise.of_images(0, index=range(2))
+    first, again = (gaps.bound_at(model, x, q, noise=noise) for _ in range(2))
+    assert asked == [draws] * 2
+    assert torch.equal(first, again)  # of the same draws
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])

@@ -1,5 +1,6 @@
 """What is measured of images, and the Scores made of it."""
 
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
@@ -51,6 +52,17 @@ def test_a_sample_holds_every_class_by_its_share_and_grows_without_change():
     assert large.first(2).shape == (5, 2)
     other = draw_sample(split, size=21, per_class=3, seed=3)
     assert not torch.equal(other.rows, large.rows)
+
+
+def test_a_rare_class_does_not_make_the_sample_larger():
+    split = toy_data().test
+    rows = torch.cat((torch.arange(0, 35, 5).repeat(40), torch.tensor([1, 6])))  # 280 of class 0, 2 of class 1
+    split = replace(split.at(rows), classes=split.classes[:2])
+    sample = draw_sample(split, size=20, per_class=1, least=2, seed=2)
+    assert sample.labels.bincount().tolist() == [18, 2]
+    assert (sample.annealed, sample.labels[:2].tolist()) == (2, [0, 1])
+    assert torch.equal(sample.first(2)[1].sort().values, torch.nonzero(sample.labels).flatten())
+    assert draw_sample(split, size=0, per_class=1, least=2, seed=2).labels.tolist() == [0, 1, 0, 1]
 
 
 def test_results_go_to_the_method_whose_name_is_theirs_and_not_to_one_that_begins_alike():
@@ -140,9 +152,10 @@ def test_costs_count_the_gradients_of_each_visit():
 
 def test_the_tracked_scores_are_of_the_first_images_of_each_class():
     columns, places = made_up_columns(), SAMPLE.first(2).flatten()
-    rows = scores.tracked_scores(measured(a=columns), SAMPLES, 5, 2)
+    shares = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1]).double()
+    rows = scores.tracked_scores(measured(a=columns), SAMPLES | {"test": SAMPLE._replace(shares=shares)}, 5, 2)
     found = next(entry for entry in rows if (entry.quantity, entry.split) == ("elbo", "test"))
-    expected = stratified_mean(columns["elbo"][places], SAMPLE.labels[places], SAMPLE.shares)
+    expected = stratified_mean(columns["elbo"][places], SAMPLE.labels[places], shares)
     assert (found.mean, found.images) == (pytest.approx(expected["mean"]), 10)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from evaluation import statistics as stats
 from evaluation.statistics import Score
@@ -107,18 +108,64 @@ def test_the_regression_estimate_covers_the_mean_where_one_class_is_nearly_all(s
     assert np.mean(inside) == pytest.approx(0.95, abs=0.035)
 
 
-@pytest.mark.parametrize(("known", "correlation"), [(12, -0.8), (12, 0.8), (18, 0.8), (60, -0.8)])
-def test_without_a_regression_the_error_knows_that_the_few_are_among_the_many(known, correlation):
-    generator, errors, squares = random_generator(5), [], []
+def test_the_regression_estimate_depends_neither_on_the_units_of_bounds_nor_on_their_repetition():
+    """Under a narrow likelihood bounds vary by thousands of nats; two methods may have the same ones."""
+    value, bound, label = draw_images(300, random_generator(5))
+    options = {"known_labels": label, "shares": SHARES}
+    found = [
+        stats.regression_estimate(value[:40], label[:40], bounds[:40], bounds, **options)
+        for bounds in (bound[:, None], 1e7 * bound[:, None], 1e-7 * bound[:, None], bound[:, None].expand(-1, 2))
+    ]
+    assert all(other == pytest.approx(found[0], rel=1e-6) for other in found)
+
+
+@pytest.mark.parametrize(
+    ("known", "correlation", "shares"),
+    [
+        (12, -0.8, (1, 1, 1)),
+        (12, 0.8, (1, 1, 1)),
+        (18, 0.8, (1, 1, 1)),
+        (60, -0.8, (1, 1, 1)),
+        (60, -0.8, (18, 1, 1)),  # those beyond the few are of the large class alone
+        (60, 0.8, (18, 1, 1)),
+    ],
+)
+def test_without_a_regression_the_error_knows_that_the_few_are_among_the_many(known, correlation, shares):
+    generator, errors, squares, shares = random_generator(5), [], [], torch.tensor(shares) / sum(shares)
     label = torch.arange(known) % 3
+    label[12:] *= int(shares[0] == shares[1])
     for _ in range(800):
         z = torch.randn(2, known, generator=generator).double()
         value, offset = 4 * (correlation * z[0] + 0.6 * z[1]) + label, 5 * z[0] - 20 * label
-        few, options = (value[:12], label[:12], z[:1, :12].T), {"known_labels": label, "shares": torch.ones(3) / 3}
+        few, options = (value[:12], label[:12], z[:1, :12].T), {"known_labels": label, "shares": shares}
         found = stats.regression_estimate(*few, z[:1].T, **options, offset=offset)
-        errors.append(found["mean"] + 19)
+        errors.append(found["mean"] + 19 * float(shares @ torch.arange(3.0)))
         squares.append(found["standard_error"] ** 2)
     assert np.sqrt(np.mean(squares)) == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=0.1)
+
+
+def test_of_one_image_of_each_class_no_covariance_is_known():
+    value, bound, label = draw_images(300, random_generator(5))
+    few, options = (value[:4], label[:4], bound[:4, None], bound[:, None]), {"known_labels": label, "shares": SHARES}
+    parts = (value[:4], label[:4]), (bound, label)
+    errors = [stats.stratified_mean(*part, SHARES)["standard_error"] for part in parts]
+    found = stats.regression_estimate(*few, **options, offset=bound)
+    assert found["standard_error"] == pytest.approx(np.hypot(*errors))
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_a_value_that_is_not_finite_leaves_a_mean_without_an_interval(bad):
+    value, bound, label = draw_images(300, random_generator(5))
+    value[3] = bad
+    for count in (40, 6):
+        few, options = (value[:count], label[:count], bound[:count, None]), {"known_labels": label, "shares": SHARES}
+        estimates = (
+            stats.stratified_mean(value, label, SHARES),
+            stats.regression_estimate(*few, bound[:, None], **options, offset=bound),
+        )
+        for found in estimates:
+            assert not np.isfinite(found["mean"])
+            assert not np.isfinite(stats.intervals([stats.score("log_prob", found)])[1]).any()
 
 
 def test_without_a_regression_the_images_are_those_that_were_used():
@@ -128,3 +175,21 @@ def test_without_a_regression_the_images_are_those_that_were_used():
     assert found == stats.stratified_mean(value[:6], label[:6], SHARES)
     assert with_offset["images"] == 300
     assert with_offset["mean"] == pytest.approx(found["mean"] + stats.stratified_mean(bound, label, SHARES)["mean"])
+
+
+def test_shares_and_columns_have_the_intervals_of_their_counts():
+    expected = binomtest(29, 100).proportion_ci(method="wilson")
+    assert stats.wilson_interval(0.29, 100) == (expected.low, expected.high)  # 0.29 * 100 is below 29
+    rows = [{"elbo": 3.0, "elbo_standard_error": 0.5, "images": 5}, {"elbo": 4.0, "images": 5}]
+    means, halves = stats.column_intervals(rows, "elbo")
+    assert means.tolist() == [3, 4]
+    assert halves == pytest.approx([2.776445 * 0.5, np.nan], nan_ok=True)  # Student's t with four degrees of freedom
+
+
+def test_the_interval_of_a_count_holds_95_of_100_resamples():
+    low, high = stats.count_interval(lambda rows: 10 * (rows < 50).sum(), 100, seed=0)
+    assert (low, high) == pytest.approx((500 - 98, 500 + 98), abs=20)  # with 80: 64
+
+
+def test_no_number_is_minus_zero():
+    assert [stats.rounded(value) for value in (-0.004, 0.0, -0.006, 1.239)] == ["0.00", "0.00", "-0.01", "1.24"]

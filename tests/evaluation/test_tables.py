@@ -1,6 +1,7 @@
 """The tables of a run's Scores: what stands in them, with one, two and three methods, and scores.csv."""
 
 import pytest
+import torch
 from made_up import LABELS, METHODS, changed, made_up_scores
 
 from evaluation import tables
@@ -99,5 +100,7 @@ def test_the_conclusion_names_the_better_method_and_doubts_small_differences(dif
     (sentence,) = tables.conclusions(scores, BOTH)
     assert sentence.startswith(f"{better} way has a log p(x) {size} way on the same test images (")
     assert interval in sentence
+    broken = changed(SCORES, "log_prob", "one - two", mean=torch.nan)
+    assert tables.conclusions(broken, BOTH) == ["First way and second way: log p(x) is not finite."]
     lines = tables.headline(scores, BOTH).splitlines()
     assert len({len(line) for line in lines[:4]}) == 1

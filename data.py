@@ -78,12 +78,13 @@ class Data(NamedTuple):
         return self.train.images.device
 
 
-def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_most=False):
+def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_most=None):
     """The Data of a TrainConfig or ClassifierConfig.
 
     train_index: rows (N,) to train on, instead of the stratified subset. at_most: the configured number of training
-    images is a limit; of a smaller data set, an eighth is left for validation, unless that is too few or it has
-    validation images of its own. Raises InputError for images that cannot be read, are too few, or nearly all one grey.
+    images is a limit, as is the default one if at_most is None; of a smaller data set, an eighth is left for
+    validation, unless that is too few or it has validation images of its own. Raises InputError for images that cannot
+    be read, are too few, or nearly all one grey.
     """
     if not isinstance(config, LearnerConfig):
         raise InputError("load_data takes settings: load_data(TrainConfig(dataset='mnist', train_size=500))")
@@ -102,6 +103,7 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
                 raise InputError(f"has {total:,} training images; the checkpoints were trained on others")
     if train_index is None:
         left = 0 if given or total // 8 < fewest else total // 8  # to validate
+        at_most = config.train_size == LearnerConfig.train_size if at_most is None else at_most
         size = min(config.train_size, total - left) if at_most else config.train_size
         with about(f"--train-size {size}"):
             train = stratified_subset(whole, size=size, seed=config.seed)

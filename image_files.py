@@ -23,6 +23,7 @@ WHITE = {"I": (255, 4095, 65_535), "F": (1, 255, 4095, 65_535)}  # of whole numb
 def read_images(paths, *, resize):
     """Grey values (N, 1, 28, 28) from 0 to 255, 64-bit hashes of the pixels as they were before, and notes."""
     largest, deep = {"I": [], "F": []}, []  # grey values of images whose mode does not say what is white; deep colours
+    is_scaled = False  # to 65,535, by Pillow
     for path in paths:
         with _opened(path) as image:
             if image.format == "PNG":
@@ -36,8 +37,8 @@ def read_images(paths, *, resize):
                 if not np.isfinite(grey).all() or grey.min() < 0 or grey.max() > WHITE[kind][-1]:
                     values = f"grey values from {grey.min():g} to {grey.max():g}"
                     raise InputError(f"{values}; scale them to 0 to 255, or floats to 0 to 1")
-                scaled = image.format == "PPM" and kind == "I"  # by Pillow
-                largest[kind].append(WHITE["I"][-1] if scaled else float(grey.max()))
+                largest[kind].append(float(grey.max()))
+                is_scaled |= image.format == "PPM" and kind == "I"
             elif _has_deep_colours(image):
                 # Pillow reads the upper 8 bits of each: of values up to 255 or 4,095 little or nothing.
                 bands = [image.getchannel(band).getextrema() for band in image.getbands() if band != "A"]
@@ -47,12 +48,15 @@ def read_images(paths, *, resize):
     if deep and max(deep) < 64:
         raise InputError(f"{paths[0]}: colours of 16 bits, the largest {max(deep)} of 255; scale them, and save 8 bits")
     white = {kind: next(end for end in WHITE[kind] if max(highs) <= end) for kind, highs in largest.items() if highs}
+    if is_scaled:
+        white["I"] = WHITE["I"][-1]
     notes = []
     for kind, end in white.items():
-        if 2 * (high := max(largest[kind])) < end or end == 4095:
+        if 2 * (high := max(largest[kind])) < end or 1 < end < WHITE[kind][-1]:
             notes.append(f"grey values of 0 to {high:,.6g} are taken as 0 to {end:,}")
         below = max((other for other in WHITE[kind] if other < end), default=-1)
-        if smaller := [high for high in largest[kind] if high <= below]:
+        smaller = [high for high in largest[kind] if high <= below]
+        if 0 < len(smaller) < len(largest[kind]):
             text = f"{len(smaller):,} of {len(largest[kind]):,} images have grey values of 0 to {max(smaller):g}"
             notes.append(f"{text}, which are dark beside the others' 0 to {end:,}: scale them, if they are not")
     images, hashes = [], []

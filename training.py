@@ -1,5 +1,6 @@
 """What a method is, and the training loop of one epoch, which also trains the classifier."""
 
+import copy
 import inspect
 import math
 import operator
@@ -40,7 +41,8 @@ class Learner(nn.Module):
         if not isinstance(config, LearnerConfig):
             raise ValueError(f"{type(self).__name__}(config, data): settings come first, as TrainConfig(epochs=3)")
         if data.shard == WHOLE and len(data.train.labels) != config.train_size:
-            raise ValueError(f"train_size={config.train_size}, of {len(data.train.labels)} training images")
+            needed = f"dataclasses.replace(config, train_size={len(data.train.labels)})"
+            raise ValueError(f"train_size={config.train_size}, but the data have other training images: {needed}")
         if config.binarize and not (data.train.images.abs() == 1).all():
             raise ValueError("binarize=True, but the training images are not binarized: data = load_data(config)")
         config = replace(config, precision=choose_precision(config.precision, data.device))
@@ -64,7 +66,7 @@ class Learner(nn.Module):
 
     def set_extra_state(self, state):
         for part, saved in zip(self._stateful(), state, strict=True):
-            part.load_state_dict(saved)
+            part.load_state_dict(copy.deepcopy(saved))  # an optimizer would share the tensors
 
     def _stateful(self):
         return [part for part in (*self.optimizers, *self.also_saved) if not isinstance(part, nn.Module)]
@@ -219,12 +221,13 @@ def train_epoch(learner, epoch, *, progress=None):
     if not torch.is_grad_enabled():
         raise ValueError("train_epoch needs gradients: call it outside of torch.no_grad() and torch.inference_mode()")
     groups = [group for optimizer in learner.optimizers for group in getattr(optimizer, "param_groups", ())]
-    weights = {*learner.model.parameters()}
-    if weights and weights.isdisjoint(weight for group in groups for weight in group["params"]):
-        advice = "method.load_weights(other.state_dict()) takes them over"
-        raise ValueError(f"no optimizer has the model's weights: {advice}")
+    weights, learned = {*learner.model.parameters()}, {weight for group in groups for weight in group["params"]}
     if weights and not any(weight.requires_grad for weight in weights):
         raise ValueError("the model's weights are frozen: method.model.requires_grad_(True)")
+    if any(weight.requires_grad for weight in weights - learned):
+        advice = "method.load_weights(other.state_dict()) takes others over; those of a new layer, "
+        advice += "method.optimizers[0].add_param_group({'params': layer.parameters()})"
+        raise ValueError(f"no optimizer has all of the model's weights: {advice}")
     order = torch.randperm(learner.count, generator=random_generator(seed, epoch, "order")).to(device)
     generator = random_generator(seed, epoch, "noise", device=device)
     sums = []

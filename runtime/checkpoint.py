@@ -93,8 +93,9 @@ def load_checkpoint(path, *, device="cpu"):
     check_device(device)
     with about(path):
         try:
-            with open(path, "rb") as file, zipfile.ZipFile(file) as archive:  # a web page or a Git LFS pointer is none
-                # torch.load compares no checksums, and takes a part with attributes for a directory.
+            with open(os.path.expanduser(path), "rb") as file, zipfile.ZipFile(file) as archive:
+                # A web page or a Git LFS pointer is no archive. torch.load compares no checksums, and takes a part with
+                # attributes for a directory.
                 if archive.testzip() or any(part.external_attr for part in archive.infolist()):
                     raise ValueError
                 file.seek(0)

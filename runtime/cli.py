@@ -171,7 +171,8 @@ def run_script(main):
     if message and first_to_stop():
         with suppress(OSError):  # a closed pipe
             print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
-    if _at_work() or size() > 1:  # at once: Python would wait for threads, a rank for the others
+    # At once: Python would wait for threads, a rank for the others. A notebook stays, by %run its process is this one.
+    if (_at_work() and "IPython" not in sys.modules) or size() > 1:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()

@@ -44,6 +44,7 @@ def signals_handled():
     try:
         yield
     finally:
+        _received = _parent = None
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 

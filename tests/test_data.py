@@ -13,7 +13,7 @@ from torchvision.datasets import MNIST, FashionMNIST, ImageFolder
 
 from data import binarized, load_data, load_dataset, rows_per_class, stratified_subset
 from images import load_images
-from runtime.config import InputError
+from runtime.config import InputError, TrainConfig
 
 
 def test_mnist_is_whole_and_scaled(mnist):
@@ -257,3 +257,5 @@ def test_a_folder_gives_what_it_has_unless_a_number_is_asked_for(pictures):
     assert (len(data.train.labels), len(data.rest.labels)) == (61, 0)  # an eighth of them would be too few to validate
     assert data.validation.index.tolist() == data.test.index.tolist()
     assert len(load_data(toy_config(dataset=f"folder:{pictures}", train_size=20), at_most=True).train.labels) == 20
+    default = load_data(TrainConfig(dataset=f"folder:{pictures}"))  # as in a notebook
+    assert torch.equal(default.train.index, data.train.index)

@@ -4,7 +4,7 @@ import re
 import shutil
 
 import nbformat
-from conftest import ROOT
+from conftest import ROOT, image_folder
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -22,15 +22,16 @@ def test_pasted_snippets_work(mnist, tmp_path, monkeypatch, capsys, rough):
     for results in (tmp_path / "results", tmp_path / "results/d20"):
         results.mkdir()
         shutil.copy(ROOT / "pretrained/scores.csv", results)
+    image_folder(tmp_path / "my_images", {"cat": 20, "dog": 20, "owl": 20})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(log_prob, "__kwdefaults__", log_prob.__kwdefaults__ | ROUGH)
     documents = [path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))]
     snippets = [snippet for text in documents for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     for snippet in snippets:
         exec(snippet, {})
         if "print(" in snippet:
-            assert re.search(r"-\d+\.\d", capsys.readouterr().out)
+            assert re.search(r"-\d+\.\d|folder:my_images: 3 classes", capsys.readouterr().out)
 
 
 def test_the_notebook_runs_from_top_to_bottom():

@@ -4,6 +4,7 @@ import re
 import shutil
 import struct
 import warnings
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -55,6 +56,7 @@ REFUSED = [  # of a path beside the others, or of something else, and what is sa
     ("classes", "one folder per class, use --dataset folder:"),
     ((), "no images: the list of paths is empty"),
     (LIGHT, "images: a path, a list of paths or a folder; of an array of grey values x / 127.5 - 1"),
+    (BytesIO(b"a.png"), "images: a path, a list of paths or a folder"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import contextmanager
 from html import escape
 from types import SimpleNamespace
 
@@ -261,7 +262,7 @@ def test_a_page_of_any_number_of_methods_has_every_figure_and_escapes_labels(cou
     for name in names:
         save_file(tmp_path / name, Figure(figsize=(0.1, 0.1)))
     scores = made_up_scores(made_up, classes := ("猫", "b"))
-    scores = [entry._replace(images=count) if entry.group in classes else entry for entry in scores]
+    scores = [entry._replace(freedom=count) if entry.group in classes else entry for entry in scores]
     moved = {"methods": {name: {"layers": None, "latent_dim": 5} for name in labels}}
     results = {"scores": scores, "labels": labels, "methods": made_up, "images": [], "explorer": moved}
     text = fill_page(tmp_path, SimpleNamespace(**results, classes=classes), SUMMARY)
@@ -275,15 +276,50 @@ def test_a_page_of_any_number_of_methods_has_every_figure_and_escapes_labels(cou
     assert text.count("the same images</th>") == count * (count - 1) // 2
 
 
-def test_a_phone_shows_the_headline_without_a_scroll_bar(page):
-    phone = {"width": 320, "height": 600, "deviceScaleFactor": 1, "mobile": True}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+@contextmanager
+def a_screen(page, width, height, media="screen"):
+    """The page on a phone or a tablet, or on paper."""
+    device = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
     try:
+        yield
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_on_a_phone_held_sideways_the_pictures_do_not_stay_above_the_sliders(page):
+    script = "return getComputedStyle(document.querySelector('.pictures')).position"
+    for height, position in ((375, "static"), (900, "sticky")):
+        with a_screen(page, 740, height):
+            assert page.execute_script(script) == position
+
+
+def test_on_paper_nothing_is_cut(page):
+    script = """return [...document.querySelectorAll(".scroll")].map(box => {
+        const table = box.querySelector("table, img");
+        return [table.scrollWidth - box.clientWidth, box.scrollHeight - box.clientHeight];
+    })"""
+    with a_screen(page, 662, 900, media="print"):
+        assert all(max(beyond) <= 1 for beyond in page.execute_script(script))
+
+
+def test_names_and_numbers_in_one_column_have_an_order(page):
+    script = """const table = document.querySelector(".sortable"), rows = [...table.tBodies[0].rows];
+    ["b", "10", "a", "9", ""].forEach((name, n) => { if (rows[n]) rows[n].cells[2].textContent = name; });
+    table.querySelectorAll("th button")[2].click();
+    return [...table.tBodies[0].rows].map(row => row.cells[2].textContent);"""
+    assert page.execute_script(script) == ["9", "10", "a", "b"]
+    page.refresh()
+
+
+@pytest.mark.parametrize("width", [320, 768, 820, 1000])
+def test_neither_phone_nor_tablet_needs_a_scroll_bar_for_the_headline(page, width):
+    with a_screen(page, width, 600):
         script = """const table = document.querySelector(".headline"), box = table.parentElement;
         const cells = [...table.querySelectorAll("td")].map(cell => getComputedStyle(cell, "::before").content);
         return [box.scrollWidth - box.clientWidth, cells];"""
         beyond, titles = page.execute_script(script)
-    finally:
-        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert beyond <= 0
-    assert titles[0] == '"Amortized VAE"'
+    assert (titles[0] == '"Amortized VAE"') == (width < 1000)

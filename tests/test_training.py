@@ -1,6 +1,7 @@
 """Both methods through the one loop: same start, same batches; states and checkpoints."""
 
 import gc
+import math
 import weakref
 from io import BytesIO
 
@@ -183,7 +184,7 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path, learning_rate, messa
 def test_data_are_those_of_the_settings_which_come_first():
     for config, data, message in (
         (toy_data(), toy_config(), r"AmortizedVAE\(config, data\): settings come first"),
-        (toy_config(train_size=149), toy_data(), r"train_size=149, of 150 training images"),
+        (toy_config(train_size=149), toy_data(), r"dataclasses.replace\(config, train_size=150\)"),
         (toy_config(binarize=True), toy_data(), r"images are not binarized: data = load_data\(config\)"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -228,8 +229,32 @@ def test_an_epoch_that_would_train_nothing_is_refused():
     with pytest.raises(ValueError, match=r"weights are frozen: method.model.requires_grad_\(True\)"):
         train_epoch(method, 1)
     method.model = AmortizedVAE(toy_config(seed=8), toy_data()).model
-    with pytest.raises(ValueError, match=r"no optimizer has the model's weights: method.load_weights"):
+    with pytest.raises(ValueError, match=r"no optimizer has all of the model's weights: method.load_weights"):
         train_epoch(method, 1)
+
+
+def test_a_layer_that_is_replaced_is_trained_or_refused():
+    method = AmortizedVAE(toy_config(), toy_data())
+    method.model.encoder.layers[-1] = layer = torch.nn.Linear(method.config.hidden, 2 * method.config.latent_dim)
+    with pytest.raises(ValueError, match=r"add_param_group\({'params': layer.parameters\(\)}\)"):
+        train_epoch(method, 1)
+    before = layer.weight.clone()
+    method.optimizers[0].add_param_group({"params": layer.parameters()})
+    train_epoch(method, 1)
+    assert not torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("method_class", [AmortizedVAE, LatentOptimization])
+def test_two_methods_that_continue_from_one_state_share_nothing(method_class):
+    alone, one, other = (method_class(toy_config(), toy_data()) for _ in range(3))
+    for method in (alone, one):
+        train_epoch(method, 1)
+    other.load_state_dict(one.state_dict())
+    elbos = [train_epoch(method, 2)["train_elbo"] for method in (alone, other, one)]
+    assert elbos[0] == elbos[1] == elbos[2]
+    assert alone.state_dict().keys() == one.state_dict().keys()
+    for method in (other, one):
+        assert method.optimizers[0].state_dict()["state"][0]["step"] == 2 * math.ceil(150 / method.config.batch_size)
 
 
 def test_validation_is_in_evaluation_mode(monkeypatch):

@@ -339,18 +339,18 @@ function explore(data) {
 
 function sortable(table) {
   const body = table.tBodies[0];
-  const key = (row, column) => {
-    const text = row.cells[column].textContent;
-    return text === "" ? -Infinity : isNaN(text) ? text : +text;
-  };
+  // Numbers as numbers, empty cells first; names that hold numbers by these.
+  const compare = (one, other) =>
+    isNaN(one) || isNaN(other) ? one.localeCompare(other, undefined, { numeric: true })
+      : (one === "" ? -Infinity : +one) - (other === "" ? -Infinity : +other) || 0;
   for (const button of table.querySelectorAll("th button"))
     button.addEventListener("click", () => {
       const header = button.closest("th");
       const sign = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
       for (const each of table.querySelectorAll("th")) each.removeAttribute("aria-sort");
       header.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-      const rows = [...body.rows].map((row) => [key(row, header.cellIndex), row]);
-      rows.sort(([one], [other]) => sign * (one < other ? -1 : one > other ? 1 : 0));
+      const rows = [...body.rows].map((row) => [row.cells[header.cellIndex].textContent, row]);
+      rows.sort(([one], [other]) => sign * compare(one, other));
       body.append(...rows.map(([, row]) => row));
     });
 }

@@ -87,6 +87,12 @@ def test_whatever_bit_of_a_checkpoint_changes_it_is_refused_or_reads_the_same(tm
     assert len(said) > values.nbytes
 
 
+def test_a_path_may_begin_with_the_home_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_checkpoint(tmp_path / "state.pt", {"values": torch.arange(3)})
+    assert load_checkpoint("~/state.pt")["values"].tolist() == [0, 1, 2]
+
+
 def test_unusable_checkpoints_are_refused_and_run_no_code(tmp_path):
     path, trace = tmp_path / "state.pt", tmp_path / "trace"
     save_checkpoint(path, {"values": torch.arange(1000)})

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -20,6 +21,8 @@ from runtime import cli, config
 from runtime.cli import Parser, add_flags, make_config, out_of_memory_hint, run_script
 from runtime.config import InputError, RunConfig, RunError, TrainConfig, setting
 from runtime.process import prepare_process
+from runtime.progress import Interrupted
+from runtime.tasks import THREAD
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,13 @@ def test_a_script_within_a_notebooks_process_leaves_its_settings(monkeypatch):
     before = dict(os.environ), signal.getsignal(signal.SIGINT)
     prepare_process("evaluation/figures.mplstyle")
     run_script(lambda: None)
+    end, kernel = threading.Event(), Mock()
+    monkeypatch.setattr(os, "_exit", kernel)  # would end the notebook's process
+    threading.Thread(target=end.wait, name=THREAD).start()  # an evaluation at work
+    with pytest.raises(SystemExit):
+        run_script(Mock(side_effect=Interrupted(signal.SIGINT)))
+    end.set()
+    assert not kernel.called
     assert (dict(os.environ), signal.getsignal(signal.SIGINT)) == before
 
 

@@ -57,7 +57,9 @@ def test_a_signal_stops_the_work_where_it_looks(handlers, capfd, arrive, number)
     before = signal.getsignal(number)
     with signals_handled():  # which knows no earlier signal
         check_interrupt()
+        signal.raise_signal(number)
     assert signal.getsignal(number) == before
+    check_interrupt()  # nor is it known afterwards, as in a notebook
 
 
 def test_the_first_signal_is_answered_in_one_line_and_a_second_stops_at_once(handlers, monkeypatch, tmp_path):

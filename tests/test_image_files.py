@@ -145,9 +145,9 @@ def test_images_of_two_scales_and_scales_that_are_small_are_said(tmp_path):
     (tmp_path / "x.ppm").write_bytes(b"P6\n28 28\n65535\n" + colours.tobytes())
     with pytest.raises(InputError, match=r"x.ppm: colours of 16 bits, the largest 16 of 255"):
         load_images(tmp_path / "x.ppm")
-    (tmp_path / "x.pgm").write_bytes(b"P5\n28 28\n65535\n" + strokes(13_107, 0, np.uint16).astype(">u2").tobytes())
-    with pytest.warns(UserWarning, match="grey values of 0 to 13,107 are taken as 0 to 65,535"):
-        assert load_images(tmp_path / "x.pgm").max() == pytest.approx(2 * 0.2 - 1)  # it says itself what is white
+    (tmp_path / "x.pgm").write_bytes(b"P5\n28 28\n65535\n" + strokes(3855, 0, np.uint16).astype(">u2").tobytes())
+    with pytest.warns(UserWarning, match="grey values of 0 to 3,855 are taken as 0 to 65,535"):
+        assert load_images(tmp_path / "x.pgm").max() == pytest.approx(2 / 17 - 1)  # it says itself what is white
     Image.fromarray(strokes(237, 0, np.uint16)).save(tmp_path / "one.png")
     Image.fromarray(strokes(4000, 0, np.uint16)).save(tmp_path / "two.png")
     with pytest.warns(UserWarning, match="grey values of 0 to 237 are taken as 0 to 255"):  # unlike beside the other

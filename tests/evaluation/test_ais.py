@@ -157,6 +157,18 @@ def test_step_sizes_fall_until_chains_move_however_far_the_image_is(monkeypatch)
     assert not found.trusted.all()  # so few temperatures
 
 
+def test_log_weights_that_agree_by_chance_are_not_trusted(monkeypatch):
+    """The pilot run predicts how much they vary."""
+    model = linear_gaussian()
+    x, _, noise = draw(model, count=2)
+    ones, predicted = torch.ones(2).double(), torch.tensor([0.5, 5.0]).double()
+    monkeypatch.setattr(ais, "weighted_runs", lambda *args, **o: (ones.expand(3, 2), None, ones, 9 * ones, predicted))
+    found = annealed_importance_sampling(model, x, model.poor(x), noise=noise)
+    assert found.log_weight_std.tolist() == [0, 0]
+    assert found.trusted.tolist() == [True, False]
+    assert found.standard_error[0] < found.standard_error[1]
+
+
 class Walled(Gaussian):
     """Where the first pixel is drawn light, x has no probability."""
 

@@ -15,7 +15,7 @@ from test_samples import compute, toy_methods
 
 from data import Split, stratified_subset
 from evaluation import latents
-from evaluation.statistics import find, select_scores
+from evaluation.statistics import find, select_scores, stratified_mean
 from model import Classifier
 from runtime.config import EvalConfig
 from vae_utils import GaussianPosterior, random_generator
@@ -241,6 +241,10 @@ def test_the_analysis_is_of_what_it_says_and_the_same_twice(monkeypatch):
     agree, counts = (sample.labels[nearest] == sample.labels).double(), data.test.labels.bincount()
     share = sum(float(counts[label] / counts.sum() * agree[sample.labels == label].mean()) for label in range(5))
     assert find(scores, "nearest_neighbor_accuracy", "pixels").mean == pytest.approx(share)
+    right = latents.classify(classifier, sample.images).label == sample.labels
+    expected = stratified_mean(right, sample.labels, counts / counts.sum())
+    found = find(scores, "classifier_accuracy", "baseline")
+    assert (found.mean, found.standard_error) == pytest.approx((expected["mean"], expected["standard_error"]))
     # Of method_1 no dimension is used.
     features = {*names, "method_0_used", "method_2_used", "pixels", "baseline_features"}
     accuracies = select_scores(scores, quantity="probe_accuracy")

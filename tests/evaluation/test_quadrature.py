@@ -78,6 +78,16 @@ def test_the_grid_grows_until_it_holds_the_posterior():
     assert (error < 0.01).all()
 
 
+def test_the_error_of_a_large_integral_is_that_of_its_type():
+    model = LinearGaussian(torch.full((256, 1), 0.1).double(), torch.zeros(256).double(), sigma=0.01)
+    x = torch.rand(4, 256, generator=seeded(1)) - 0.5
+    exact = model.log_prob(x.double())
+    found, error = integrate(model.float(), x)
+    assert exact.max() < -5e4
+    assert ((found - exact).abs() <= error).all()
+    assert (error < 0.1).all()
+
+
 def test_an_integral_without_a_value_is_not_trusted():
     model = EvenModel(torch.square, 2)
     x, _ = model.sample(2, seeded(1))

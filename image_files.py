@@ -119,7 +119,8 @@ def _opened(path):
     except Image.DecompressionBombError:
         raise InputError(f"{path}: more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; scale it down") from None
     except UnidentifiedImageError:
-        kind = ", or of a kind that Pillow does not read; save 8 or 16 bits" * (Path(path).suffix.lower()[:4] == ".tif")
+        is_tiff = Path(path).suffix.lower()[:4] == ".tif"
+        kind = ", or of a kind that Pillow does not read; save 8 or 16 bits" if is_tiff else ""
         raise InputError(f"{path}: not an image{kind}") from None
     except (InputError, OSError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None

@@ -117,7 +117,7 @@ class Method(Learner):
     def caption(self):
         """What the numbers are of, small in every figure: p(x|z), and the weight of the KL if that is not 1."""
         beta = self.config.beta
-        return self.model.likelihood.label + f", trained with beta {beta:g}" * (beta != 1)
+        return self.model.likelihood.label + ("" if beta == 1 else f", trained with beta {beta:g}")
 
     @classmethod
     def load_model(cls, path, *, device="cpu"):

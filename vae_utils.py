@@ -133,7 +133,8 @@ def check_images(x, image_shape, like, call):
     check_pixels(x, like)
     if x.shape[1:] != torch.Size(image_shape):
         shape = ", ".join(map(str, image_shape))
-        one = f"; of one image {call.replace('(x', f'(x.reshape(1, {shape})')}" * (x.numel() == math.prod(image_shape))
+        is_one = x.numel() == math.prod(image_shape)
+        one = f"; of one image {call.replace('(x', f'(x.reshape(1, {shape})')}" if is_one else ""
         raise ValueError(f"x {tuple(x.shape)}: {call} takes x (B, {shape}){one}")
 
 

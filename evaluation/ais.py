@@ -57,7 +57,7 @@ class LogProb(NamedTuple):
         text = f"log p(x) = {value['mean']:.1f} nats, {errors}"
         if not self.temperatures.any():
             return f"{text}; integrated on a grid"
-        text += f"; acceptance {float(self.acceptance.min()):.2f}" + " or more" * (count > 1)
+        text += f"; acceptance {float(self.acceptance.min()):.2f}{' or more' if count > 1 else ''}"
         if vague := int((~self.trusted).sum()):
             text += f"; may be wrong by more than that for {vague:,} of {count:,}: lower log_weight_std"
         return text

@@ -129,7 +129,8 @@ def where_the_nats_go(*, scores, methods):
         axes.barh(y, mean, left=base, color=colors, edgecolor="white", height=0.6)
         axes.errorbar(base + mean, y - 0.1 + 0.1 * number, xerr=half, **style.WHISKER)
         for parts, width, error in zip(texts, mean, half, strict=True):
-            parts += [rounded(width, 1) + f" ± {error:.1f}" * bool(error >= 0)] if width else ["0"]
+            value = rounded(width, 1) if width else "0"
+            parts.append(f"{value} ± {error:.1f}" if width and error >= 0 else value)
         base = base + mean
     for place, parts in zip(y, texts, strict=True):  # one text a bar: its parts may be narrower than their numbers
         axes.annotate("  +  ".join(parts), (0, place + 0.31), (3, 0), "data", "offset points", va="bottom", fontsize=8)
@@ -198,7 +199,8 @@ def quality_over_seconds(*, scores, methods):
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=len(methods))
     panels[0].set_ylabel("nats per image")
     gradients = {find(scores, "training_gradients", method.name, "train").mean for method in methods}
-    same = "; in training all methods take equally many gradients an epoch" * (len(methods) > 1 and len(gradients) == 1)
+    equal = len(methods) > 1 and len(gradients) == 1
+    same = "; in training all methods take equally many gradients an epoch" if equal else ""
     figure.suptitle(
         f"What a second of training buys: means over the same {tracked[-1].images} test images with their 95% t "
         f"intervals;\nnumbers are epochs{same}"
@@ -223,7 +225,8 @@ def gaps_per_class(*, scores, methods, classes):
         style.class_axis(axes, classes, label="class" if method is methods[-1] else "")
         axes.grid(axis="x", visible=False)
     figure.legend(handles=gap_patches(), loc="outside right center", labelspacing=1)
-    whiskers = "; whiskers: 95% intervals of each part, of three images or more" * (not np.isnan(halves).all())
+    few = np.isnan(halves).all()
+    whiskers = "" if few else "; whiskers: 95% intervals of each part, of three images or more"
     figure.suptitle(f"log p(x) - ELBO(q) at the last epoch, in its three parts{whiskers}")
     return figure
 

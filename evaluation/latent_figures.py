@@ -67,8 +67,9 @@ def probes(*, scores, methods):
     for number, name in enumerate(features):
         base = name.removesuffix("_used")
         used, (label, color) = name != base, look[base]
-        label += ", mean of q" * (base in names) + ", used dimensions only" * used
-        label += "\n(training: rows of its table; test: fitted)" * (base in fitted)
+        label += ", mean of q" if base in names else ""
+        label += ", used dimensions only" if used else ""
+        label += "\n(training: rows of its table; test: fitted)" if base in fitted else ""
         form = {"color": color, "mfc": "white" if used else color, "linestyle": "--" if used else "-"}
         entries = select_scores(accuracies, method=name)
         x = [int(entry.group) * apart ** (number - len(features) / 2) for entry in entries]
@@ -124,12 +125,14 @@ def latent_map(*, points, labels, scores, methods, classes, latent_dims):
     if not short:
         columns = math.ceil(len(classes) / 30)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", markerscale=2, ncols=columns)
-    kinds = ["z itself; dashed: 1 and 2 standard deviations of the prior"] * bool(dims)
-    kinds = [text + "; heights within a row mean nothing" * (1 in dims.values()) for text in kinds]
-    kinds += ["t-SNE, whose axes have no units"] * (len(dims) < len(methods))
+    kinds = ["t-SNE, whose axes have no units"] if len(dims) < len(methods) else []
+    if dims:
+        heights = "; heights within a row mean nothing" if 1 in dims.values() else ""
+        kinds.insert(0, f"z itself; dashed: 1 and 2 standard deviations of the prior{heights}")
+    space = "z" if len(dims) == len(methods) else "all dimensions of z"
     figure.suptitle(
         f"Means of q of {len(labels):,} test images, each drawn {'as' if short else 'in the colour of'} its class: "
-        f"{', or '.join(kinds)}\nNearest neighbors are those in {'all dimensions of ' * (len(dims) < len(methods))}z; "
+        f"{', or '.join(kinds)}\nNearest neighbors are those in {space}; "
         f"with their 95% interval\nIn raw pixels {agreement('pixels')}"
     )
     return figure
@@ -231,10 +234,10 @@ def sample_quality(*, scores, examples, methods, classes):
     top = 1.35 * histogram.dataLim.y1  # leaves room for the legend
     histogram.set(title="What the classifier takes them for", ylabel="share, %", ylim=(0, top))
     histogram.legend(fontsize=8, ncols=2, loc="upper center")
+    real = ", real images that were not trained on (the best to be expected)" if "real_images" in examples else ""
     figure.suptitle(
-        f"{images:,} samples of each kind before the supervised baseline: the mean of p(x|z) at z from p(z)"
-        + ", real images that were not trained on (the best to be expected)" * ("real_images" in examples)
-        + ",\nand a Gaussian fitted to pixels (the trivial); "
+        f"{images:,} samples of each kind before the supervised baseline: the mean of p(x|z) at z from p(z){real},\n"
+        "and a Gaussian fitted to pixels (the trivial); "
         "95% intervals: bootstrap (distance, ratio), Wilson (shares), Student's t (mean)\n"
         "Finite-sample floor: the mean distance between two samples of test images, by the bootstrap"
     )

@@ -95,4 +95,4 @@ def _cell(entries):
         freedom = sum(entry.freedom or 0 for entry in entries)
         over_seeds = half_width(means.std(ddof=1) / math.sqrt(count), count - 1)
         halves = np.array([over_seeds, half_width(error, freedom)])
-    return rounded(means.mean()) + f" ± {halves.max():.2f}" * bool(np.isfinite(halves).all())
+    return rounded(means.mean()) + (f" ± {halves.max():.2f}" if np.isfinite(halves).all() else "")

@@ -281,7 +281,7 @@ def log_axis(axes):
     if min(each.dataLim.y0 for each in linked) > 0:
         axes.set_yscale("log")
         for each in linked:
-            each.set_ylabel(each.get_ylabel() + ", logarithmic" * bool(each.get_ylabel()))
+            each.set_ylabel(f"{label}, logarithmic" if (label := each.get_ylabel()) else "")
         axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5, 7)))
     for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         set_formatter(lambda value, _: f"{round(value, 12) + 0:g}")  # no -0

@@ -69,7 +69,8 @@ def number(entry, digits=2):
 
 def title(quantity):
     """What a quantity is called in a table."""
-    return NAMES.get(quantity, quantity.replace("_", " ") + " (not nats)" * (quantity in METRIC_NAMES))
+    words = quantity.replace("_", " ")
+    return NAMES.get(quantity, f"{words} (not nats)" if quantity in METRIC_NAMES else words)
 
 
 def pairs(labels):
@@ -131,7 +132,7 @@ def _method_rows(scores, name):
         for q, prefix in (("q", ""), ("q*full", "full_")):
             yield row(f"log p(x), importance sampling from {q}", f"{prefix}importance_sampling")
             size = f"{prefix}effective_sample_size"
-            remarks = ["too low" * (entry.mean < FEW) for entry in entries(size)]
+            remarks = ["too low" if entry.mean < FEW else "" for entry in entries(size)]
             yield detail("rests on (median effective samples)", size, "{:.1f}", remarks)
     yield row("ELBO(q) of all images", "elbo_all")
     yield row("E_q log p(x|z)", "log_likelihood")
@@ -142,7 +143,7 @@ def _method_rows(scores, name):
 
 def _beyond(error, entry):
     """A mark for an error that is larger than the standard error of the Score that it is part of."""
-    return "> ±" * (error > (entry.standard_error or math.inf))
+    return "> ±" if error > (entry.standard_error or math.inf) else ""
 
 
 def table(scores, labels, likelihood):
@@ -202,7 +203,7 @@ def basis(scores, labels):
     if annealed := find(scores, "annealed_images", name):
         carried = find(scores, "mean_field_gap", name).images > annealed.mean
         by = "a regression on ELBO(q*) extends it" if carried else "their mean gap to ELBO(q*) carries it over"
-        by = f"; {by} to all" * (annealed.mean < find(scores, "elbo", name).images)
+        by = f"; {by} to all" if annealed.mean < find(scores, "elbo", name).images else ""
         text += f"; log p(x) of {annealed.mean:.0f} of them is {how_found(scores, name)}{by}"
     return text
 

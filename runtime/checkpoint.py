@@ -249,4 +249,4 @@ def invalid_contents(path):
             lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Error(s) in loading")]
             first = next((line for line in lines if "size mismatch" in line), "".join(lines[:1]))
             reason = f"no {error}" if isinstance(error, KeyError) else textwrap.shorten(first, 300)
-            raise InputError("its contents do not fit this program" + f" ({reason})" * bool(reason)) from None
+            raise InputError("its contents do not fit this program" + (f" ({reason})" if reason else "")) from None

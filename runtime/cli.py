@@ -64,7 +64,7 @@ def add_flags(parser, config_class, title, *, skip=()):
         else:
             metavar = {int: "N", float: "X", str: "DIR" if entry.name.endswith("_dir") else "NAME"}[entry.type]
             keywords = {"type": entry.type, "metavar": metavar}
-        text = entry.metadata["help"].replace("%", "%%") + " (*)" * (entry.metadata["least"] is not None)
+        text = entry.metadata["help"].replace("%", "%%") + ("" if entry.metadata["least"] is None else " (*)")
         text += "" if entry.type is bool else f" (default: {entry.default})"
         group.add_argument(flag(entry.name), help=text, default=SUPPRESS, **keywords)
 

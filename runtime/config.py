@@ -228,7 +228,8 @@ def differences(there, here, *, but=()):
 
 def source(dataset, data_dir):
     """The flags that say where the images are."""
-    return f"--dataset {dataset}" + f", --data-dir {data_dir}" * (not str(dataset).startswith("folder:"))
+    is_folder = str(dataset).startswith("folder:")
+    return f"--dataset {dataset}" + ("" if is_folder else f", --data-dir {data_dir}")
 
 
 def portable_settings(there, here):

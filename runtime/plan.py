@@ -55,7 +55,8 @@ class Owned(NamedTuple):
 
 def continuation(run_config):
     """How an interrupted run is continued."""
-    return f"the same command with --resume{' in place of --overwrite' * run_config.overwrite} continues"
+    flags = "--resume in place of --overwrite" if run_config.overwrite else "--resume"
+    return f"the same command with {flags} continues"
 
 
 class Plan(NamedTuple):
@@ -218,7 +219,7 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods, images=None):
         # One of an older version lacks the settings that are new.
         trained = {**asdict(TrainConfig()), **earlier.get("train_config", {})}
         others = differences(trained, config, but=portable_settings(there, images)) or image_differences(there, images)
-        others = others or "of another version" * (trained.keys() != config.keys())
+        others = others or ("" if trained.keys() == config.keys() else "of another version")
         seconds = dict(earlier["seconds"]["training"]) if "seconds" in earlier and end == epoch else {}
         same = (end == epoch and {*scored.split()} <= {*methods}) or path.name == IDENTITY
     if others and run_config.overwrite:

@@ -49,7 +49,8 @@ def run_seeds(given, prepare, execute, compare, owned):
             there = {int(row["seed"]) for row in csv.DictReader(file)}
         if not 0 < len(there) == len(there & {*given.seeds}):
             raise InputError(f"{table}: not of these seeds alone; move it, or another --results-dir keeps it")
-    with directory_lock(run_config.results_dir, *[run_config.checkpoint_dir] * (not given.evaluate_only)):
+    written = () if given.evaluate_only else (run_config.checkpoint_dir,)
+    with directory_lock(run_config.results_dir, *written):
         if rank() == 0:  # what a stopped run leaves is of this one alone
             remove([table])
             for flags_of_seed in flags.values() if run_config.overwrite and not given.evaluate_only else ():

@@ -129,7 +129,7 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         killed_at_its_end = interrupted and all(finished.get(name) == interrupted[name] for name in names)
         return Plan(states, [identity] if killed_at_its_end else [], finished=True)
     restarted = launch() and any(state.get("launch") == launch() for state in states.values())
-    if not (run_config.resume or (restarted and shortest == end)):
+    if not (run_config.resume or restarted):
         fewer = [others["methods"] for _, others in known if others.get("methods") != settings.get("methods")]
         if shortest < end:
             kind = f"a run of {shortest} epoch{'s' * (shortest > 1)}, which --resume lengthens"

@@ -186,11 +186,14 @@ class LatentOptimization(training.Method):
         """See Method.train_step. Of several steps of the table all but the last are the table's alone."""
         *before, last = noise if noise.dim() == 3 else [noise]
         if before:
-            self.model.requires_grad_(False)
+            learned = [weight for weight in self.model.parameters() if weight.requires_grad]
+            for weight in learned:
+                weight.requires_grad_(False)
             for of_step in before:
                 self.backward(rows, of_step)
                 self.table.step()
-            self.model.requires_grad_(True)
+            for weight in learned:
+                weight.requires_grad_(True)
         return super().train_step(rows, last)
 
     def validate(self, epoch):

@@ -164,7 +164,12 @@ class LatentVariableModel(nn.Module):
 
     def mean(self, z):
         """E[x|z], the picture, (..., *image), for z (..., D)."""
-        return self.likelihood.mean(self.decode(z))
+        output = self.decode(z)
+        picture = self.likelihood.mean(output)
+        if picture.numel() * self.likelihood.channels != output.numel():
+            shapes = f"{tuple(picture.shape)} of {tuple(output.shape)}"
+            raise ValueError(f"likelihood: mean gives {shapes}, with {self.likelihood.channels} channels for each of x")
+        return picture
 
     def log_likelihood(self, x, z):
         """log p(x|z), (..., B), for x (B, *image) and z (..., B, D). Raises ValueError if x does not fit."""
@@ -177,7 +182,10 @@ class LatentVariableModel(nn.Module):
             raise ValueError(f"x {tuple(x.shape)} and z {tuple(z.shape)} are of different images: z (..., B, D)")
         if x.device.type == "cpu":  # elsewhere this would wait for the device
             self.check(x)
-        return self.likelihood.log_prob(x, output)
+        log_likelihood = self.likelihood.log_prob(x, output)
+        if log_likelihood.shape != (needed := (*z.shape[:-2], max(len(x), z.shape[-2]))):
+            raise ValueError(f"likelihood: log_prob gives {tuple(log_likelihood.shape)}, where {needed} is needed")
+        return log_likelihood
 
     def log_joint(self, x, z):
         """log p(x, z) = log p(x|z) + log N(z; 0, I), (..., B), for x (B, *image) and z (..., B, D)."""
@@ -297,7 +305,11 @@ def autocast(precision, device):
     """The context in which networks run in `precision`."""
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision {precision!r}: a model takes float32 or bfloat16")
-    return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    # An autocast around a call would change its numbers without a word.
+    is_on = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if is_on else contextlib.nullcontext()
 
 
 class Classifier(nn.Module):

@@ -30,7 +30,9 @@ class Learner(nn.Module):
     name = None  # in tables, histories and checkpoints
     prefix = None  # the beginning of the names of its files
     metrics = ()  # names of what train_step and validate return
-    sharded = ()  # names in `state_dict` of tensors with a row for each training image of this rank
+    # Names in `state_dict` of tensors with a row for each training image of this rank, also of their optimizer's state:
+    # it is a Module, as LatentTable, since of other optimizers rank 0's state is saved.
+    sharded = ()
     digest = None  # Data.digest of the images
     most_validated = None  # validation images, or one of each class if that is more; None: all
     recordable = False  # whether train_step can be recorded as a CUDA graph: it reads no value of a tensor
@@ -134,6 +136,13 @@ class Method(Learner):
         model.config, model.epoch, model.train_index = (checkpoint[key] for key in ("config", "epoch", "train_index"))
         return model.eval()
 
+    def weights(self):
+        """See Learner. A method that learns more than `model` overrides it, and `load_weights`."""
+        learned = {name for name, _ in self.named_parameters()} | {*self.sharded}
+        if others := sorted(name for name in learned if not name.startswith("model.")):
+            raise ValueError(f"{type(self).__name__}: define weights and load_weights, model does not hold {others[0]}")
+        return super().weights()
+
     def frozen(self):
         """This method with its model alone: it infers, but cannot train; small enough to be kept for every epoch."""
         frozen = object.__new__(type(self))
@@ -222,11 +231,12 @@ def train_epoch(learner, epoch, *, progress=None):
         raise ValueError("train_epoch needs gradients: call it outside of torch.no_grad() and torch.inference_mode()")
     groups = [group for optimizer in learner.optimizers for group in getattr(optimizer, "param_groups", ())]
     weights, learned = {*learner.model.parameters()}, {weight for group in groups for weight in group["params"]}
-    if weights and not any(weight.requires_grad for weight in weights):
+    others_learn = any(isinstance(optimizer, nn.Module) for optimizer in learner.optimizers)  # such as a table's
+    if weights and not others_learn and not any(weight.requires_grad for weight in weights):
         raise ValueError("the model's weights are frozen: method.model.requires_grad_(True)")
     if any(weight.requires_grad for weight in weights - learned):
-        advice = "method.load_weights(other.state_dict()) takes others over; those of a new layer, "
-        advice += "method.optimizers[0].add_param_group({'params': layer.parameters()})"
+        advice = "method.optimizers[0] = torch.optim.Adam(method.model.parameters()), or, of a new layer alone, "
+        advice += "method.optimizers[0].add_param_group({'params': layer.parameters()}); or freeze them"
         raise ValueError(f"no optimizer has all of the model's weights: {advice}")
     order = torch.randperm(learner.count, generator=random_generator(seed, epoch, "order")).to(device)
     generator = random_generator(seed, epoch, "noise", device=device)

@@ -109,7 +109,7 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     low -= 0.3 * (high - low)  # leaves room for the legends; above, there may be no values
     panels[0][1].set(ylim=(low, high), ylabel="log p(x), nats per image")
     few = np.isnan(halves).all()
-    means = f", of one or two images {how}" if few else " with its 95% t interval over images, of three or more"
+    means = f"; one or two images {how}, too few for intervals" if few else " with its 95% t interval over images"
     lower.suptitle(
         f"Mean of each class{means}; log p(x), and by importance sampling\nwith {num_samples:,} samples from q, "
         "which is low where few of them are effective"

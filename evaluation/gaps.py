@@ -56,7 +56,11 @@ def measure(model, x, q, config, *, noise, annealed, fitted=False):
     columns = {"elbo": bound_at(model, x, q, noise=noise)}
     if not columns["elbo"].isfinite().all():
         raise FloatingPointError("the ELBO of an image is not finite: the training has diverged")
-    columns |= {metric.__name__: metric(model, x, q) for metric in METRICS}
+    for metric in METRICS:
+        values = torch.as_tensor(metric(model, x.clone(), q))
+        if values.shape != (len(x),):
+            raise ValueError(f"METRICS: {metric.__name__} gives {tuple(values.shape)}, where {(len(x),)} is needed")
+        columns[metric.__name__] = values
     if annealed is None:
         return columns
     fit = Fit.given(q) if fitted else fit_posterior(model, x, q, noise=noise, fit_steps=config.fit_steps)

@@ -77,7 +77,8 @@ def probes(*, scores, methods):
     baseline = find(scores, "classifier_accuracy", "baseline")
     low, high = (100 * end for end in wilson_interval(baseline.mean, baseline.images))
     axes.axhspan(low, high, color=style.BASELINE, alpha=0.15, linewidth=0)
-    axes.axhline(100 * baseline.mean, color=style.BASELINE, linestyle=":", label="Supervised baseline itself")
+    label = f"Supervised baseline itself, {baseline.images:,} test images"
+    axes.axhline(100 * baseline.mean, color=style.BASELINE, linestyle=":", label=label)
     axes.set(xscale="log", xlabel="labels of training images", ylabel="accuracy, % of test images")
     draws = {int(entry.group): int(entry.mean) for entry in select_scores(scores, quantity="probe_draws", method=name)}
     axes.set_xticks(list(draws), [f"{size:,}\n({count} draw{'s' * (count > 1)})" for size, count in draws.items()])

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from data import SPLITS, rows_per_class, stratified_subset
 from evaluation.samples import classify
 from evaluation.statistics import count_interval, plain_score, score, stratified_mean
-from vae_utils import random_generator
+from vae_utils import mean_and_error, random_generator
 
 USED = 0.1  # nats: mean KL over images above which a dimension is used
 ACTIVE = 0.01  # variance over images of the mean of q above which a dimension is active (Burda et al. 2016)
@@ -125,6 +125,11 @@ def in_subset(split, *, size, seed):
     return torch.isin(split.index, stratified_subset(split, size=size, seed=seed).index).cpu()
 
 
+def stratified_share(right, labels, shares):
+    """The stratified mean of what is 0 or 1, (N,): its error is of all images, since all of a class may be alike."""
+    return {**mean_and_error(right), "mean": stratified_mean(right, labels, shares)["mean"]}
+
+
 def probe_scores(predictions, classes, shares, epoch):
     """Scores of `probe_predictions`, whose group is the number of labels; the error is over the test images alone.
 
@@ -135,7 +140,7 @@ def probe_scores(predictions, classes, shares, epoch):
         for size, values in sizes.items():
             correct, labels = values["correct"].double(), {"method": name, "epoch": epoch, "group": str(size)}
             draws, images = correct.shape
-            rows.append(score("probe_accuracy", stratified_mean(correct.mean(0), classes, shares), **labels))
+            rows.append(score("probe_accuracy", stratified_share(correct.mean(0), classes, shares), **labels))
             rows.append(plain_score("probe_draws", draws, images, **labels))
             rows.append(plain_score("probe_converged", np.mean(values["converged"]), images, **labels))
             if draws > 1:
@@ -260,18 +265,16 @@ def analyse(train_q, data, classifier, config, *, sample, sample_q, epoch, keep)
 
     # Probes, beside the supervised classifier itself.
     features["pixels"] = train.images.flatten(1), sample.images.flatten(1)
-    classified = classify(classifier, sample.images)
-    features["baseline_features"] = classify(classifier, train.images).features, classified.features
+    both = train.images, sample.images
+    features["baseline_features"] = tuple(classify(classifier, images).features for images in both)
     predictions = keep("probes", lambda: probe_predictions(features, train=train, sample=sample, seed=seed))
     # The sample may have more of a rare class than its share.
     classes, shares = sample.labels.cpu(), torch.tensor([*data.test.counts().values()]) / len(data.test.labels)
     scores += probe_scores(predictions, classes, shares, epoch)
-    accuracy = stratified_mean(classified.label == classes, classes, shares)
-    scores.append(score("classifier_accuracy", accuracy, method="baseline", epoch=epoch))
 
     # Neighbors, in all dimensions, and maps in two.
     for name in (*sample_q, "pixels"):
-        agreement = stratified_mean(nearest_agree(features[name][1], sample.labels), classes, shares)
+        agreement = stratified_share(nearest_agree(features[name][1], sample.labels), classes, shares)
         scores.append(score("nearest_neighbor_accuracy", agreement, method=name, epoch=epoch))
     points = keep("map", lambda: {name: map_2d(q.mean, seed=seed) for name, q in sample_q.items()})
     return scores, table, points

@@ -141,4 +141,6 @@ def assess(methods, data, classifier, config, *, epoch, keep, resamples=20):
     scores = distance_scores(distances, floor, count, epoch)
     for name, values in classified.items():
         scores += class_scores(values, data.test.classes, method=name, epoch=epoch)
+    right = mean_and_error(classified["test"].label == data.test.labels.cpu())
+    scores.append(score("classifier_accuracy", right, method="baseline", epoch=epoch))
     return scores, {name: images[:EXAMPLES].cpu() for name, images in kinds.items()}

@@ -5,11 +5,12 @@ from itertools import combinations
 
 import torch
 
-from evaluation.gaps import METRICS
+from evaluation.gaps import GAP_BOUNDS, METRICS
 from evaluation.measurements import draws_of, task_results
 from evaluation.statistics import TRACKED, plain_score, regression_estimate, score, stratified_mean
 from vae_utils import mean_and_error
 
+BOUNDS_OF_ALL = ("elbo_all", "log_likelihood", "kl")  # of whole splits
 # Columns whose means over images are Scores, of all and of every class; of PAIRED also the differences of two methods.
 KNOWN = ("elbo", "fitted_elbo", "amortization_gap", *(metric.__name__ for metric in METRICS))  # of all measured images
 OFFSETS = {  # of the annealed images alone: the column of KNOWN that carries it over to all measured ones, or None
@@ -19,6 +20,8 @@ OFFSETS = {  # of the annealed images alone: the column of KNOWN that carries it
     **dict.fromkeys(("full_elbo", "importance_sampling", "full_importance_sampling"), "fitted_elbo"),
 }
 MEANS = (*KNOWN, *OFFSETS)
+if taken := {metric.__name__ for metric in METRICS} & {"elbo", "fitted_elbo", *GAP_BOUNDS, *OFFSETS, *BOUNDS_OF_ALL}:
+    raise ValueError(f"METRICS: {min(taken)} is the name of another quantity")
 PAIRED = (*KNOWN, *(name for name in OFFSETS if name == "log_prob" or name.endswith("_gap")))
 MEDIANS = ("effective_sample_size", "full_effective_sample_size", "log_weight_std", "temperatures")
 
@@ -28,7 +31,7 @@ def bound_scores(results, epoch):
     for task in (task for task in results if task.startswith("bound_")):
         name, split = task.removeprefix("bound_").rsplit("_", 1)
         labels, images = {"method": name, "split": split, "epoch": epoch}, results[task].shape[1]
-        for quantity, values in zip(("elbo_all", "log_likelihood", "kl"), results[task], strict=True):
+        for quantity, values in zip(BOUNDS_OF_ALL, results[task], strict=True):
             yield score(quantity, mean_and_error(values), **labels)
         yield plain_score("draws", draws_of(images), images, **labels)
 

@@ -93,6 +93,10 @@ def add_own_flags(parser, methods):
 
 def choose_methods(given, methods, there=()):
     """The methods that --methods names, in their order; without the flag those `there`, else the default ones."""
+    for kind in ("name", "prefix"):
+        values = [getattr(method, kind) for method in methods]
+        if repeated := [value for value in values if values.count(value) > 1]:
+            raise InputError(f"METHODS: two have the {kind} {repeated[0]}")
     if "methods" not in given:
         return tuple(there) or tuple(method for method in methods if method.by_default)
     if repeated := [name for name in given.methods if given.methods.count(name) > 1]:

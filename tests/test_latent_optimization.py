@@ -219,3 +219,19 @@ def test_further_steps_are_those_of_adam_on_the_rows_and_leave_the_decoder(rank)
     assert int(method.table.steps) == 3
     assert all(map(torch.equal, decoder.parameters(), method.model.decoder.parameters()))
     assert all(parameter.requires_grad for parameter in method.model.parameters())
+
+
+@pytest.mark.parametrize("latent_steps", [1, 3])
+def test_what_is_frozen_stays_frozen(latent_steps):
+    method = LatentOptimization(toy_config(latent_steps=latent_steps), toy_data())
+    first, *_ = method.model.decoder.layers
+    first.requires_grad_(False)
+    before, rows = first.weight.clone(), method.table.rows.clone()
+    train_epoch(method, 1)
+    assert torch.equal(first.weight, before)
+    assert not any(weight.requires_grad for weight in first.parameters())
+    method.model.requires_grad_(False)  # the rows alone
+    weights = [weight.clone() for weight in method.model.parameters()]
+    train_epoch(method, 2)
+    assert all(map(torch.equal, weights, method.model.parameters()))
+    assert not torch.equal(method.table.rows, rows)

@@ -1,11 +1,16 @@
 """--methods: methods that are added to a run, scored alone, or lack a checkpoint."""
 
 import signal
+from argparse import Namespace
 
 import processes
+import pytest
 
+import main_vae
+from evaluation.settings import choose_methods
 from evaluation.statistics import find, select_scores
 from evaluation.tables import read_scores
+from runtime.config import InputError
 
 CHOSEN = ["--methods", "latent_optimization", "semi_amortized", "amortized"]
 OPTIONS = ["--epochs", "1", "--latent-rank", "2", "--refinement-steps", "3", "--evaluation", "quick"]
@@ -37,3 +42,11 @@ def test_methods_can_be_added_to_a_run_and_scored_alone(folder_of_runs):
     (folder / "checkpoints/vae_epoch_1.pt").unlink()
     said = "checkpoints: no checkpoints vae_epoch_N.pt"
     assert processes.refused(processes.MAIN, folder, *OPTIONS, *CHOSEN, "--evaluate-only", said=said).endswith(said)
+
+
+def test_two_methods_of_one_prefix_are_refused():
+    class Other(main_vae.METHODS[0]):
+        name = "other"
+
+    with pytest.raises(InputError, match="METHODS: two have the prefix vae"):
+        choose_methods(Namespace(), (*main_vae.METHODS, Other))

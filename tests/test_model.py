@@ -267,3 +267,32 @@ def test_a_decoder_that_does_not_fit_is_refused():
         LatentVariableModel(nn.Linear(3, 12), "gaussian", latent_dim=3)
     with pytest.raises(ValueError, match="its decoder gives pixels that are no finite numbers"):
         log_prob(LatentVariableModel(nn.Threshold(9, torch.nan), Gaussian(SIGMA), latent_dim=3), torch.zeros(2, 3))
+
+
+class Flattened(Gaussian):
+    """Right of z (B, D), wrong of z (K, B, D); of two values per pixel, of which `mean` gives both."""
+
+    def log_prob(self, x, output):
+        return super().log_prob(x, output).flatten(1).sum(1) if output.dim() > x.dim() else super().log_prob(x, output)
+
+
+def test_a_likelihood_that_gives_other_shapes_is_refused():
+    model = LatentVariableModel(nn.Linear(3, 8), Flattened(0.5), latent_dim=3)
+    x, z = torch.zeros(4, 8), torch.zeros(6, 4, 3)
+    assert model.log_likelihood(x, z[0]).shape == (4,)
+    with pytest.raises(ValueError, match=r"log_prob gives \(6,\), where \(6, 4\) is needed"):
+        model.log_likelihood(x, z)
+    model.likelihood.channels = 2
+    with pytest.raises(ValueError, match=r"mean gives \(4, 8\) of \(4, 8\), with 2 channels for each of x"):
+        model.mean(z[0])
+
+
+def test_an_autocast_around_a_call_changes_nothing():
+    model = ConvVAE(5, image_shape=(1, 8, 8), hidden=16, seed=1)
+    x, z = torch.zeros(2, 1, 8, 8), torch.randn(2, 5, generator=seeded(1))
+    with torch.no_grad():
+        outside = model.mean(z), model.encode(x).mean
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = model.mean(z), model.encode(x).mean
+        assert not torch.equal(model.in_precision("bfloat16").mean(z), outside[0])
+    assert all(map(torch.equal, outside, inside))

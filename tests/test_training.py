@@ -229,7 +229,7 @@ def test_an_epoch_that_would_train_nothing_is_refused():
     with pytest.raises(ValueError, match=r"weights are frozen: method.model.requires_grad_\(True\)"):
         train_epoch(method, 1)
     method.model = AmortizedVAE(toy_config(seed=8), toy_data()).model
-    with pytest.raises(ValueError, match=r"no optimizer has all of the model's weights: method.load_weights"):
+    with pytest.raises(ValueError, match=r"has all of the model's weights: method.optimizers\[0\] = torch.optim.Adam"):
         train_epoch(method, 1)
 
 
@@ -255,6 +255,16 @@ def test_two_methods_that_continue_from_one_state_share_nothing(method_class):
     assert alone.state_dict().keys() == one.state_dict().keys()
     for method in (other, one):
         assert method.optimizers[0].state_dict()["state"][0]["step"] == 2 * math.ceil(150 / method.config.batch_size)
+
+
+def test_a_method_says_itself_how_what_it_learns_beside_the_model_is_kept():
+    class Points(AmortizedVAE):
+        def __init__(self, config, data):
+            super().__init__(config, data)
+            self.points = torch.nn.Embedding(len(self.images), 5)
+
+    with pytest.raises(ValueError, match=r"Points: define weights and load_weights, .* hold points\.weight"):
+        Points(toy_config(), toy_data()).weights()
 
 
 def test_validation_is_in_evaluation_mode(monkeypatch):

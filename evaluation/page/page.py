@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from evaluation import style
+from evaluation.figures import GAPS
 from evaluation.gaps import METRICS
 from evaluation.latents import PLANE, USED
 from evaluation.statistics import FEWEST_FREE, TRACKED, find, how_found, rounded, select_scores
@@ -27,7 +28,7 @@ def fill_page(results_dir, results, summary):
     scores, labels, explorer, classes = results.scores, results.labels, results.explorer, results.classes
     colors = [to_hex(color) for color in style.class_colors(len(classes))]
     probes = select_scores(scores, quantity="probe_accuracy", method="pixels")
-    gaps = select_scores(scores, quantity="inference_gap")
+    gaps = [entry for quantity in GAPS for entry in select_scores(scores, quantity=quantity) if entry.group in classes]
     times = summary["seconds"]
     seconds = {f"training, {name}": value for name, value in times["training"].items()}
     seconds |= times["stages"] | {name: times[name] for name in ("evaluation", "total")}
@@ -50,7 +51,7 @@ def fill_page(results_dir, results, summary):
         "values": partial(by_method, scores, labels),
         "differences": partial(differences, scores, labels),
         "most_labels": max(probes, key=lambda entry: int(entry.group)),
-        "class_intervals": any(entry.freedom >= FEWEST_FREE and entry.group in set(classes) for entry in gaps),
+        "class_intervals": any((entry.freedom or 0) >= FEWEST_FREE for entry in gaps),
         "followed": len({entry.epoch for entry in select_scores(scores, quantity="fitted_elbo", group=TRACKED)}),
         "used": USED,
         "metrics": [metric.__name__ for metric in METRICS],

@@ -87,6 +87,25 @@ def test_bounds_beside_an_exact_log_prob_have_more_draws(monkeypatch, latent_dim
     assert torch.equal(first, again)  # of the same draws
 
 
+def test_a_metric_is_a_number_of_each_image_and_changes_none(monkeypatch):
+    def numbers(model, x, q):
+        x += 1
+        return list(range(len(x)))
+
+    def scalar(model, x, q):
+        return q.mean.sum()
+
+    model = linear_gaussian()
+    x, _ = model.sample(3, seeded(1))
+    before, options = x.clone(), {"noise": Noise(0), "annealed": None}
+    monkeypatch.setattr(gaps, "METRICS", (numbers,))
+    assert gaps.measure(model, x, model.poor(x), CONFIG, **options)["numbers"].tolist() == [0, 1, 2]
+    assert torch.equal(x, before)
+    monkeypatch.setattr(gaps, "METRICS", (scalar,))
+    with pytest.raises(ValueError, match=r"METRICS: scalar gives \(\), where \(3,\) is needed"):
+        gaps.measure(model, x, model.poor(x), CONFIG, **options)
+
+
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_the_fits_of_an_annealed_image_have_converged_if_both_have(covariance, monkeypatch):
     def fit(*arguments, **options):

@@ -121,6 +121,10 @@ def test_the_assessment_orders_what_is_known_and_says_the_same_twice(mnist):
     for name in (*kinds, "test"):
         shares = select_scores(scores, quantity="class_share", method=name)
         assert sum(entry.mean for entry in shares) == pytest.approx(1)
+    right = samples.classify(settings["classifier"], test.images).label == test.labels
+    found = find(scores, "classifier_accuracy", "baseline")
+    assert (found.mean, found.images) == (pytest.approx(float(right.double().mean())), 300)
+    assert found.standard_error == pytest.approx(float(right.double().std()) / 300**0.5)
     assert samples.assess(methods, data=data, **settings)[0] == scores
     few = data._replace(rest=rest.at(torch.arange(199)))
     assert "real_images" not in samples.assess(methods, data=few, **settings)[1]

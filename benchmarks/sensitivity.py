@@ -5,6 +5,7 @@
 Every training is scored on the same stratified validation images: used dimensions, ELBO(q*), log p(x), and the paired
 differences from the amortized VAE of the same seed. Beside them stand the objective that the training reached, which is
 the mean ELBO of the training images at their own q, and its seconds, one thread each, --jobs trainings side by side.
+A row with another setting of both methods is compared with an amortized VAE of that setting.
 Numbers that are in the directory are not made again.
 """
 

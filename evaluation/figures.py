@@ -66,6 +66,7 @@ def training_curves(*, history, methods, saved_epochs):
             rows = [row for row in history if row["method"] == method.name]
             plot_history(axes, rows, part, scale=sign, label=f"{method.label},\n", color=method.color)
         axes.set(title=title, ylabel="nats per image", xticks=style.spaced(shown_epochs))
+        axes.tick_params(axis="y", labelsize=8)
         if part != "kl":
             style.log_axis(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", labelspacing=1)

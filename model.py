@@ -4,7 +4,6 @@ Shapes: B images, K samples, D latent dimensions; samples lead, (K, B, D). An im
 Only the VAE's last convolution has a bias: others gain no ELBO and are slow on a CPU, where oneDNN needs channels last.
 """
 
-import contextlib
 import copy
 import math
 from itertools import chain
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vae_utils import GaussianPosterior, check_counts, check_images, check_pixels, check_range, seeded_weights
+from vae_utils import GaussianPosterior, autocast, check_counts, check_images, check_pixels, check_range, seeded_weights
 
 INITIAL_LOG_VAR = -2.0  # of a q before any fit
 FAR = 10  # standard deviations: no pixel is drawn so far from [-1, 1]
@@ -167,8 +166,7 @@ class LatentVariableModel(nn.Module):
         output = self.decode(z)
         picture = self.likelihood.mean(output)
         if picture.numel() * self.likelihood.channels != output.numel():
-            shapes = f"{tuple(picture.shape)} of {tuple(output.shape)}"
-            raise ValueError(f"likelihood: mean gives {shapes}, with {self.likelihood.channels} channels for each of x")
+            raise ValueError(f"likelihood: mean gives {tuple(picture.shape)} of outputs {tuple(output.shape)}")
         return picture
 
     def log_likelihood(self, x, z):
@@ -299,17 +297,6 @@ def _quartered(image_shape):
     if height % 4 or width % 4:
         raise ValueError(f"images of {height} x {width} pixels: the networks need multiples of four")
     return channels, height // 4, width // 4
-
-
-def autocast(precision, device):
-    """The context in which networks run in `precision`."""
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision {precision!r}: a model takes float32 or bfloat16")
-    if precision == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    # An autocast around a call would change its numbers without a word.
-    is_on = device.type != "meta" and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if is_on else contextlib.nullcontext()
 
 
 class Classifier(nn.Module):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from data import load_data
 from evaluation import figures, statistics
-from model import Classifier, autocast
+from model import Classifier
 from runtime.checkpoint import invalid_contents
 from runtime.cli import Parser, add_flags, make_config, prepare_run, run_script
 from runtime.config import ClassifierConfig, InputError, RunConfig, image_differences, versions
@@ -25,6 +25,7 @@ from runtime.learners import read_checkpoint
 from runtime.plan import Owned
 from runtime.run import open_run
 from training import Learner, train_epoch, validate
+from vae_utils import autocast
 
 ROTATION, SHIFT, SCALE = 12.0, 2.0, 0.1  # of the augmentation, at most: degrees, pixels, share
 ImageErrors = namedtuple("ImageErrors", ("loss", "error"))  # of each image, (M,): nats; 0 or 1

@@ -37,6 +37,17 @@ def seeded_weights(seed):
         yield
 
 
+def autocast(precision, device):
+    """The context in which networks run in `precision`."""
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision {precision!r}: a model takes float32 or bfloat16")
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    # An autocast around a call would change its numbers without a word.
+    is_on = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if is_on else contextlib.nullcontext()
+
+
 class Noise:
     """The random numbers of images: from one generator for all, or one for each, then the same in any batch."""
 

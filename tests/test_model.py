@@ -283,7 +283,7 @@ def test_a_likelihood_that_gives_other_shapes_is_refused():
     with pytest.raises(ValueError, match=r"log_prob gives \(6,\), where \(6, 4\) is needed"):
         model.log_likelihood(x, z)
     model.likelihood.channels = 2
-    with pytest.raises(ValueError, match=r"mean gives \(4, 8\) of \(4, 8\), with 2 channels for each of x"):
+    with pytest.raises(ValueError, match=r"mean gives \(4, 8\) of outputs \(4, 8\)"):
         model.mean(z[0])
 
 

@@ -8,7 +8,7 @@ from runtime import distributed
 from runtime import run as running
 from runtime.config import RunError
 from runtime.distributed import Shard
-from runtime.run import stop_hint
+from runtime.run import Run, stop_hint
 
 
 @pytest.mark.parametrize("name", ["first_state_2.pt", "first_state_2_rows_0_of_1.pt"])
@@ -89,3 +89,11 @@ def test_an_epoch_whose_body_is_left_or_has_no_record_is_not_saved(directory):
 def test_a_loss_that_is_not_finite_is_an_error_of_one_line(directory):
     with pytest.raises(RunError, match="the loss is not finite"), stop_hint(directory.run(), advice=""):
         raise FloatingPointError("the loss is not finite")
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_processes(directory, monkeypatch):
+    monkeypatch.setattr(Run, "seconds", lambda self: 1000.0)
+    directory.save(First(), 2)
+    monkeypatch.undo()
+    with directory.open(resume=True) as run:
+        assert 1000 <= run.seconds() < 2000

@@ -81,8 +81,8 @@ class Data(NamedTuple):
 def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_most=None):
     """The Data of a TrainConfig or ClassifierConfig.
 
-    train_index: rows (N,) to train on, instead of the stratified subset. at_most: the configured number of training
-    images is a limit, as is the default one if at_most is None; of a smaller data set, an eighth is left for
+    train_index: rows (N,) to train on, instead of the stratified subset. at_most: whether the configured number of
+    training images is only a limit; None: if it is the default. Of a smaller data set, an eighth is left for
     validation, unless that is too few or it has validation images of its own. Raises InputError for images that cannot
     be read, are too few, or nearly all one grey.
     """

@@ -52,7 +52,8 @@ def read_images(paths, *, resize):
         white["I"] = WHITE["I"][-1]
     notes = []
     for kind, end in white.items():
-        if 2 * (high := max(largest[kind])) < end or 1 < end < WHITE[kind][-1]:
+        high = max(largest[kind])
+        if 2 * high < end or end == 4095 or high < end == 255:
             notes.append(f"grey values of 0 to {high:,.6g} are taken as 0 to {end:,}")
         below = max((other for other in WHITE[kind] if other < end), default=-1)
         smaller = [high for high in largest[kind] if high <= below]

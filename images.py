@@ -246,12 +246,12 @@ def load_images(images, *, resize=False, invert=False):
 
     images: a path, a list of paths, or a folder, whose image files are taken in the order of their names. Colours
     become grey; if they have 16 bits, they must use them. Of grey values of 16 or 32 bits, and of floats, the largest
-    of all these images says what is white: 1, 255, 4,095 or 65,535; a warning says so if that is 255 or 4,095, or more
-    than twice the largest. Where an image is transparent, its background is black below light strokes and white below
-    dark ones, but that of its border if most of this is opaque. resize: pads an image of another size to a square with
-    the median of its border, then scales it with antialiasing. invert: makes the light dark and the dark light; without
-    it, images that look like dark strokes on a light background give a warning. Raises InputError for a missing file,
-    one that is no image, of several pictures or of another size, and without any.
+    of all these images says what is white: 1, 255, 4,095 or 65,535; a warning says so if that is 4,095, is 255 but not
+    the largest, or is more than twice the largest. Where an image is transparent, its background is black below light
+    strokes and white below dark ones, but that of its border if most of this is opaque. resize: pads an image of
+    another size to a square with the median of its border, then scales it with antialiasing. invert: makes the light
+    dark and the dark light; without it, images that look like dark strokes on a light background give a warning. Raises
+    InputError for a missing file, one that is no image, of several pictures or of another size, and without any.
     """
     for name, value in (("resize", resize), ("invert", invert)):
         if not isinstance(value, bool):

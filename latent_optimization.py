@@ -189,11 +189,13 @@ class LatentOptimization(training.Method):
             learned = [weight for weight in self.model.parameters() if weight.requires_grad]
             for weight in learned:
                 weight.requires_grad_(False)
-            for of_step in before:
-                self.backward(rows, of_step)
-                self.table.step()
-            for weight in learned:
-                weight.requires_grad_(True)
+            try:
+                for of_step in before:
+                    self.backward(rows, of_step)
+                    self.table.step()
+            finally:  # an interrupted step leaves no weight frozen
+                for weight in learned:
+                    weight.requires_grad_(True)
         return super().train_step(rows, last)
 
     def validate(self, epoch):

@@ -181,7 +181,7 @@ class LatentVariableModel(nn.Module):
         if x.device.type == "cpu":  # elsewhere this would wait for the device
             self.check(x)
         log_likelihood = self.likelihood.log_prob(x, output)
-        if log_likelihood.shape != (needed := (*z.shape[:-2], max(len(x), z.shape[-2]))):
+        if log_likelihood.shape != (needed := (*z.shape[:-2], z.shape[-2] if len(x) == 1 else len(x))):
             raise ValueError(f"likelihood: log_prob gives {tuple(log_likelihood.shape)}, where {needed} is needed")
         return log_likelihood
 

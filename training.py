@@ -44,7 +44,7 @@ class Learner(nn.Module):
             raise ValueError(f"{type(self).__name__}(config, data): settings come first, as TrainConfig(epochs=3)")
         if data.shard == WHOLE and len(data.train.labels) != config.train_size:
             needed = f"dataclasses.replace(config, train_size={len(data.train.labels)})"
-            raise ValueError(f"train_size={config.train_size}, but the data have other training images: {needed}")
+            raise ValueError(f"train_size={config.train_size}, not that of the data: {needed}")
         if config.binarize and not (data.train.images.abs() == 1).all():
             raise ValueError("binarize=True, but the training images are not binarized: data = load_data(config)")
         config = replace(config, precision=choose_precision(config.precision, data.device))
@@ -139,7 +139,8 @@ class Method(Learner):
     def weights(self):
         """See Learner. A method that learns more than `model` overrides it, and `load_weights`."""
         learned = {name for name, _ in self.named_parameters()} | {*self.sharded}
-        if others := sorted(name for name in learned if not name.startswith("model.")):
+        others = sorted(name for name in learned if not name.startswith("model."))
+        if others and type(self).weights is Method.weights:
             raise ValueError(f"{type(self).__name__}: define weights and load_weights, model does not hold {others[0]}")
         return super().weights()
 
@@ -235,8 +236,8 @@ def train_epoch(learner, epoch, *, progress=None):
     if weights and not others_learn and not any(weight.requires_grad for weight in weights):
         raise ValueError("the model's weights are frozen: method.model.requires_grad_(True)")
     if any(weight.requires_grad for weight in weights - learned):
-        advice = "method.optimizers[0] = torch.optim.Adam(method.model.parameters()), or, of a new layer alone, "
-        advice += "method.optimizers[0].add_param_group({'params': layer.parameters()}); or freeze them"
+        advice = "method.optimizers[0] = torch.optim.Adam(method.model.parameters(), lr=method.config.learning_rate), "
+        advice += "of a new layer method.optimizers[0].add_param_group({'params': layer.parameters()}), or freeze them"
         raise ValueError(f"no optimizer has all of the model's weights: {advice}")
     order = torch.randperm(learner.count, generator=random_generator(seed, epoch, "order")).to(device)
     generator = random_generator(seed, epoch, "noise", device=device)

@@ -43,7 +43,7 @@ def autocast(precision, device):
         raise ValueError(f"precision {precision!r}: a model takes float32 or bfloat16")
     if precision == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
-    # An autocast around a call would change its numbers without a word.
+    # An autocast around a call would change what the networks compute.
     is_on = device.type != "meta" and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if is_on else contextlib.nullcontext()
 

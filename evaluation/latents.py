@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from data import SPLITS, rows_per_class, stratified_subset
 from evaluation.samples import classify
 from evaluation.statistics import count_interval, plain_score, score, stratified_mean
-from vae_utils import mean_and_error, random_generator
+from vae_utils import random_generator
 
 USED = 0.1  # nats: mean KL over images above which a dimension is used
 ACTIVE = 0.01  # variance over images of the mean of q above which a dimension is active (Burda et al. 2016)
@@ -126,8 +126,16 @@ def in_subset(split, *, size, seed):
 
 
 def stratified_share(right, labels, shares):
-    """The stratified mean of what is 0 or 1, (N,): its error is of all images, since all of a class may be alike."""
-    return {**mean_and_error(right), "mean": stratified_mean(right, labels, shares)["mean"]}
+    """The stratified mean of what is 0 or 1, (N,), of which all of a class may be alike: its error is over all images.
+
+    The few images of a large class count for more, see `regression_estimate`.
+    """
+    result, right = stratified_mean(right, labels, shares), right.cpu().double()
+    weights = (shares / labels.bincount(minlength=len(shares)))[labels]
+    weights, count = weights / weights.sum(), len(right)
+    variance = (weights * (right - result["mean"]).square()).sum() * count / (count - 1)
+    error = float((weights.square().sum() * variance).sqrt())
+    return {**result, "standard_error": error, "freedom": count - 1}
 
 
 def probe_scores(predictions, classes, shares, epoch):

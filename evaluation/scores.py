@@ -20,10 +20,12 @@ OFFSETS = {  # of the annealed images alone: the column of KNOWN that carries it
     **dict.fromkeys(("full_elbo", "importance_sampling", "full_importance_sampling"), "fitted_elbo"),
 }
 MEANS = (*KNOWN, *OFFSETS)
-if taken := {metric.__name__ for metric in METRICS} & {"elbo", "fitted_elbo", *GAP_BOUNDS, *OFFSETS, *BOUNDS_OF_ALL}:
-    raise ValueError(f"METRICS: {min(taken)} is the name of another quantity")
 PAIRED = (*KNOWN, *(name for name in OFFSETS if name == "log_prob" or name.endswith("_gap")))
 MEDIANS = ("effective_sample_size", "full_effective_sample_size", "log_weight_std", "temperatures")
+TAKEN = """elbo fitted_elbo fit_converged draws log_prob_standard_error log_prob_bias bias acceptance trusted
+    annealed_images images_not_trusted monte_carlo_error"""
+if taken := {metric.__name__ for metric in METRICS} & {*TAKEN.split(), *GAP_BOUNDS, *OFFSETS, *MEDIANS, *BOUNDS_OF_ALL}:
+    raise ValueError(f"METRICS: {min(taken)} is the name of another quantity")
 
 
 def bound_scores(results, epoch):

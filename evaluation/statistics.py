@@ -102,7 +102,8 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
     `stratified_mean`. The error is over draws of images: that of the residuals, which may differ in size (HC2,
     MacKinnon & White 1985), and that of the many. With the same predictors estimates of sums are sums of them.
     """
-    unit = known.std(0, correction=0).clamp(min=torch.finfo(known.dtype).tiny)  # else a small class would seem 0
+    unit = known.std(0, correction=0)  # beside large predictors the intercept of a small class would seem to be 0
+    unit[unit == 0] = 1
     known, predictors = known / unit, predictors / unit
     center, counts = known.mean(0), labels.bincount(minlength=len(shares))
     images = len(values) if offset is None else len(known)
@@ -121,7 +122,7 @@ def regression_estimate(values, labels, predictors, known, *, known_labels, shar
         if len(values) - int((counts > 0).sum()) >= FEWEST_OF_CLASS:  # else these variances are not within classes
             parts = [stratified_mean(part, labels, shares) for part in (values + at_few, values, at_few)]
             both, *alone = (part["standard_error"] ** 2 for part in parts)
-            # Twice the covariance of the two means, class by class: of the few, which are among so many.
+            # Twice the covariance of the two means: the few are among the many.
             many = known_labels.bincount(minlength=len(shares)).clamp(min=1)
             per_image = [float((shares.square() / images.clamp(min=1)).sum()) for images in (many, counts)]
             shared = (both - sum(alone)) * per_image[0] / per_image[1]

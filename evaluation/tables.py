@@ -104,7 +104,8 @@ def _method_rows(scores, name):
         return [find(scores, quantity, name, split) for split in SPLITS]
 
     def detail(label, quantity, form, remarks=("", "")):
-        texts = [form.format(round(entry.mean, 2) + 0) for entry in entries(quantity)]
+        texts = [form.format(entry.mean) for entry in entries(quantity)]
+        texts = ["0.00" if text == "-0.00" else text for text in texts]
         return Row(label, tuple(zip(texts, remarks, strict=True)), depth=2)
 
     yield row("ELBO(q)", "elbo")

@@ -220,7 +220,6 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods, images=None):
         trained = {**asdict(TrainConfig()), **earlier.get("train_config", {})}
         others = differences(trained, config, but=portable_settings(there, images)) or image_differences(there, images)
         others = others or ("" if trained.keys() == config.keys() else "of another version")
-        seconds = dict(earlier["seconds"]["training"]) if "seconds" in earlier and end == epoch else {}
         same = (end == epoch and {*scored.split()} <= {*methods}) or path.name == IDENTITY
     if others and run_config.overwrite:
         return {}, owned.results_in(run_config)
@@ -229,4 +228,5 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods, images=None):
     if not (same or run_config.overwrite):
         of = f"its scores are of epoch {end} and --methods {scored}"
         raise InputError(f"{path}: {of}; another --results-dir keeps them, --overwrite replaces them")
-    return seconds, []
+    with invalid_contents(path):
+        return dict(earlier["seconds"]["training"]) if "seconds" in earlier and end == epoch else {}, []

@@ -33,10 +33,9 @@ def run_seeds(given, prepare, execute, compare, owned):
     def prepared(seed):
         nonlocal first
         experiment = prepare(flags[seed])
-        first = first or experiment
-        before, images = first.data.digest, experiment.data.digest
-        free = ("seed", *portable_settings(before, images))
-        others = differences(asdict(first.config), asdict(experiment.config), but=free)
+        here, images = asdict(experiment.config), experiment.data.digest
+        settings, before = first = first or (here, images)
+        others = differences(settings, here, but=("seed", *portable_settings(before, images)))
         if others := others or image_differences(before, images):
             raise InputError(f"--seeds: {given.seeds[0]} and {seed} are of two trainings: {others}")
         return experiment

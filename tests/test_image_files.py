@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the largest grey value")
 @pytest.mark.parametrize(("stroke", "expected"), [(255, LIGHT), (0, -LIGHT)], ids=["light", "dark"])
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
 @pytest.mark.filterwarnings("ignore:dark strokes")
-def test_strokes_on_transparency_stand_on_the_ground_they_contrast_with(tmp_path, mode, stroke, expected):
+def test_strokes_on_transparency_stand_on_the_background_they_contrast_with(tmp_path, mode, stroke, expected):
     """The transparent pixels have the colour of the strokes, as many programs save them; invisible under alpha 0."""
     opacity = Image.fromarray(strokes(255, 0))
     image = Image.merge("LA", (Image.new("L", (28, 28), stroke), opacity)).convert("RGBA" if mode != "LA" else "LA")
@@ -35,14 +35,14 @@ def test_strokes_on_transparency_stand_on_the_ground_they_contrast_with(tmp_path
     assert torch.equal(load_images(tmp_path / "seven.png")[0, 0], expected)
 
 
-def test_half_opaque_pixels_are_mixed_with_the_ground(tmp_path):
+def test_half_opaque_pixels_are_mixed_with_the_background(tmp_path):
     alpha = strokes(255, 0)
     alpha[9, 6] = 51
     Image.merge("LA", (Image.new("L", (28, 28), 250), Image.fromarray(alpha))).save(tmp_path / "soft.png")
     assert load_images(tmp_path / "soft.png")[0, 0, 9, 6] == pytest.approx(50 / 127.5 - 1)
 
 
-def test_the_corners_of_a_screenshot_become_its_ground(tmp_path):
+def test_the_corners_of_a_screenshot_become_its_background(tmp_path):
     opacity = np.full((28, 28), 255, np.uint8)
     opacity[:3, :3] = 0
     Image.merge("LA", [Image.fromarray(pixels) for pixels in (strokes(0, 200), opacity)]).save(tmp_path / "shot.png")

@@ -100,7 +100,7 @@ def test_large_pictures_and_those_with_a_fourth_colour(tmp_path, monkeypatch):
         load_images(tmp_path / "infrared.tif")
 
 
-def test_dark_strokes_on_a_light_ground_give_one_warning(tmp_path):
+def test_dark_strokes_on_a_light_background_give_one_warning(tmp_path):
     for number, pixels in enumerate((strokes(0, 255), strokes(255, 0), strokes(40, 200))):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     with pytest.warns(UserWarning, match=r"in 2 of 3 images, .*, invert=True turns all images") as warned:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -230,6 +231,11 @@ def test_what_is_frozen_stays_frozen(latent_steps):
     train_epoch(method, 1)
     assert torch.equal(first.weight, before)
     assert not any(weight.requires_grad for weight in first.parameters())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "backward", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train_epoch(method, 2)
+    assert sum(weight.requires_grad for weight in method.model.parameters()) > 3
     method.model.requires_grad_(False)  # the rows alone
     weights = [weight.clone() for weight in method.model.parameters()]
     train_epoch(method, 2)

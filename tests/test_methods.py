@@ -44,9 +44,13 @@ def test_methods_can_be_added_to_a_run_and_scored_alone(folder_of_runs):
     assert processes.refused(processes.MAIN, folder, *OPTIONS, *CHOSEN, "--evaluate-only", said=said).endswith(said)
 
 
-def test_two_methods_of_one_prefix_are_refused():
+def test_two_methods_of_one_name_or_prefix_are_refused():
     class Other(main_vae.METHODS[0]):
         name = "other"
 
-    with pytest.raises(InputError, match="METHODS: two have the prefix vae"):
-        choose_methods(Namespace(), (*main_vae.METHODS, Other))
+    class Same(main_vae.METHODS[0]):
+        prefix = "other"
+
+    for method, said in ((Other, "prefix vae"), (Same, "name amortized")):
+        with pytest.raises(InputError, match=f"METHODS: two have the {said}"):
+            choose_methods(Namespace(), (*main_vae.METHODS, method))

@@ -287,7 +287,7 @@ def test_a_likelihood_that_gives_other_shapes_is_refused():
         model.mean(z[0])
 
 
-def test_an_autocast_around_a_call_changes_nothing():
+def test_an_autocast_around_a_call_does_not_reach_the_networks():
     model = ConvVAE(5, image_shape=(1, 8, 8), hidden=16, seed=1)
     x, z = torch.zeros(2, 1, 8, 8), torch.randn(2, 5, generator=seeded(1))
     with torch.no_grad():

@@ -18,7 +18,7 @@ from evaluation import latents
 from evaluation.statistics import find, select_scores
 from model import Classifier
 from runtime.config import EvalConfig
-from vae_utils import GaussianPosterior, mean_and_error, random_generator
+from vae_utils import GaussianPosterior, random_generator
 
 
 def blobs(*, images, width, deviation, seed, shuffled=False):
@@ -240,8 +240,7 @@ def test_the_analysis_is_of_what_it_says_and_the_same_twice(monkeypatch):
     nearest = (flat[:, None] - flat).square().sum(-1).topk(2, largest=False).indices[:, 1]
     agree, counts = (sample.labels[nearest] == sample.labels).double(), data.test.labels.bincount()
     share = sum(float(counts[label] / counts.sum() * agree[sample.labels == label].mean()) for label in range(5))
-    found, right = find(scores, "nearest_neighbor_accuracy", "pixels"), mean_and_error(agree)
-    assert (found.mean, found.standard_error) == pytest.approx((share, right["standard_error"]))
+    assert find(scores, "nearest_neighbor_accuracy", "pixels").mean == pytest.approx(share)
     # Of method_1 no dimension is used.
     features = {*names, "method_0_used", "method_2_used", "pixels", "baseline_features"}
     accuracies = select_scores(scores, quantity="probe_accuracy")
@@ -262,3 +261,15 @@ def test_of_a_plane_no_direction_is_drawn_twice(latent_dim, directions):
     assert (vectors.shape, len(names)) == ((directions, latent_dim), directions)
     nats, dimension = q.kl_per_dimension().mean(0).max(0)
     assert names[0] == f"z[{dimension}], {nats:.2f} nats"
+
+
+def test_the_error_of_a_share_is_that_of_its_stratified_mean():
+    """Of 20 images, half of them of a class that is a twentieth; in some draws a class is all right."""
+    generator, labels, shares = seeded(1), torch.arange(20) % 2, torch.tensor([0.95, 0.05])
+    right = torch.rand(4000, 20, generator=generator) < torch.where(labels == 0, 0.6, 0.99)
+    found = [latents.stratified_share(each, labels, shares) for each in right]
+    means, errors = (np.array([each[name] for each in found]) for name in ("mean", "standard_error"))
+    assert np.mean(means) == pytest.approx(0.95 * 0.6 + 0.05 * 0.99, abs=0.01)
+    assert np.sqrt(np.mean(errors**2)) == pytest.approx(np.std(means), rel=0.1)
+    alike = latents.stratified_share(labels == 0, labels, torch.tensor([0.5, 0.5]))
+    assert alike["standard_error"] == pytest.approx(float((labels == 0).double().std()) / 20**0.5)

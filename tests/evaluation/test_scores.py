@@ -1,5 +1,6 @@
 """What is measured of images, and the Scores made of it."""
 
+import runpy
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 import torch
 from conftest import seeded, toy_config, toy_data
 
-from evaluation import measurements, scores
+from evaluation import gaps, measurements, scores
 from evaluation.figures import GAPS
 from evaluation.measurements import Measured, draw_sample, draw_samples, gap_columns, image_tasks
 from evaluation.statistics import find, select_scores, stratified_mean
@@ -209,3 +210,10 @@ def test_more_images_do_not_change_what_is_found_for_the_first_ones(rough):
     places = samples["test"].first(1).flatten()
     for column in ("elbo", "squared_error", "full_elbo"):  # in other batches sums are rounded otherwise
         torch.testing.assert_close(one[column][:5], other[column][places], atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["elbo", "kl", "mean_field_gap", "temperatures", "bias"])
+def test_a_metric_cannot_have_the_name_of_another_quantity(monkeypatch, name):
+    monkeypatch.setattr(gaps, "METRICS", (SimpleNamespace(__name__=name),))
+    with pytest.raises(ValueError, match=f"METRICS: {name} is the name of another quantity"):
+        runpy.run_path(scores.__file__)

@@ -117,6 +117,10 @@ def test_the_regression_estimate_depends_neither_on_the_units_of_bounds_nor_on_t
         for bounds in (bound[:, None], 1e7 * bound[:, None], 1e-7 * bound[:, None], bound[:, None].expand(-1, 2))
     ]
     assert all(other == pytest.approx(found[0], rel=1e-6) for other in found)
+    alike = torch.full((300, 1), -80.0).double()
+    constant = stats.regression_estimate(value[:40], label[:40], alike[:40], alike, **options)
+    plain = stats.stratified_mean(value[:40], label[:40], SHARES)
+    assert constant["mean"] == pytest.approx(plain["mean"])
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,9 @@ def test_what_is_too_low_or_biased_is_marked():
     rows = {row.label: row.cells for row in reversed(tables.final_rows(scores, BOTH)[0])}
     assert rows["rests on (median effective samples)"] == (("10.0", ""), ("9.9", "too low"))
     assert rows["bias of their mean, an estimate"][1] == ("-0.51", "> ±")
+    scores = changed(scores, "bias", "one", mean=-0.004)
+    rows = {row.label: row.cells for row in reversed(tables.final_rows(scores, BOTH)[0])}
+    assert rows["bias of their mean, an estimate"][1] == ("0.00", "")
 
 
 @pytest.mark.parametrize(

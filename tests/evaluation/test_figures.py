@@ -10,6 +10,7 @@ import pytest
 import torch
 from made_up import LABELS, METHODS, changed, made_up_scores
 from matplotlib import font_manager
+from matplotlib.colors import to_rgba
 
 from data import SPLITS
 from evaluation import figures, latent_figures, style
@@ -101,6 +102,11 @@ def test_gaps_are_drawn_over_epochs_and_of_every_class():
     lines = [line.get_ydata().tolist() for line in figure.axes[0].lines]
     assert [entry.mean for entry in tracked] in lines
     assert [find(scores, "mean_field_gap", "one", "train").mean] in lines
+    (legend,) = figure.legends
+    drawn = [(line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines if len(line.get_xdata()) > 1]
+    assert {(line.get_linestyle(), line.get_marker()) for line in legend.get_lines()} <= {*drawn}
+    shades = [line.get_alpha() or to_rgba(line.get_color())[3] for line in legend.get_lines()]
+    assert shades == sorted(shades)
     figure = figures.gaps_per_class(scores=scores, methods=METHODS[:2], classes="abcd")
     assert len(figure.axes) == 2 * 2
     errors = [np.ptp(path.vertices[:, 1]) for bars in figure.axes[0].collections for path in bars.get_paths()]

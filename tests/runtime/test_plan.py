@@ -237,6 +237,8 @@ def test_results_of_another_training_are_not_scored_over(directory, tmp_path, pl
         save_file(summary, foreign)
         with pytest.raises(InputError, match=r"summary.json: its contents do not fit this program"):
             plan()
+    save_file(summary, {"train_config": {"epochs": 2}, "seconds": 1})  # damaged, and of another run
+    assert plan(overwrite=True) == ({}, [summary])
     save_file(summary, {"settings": None})
     directory.refuses(r"summary.json: its contents do not fit this program")
 

@@ -279,7 +279,7 @@ class Flattened(Gaussian):
 def test_a_likelihood_that_gives_other_shapes_is_refused():
     model = LatentVariableModel(nn.Linear(3, 8), Flattened(0.5), latent_dim=3)
     x, z = torch.zeros(4, 8), torch.zeros(6, 4, 3)
-    assert model.log_likelihood(x, z[0]).shape == (4,)
+    assert model.log_likelihood(x, z[0]).shape == model.log_likelihood(x[:1], z[0]).shape == (4,)
     with pytest.raises(ValueError, match=r"log_prob gives \(6,\), where \(6, 4\) is needed"):
         model.log_likelihood(x, z)
     model.likelihood.channels = 2

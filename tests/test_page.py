@@ -307,10 +307,10 @@ def test_on_paper_nothing_is_cut(page):
 
 def test_names_and_numbers_in_one_column_have_an_order(page):
     script = """const table = document.querySelector(".sortable"), rows = [...table.tBodies[0].rows];
-    ["b", "10", "", "9"].forEach((name, n) => { rows[n].cells[2].textContent = name; });
+    ["b", "10", "a", "9"].forEach((name, n) => { rows[n].cells[2].textContent = name; });
     table.querySelectorAll("th button")[2].click();
     return [...table.tBodies[0].rows].map(row => row.cells[2].textContent);"""
-    assert page.execute_script(script) == ["", "9", "10", "b"]
+    assert page.execute_script(script) == ["9", "10", "a", "b"]
     page.refresh()
 
 

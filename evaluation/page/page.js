@@ -339,10 +339,9 @@ function explore(data) {
 
 function sortable(table) {
   const body = table.tBodies[0];
-  // Numbers as numbers, empty cells first; names that hold numbers by these.
+  // Numbers as numbers; names that hold numbers by these.
   const compare = (one, other) =>
-    isNaN(one) || isNaN(other) ? one.localeCompare(other, undefined, { numeric: true })
-      : (one === "" ? -Infinity : +one) - (other === "" ? -Infinity : +other) || 0;
+    isNaN(one) || isNaN(other) ? one.localeCompare(other, undefined, { numeric: true }) : one - other;
   for (const button of table.querySelectorAll("th button"))
     button.addEventListener("click", () => {
       const header = button.closest("th");

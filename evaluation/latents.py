@@ -126,9 +126,9 @@ def in_subset(split, *, size, seed):
 
 
 def stratified_share(right, labels, shares):
-    """The stratified mean of what is 0 or 1, (N,), of which all of a class may be alike: its error is over all images.
+    """The `stratified_mean` of values from 0 to 1, (N,), with the error of a weighted sample.
 
-    The few images of a large class count for more, see `regression_estimate`.
+    The variance is that of all images: within a class of few, all right or all wrong, it would seem to be 0.
     """
     result, right = stratified_mean(right, labels, shares), right.cpu().double()
     weights = (shares / labels.bincount(minlength=len(shares)))[labels]

@@ -171,7 +171,7 @@ def run_script(main):
     if message and first_to_stop():
         with suppress(OSError):  # a closed pipe
             print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
-    # At once: Python would wait for threads, a rank for the others. A notebook stays, by %run its process is this one.
+    # At once: Python would wait for threads, a rank for the others. But by %run this process is the notebook's.
     if (_at_work() and "IPython" not in sys.modules) or size() > 1:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):

@@ -84,7 +84,7 @@ class ClassifierTraining(Learner):
 
 
 SUMMARY, FIGURE, JUDGE = "classification.json", "classification.png", "classifier_of_samples.pt"
-OWNED = Owned((ClassifierTraining,), (SUMMARY, FIGURE), summary=SUMMARY, page=FIGURE, evaluates=False, extendable=False)
+OWNED = Owned((ClassifierTraining,), (SUMMARY, FIGURE), SUMMARY, FIGURE, ClassifierTraining.file, evaluates=False)
 
 
 def augment(x, noise):

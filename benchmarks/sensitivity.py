@@ -99,6 +99,7 @@ OTHER_SETTINGS = {
     "50 dimensions of z": ({"latent_dim": 50}, 1),
     "5000 images": ({"train_size": 5_000}, 4),
     "batches of 256": ({"batch_size": 256}, 4),
+    "bernoulli": ({"likelihood": "bernoulli"}, 1),
 }
 for setting, (changes, times) in OTHER_SETTINGS.items():
     reference = f"{AMORTIZED}, {setting}"

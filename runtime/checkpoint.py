@@ -60,7 +60,7 @@ def atomic_write(path):
 def remove(paths):
     """Removes those of these files that are there; if one cannot be removed, none. It raises RunError then."""
     hidden = {}
-    for path in filter(Path.exists, paths):
+    for path in filter(Path.is_file, paths):
         try:
             rename(path, hidden_path := path.with_name(f".{path.name}{PARTIAL}"))
             hidden[hidden_path] = path

@@ -92,7 +92,7 @@ def prepare_run(run_config, config, *, written=("checkpoint_dir", "results_dir")
     for name in written:
         path = Path(getattr(run_config, name))
         try:
-            existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+            existing = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
             if not existing.is_dir():
                 raise OSError(f"{existing} is not a directory")
             if not os.access(existing, os.W_OK | os.X_OK):

@@ -69,7 +69,10 @@ def saved_epochs(epochs):
 
 
 def save_learner(learner, directory, row):
-    """Writes the checkpoint after an epoch that has one, without times: equal runs write the same. row: of history."""
+    """Writes the checkpoint after an epoch that has one, unless the file is it already. row: of the history.
+
+    Without times: equal runs write the same.
+    """
     if not (name := learner.checkpoint_name(row["epoch"])):
         return
     index, weights = learner.shard.gather(learner.train_index, learner.count), learner.weights()
@@ -77,7 +80,20 @@ def save_learner(learner, directory, row):
         metrics = {key: value for key, value in row.items() if key not in ("training_seconds", "seconds")}
         checkpoint = {"method": learner.name, "config": asdict(learner.config), "epoch": row["epoch"]}
         checkpoint |= {"weights": weights, "image_shape": list(learner.images.shape[1:]), "train_index": index.cpu()}
-        save_checkpoint(Path(directory) / name, {**checkpoint, "images": learner.digest, "metrics": metrics})
+        if not _is_there(Path(directory) / name, checkpoint, learner):
+            save_checkpoint(Path(directory) / name, {**checkpoint, "images": learner.digest, "metrics": metrics})
+
+
+def _is_there(path, checkpoint, learner):
+    """Whether a file holds a learner's checkpoint: to write it again may change the bytes that an evaluation knows."""
+    with suppress(InputError):
+        there, weights = read_checkpoint(path, learner.name, config_class=type(learner.config)), checkpoint["weights"]
+        portable = portable_settings(there.get("images"), learner.digest)
+        same = there["epoch"] == checkpoint["epoch"] and torch.equal(there["train_index"], checkpoint["train_index"])
+        same = same and not differences(asdict(there["config"]), checkpoint["config"], but=portable)
+        same = same and there["weights"].keys() == weights.keys()
+        return same and all(torch.equal(there["weights"][name], weights[name].cpu()) for name in weights)
+    return False
 
 
 def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
@@ -106,7 +122,7 @@ def lengthen(owned, run_config, epochs):
     directory, summary = run_config.checkpoint_dir, Path(run_config.results_dir) / owned.summary
     prefixes, kept = [learner.prefix for learner in owned.learners], saved_epochs(epochs)
     checkpoints = our_files(directory, *(f"{prefix}_epoch_*.pt" for prefix in prefixes))
-    for path in (*our_files(directory, *(f"{prefix}_state_*.pt" for prefix in prefixes)), *checkpoints):
+    for path in our_files(directory, *(f"{prefix}_state_*.pt" for prefix in prefixes)):
         load_checkpoint(path)
     states = our_files(directory, *(f"{prefix}_state.json" for prefix in prefixes))
     for path in (*states, summary) if summary.exists() else states:
@@ -119,7 +135,10 @@ def lengthen(owned, run_config, epochs):
     results = (path for path in owned.results_in(run_config) if path != summary)
     remove(path for path in (*results, *checkpoints) if "_epoch_" not in path.name or epoch_of(path) not in kept)
     for path in filter(Path.exists, checkpoints):
-        checkpoint = load_checkpoint(path)
+        try:
+            checkpoint = load_checkpoint(path)
+        except InputError:  # the last one, which the restored run writes again
+            continue
         save_checkpoint(path, {**checkpoint, "config": {**checkpoint["config"], "epochs": epochs}})
     for path in states:
         save_file(path, {name: value for name, value in load_json(path).items() if name != LENGTHENED})

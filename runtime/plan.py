@@ -21,8 +21,8 @@ class Owned(NamedTuple):
     results: tuple  # patterns, in the results directory
     summary: str  # the file in the results directory that a run writes last, with its settings
     page: str = ""  # the file in the results directory to open first
-    evaluates: bool = True  # whether it keeps checkpoints of epochs, and beside `results` those of their tasks
-    extendable: bool = True  # whether a run can be continued for more epochs: none of its schedules depends on them
+    checkpoint: str = "{prefix}_epoch_{epoch}.pt"  # of each learner, at the end
+    evaluates: bool = True  # whether checkpoints of epochs are kept and scored by tasks; then a run can be lengthened
 
     def trained(self, settings):
         """The learners of a run with these settings: those that `methods` names, or all."""
@@ -98,13 +98,18 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     states, known = {}, []
     for learner in owned.learners:
         if (path := directory / f"{learner.prefix}_state.json").exists():
-            states[learner.prefix] = state = load_json(path)
+            if (state := readable_json(path)) is None:
+                raise InputError(f"{path}: not a file of this program, or damaged; {BEGIN_ANEW}")
+            states[learner.prefix] = state
             with invalid_contents(path):
                 known.append((path, state["settings"]))
                 fits = len(state["history"]) == state["epoch"] <= state["settings"]["epochs"]
                 if not fits or state["prefix"] != learner.prefix or state["ranks"] < 1:
                     raise ValueError
-    finished = load_json(summary) if summary.exists() else None
+    try:
+        finished = load_json(summary) if summary.exists() else None
+    except InputError as error:
+        raise InputError(f"{error}; move it, and --resume writes it again; {BEGIN_ANEW}") from None
     interrupted = readable_json(identity) if owned.evaluates else None
     path, results = (summary, finished) if finished else (identity, interrupted)
     if results:
@@ -112,35 +117,40 @@ def plan_run(run_config, settings, *, owned, scoring=None):
             known.append((path, dict(results.get("settings", {}))))
     if not known:
         raise InputError(f"{files[0]}: of another run, which cannot be continued; {BEGIN_ANEW}")
-    shortest = _check_settings(known, settings, owned, run_config.data_dir)
+    path, shortest = _check_settings(known, settings, owned, run_config.data_dir)
     if not states:
         raise InputError(f"{summary}: of a run whose checkpoints are not in {directory}; {BEGIN_ANEW}")
 
     # Whether it is finished: trained, and the summary is of its end and of all methods
     epochs_of, end = {prefix: state["epoch"] for prefix, state in states.items()}, settings["epochs"]
     trained = all(epochs_of.get(learner.prefix) == end for learner in owned.trained(settings))
+    names = (owned.checkpoint.format(prefix=learner.prefix, epoch=end) for learner in owned.trained(settings))
+    saved = all((directory / name).exists() for name in names)
     scored = finished and LENGTHENED not in finished and finished.get("scored_epoch", end) == end
     same = ("epochs", "methods")
-    if trained and scored and all(finished["settings"].get(name) == settings.get(name) for name in same):
+    if trained and saved and scored and all(finished["settings"].get(name) == settings.get(name) for name in same):
         if text := differences(finished.get("eval_config", {}), scoring or {}, but=PORTABLE):
             again = "these flags with --evaluate-only score it again"
             raise InputError(f"{summary}: this run is finished ({text}); {again}")
         names = [name for name in interrupted or () if name not in ("files", "seconds")]
         killed_at_its_end = interrupted and all(finished.get(name) == interrupted[name] for name in names)
-        return Plan(states, [identity] if killed_at_its_end else [], finished=True)
+        # Without an identity, what is left of results that a killed run was about to remove.
+        gone = killed_at_its_end or (owned.evaluates and not identity.exists())
+        return Plan(states, [identity] if gone else [], finished=True)
     restarted = launch() and any(state.get("launch") == launch() for state in states.values())
     if not (run_config.resume or restarted):
-        fewer = [others["methods"] for _, others in known if others.get("methods") != settings.get("methods")]
+        fewer = [place for place, others in known if others.get("methods") != settings.get("methods")]
         if shortest < end:
             kind = f"a run of {shortest} epoch{'s' * (shortest > 1)}, which --resume lengthens"
         elif fewer:
-            kind = f"a run of --methods {fewer[0]}, to which --resume adds the others"
+            path = fewer[0]
+            kind = f"a run of --methods {dict(known)[path]['methods']}, to which --resume adds the others"
         elif not trained:
             kind = "an interrupted run of the same settings, which --resume continues"
         else:
-            scores = "--evaluate-only scores, and --resume scores and" if owned.extendable else "--resume"
+            scores = "--evaluate-only scores, and --resume scores and" if owned.evaluates else "--resume"
             kind = f"a trained run of the same settings, which {scores} finishes"
-        raise InputError(f"{known[0][0]}: of {kind}; {BEGIN_ANEW}")
+        raise InputError(f"{path}: of {kind}; {BEGIN_ANEW}")
 
     # Whether all files are there with which it continues
     unfinished = []
@@ -171,7 +181,7 @@ def plan_run(run_config, settings, *, owned, scoring=None):
 
 
 def _check_settings(known, settings, owned, data_dir):
-    """The fewest epochs of runs whose settings are known, [(path, settings)]. Raises InputError for other settings."""
+    """(path, epochs) of the shortest of runs whose settings are known, [(path, settings)]; InputError for others."""
     settings = dict(settings)
     images = settings.pop("images", None)
     for path, others in known:
@@ -181,18 +191,18 @@ def _check_settings(known, settings, owned, data_dir):
         if same_source and (text := image_differences(others.get("images"), images)):
             where = source(settings.get("dataset"), data_dir)
             raise InputError(f"{where}: not the images of the run in {path} ({text}); {BEGIN_ANEW}")
-        if owned.extendable:  # for more epochs, and by further methods
+        if owned.evaluates:  # for more epochs, and by further methods
             subset = {*owned.trained(others)} <= {*owned.trained(settings)}
             others = {**others, "epochs": settings["epochs"]} | ({"methods": settings.get("methods")} if subset else {})
         if text := differences(others, settings, but=portable_settings(others.get("images"), images)):
             if all(str(side.get("dataset")).startswith("folder:") for side in (others, settings)):  # perhaps moved
                 text = "; ".join(filter(None, (text, image_differences(others.get("images"), images))))
             raise InputError(f"{path}: of another run ({text}); its flags and --resume continue it; {BEGIN_ANEW}")
-    epochs = [others["epochs"] for _, others in known]
-    if max(epochs) > settings["epochs"]:
-        longer = f"of a longer run, of {max(epochs)} epochs, which its flags and --resume continue"
-        raise InputError(f"{known[0][0]}: {longer}; {BEGIN_ANEW}")
-    return min(epochs)
+    epochs = {path: others["epochs"] for path, others in known}
+    if epochs[longest := max(epochs, key=epochs.get)] > settings["epochs"]:
+        longer = f"of a longer run, of {epochs[longest]} epochs, which its flags and --resume continue"
+        raise InputError(f"{longest}: {longer}; {BEGIN_ANEW}")
+    return min(epochs.items(), key=lambda item: item[1])
 
 
 def plan_evaluation(run_config, config, *, owned, epoch, methods, images=None):

@@ -203,9 +203,5 @@ class Run:
         load_state(self.directory, learner, saved)
         self.stage = f"after epoch {epoch} of {learner.config.epochs}, {learner.name}"
         print(f"{learner.name}: resumed after epoch {epoch}", flush=True)
-        # A run may have been killed before this write; another one would change the file, by whose bytes an interrupted
-        # evaluation knows its results.
-        name = learner.checkpoint_name(epoch)
-        if broadcast(bool(name) and not (self.directory / name).exists()):
-            save_learner(learner, self.directory, saved["history"][-1])
+        save_learner(learner, self.directory, saved["history"][-1])  # before which the run may have been killed
         return saved["history"]

@@ -2,12 +2,13 @@
 
 import csv
 from argparse import Namespace
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from runtime.checkpoint import directory_lock, invalid_contents, remove, write_files
+from runtime.checkpoint import directory_lock, remove, write_files
 from runtime.cli import make_config
-from runtime.config import InputError, RunConfig, differences, image_differences, portable_settings
+from runtime.config import InputError, RunConfig, about, differences, image_differences, portable_settings
 from runtime.distributed import rank
 from runtime.plan import continuation
 from runtime.progress import Interrupted
@@ -43,8 +44,12 @@ def run_seeds(given, prepare, execute, compare, owned):
     for seed in flags:
         prepared(seed)
     table = Path(run_config.results_dir) / "seeds.csv"
+    if table.is_dir():
+        raise InputError(f"{table}: a directory, where a run has a file")
     if table.exists() and not run_config.overwrite:
-        with invalid_contents(table), open(table, newline="", encoding="utf-8") as file:
+        there = set()
+        foreign = suppress(KeyError, TypeError, ValueError, csv.Error)
+        with about(table), open(table, newline="", encoding="utf-8") as file, foreign:
             there = {int(row["seed"]) for row in csv.DictReader(file)}
         if not 0 < len(there) == len(there & {*given.seeds}):
             raise InputError(f"{table}: not of these seeds alone; move it, or another --results-dir keeps it")

@@ -80,6 +80,11 @@ def test_a_table_of_other_seeds_is_kept(copy):
     assert (status, len(errors)) == (2, 1)
     assert "seeds.csv: not of these seeds alone; move it, or another --results-dir keeps it" in errors[0]
     assert path.read_bytes() == before
+    path.unlink()
+    path.mkdir()
+    for flag in ("--resume", "--overwrite"):
+        status, _, errors = run(folder, "--seeds", "2", "3", flag)
+        assert status == 2 and "results/seeds.csv: a directory, where a run has a file" in errors[0]
 
 
 def test_the_csv_holds_the_numbers_of_the_scores(folder_of_runs):

@@ -79,7 +79,7 @@ def test_a_finished_run_can_be_lengthened_where_no_schedule_forbids_it(directory
     directory.finish()
     plan = directory.plan(resume=True, epochs=5)
     assert (plan.lengthened, list(plan.states)) == (True, ["first", "second"])
-    unextendable = OWNED._replace(extendable=False)
+    unextendable = OWNED._replace(evaluates=False)
     directory.refuses("--epochs 3 there, 5 here", resume=True, epochs=5, owned=unextendable)
 
 
@@ -89,7 +89,16 @@ def test_a_run_that_is_not_trained_and_scored_to_its_end_is_not_finished(directo
     for epoch in (2, 3):
         save_file(tmp_path / "summary.json", summary | {"scored_epoch": epoch})
         assert directory.plan(resume=True).finished == (epoch == 3)
+    last = tmp_path / "second_epoch_3.pt"
+    last.rename(tmp_path / "away")
+    assert not directory.plan(resume=True).finished  # which writes it again
+    (tmp_path / "away").rename(last)
+    (tmp_path / "summary.json").write_text("damaged")
+    directory.refuses(r"summary.json: .* or damaged; move it, and --resume writes it again; other", resume=True)
+    save_file(tmp_path / "summary.json", summary | {"settings": directory.settings | {"epochs": 2}})
+    directory.refuses(r"summary.json: of a run of 2 epochs, which --resume lengthens")
     directory.save(Second(), 1)
+    save_file(tmp_path / "summary.json", summary)
     assert not directory.plan(resume=True).finished
 
 
@@ -103,6 +112,9 @@ def test_kept_results_of_tasks_go_with_the_run_that_they_are_of(directory, tmp_p
     with directory.open(scoring=scoring) as run:
         assert run.finished
     assert not identity.parent.exists()
+    identity.parent.mkdir()  # the run was killed while it removed them
+    with directory.open(scoring=scoring):
+        assert not identity.parent.exists()
     directory.keep(settings=others)
     (tmp_path / "summary.json").unlink()
     directory.refuses("identity.json: of another run", resume=True)
@@ -118,14 +130,15 @@ def test_a_lengthening_that_was_interrupted_goes_on_and_the_shorter_run_is_not_s
 ):
     directory.finish()
     assert directory.plan().finished
-    whole = {path: path.read_bytes() for path in tmp_path.glob("*_epoch_*.pt")}
+    whole = {path: path.read_bytes() for path in tmp_path.glob("*_state_3.pt")}
     for path in whole:
         path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"_epoch_\d.pt: not a checkpoint"):  # before anything is changed
+    with pytest.raises(InputError, match=r"_state_3.pt: not a checkpoint"):  # before anything is changed
         lengthen(OWNED, directory.config(), 5)
     assert directory.plan().finished
     for path, contents in whole.items():
         path.write_bytes(contents)
+    (tmp_path / "first_epoch_3.pt").write_bytes(b"")  # of an epoch that is not kept
     monkeypatch.setattr(learners, "save_checkpoint", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # it is stopped on its way
         lengthen(OWNED, directory.config(), 5)
@@ -168,7 +181,7 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
         save_file(state, contents)
         directory.refuses(r"first_state.json: its contents do not fit this program", resume=True)
     state.write_text("no JSON")
-    directory.refuses(r"first_state.json: not a file of this program, or damaged", resume=True)
+    directory.refuses(r"first_state.json: not a file of this program, or damaged; other --checkpoint", resume=True)
 
 
 @pytest.fixture

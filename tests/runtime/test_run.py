@@ -6,6 +6,7 @@ from run_directory import Directory, First
 
 from runtime import distributed
 from runtime import run as running
+from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.config import RunError
 from runtime.distributed import Shard
 from runtime.run import Run, stop_hint
@@ -30,16 +31,26 @@ def test_a_file_of_the_state_of_another_run_is_refused(directory, tmp_path, name
     directory.refuses(f"{name}: not the file of this run, or damaged", resume=True)
 
 
-def test_a_checkpoint_that_is_there_stays_as_it_is(directory, tmp_path):
+@pytest.mark.parametrize("other", ["weights", "epoch", "config", "train_index", "damaged", "missing", None])
+def test_a_last_checkpoint_is_written_again_unless_it_is_that_of_the_state(directory, tmp_path, other):
     """By its bytes an interrupted evaluation knows that the results it has kept are of this training."""
     directory.save(First(), 2)
     path = tmp_path / "first_epoch_2.pt"
-    path.write_bytes(b"as it was")
+    written = load_checkpoint(path)
+    changed = {
+        "weights": {"epochs_done": torch.tensor(7)}, "epoch": 1, "config": {**written["config"], "seed": 7},
+        "train_index": written["train_index"].flip(0), None: {**written["config"], "precision": "bfloat16"},
+    }  # fmt: skip
+    save_checkpoint(path, written | ({other or "config": changed[other]} if other in changed else {}))
+    if other == "damaged":
+        path.write_bytes(path.read_bytes()[:100])
+    if other == "missing":
+        path.unlink()
+    before = path.read_bytes() if path.exists() else b""
     directory.restored(First())
-    assert path.read_bytes() == b"as it was"
-    path.unlink()
-    directory.restored(First())
-    assert path.exists()
+    assert (path.read_bytes() == before) == (other is None)
+    assert load_checkpoint(path)["weights"] == {"epochs_done": 2}
+    assert load_checkpoint(path)["config"]["seed"] == 0
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 3), (3, 2), (4, 2)])
@@ -50,6 +61,7 @@ def test_another_number_of_ranks_continues_with_the_same_rows(directory, monkeyp
             monkeypatch.setattr(module, "size", lambda: size)
         for name in ("barrier", "broadcast"):
             monkeypatch.setattr(running, name, lambda value=None: value)
+        monkeypatch.setattr(Shard, "gather", lambda self, values, count: torch.arange(count))
         return First(Shard(rank, size))
 
     for rank in reversed(range(before)):  # rank 0 says last that the state is there

@@ -127,8 +127,9 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
 def _check(train, test):
     """Raises InputError if the networks, the scores or the figures cannot do with the two Splits."""
     for split, kind in ((train, "training"), (test, "test")):
-        if missing := [name for name, count in split.counts().items() if not count]:
-            raise InputError(f"no {kind} image of class {', '.join(missing)}")
+        fewest = 2 if split is test else 1  # one in the reconstructions, one in the comparison
+        if few := [f"{name} ({count})" for name, count in split.counts().items() if count < fewest]:
+            raise InputError(f"too few {kind} images of class {', '.join(few)}; every class needs {fewest} or more")
         if text := one_value_note(split.images):
             raise InputError(f"the {kind} images: {text[0]}")
     height, width = train.images.shape[2:]
@@ -188,21 +189,23 @@ def _read_archives(name, data_dir):
     """What `read_folder` returns, of an archive: grey values in place of hashes. Unpacks nothing on disk."""
     dataset = DATASETS[name]
     raw = Path(data_dir) / dataset.__name__ / "raw"
-    try:
-        if not all(check_integrity(raw / file, md5) for file, md5 in dataset.resources):
-            _download(dataset, raw)
-        arrays, known = zip(*(_read_idx(raw / file, dataset) for file, _ in dataset.resources), strict=True)
+    with about(raw):
+        try:
+            if not all(check_integrity(raw / file, md5) for file, md5 in dataset.resources):
+                _download(dataset, raw)
+            arrays, known = zip(*(_read_idx(raw / file, dataset) for file, _ in dataset.resources), strict=True)
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            reason = f"{Path(error.filename).name}: {reason}" if getattr(error, "filename", None) else reason
+            advice = "" if isinstance(error, PermissionError) else f"; {_advice(dataset, Path(data_dir).resolve())}"
+            raise InputError(f"{dataset.__name__} cannot be read ({reason}){advice}") from None
         shapes = train, train_labels, test, test_labels = [array.shape for array in arrays]
         fitting = train[1:] == test[1:] and (train[:1], test[:1]) == (train_labels, test_labels)
         if len(train) != 3 or not all(train) or not fitting:
             sizes = ", ".join(" x ".join(map(str, shape)) for shape in shapes)
             raise InputError(f"training images, their labels, test images, their labels do not fit: {sizes}")
         if (label := max(int(labels.max(initial=0)) for labels in arrays[1::2])) >= len(dataset.classes):
-            raise InputError(f"label {label}, of {len(dataset.classes)} classes from 0")
-    except (OSError, RuntimeError, ValueError) as error:
-        reason, advice = getattr(error, "strerror", None) or error, _advice(dataset, Path(data_dir).resolve())
-        reason = f"{Path(error.filename).name}: {reason}" if getattr(error, "filename", None) else reason
-        raise InputError(f"{raw}: {dataset.__name__} cannot be read ({reason}); {advice}") from None
+            raise InputError(f"label {label}: there are {len(dataset.classes)} classes, counted from 0")
     parts = {}
     for split, images, labels in zip(SPLITS, arrays[::2], arrays[1::2], strict=True):
         grey = torch.from_numpy(images).unsqueeze(1)
@@ -228,35 +231,38 @@ def _notes_on_splits(train, test):
 
 
 def _read_idx(archive, dataset):
-    """The array (N, ...) uint8 in an archive of MNIST's format, or in the file beside it; whether it was verified."""
+    """The array (N, ...) uint8 in an archive of MNIST's format, or in the file beside it; whether it was verified.
+
+    Raises RuntimeError for a file that is damaged or not what its name says, InputError for one of another type.
+    """
     file, packed = archive.with_suffix(""), archive.exists()
     if file.is_dir():
-        raise InputError(f"{file.name} is a directory")
+        raise RuntimeError(f"{file.name} is a directory")
     contents = gzip.decompress(archive.read_bytes()) if packed else file.read_bytes()
     if contents[:2] == b"\0\0" and contents[2:3] in (b"\x09", b"\x0b", b"\x0c", b"\x0d", b"\x0e"):
         raise InputError(f"{file.name} holds numbers of another type than unsigned bytes")
     start = 4 + 4 * sum(contents[3:4]) if contents[:3] == b"\0\0\x08" else 4
     shape = np.frombuffer(contents[4:start], ">i4") if len(contents) >= start else np.empty(0)
     if len(shape) == 0 or (shape < 0).any() or len(contents) - start != shape.prod():
-        raise InputError(f"{file.name} is damaged")
+        raise RuntimeError(f"{file.name} is damaged")
     mnist = None if packed else UNPACKED.get(hashlib.md5(contents, usedforsecurity=False).hexdigest())
     if mnist and (dataset, file.name) != (MNIST, mnist):
-        raise InputError(f"{file.name} is MNIST's {mnist}")
+        raise RuntimeError(f"{file.name} is MNIST's {mnist}")
     known = packed or bool(mnist)  # archives were verified
     # Other files of MNIST's format may take their place, but none that look like MNIST's.
     if dataset is MNIST and not known and shape[0] == (60_000 if file.name.startswith("train") else 10_000):
-        raise InputError(f"{file.name} is not MNIST's, it was changed")
+        raise RuntimeError(f"{file.name} is not MNIST's, it was changed")
     return np.frombuffer(contents, np.uint8, offset=start).reshape(shape).copy(), known
 
 
 def _download(dataset, raw):
-    """Downloads what is not there. Raises InputError for a damaged archive, or without a network."""
+    """Downloads what is not there. Raises RuntimeError for a damaged archive, or without a network."""
     if not raw.exists() and _elsewhere(dataset, raw.resolve().parents[2:4]):
-        raise InputError("No such directory")
+        raise RuntimeError("No such directory")
     with new_directory(raw), exclusive_lock(raw, wait=True), contextlib.redirect_stdout(io.StringIO()):
         for file, md5 in dataset.resources:
             if (raw / file).exists() and not check_integrity(raw / file, md5):
-                raise InputError(f"{file} is damaged, or not {dataset.__name__}'s; your own go there unpacked")
+                raise RuntimeError(f"{file} is damaged, or not {dataset.__name__}'s; your own go there unpacked")
             if (raw / file).exists() or (raw / file).with_suffix("").exists():
                 continue
             for mirror in dataset.mirrors:
@@ -266,7 +272,7 @@ def _download(dataset, raw):
                 except (RuntimeError, URLError) as error:
                     reason = getattr(error, "reason", error)
             else:
-                raise InputError(f"Error downloading {file}: {reason}")
+                raise RuntimeError(f"Error downloading {file}: {reason}")
 
 
 def _elsewhere(dataset, directories):
@@ -281,7 +287,7 @@ def _elsewhere(dataset, directories):
 def _advice(dataset, here):
     """What to do if the data set cannot be read in the directory `here`."""
     ours = Path(__file__).resolve().parent / "data"
-    if here == ours and dataset is MNIST:
+    if here == ours and dataset is MNIST and (ours.parent / ".git").exists():
         return "restore it with 'git checkout -- data'"
     if place := _elsewhere(dataset, [place for place in (*here.parents[:2], ours) if place != here]):
         return f"--data-dir {place} has it"

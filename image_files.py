@@ -120,8 +120,11 @@ def _opened(path):
     except Image.DecompressionBombError:
         raise InputError(f"{path}: more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; scale it down") from None
     except UnidentifiedImageError:
-        is_tiff = Path(path).suffix.lower()[:4] == ".tif"
-        kind = ", or of a kind that Pillow does not read; save 8 or 16 bits" if is_tiff else ""
+        kind = ""
+        if Path(path).suffix.lower()[:4] == ".tif":
+            kind = ", or of a kind that Pillow does not read; save grey values or RGB of 8 or 16 bits"
+        with open(path, "rb") as file:
+            kind = ", but a pointer of Git LFS: 'git lfs pull' fetches it" if file.read(12) == b"version http" else kind
         raise InputError(f"{path}: not an image{kind}") from None
     except (InputError, OSError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
@@ -139,6 +142,8 @@ def _grey(image, white):
     image = image.convert("RGBA")
     grey = transforms.pil_to_tensor(image.convert("L")).float()
     opacity = transforms.pil_to_tensor(image.getchannel("A")).float() / 255
+    if opacity.max() < 0.02:  # other programs may show its colours nevertheless
+        raise InputError("is transparent everywhere; save it without transparency")
     background = 255 if (grey * opacity).sum() < 127.5 * opacity.sum() else 0  # what the strokes contrast with
     if (edge := border(opacity) > 0.5).float().mean() > 0.5:  # a picture with a background, such as a screenshot's
         background = border(grey)[edge].median()

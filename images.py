@@ -7,6 +7,7 @@ import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -18,16 +19,20 @@ from runtime.config import InputError, about
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 SPLIT_NAMES = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
 SPLIT_NAMES |= {name: name for name in ("train", "test", "validation")}
+# Words in names of folders that are rarely classes.
+NO_CLASS = re.compile("(train|test|valid).*|val|dev|eval|holdout|images?|imgs?|masks?|labels?|annotations?|depth|gt")
 NEARLY_EQUAL = 0.99  # correlation of two pictures; of MNIST's 10,000 test images the highest is 0.986
 MOST_COMPARED = 10_000  # images, each with all others
 KEPT_FIRST = "test", "validation", "train"  # of pictures that are there twice
 FEWEST, FEWEST_SPLIT = 10, 2  # images of a class: a fifth of 10 are the two test images that the figures need
 NEEDED = "it needs a folder of images for each class, or such folders in train, test and, if you like, val"
 # What file managers, archive tools and disks make; hidden files and those of editors begin or end as `_entries` says.
-LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "lost+found"}
-LEFT_BEHIND |= {"@eadir", "@recycle", "@__thumb", "#recycle", "$recycle.bin", "system volume information"}
-LEFT_BEHIND |= {"#snapshot", "~snapshot", "@recently-snapshot", "@tmp", "recycler", "found.000", "temporary items"}
-LEFT_BEHIND |= {"network trash folder", "_gsdata_", "_vti_cnf"}
+LEFT_BEHIND = re.compile(
+    r"__macosx.*|(eh)?thumbs\.db|_?thumb(nail)?s|@__thumb|desktop\.ini|icon\r|__pycache__|cvs|lost\+found|found\.\d+"
+    r"|[@#$]recycle(\.bin)?|recycle[rd]|[#~](snapshot)|@(eadir|tmp|sharebin|recently-snapshot)|temporary items"
+    r"|system volume information|network trash folder|_gsdata_|_vti_cnf",
+    re.IGNORECASE,
+)
 normalized = partial(unicodedata.normalize, "NFC")  # macOS writes accents apart, which sorts otherwise
 
 
@@ -39,7 +44,7 @@ def read_folder(path, *, resize=False):
     that are there twice one is kept, rather for testing than for training. Raises InputError if the folder has another
     form or too few images, or if an image cannot be read.
     """
-    path, left_out, parts = os.path.expanduser(path), Counter(), {}
+    path, left_out, parts, notes = os.path.expanduser(path), Counter(), {}, []
     try:
         layout = _layout(path, left_out)
         classes = tuple(layout["train"])
@@ -51,12 +56,12 @@ def read_folder(path, *, resize=False):
         kept = {hashes[row]: row for *_, row in sorted(order, reverse=True)}  # a file rather than a link to it
         rows = sorted(kept.values())
         twice = [(one, files[kept[value]]) for one, value in zip(files, hashes, strict=True)]
-        moved = [(copy, first) for (_, name, copy), (_, other, first) in twice if name != other]
+        moved = [(one[2], kept_one[2]) for one, kept_one in twice if one[:2] != kept_one[:2]]
         left_out["copies of the same picture"] = len(files) - len(rows)
-        left_out["of which in another class"] = len(moved)
+        left_out["of which in another class"] = sum(one[1] != kept_one[1] for one, kept_one in twice)
         if moved:
             pairs = (f"{os.path.relpath(copy, path)}, kept as {os.path.relpath(first, path)}" for copy, first in moved)
-            notes.append(f"in two classes: {_few(pairs)}")
+            notes.append(f"in two classes or splits: {_few(pairs)}")
         notes += _unlike_others(grey[rows], [files[row] for row in rows], classes, several=len(layout) > 1)
         number = {name: label for label, name in enumerate(classes)}
         labels, hashes = torch.tensor([number[name] for _, name, _ in files]), torch.tensor(hashes)
@@ -72,7 +77,7 @@ def read_folder(path, *, resize=False):
         reason = getattr(error, "strerror", None) or error
         if getattr(error, "filename", None) not in (None, path):  # a class
             reason = f"{error.filename}: {reason}"
-        raise InputError("; ".join([f"--dataset folder:{path}: {reason}", *_listed(left_out)])) from None
+        raise InputError("; ".join([f"--dataset folder:{path}: {reason}", *_listed(left_out), *notes])) from None
     return classes, parts, "; ".join([*_listed(left_out), *notes])
 
 
@@ -100,24 +105,35 @@ def _unlike_others(grey, files, classes, *, several):
         notes.append(f"images of nearly one grey value: {int(is_blank.sum()):,}")
     if doubled := len(files) - len({(split, name, os.path.splitext(path)[0]) for split, name, path in files}):
         notes.append(f"files called like another one, but for the extension (copies?): {doubled:,}")
-    if pairs := _nearly_equal(pixels):
+    if pairs := _nearly_equal(grey):
         example = " and ".join(os.path.join(*Path(files[row][2]).parts[-3:]) for row in reversed(pairs[0]))
-        notes.append(f"nearly the same picture as another one (saved again?): {len(pairs):,} files, such as {example}")
-    words = {name: {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} for name in classes}
-    named = [name for name in classes if not several and words[name] & SPLIT_NAMES.keys()]
-    if len(named) > 1 or any(name.lower() in SPLIT_NAMES for name in named):
-        notes.append(f"taken as a class, not as a split: {_few(named)}")
+        kind = "nearly the same picture as another one (saved again, mirrored, turned?)"
+        notes.append(f"{kind}: {len(pairs):,} files, such as {example}")
+    words = {name: re.findall("[A-Z]?[a-z]+|[A-Z]+", name) for name in classes}
+    named = [name for name in classes if any(NO_CLASS.fullmatch(word.lower()) for word in words[name])]
+    if len(named) > 1 or (not several and any(name.lower() in SPLIT_NAMES for name in named)):
+        notes.append(f"taken as a class each, is that meant? {_few(named)}")
     return notes
 
 
-def _nearly_equal(pixels):
-    """[(row, an earlier row of nearly the same picture)] of grey values (N, P); of more than MOST_COMPARED none."""
-    unit, pairs = torch.nn.functional.normalize(pixels - pixels.mean(1, keepdim=True), eps=1e-6), []
-    for rows in torch.arange(len(unit)).split(1000) if len(unit) <= MOST_COMPARED else ():
-        highest, earlier = (unit[rows] @ unit.T).tril(int(rows[0]) - 1).max(1)
-        found = highest > NEARLY_EQUAL
-        pairs += zip(rows[found].tolist(), earlier[found].tolist(), strict=True)
-    return pairs
+def _nearly_equal(grey):
+    """[(row, an earlier row)] of nearly the same pictures (N, 1, 28, 28), perhaps mirrored or turned by quarters.
+
+    Of more than MOST_COMPARED, none.
+    """
+
+    def unit(images):
+        pixels = images.flatten(1)
+        return torch.nn.functional.normalize(pixels - pixels.mean(1, keepdim=True), eps=1e-6)
+
+    pairs, own = {}, unit(grey)
+    for image, quarters in product((grey, grey.flip(3)), range(4)) if len(grey) <= MOST_COMPARED else ():
+        other = unit(torch.rot90(image, quarters, (2, 3)))
+        for rows in torch.arange(len(own)).split(1000):
+            highest, earlier = (own[rows] @ other.T).tril(int(rows[0]) - 1).max(1)
+            found = highest > NEARLY_EQUAL
+            pairs |= dict(zip(rows[found].tolist(), earlier[found].tolist(), strict=True))
+    return sorted(pairs.items())
 
 
 def _layout(path, left_out):
@@ -216,7 +232,7 @@ def _entries(folder, left_out):
         edited = name.startswith("~$") or (len(name) > 1 and (name[-1] == "~" or name[0] == name[-1] == "#"))
         if name[0] == "." and suffix == ".icloud":
             left_out["images still in iCloud"] += 1
-        elif name[0] == "." or name.lower() in LEFT_BEHIND or (edited and not is_folder):
+        elif name[0] == "." or LEFT_BEHIND.fullmatch(name) or (edited and not is_folder):
             left_out["hidden or temporary files"] += 1
         elif is_folder:
             there = Path(path).resolve()

@@ -189,7 +189,7 @@ def report(model, test, run, settings):
     yield FIGURE, figures.classification(**shown)
     numbers = {"test": overall, "classes": classes, "confusion": confusion.tolist(), "history": run.history}
     yield SUMMARY, {"settings": settings, "versions": versions(), **numbers, "seconds": run.seconds()}
-    width = max(8, 1 + max(map(len, classes)))
+    width = min(40, max(8, 1 + max(map(len, classes))))
     print(f"{'class':>{width}}{'accuracy':>10}{'95% interval':>18}{'images':>8}")
     for name, score in (*classes.items(), ("all", overall)):
         low, high = score["interval_95"]

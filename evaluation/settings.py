@@ -114,8 +114,6 @@ def choose_counts(config, given, data, *, precision):
     with about(f"--images-per-digit {eval_config.images_per_digit}"):
         for split in (data.train, data.test):
             rows_per_class(split, eval_config.images_per_digit)
-    with about(f"--dataset {config.dataset}, test images"):
-        rows_per_class(data.test, 2)
     if eval_config.fitted_images < classes:
         raise InputError(f"--fitted-images {eval_config.fitted_images}: fewer than the {classes} classes")
     return replace(eval_config, precision=precision)

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import shutil
 import struct
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -175,9 +176,9 @@ def small_mnist(folder, train=(60, 8, 8), test=(40, 8, 8), labels=None, classes=
         ({"test": (40, 8, 12)}, "labels do not fit: 60 x 8 x 8, 60, 40 x 8 x 12, 40"),
         ({"train": (60, 27, 27), "test": (40, 27, 27)}, "images of 27 x 27 pixels: the networks need multiples of"),
         ({"train": (60, 4, 4), "test": (40, 4, 4)}, "images of 4 x 4 pixels: the networks need multiples of four"),
-        ({"classes": 9}, "no training image of class 9"),
-        ({"test": (7, 8, 8)}, "no test image of class 7, 8, 9"),
-        ({"classes": 11}, "label 10, of 10 classes"),
+        ({"classes": 9}, r"too few training images of class 9 \(0\); every class needs 1"),
+        ({"test": (7, 8, 8)}, r"too few test images of class 0 \(1\), .*, 7 \(0\), .*; every class needs 2"),
+        ({"classes": 11}, "raw: label 10: there are 10 classes, counted from 0$"),
     ],
 )
 def test_files_of_another_shape_are_refused(tmp_path, shapes, message):
@@ -224,6 +225,19 @@ def test_another_data_directory_is_told_where_the_data_are(tmp_path, monkeypatch
     with pytest.raises(InputError, match=f"{data_dir}/MNIST/raw: .*; --data-dir {tmp_path / there} has it"):
         load_dataset(data_dir=data_dir)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_only_a_clone_is_told_to_restore_its_data(tmp_path, monkeypatch):
+    """A tree that was downloaded as an archive has no Git; without the right to read, neither helps."""
+    monkeypatch.setattr("data.__file__", str(tmp_path / "data.py"))
+    small_mnist(tmp_path / "data", train=(60_000, 1, 1))
+    for folder, advice in (("other", "this directory needs train-images"), (".git", "restore it with 'git checkout")):
+        (tmp_path / folder).mkdir()
+        with pytest.raises(InputError, match=f"images-idx3-ubyte is not MNIST's, it was changed.*; .*{advice}"):
+            load_dataset(data_dir=tmp_path / "data")
+    monkeypatch.setattr("data._read_idx", Mock(side_effect=PermissionError(13, "Permission denied", "a/train.gz")))
+    with pytest.raises(InputError, match=r"MNIST cannot be read \(train.gz: Permission denied\)$"):
+        load_dataset(data_dir=tmp_path / "data")
 
 
 COUNTS = {"ants": 10, "bees": 14, "very long name": 51}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import image_folder, toy_config
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 
 from data import load_data, load_dataset
@@ -26,7 +26,8 @@ def said_of(folder):
 def test_what_others_left_behind_is_no_image(tmp_path):
     clean, folder = (image_folder(tmp_path / name, {"ants": 13, "bees": 17}) for name in ("clean", "used"))
     picture = folder / "ants/003.png"
-    for name in (".ipynb_checkpoints", "ants/.ipynb_checkpoints", "#snapshot", "ants/@eaDir", ".git", ".thumbnails"):
+    names = ".ipynb_checkpoints ants/.ipynb_checkpoints #snapshot found.001 Thumbnails ants/@eaDir .git"
+    for name in names.split():
         (folder / name).mkdir()
         shutil.copy(picture, folder / name / "other.png")
     for name in ("._000.png", ".#000.png", "#000.png#", "000.png~", "Thumbs.db", "desktop.ini", ".DS_Store"):
@@ -50,14 +51,14 @@ def test_what_others_left_behind_is_no_image(tmp_path):
         assert torch.equal(split.images, expected.images)
         assert torch.equal(split.index, expected.index)  # by which checkpoints find their images
     left_out = (
-        "hidden or temporary files 13, images still in iCloud 1, .heic (not read) 2, .pdf (not read) 1, "
+        "hidden or temporary files 14, images still in iCloud 1, .heic (not read) 2, .pdf (not read) 1, "
         "without an extension (not read) 1, empty files 1, broken links 1, links to folders that are there 2, "
         "folders without images 1, "
         "images beside the folders 1, copies of the same picture 4, of which in another class 1"
     )
     said, *others = said_of(folder).split("left out: ")[1].split("; ")
     assert sorted(said.split(", ")) == sorted(left_out.split(", "))
-    assert any(re.fullmatch(r"in two classes: \S+/\S+.png, kept as \S+/\S+.png.*", other) for other in others)
+    assert any(re.fullmatch(r"in two classes or splits: \S+/\S+.png, kept as \S+/\S+.png.*", other) for other in others)
     said = "2 classes, training + test images: ants 11 + 2, bees 14 + 3; 25 train, the test images validate"
     assert said_of(clean).endswith(said)
 
@@ -148,19 +149,34 @@ def squares(path, count, *, white=255, inverted=False, seed=0):
 
 def test_names_that_are_perhaps_not_as_meant_are_said(tmp_path):
     """Those of splits, and pictures that were saved again in another format, under the same name or another one."""
-    folder = image_folder(tmp_path, {"a": 12, "train": 12}, seed=1)
+    folder = image_folder(tmp_path / "folder", {"a": 12, "train": 12}, seed=1)
     said = said_of(folder)
-    assert "taken as a class, not as a split: train" in said
+    assert "taken as a class each, is that meant? train" in said
     assert "left out" not in said
     assert "saved again" not in said
     for path in list((folder / "a").iterdir()):
         Image.open(path).save(folder / f"train/again_{path.stem}.jpg", quality=98)
     said = said_of(folder)
-    assert re.search(rf"saved again\?\): 12 files, such as {folder.name}/a/0\d+.png and \S+/train/again_0", said)
+    assert re.search(rf"turned\?\): 12 files, such as {folder.name}/a/0\d+.png and \S+/train/again_0", said)
     Image.open(folder / "a/003.png").save(folder / "a/003.jpg")
     assert "files called like another one, but for the extension (copies?): 1" in said_of(folder)
+    with Image.open(folder / "a/004.png") as image:
+        ImageOps.mirror(image).save(folder / "a/mirrored.png")
+        image.rotate(90).save(folder / "a/turned.png")
+    assert "(saved again, mirrored, turned?): 14 files" in said_of(folder)
     image_folder(folder / "train", {"cats_train": 12, "catsTest": 12, "train_dogs": 12}, seed=2)
-    assert "as a split: catsTest, cats_train, train_dogs" in said_of(folder / "train")
+    assert "is that meant? catsTest, cats_train, train_dogs" in said_of(folder / "train")
+    for names in (("images", "masks"), ("trainset", "testset"), ("dev", "eval")):
+        said = said_of(image_folder(tmp_path / "others" / names[0], dict.fromkeys(names, 12)))
+        assert f"is that meant? {', '.join(sorted(names))}" in said
+        assert "nearly the same" not in said
+
+
+def test_a_copy_of_a_whole_class_is_named(tmp_path):
+    folder = image_folder(tmp_path, {"cats": 12, "dogs": 12})
+    shutil.copytree(folder / "dogs", folder / "_backup")
+    with pytest.raises(InputError, match=r"class dogs has 0 .*in two classes or splits: dogs/000.png, kept as _backup"):
+        said_of(folder)
 
 
 def test_pixels_that_are_perhaps_not_as_meant_are_said(tmp_path):

@@ -84,7 +84,7 @@ def test_a_table_of_other_seeds_is_kept(copy):
     path.mkdir()
     for flag in ("--resume", "--overwrite"):
         status, _, errors = run(folder, "--seeds", "2", "3", flag)
-        assert status == 2 and "results/seeds.csv: a directory, where a run has a file" in errors[0]
+        assert (status, "results/seeds.csv: a directory, where a run has a file" in errors[0]) == (2, True)
 
 
 def test_the_csv_holds_the_numbers_of_the_scores(folder_of_runs):

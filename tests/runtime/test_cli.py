@@ -125,9 +125,7 @@ def test_a_run_is_prepared(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"--results-dir .*new: inside of --dataset folder:.*linked, whose"):
         cli.prepare_run(config, TrainConfig(dataset=f"folder:{tmp_path / 'linked'}"))
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(
-        InputError, match=r"^--checkpoint-dir .*loop/new: cannot be written to \(.*loop is not a directory"
-    ):
+    with pytest.raises(InputError, match=r"^--checkpoint-dir .*loop/new: .*loop is not a directory"):
         cli.prepare_run(replace(config, checkpoint_dir=str(tmp_path / "loop/new")), TrainConfig())
     cli.prepare_run(config, TrainConfig(dataset=f"folder:{tmp_path / 'loop'}"))
     cli.prepare_run(config, TrainConfig(dataset="folder:~nobody of that name/x"))

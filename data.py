@@ -15,8 +15,8 @@ from sklearn.utils import resample
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 from torchvision.datasets.utils import check_integrity, download_url
 
-from image_files import dark_note
-from images import dark_on_light, one_value_note, read_folder
+from image_files import dark_note, dark_on_light, one_value_note
+from images import read_folder
 from runtime.checkpoint import exclusive_lock, new_directory
 from runtime.config import InputError, LearnerConfig, about, check_device, source
 from runtime.distributed import WHOLE, Shard, own_shard

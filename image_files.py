@@ -1,4 +1,4 @@
-"""The pixels of image files: grey values of any kind, from 0 to 255."""
+"""The pixels of image files: grey values of any kind, from 0 to 255, and whether they look as MNIST's do."""
 
 import os
 import warnings
@@ -81,6 +81,26 @@ def dark_note(grey):
     high = float(grey.max())
     text = f"the largest grey value is {high:.0f} of 255: scale the images, if they are not meant to be dark"
     return [text] if high < 64 else []
+
+
+def one_value_note(images):
+    """A list of one sentence if nearly all pixels of images (N, C, H, W) in [-1, 1] are alike, or an empty one."""
+    some = images[:: max(1, len(images) // 1000)]
+    median = float(some.median())
+    # Further from the median than 8 of 255 grey values is not one pixel in a thousand.
+    if ((some - median).abs() > 0.0628).float().mean() >= 0.001:
+        return []
+    one, largest = (round((value + 1) * 127.5) for value in (median, float(some.max())))
+    return [f"nearly all pixels have one grey value, about {one} of 255; the largest is {largest}"]
+
+
+def dark_on_light(images):
+    """Which images (N, C, H, W) in [-1, 1] look like dark strokes on a light background, (N,) bool.
+
+    Most of their border is light, and it is lighter than the whole. Of MNIST and Fashion-MNIST, this is no image.
+    """
+    edge = border(images).flatten(1)
+    return (edge.median(1).values > 0) & (edge.mean(1) > images.flatten(1).mean(1))
 
 
 def _has_deep_colours(image):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from image_files import border, read_images
+from image_files import dark_on_light, one_value_note, read_images
 from runtime.config import InputError, about
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
@@ -295,26 +295,6 @@ def load_images(images, *, resize=False, invert=False):
     for note in [*_listed(left_out), *notes, *one_value_note(images)]:
         warnings.warn(note, stacklevel=2)
     return images
-
-
-def one_value_note(images):
-    """A list of one sentence if nearly all pixels of images (N, C, H, W) in [-1, 1] are alike, or an empty one."""
-    some = images[:: max(1, len(images) // 1000)]
-    median = float(some.median())
-    # Further from the median than 8 of 255 grey values is not one pixel in a thousand.
-    if ((some - median).abs() > 0.0628).float().mean() >= 0.001:
-        return []
-    one, largest = (round((value + 1) * 127.5) for value in (median, float(some.max())))
-    return [f"nearly all pixels have one grey value, about {one} of 255; the largest is {largest}"]
-
-
-def dark_on_light(images):
-    """Which images (N, C, H, W) in [-1, 1] look like dark strokes on a light background, (N,) bool.
-
-    Most of their border is light, and it is lighter than the whole. Of MNIST and Fashion-MNIST, this is no image.
-    """
-    edge = border(images).flatten(1)
-    return (edge.median(1).values > 0) & (edge.mean(1) > images.flatten(1).mean(1))
 
 
 def _dark_on_light_note(images, advice):

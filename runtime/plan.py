@@ -152,28 +152,25 @@ def plan_run(run_config, settings, *, owned, scoring=None):
             kind = f"a trained run of the same settings, which {scores} finishes"
         raise InputError(f"{path}: of {kind}; {BEGIN_ANEW}")
 
-    # Whether all files are there with which it continues
-    unfinished = []
+    # Whether all files are there with which it continues, and are of this run
+    there, unfinished = [*states.values()][-1]["settings"], []
+    portable = portable_settings(there.get("images"), settings.get("images"))
     for learner in owned.learners:
         if (state := states.get(learner.prefix)) is None:
             continue
         needed = state_paths(directory, learner, state["epoch"], state["ranks"])
         unfinished += set(our_files(directory, f"{learner.prefix}_state_*.pt")) - set(needed)
-        if owned.evaluates:  # the checkpoint of the last epoch is written again
-            early = [epoch for epoch in saved_epochs(end) if epoch < state["epoch"]]
-            needed += [directory / f"{learner.prefix}_epoch_{epoch}.pt" for epoch in early]
-        if absent := [path for path in needed if not path.exists()]:
+        # The checkpoint of the last epoch is written again.
+        epochs = [epoch for epoch in saved_epochs(end) if owned.evaluates and epoch < state["epoch"]]
+        early = [directory / f"{learner.prefix}_epoch_{epoch}.pt" for epoch in epochs]
+        if absent := [path for path in (*needed, *early) if not path.exists()]:
             raise InputError(f"{absent[0]}: no such checkpoint, so that the run cannot be continued; {BEGIN_ANEW}")
         for path, checksum in zip(needed, state.get("crc32", ()), strict=False):  # not of older versions
             if checksum_of(path) != checksum:
                 raise InputError(f"{path}: not the file of this run, or damaged; {BEGIN_ANEW}")
-    there = [*states.values()][-1]["settings"]
-    portable = portable_settings(there.get("images"), settings.get("images"))
-    for learner in owned.trained(settings) if owned.evaluates else ():
-        for epoch in (epoch for epoch in saved_epochs(end) if epoch < epochs_of.get(learner.prefix, 0)):
-            path = directory / f"{learner.prefix}_epoch_{epoch}.pt"
-            early = asdict(read_checkpoint(path, learner.name)["config"])
-            if text := differences(early, settings, but=("epochs", *portable)):
+        for path in early:
+            config = asdict(read_checkpoint(path, learner.name)["config"])
+            if text := differences(config, settings, but=("epochs", *portable)):
                 raise InputError(f"{path}: of another training ({text}); {BEGIN_ANEW}")
     moved = differences({name: there[name] for name in portable if name in there}, settings)
     lengthened = shortest < end or any(LENGTHENED in state for state in states.values())

@@ -13,7 +13,8 @@ from conftest import LIGHT, image_folder, strokes, toy_config
 from PIL import Image
 
 from data import load_data
-from images import dark_on_light, load_images, warn_unlike_mnist
+from image_files import dark_on_light
+from images import load_images, warn_unlike_mnist
 from runtime.config import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:the largest grey value")

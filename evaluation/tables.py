@@ -48,17 +48,13 @@ class Row(NamedTuple):
 
 def read_scores(path):
     """The Scores of a scores.csv. Raises InputError if it is missing or damaged."""
+    kinds, optional = {"epoch": int, "images": int, "mean": float}, {"standard_error": float, "freedom": int}
     with invalid_contents(path), open(path, newline="", encoding="utf-8") as file:
-        return [
-            Score(
-                **{name: row[name] for name in ("quantity", "method", "split", "group")},
-                **{name: int(row[name]) for name in ("epoch", "images")},
-                mean=float(row["mean"]),
-                standard_error=float(row["standard_error"]) if row["standard_error"] else None,
-                freedom=int(row["freedom"]) if row["freedom"] else None,
-            )
-            for row in csv.DictReader(file)
-        ]
+        rows = [{name: row[name] for name in Score._fields} for row in csv.DictReader(file)]
+        for row in rows:
+            row |= {name: kind(row[name]) for name, kind in kinds.items()}
+            row |= {name: kind(row[name]) if row[name] else None for name, kind in optional.items()}
+        return [Score(**row) for row in rows]
 
 
 def number(entry, digits=2):

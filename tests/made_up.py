@@ -83,8 +83,5 @@ def _positive(entry, shares):
 
 def changed(scores, quantity, method, split="test", group="", **values):
     """The Scores with other values of one quantity."""
-    key = (quantity, method, split, group)
-    return [
-        entry._replace(**values) if (entry.quantity, entry.method, entry.split, entry.group) == key else entry
-        for entry in scores
-    ]
+    which = {"quantity": quantity, "method": method, "split": split, "group": group}
+    return [entry._replace(**values) if which.items() <= entry._asdict().items() else entry for entry in scores]

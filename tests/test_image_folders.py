@@ -201,9 +201,7 @@ def test_pixels_that_are_perhaps_not_as_meant_are_said(tmp_path):
     said = said_of(tmp_path / "mixed")
     first = "a/more0.png, a/more1.png, a/more2.png, a/more3.png, a/more4.png and 7 more"
     assert f"12 of 48 images ({first}) are dark" in said
-    assert re.search(
-        r"12 of 48 images \(a/turned0.png,.*are dark on a light background, the others not: is that meant", said
-    )
+    assert re.search(r"12 of 48 images \(a/turned0.png,.*are dark on a light background, the others not: is that", said)
 
 
 def test_a_folder_is_read_as_far_as_its_rights_go_and_as_its_path_says(tmp_path, monkeypatch):

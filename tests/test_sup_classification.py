@@ -6,18 +6,12 @@ import pytest
 import torch
 from conftest import train
 
+import sup_classification
 from data import Data, stratified_subset
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.config import ClassifierConfig, InputError, RunConfig, TrainConfig
 from runtime.run import Run
-from sup_classification import (
-    ClassifierTraining,
-    augment,
-    find_classifier,
-    load_classifier,
-    most_confidently_wrong,
-    predict,
-)
+from sup_classification import ClassifierTraining, augment, find_classifier, load_classifier, predict
 from vae_utils import random_generator
 
 CONFIG = ClassifierConfig(epochs=2, train_size=100, batch_size=30, seed=3, learning_rate=0.004, precision="float32")
@@ -113,5 +107,5 @@ def test_the_most_confident_mistakes_come_first(mnist):
     for row, value in ((3, -0.01), (7, -0.5)):
         log_prob[row] = -10.0
         log_prob[row, (split.labels[row] + 1) % 10] = value
-    found = most_confidently_wrong(log_prob, split, count=5)
+    found = sup_classification.most_confidently_wrong(log_prob, split, count=5)
     assert [found[1:3] for found in found] == [(label, (label + 1) % 10) for label in split.labels[[3, 7]].tolist()]

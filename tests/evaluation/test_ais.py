@@ -10,7 +10,7 @@ from scipy.stats import t
 from evaluation import ais
 from evaluation.ais import Pilot, annealed_importance_sampling, bidirectional_bounds, log_mean_errors
 from evaluation.hmc import AISTarget, hmc_step
-from model import Bernoulli, ConvModel, Gaussian, LatentVariableModel
+from model import ConvModel, Gaussian
 from posterior_fit import gauss_newton_posterior
 from vae_utils import GaussianPosterior, Noise
 
@@ -114,18 +114,6 @@ def test_the_number_of_chains_at_once_does_not_matter():
     assert ((found.log_prob - model.log_prob(x)).abs() < 4 * found.standard_error).all()
 
 
-def test_the_gauss_newton_posterior_of_a_linear_bernoulli_model():
-    """I + W' diag(p (1 - p)) W, p (1 - p) averaged over the same draws of q."""
-    linear = linear_gaussian()
-    model = LatentVariableModel(linear.decoder, Bernoulli(), latent_dim=3)
-    x, z, _ = draw(model)
-    found = gauss_newton_posterior(model, x, gaussian(z, 0.8), noise=Noise(0), draws=3, images=4)
-    draws = z + 0.8 * Noise(0).normal((3, 6, 3), like=z)
-    p = 1 / (1 + (-(draws @ linear.weight.T + linear.bias)).exp())
-    expected = torch.eye(3) + linear.weight.T @ torch.diag_embed((p * (1 - p)).mean(0)) @ linear.weight
-    torch.testing.assert_close(found.scale @ found.scale.mT, expected.inverse())
-
-
 def test_low_precision_is_for_gradients_and_jacobians_alone():
     model = ConvModel(6, Gaussian(SIGMA), image_shape=(2, 12, 16), seed=1, precision="bfloat16")
     x, z = model.sample(3, seeded(0))
@@ -170,23 +158,18 @@ def test_log_weights_that_agree_by_chance_are_not_trusted(monkeypatch):
 
 
 class Walled(Gaussian):
-    """Where the first pixel is drawn light, x has no probability."""
+    """Where the first pixel is drawn light, x has no probability, or none that is a number."""
+
+    wall = -math.inf
 
     def log_prob(self, x, output):
-        return super().log_prob(x, output).masked_fill(output[..., 0] > 0.3, -math.inf)
-
-
-class Undefined(Gaussian):
-    """Where the first pixel is drawn light, there is no number."""
-
-    def log_prob(self, x, output):
-        return super().log_prob(x, output).masked_fill(output[..., 0] > 0.3, math.nan)
+        return super().log_prob(x, output).masked_fill(output[..., 0] > 0.3, self.wall)
 
 
 def test_a_path_that_ends_where_there_is_no_number_is_refused():
     model = linear_gaussian(pixels=12, latent_dim=3)
     x, _, noise = draw(model)
-    model.likelihood = Undefined(SIGMA)
+    model.likelihood, model.likelihood.wall = Walled(SIGMA), math.nan
     target = AISTarget(model, x, gaussian(torch.zeros(6, 3).double(), 1.0))
     state = target.at(noise.normal((40, 6, 3), like=x))
     inside = state.log_weight.isfinite()

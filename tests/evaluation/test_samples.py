@@ -29,9 +29,8 @@ def test_the_distance_is_that_of_numpys_moments_and_scipys_matrix_root(width, ra
     generator = random_generator(0)
     one = torch.randn(60, width, generator=generator)
     two = torch.randn(60, rank, generator=generator) @ torch.randn(rank, width, generator=generator) + 3
-    (m1, c1), (m2, c2) = (
-        (x.mean(0), np.cov(x.T).reshape(width, width)) for x in (one.double().numpy(), two.double().numpy())
-    )
+    sets = one.double().numpy(), two.double().numpy()
+    (m1, c1), (m2, c2) = ((x.mean(0), np.cov(x.T).reshape(width, width)) for x in sets)
     root = np.trace(linalg.sqrtm(c1 @ c2 + 1e-12 * np.eye(width))).real
     expected = np.square(m1 - m2).sum() + np.trace(c1 + c2) - 2 * root
     for pair in ((one, two), (two, one)):

@@ -96,9 +96,8 @@ def test_differences_are_paired_and_signed_and_gaps_add_up():
         assert sum(values[name] for name in GAPS) == pytest.approx(values["inference_gap"])
         assert values["inference_gap"] == pytest.approx(values["log_prob"] - values["elbo"])
     for label, name in enumerate(SAMPLE.part.classes):  # a group is a class
-        assert find(rows, "elbo", "a", group=name).mean == pytest.approx(
-            float(one["elbo"][label == SAMPLE.labels].mean())
-        )
+        mean = float(one["elbo"][label == SAMPLE.labels].mean())
+        assert find(rows, "elbo", "a", group=name).mean == pytest.approx(mean)
 
 
 def test_what_is_measured_of_all_images_carries_the_annealed_ones():

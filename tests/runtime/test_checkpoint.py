@@ -129,9 +129,8 @@ def test_files_are_removed_all_or_none(tmp_path, monkeypatch):
         patched.setattr(os, "replace", refusing)
         with pytest.raises(RunError, match=r"three: cannot be removed \(Operation not permitted\)"):
             checkpoint.remove(paths)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        name: name for name in ("one", "two", "three")
-    }
+    there = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert there == {name: name for name in ("one", "two", "three")}
     checkpoint.remove(iter(paths))
     assert not os.listdir(tmp_path)
 

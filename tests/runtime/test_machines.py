@@ -15,16 +15,8 @@ import amortized_vae
 from amortized_vae import AmortizedVAE
 from data import load_data
 from evaluation.settings import prepare_again
-from runtime import config, tasks
-from runtime.checkpoint import (
-    LOCK,
-    directory_lock,
-    exclusive_lock,
-    load_checkpoint,
-    readable_json,
-    save_checkpoint,
-    save_file,
-)
+from runtime import checkpoint, config, tasks
+from runtime.checkpoint import directory_lock, exclusive_lock, readable_json, save_file
 from runtime.cli import prepare_run
 from runtime.config import ClassifierConfig, InputError, RunConfig, TrainConfig, choose_device
 from runtime.plan import plan_evaluation, refuse_used
@@ -147,7 +139,7 @@ def test_a_file_system_without_locks_is_said_and_used(directory, tmp_path, monke
     number = errno.EIO
     with pytest.raises(InputError, match="cannot be written to"), directory_lock(tmp_path):
         pass
-    (tmp_path / LOCK).touch()
+    (tmp_path / checkpoint.LOCK).touch()
     refuse_used(directory.config())  # what nobody may lock is not in use
 
 
@@ -162,8 +154,8 @@ def test_what_a_machine_does_not_have_is_not_a_damaged_file(tmp_path):
     path = tmp_path / "vae_epoch_1.pt"
     with pytest.raises(InputError, match=r"^device cuda:99: not on this machine \(.+\)$"):
         amortized_vae.load_model(path, device="cuda:99")
-    checkpoint = load_checkpoint(path)
-    save_checkpoint(path, checkpoint | {"config": checkpoint["config"] | {"latent_dim": 6}})
+    saved = checkpoint.load_checkpoint(path)
+    checkpoint.save_checkpoint(path, saved | {"config": saved["config"] | {"latent_dim": 6}})
     with pytest.raises(InputError, match=r"size mismatch for decoder.layers.0.weight: .*\[512, 5\].*\[512, 6\]"):
         amortized_vae.load_model(path)
 

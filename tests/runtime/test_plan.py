@@ -125,9 +125,7 @@ def test_kept_results_of_tasks_go_with_the_run_that_they_are_of(directory, tmp_p
     directory.refuses("identity.json: of another run")
 
 
-def test_a_lengthening_that_was_interrupted_goes_on_and_the_shorter_run_is_not_said_to_be_finished(
-    directory, tmp_path, monkeypatch
-):
+def test_a_lengthening_that_was_interrupted_goes_on_and_the_shorter_run_is_gone(directory, tmp_path, monkeypatch):
     directory.finish()
     assert directory.plan().finished
     whole = {path: path.read_bytes() for path in tmp_path.glob("*_state_3.pt")}

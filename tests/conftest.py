@@ -169,20 +169,12 @@ LINEAR = {
 }
 
 
-@pytest.fixture(params=NONLINEAR.values(), ids=NONLINEAR.keys())
-def nonlinear(request):
-    return request.param
+def each_of(models):
+    """A fixture: each model, with known `log_prob` and `elbo`, and `poor`, a q to improve on."""
+    return pytest.fixture(params=models.values(), ids=models.keys())(lambda request: request.param)
 
 
-@pytest.fixture(params=LINEAR.values(), ids=LINEAR.keys())
-def linear(request):
-    return request.param
-
-
-@pytest.fixture(params=[*LINEAR.values(), *NONLINEAR.values()], ids=[*LINEAR, *NONLINEAR])
-def model(request):
-    """A model with known `log_prob` and `elbo`, and `poor`, a q to improve on."""
-    return request.param
+nonlinear, linear, model = each_of(NONLINEAR), each_of(LINEAR), each_of(LINEAR | NONLINEAR)
 
 
 @pytest.fixture

@@ -118,6 +118,12 @@ def linear_gaussian(*, pixels=12, latent_dim=3, orthogonal=False, nearly_singula
     return LinearGaussian(weight, torch.randn(pixels, generator=generator, dtype=torch.float64), SIGMA)
 
 
+def linear_with_images(count, *, seed=1, **options):
+    """A linear_gaussian, and images that it has made."""
+    model = linear_gaussian(**options)
+    return model, model.sample(count, seeded(seed))[0]
+
+
 class NonlinearModel(LatentVariableModel):
     """A decoder with one hidden layer, in float64: log p(x) by quadrature, written with PyTorch's distributions."""
 

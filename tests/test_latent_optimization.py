@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import LinearGaussian, gaussian, linear_gaussian, seeded, toy_config, toy_data
+from conftest import LinearGaussian, gaussian, linear_gaussian, linear_with_images, seeded, toy_config, toy_data
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, kl_divergence
 
 import latent_optimization
@@ -22,8 +22,7 @@ LONG = {"averaged_rate": 0.003, "tolerance": 0.01, "max_cycles": 9}
 
 @pytest.fixture
 def three():
-    model = linear_gaussian(pixels=30, latent_dim=4)
-    return model, model.sample(3, seeded(0))[0]
+    return linear_with_images(3, seed=0, pixels=30, latent_dim=4)
 
 
 def test_a_fit_finds_the_best_diagonal_normal(linear):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import NONLINEAR, gaussian, linear_gaussian, seeded
+from conftest import NONLINEAR, gaussian, linear_with_images, seeded
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from posterior_fit import fit_posterior, gauss_newton_posterior
@@ -65,8 +65,7 @@ def test_gauss_newton_takes_the_curvature_at_the_drawn_z():
 
 
 def test_steps_that_are_too_long_leave_the_start():
-    model = linear_gaussian()
-    x, _ = model.sample(4, seeded(1))
+    model, x = linear_with_images(4)
     start = GaussianPosterior(model.posterior(x).mean + 0.3, 0.8 * model.posterior(x).scale)
     wild = {"covariance": "full", "rate": 3.0, "longest_step": 50.0, "fit_steps": 12, "max_cycles": 2}
     fit = fit_posterior(model, x, start, noise=Noise(3), **wild)
@@ -79,8 +78,7 @@ def test_steps_that_are_too_long_leave_the_start():
 
 def test_the_longest_step_is_that_of_each_image():
     """Far from the posterior, so that it decides how far the fit comes."""
-    model = linear_gaussian(latent_dim=7, pixels=30)
-    x, _ = model.sample(3, seeded(1))
+    model, x = linear_with_images(3, latent_dim=7, pixels=30)
     far = GaussianPosterior(model.posterior(x).mean + 1, 3 * model.posterior(x).scale)
 
     def fit(rows):
@@ -96,8 +94,7 @@ def test_the_longest_step_is_that_of_each_image():
 @pytest.mark.parametrize("options", [{"tolerance": 0.1}, {"tolerance": 0.3, "covariance": "full", "max_cycles": 6}])
 def test_the_fit_of_an_image_is_its_own_and_goes_on_until_it_has_converged(options):
     """Alone, and beside images that converge before it, with a generator for each."""
-    model = linear_gaussian(latent_dim=7, pixels=30)
-    x, _ = model.sample(4, seeded(1))
+    model, x = linear_with_images(4, latent_dim=7, pixels=30)
     q = GaussianPosterior(model.posterior(x).mean + 0.02, model.best_diagonal(x)[0].scale)
     q.mean[0] += 2  # needs more cycles
 

@@ -1,7 +1,7 @@
 """The steps of the semi-amortized VAE against closed forms, and what encoder and decoder learn."""
 
 import torch
-from conftest import linear_gaussian, seeded, toy_config, toy_data
+from conftest import linear_gaussian, linear_with_images, seeded, toy_config, toy_data
 
 from semi_amortized_vae import SemiAmortizedVAE
 from vae_utils import Noise, elbo
@@ -17,8 +17,7 @@ def of_model(model, rate):
 
 def test_steps_lead_to_the_best_diagonal_q():
     """By the closed form of the bound: higher after eight steps than after four, and near the best one after many."""
-    model = linear_gaussian(pixels=30, latent_dim=4)
-    x, _ = model.sample(50, seeded(1))
+    model, x = linear_with_images(50, pixels=30, latent_dim=4)
     _, bound = model.best_diagonal(x)
     start = model.poor(x)
     short = [(bound - model.elbo(start, x)).mean()]  # of the best bound
@@ -31,8 +30,7 @@ def test_steps_lead_to_the_best_diagonal_q():
 
 
 def test_a_step_is_as_long_as_it_says():
-    model = linear_gaussian(pixels=30, latent_dim=4)
-    x, _ = model.sample(50, seeded(1))
+    model, x = linear_with_images(50, pixels=30, latent_dim=4)
     q, e = model.poor(x), torch.randn(50, 4, generator=seeded(2), dtype=torch.float64)
     z = q.rsample(e).requires_grad_()
     (gradient,) = torch.autograd.grad((model.log_joint(x, z) - q.log_prob(z)).sum(), z)

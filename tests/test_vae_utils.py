@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import SIGMA, gaussian, linear_gaussian, seeded
+from conftest import SIGMA, gaussian, linear_gaussian, linear_with_images, seeded
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, kl_divergence
 
 import vae_utils
@@ -50,8 +50,7 @@ def test_a_posterior_is_pytorchs_gaussian(form):
 
 
 def test_importance_sampling_from_the_exact_posterior_has_no_variance():
-    model = linear_gaussian(pixels=784, latent_dim=200, orthogonal=True)
-    x, _ = model.sample(6, seeded(1))
+    model, x = linear_with_images(6, pixels=784, latent_dim=200, orthogonal=True)
     estimate = importance_sampling(model, x, model.best_diagonal(x)[0], noise=Noise(1), num_samples=50)
     torch.testing.assert_close(estimate.log_prob, model.log_prob(x))
     torch.testing.assert_close(estimate.effective_sample_size, torch.full((6,), 50.0).double())
@@ -115,8 +114,7 @@ def test_a_bound_of_several_draws_is_the_mean_over_them():
 
     Every image is scored once, in its place.
     """
-    model = linear_gaussian()
-    x, _ = model.sample(3, seeded(1))
+    model, x = linear_with_images(3)
     q, noise = model.poor(x), Noise.of_images(2, index=range(3))
     draws = [noise.normal((1, *q.mean.shape), like=x)[0] for _ in range(5)]
     expected = sum(torch.stack(elbo(model, x, q, draw)) for draw in draws) / 5

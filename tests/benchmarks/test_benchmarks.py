@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import linear_gaussian, seeded, toy_config, toy_data
+from conftest import linear_gaussian, linear_with_images, seeded, toy_config, toy_data
 
 from amortized_vae import AmortizedVAE
 from benchmarks import accuracy, latents, literature, sensitivity, stress
@@ -112,8 +112,7 @@ def test_the_bounds_of_every_start_are_around_the_true_log_prob():
 
 
 def test_a_long_fit_finds_the_best_diagonal_normal():
-    model = linear_gaussian(pixels=30, latent_dim=4)
-    x, _ = model.sample(3, seeded(0))
+    model, x = linear_with_images(3, seed=0, pixels=30, latent_dim=4)
     best, exact = model.best_diagonal(x)
     start = model.initial_posterior(x)
     found = accuracy.long_fit(model, x, start, steps=400)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import linear_gaussian, seeded
+from conftest import linear_with_images, seeded
 
 from evaluation import gaps
 from posterior_fit import fit_posterior
@@ -14,8 +14,7 @@ CONFIG = EvalConfig(num_samples=4000, chains=16, temperatures=50, fit_steps=150,
 
 @pytest.mark.parametrize("fitted", [False, True])
 def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted):
-    model = linear_gaussian()
-    x, _ = model.sample(6, seeded(1))
+    model, x = linear_with_images(6)
     best, bound = model.best_diagonal(x)
     q = best if fitted else model.poor(x)
     noise = Noise.of_images(2, index=range(6))
@@ -36,8 +35,7 @@ def test_the_gaps_of_a_linear_model_are_the_exact_ones(fitted):
 
 
 def test_a_q_that_has_diverged_is_said():
-    model = linear_gaussian()
-    x, _ = model.sample(2, seeded(1))
+    model, x = linear_with_images(2)
     q = model.poor(x)
     q.scale[1] = 1e200
     with pytest.raises(FloatingPointError, match="the training has diverged"):
@@ -57,8 +55,7 @@ def test_every_estimate_of_log_prob_is_the_quadratures(nonlinear):
 
 
 def test_of_images_that_are_not_annealed_the_bounds_at_q_and_at_q_star_are_left():
-    model = linear_gaussian()
-    x, _ = model.sample(3, seeded(1))
+    model, x = linear_with_images(3)
     every, some, few, unfitted = (
         gaps.measure(model, x, model.poor(x), CONFIG, noise=Noise.of_images(2, index=range(3)), annealed=count)
         for count in (3, 1, 0, None)
@@ -78,8 +75,7 @@ def test_of_images_that_are_not_annealed_the_bounds_at_q_and_at_q_star_are_left(
 def test_bounds_beside_an_exact_log_prob_have_more_draws(monkeypatch, latent_dim, draws):
     asked, bound = [], gaps.evaluate_bound
     monkeypatch.setattr(gaps, "evaluate_bound", lambda *args, **o: asked.append(o["draws"]) or bound(*args, **o))
-    model = linear_gaussian(latent_dim=latent_dim)
-    x, _ = model.sample(2, seeded(1))
+    model, x = linear_with_images(2, latent_dim=latent_dim)
     q, _ = model.best_diagonal(x)
     noise = Noise.of_images(0, index=range(2))
     first, again = (gaps.bound_at(model, x, q, noise=noise) for _ in range(2))
@@ -95,8 +91,7 @@ def test_a_metric_is_a_number_of_each_image_and_changes_none(monkeypatch):
     def scalar(model, x, q):
         return q.mean.sum()
 
-    model = linear_gaussian()
-    x, _ = model.sample(3, seeded(1))
+    model, x = linear_with_images(3)
     before, options = x.clone(), {"noise": Noise(0), "annealed": None}
     monkeypatch.setattr(gaps, "METRICS", (numbers,))
     assert gaps.measure(model, x, model.poor(x), CONFIG, **options)["numbers"].tolist() == [0, 1, 2]
@@ -113,7 +108,6 @@ def test_the_fits_of_an_annealed_image_have_converged_if_both_have(covariance, m
         return fit._replace(converged=fit.converged & (options.get("covariance", "diagonal") != covariance))
 
     monkeypatch.setattr(gaps, "fit_posterior", fit)
-    model = linear_gaussian()
-    x, _ = model.sample(3, seeded(1))
+    model, x = linear_with_images(3)
     columns = gaps.measure(model, x, model.poor(x), CONFIG, noise=Noise.of_images(0, index=range(3)), annealed=2)
     assert columns["fit_converged"].tolist() == [0, 0, covariance == "full"]

@@ -9,14 +9,7 @@ from evaluation.tables import COSTS
 
 NAMED = (("one", "First way", "#0072B2"), ("two", "Second way", "#D55E00"), ("three", "Third way", "#E69F00"))
 METHODS = [
-    SimpleNamespace(
-        name=name,
-        label=label,
-        color=color,
-        shared_inference=name == "one",
-        infers_best=name == "three",
-        reconstruction_prefix=name,
-    )
+    SimpleNamespace(name=name, label=label, color=color, infers_best=name == "three", reconstruction_prefix=name)
     for name, label, color in NAMED
 ]
 LABELS = {method.name: method.label for method in METHODS}

@@ -20,7 +20,6 @@ from runtime.config import InputError
 from vae_utils import Noise, elbo, evaluate_bound
 
 FOLDER = ROOT / "pretrained"
-LOAD_MODEL = {module.__name__: module.load_model for module in (amortized_vae, latent_optimization)}
 
 
 def test_the_amortized_elbo_of_all_test_images_is_the_summarys(mnist):
@@ -75,7 +74,7 @@ def test_what_is_written_is_small_and_reads_as_the_checkpoints_but_for_rounding(
         assert (one / name).read_bytes() == (run / name).read_bytes()
     for method_class in METHODS[:2]:
         paths = run / f"{method_class.prefix}_epoch_2.pt", one / f"{method_class.prefix}.pt"
-        whole, half = map(LOAD_MODEL[method_class.__module__], paths)
+        whole, half = map(method_class.load_model, paths)
         assert (half.config, half.epoch) == (toy_config(), 2)
         assert torch.equal(half.train_index, whole.train_index)
         for exact, rounded in zip(whole.parameters(), half.parameters(), strict=True):

@@ -116,11 +116,6 @@ def shown(classes):
     return numbers
 
 
-def are_numbered(classes):
-    """Whether figures show the number of a class in place of its name."""
-    return any(name == f"no. {number}" for number, name in enumerate(shown(classes)))
-
-
 def are_short(classes):
     """Whether the names of classes are so short that they can stand for points, and need no room of their own."""
     drawable = _characters(font_manager.findfont(f"{FONT}:oblique"))  # a marker is mathematics

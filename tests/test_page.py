@@ -254,7 +254,7 @@ def test_z_is_dragged_over_its_plane_or_line(latent_dim, methods, images, tmp_pa
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_page_of_any_number_of_methods_has_every_figure_and_escapes_labels(count, tmp_path, monkeypatch):
     """With one method, also of one image of each class, whose mean has no interval; with three, of numbered classes."""
-    monkeypatch.setattr(style, "are_numbered", lambda classes: count > 1)
+    monkeypatch.setattr(style, "shown", lambda classes: ["no. 0", "b"] if count > 1 else ["猫", "b"])
     model = SimpleNamespace(likelihood=SimpleNamespace(name="", units="U!"))
     made_up = [with_model(method, model, label=f"<{method.label}>") for method in METHODS[:count]]
     labels = {method.name: method.label for method in made_up}

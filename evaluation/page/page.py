@@ -39,7 +39,7 @@ def fill_page(results_dir, results, summary):
         "results": results,
         "drawable": all(method["layers"] for method in explorer["methods"].values()),
         "explorer": {**explorer, "colors": colors},
-        "numbered": style.are_numbered(classes),
+        "numbered": any(name == f"no. {number}" for number, name in enumerate(style.shown(classes))),
         "plane": any(method["latent_dim"] <= PLANE for method in explorer["methods"].values()),
         "numbers": {name: TITLES.get(name, title(name)) for name in NUMBERS},
         "seconds": {name: f"{value:.0f}" for name, value in seconds.items()},

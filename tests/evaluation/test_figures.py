@@ -288,8 +288,7 @@ def test_names_in_any_alphabet_are_drawn_or_replaced_by_numbers(monkeypatch, cla
     own = [font for font in font_manager.fontManager.ttflist if font.fname.startswith(mpl.get_data_path())]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)  # those that come with matplotlib
     style._fonts.cache_clear()
-    numbered = expected[0] == "no. 0"
-    assert (style.shown(classes), style.are_numbered(classes)) == (expected, numbered)
+    assert style.shown(classes) == expected
     shared = {"scores": made_up_scores(METHODS[:1], classes), "methods": METHODS[:1], "classes": classes}
     figure = draw_log_probabilities(**shared)
     _, (upper, lower) = texts(figure), figure.axes  # a missing glyph is a warning

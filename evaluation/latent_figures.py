@@ -172,9 +172,8 @@ def latent_manifold(*, images, methods):
             axes.set_yticks(GRID * height * ndtr(-ticks) - 0.5, names, fontsize="medium")
             axes.set_ylabel("z[1]")
         axes.tick_params(length=3)
-    figure.suptitle(
-        "The mean of p(x|z) at every z of a grid, in steps of equal shares of p(z) (Kingma & Welling 2014, figure 4)"
-    )
+    title = "The mean of p(x|z) at every z of a grid, in steps of equal shares of p(z)"
+    figure.suptitle(f"{title} (Kingma & Welling 2014, figure 4)")
     return figure
 
 

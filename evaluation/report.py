@@ -14,11 +14,7 @@ from runtime.distributed import rank
 from runtime.progress import check_interrupt
 from vae_utils import random_generator
 
-STAGES = {
-    "none": "q of the pictured images",
-    "quick": "q of images and bounds",
-    "full": "q of images, bounds and log p(x)",
-}
+FOUND = {"none": "the pictured images", "quick": "images and bounds", "full": "images, bounds and log p(x)"}
 PRIOR_SAMPLES, EARLIER_NUM_SAMPLES = 64, 100
 # Images of every epoch: the split, and which image of each class it is.
 PICTURED = {"training image": ("train", 0), "test image": ("test", 0), "compared image": ("test", 1)}
@@ -67,7 +63,7 @@ def evaluate(load, epochs, data, classifier, config, run):
         work |= measurements.image_tasks(methods, samples_of[epoch], epoch, config if epoch == last else earlier)
         methods_of[epoch] = methods if epoch == last else [method.frozen() for method in methods]
     methods = methods_of[last]
-    with run.timed(STAGES[config.evaluation]):
+    with run.timed(f"q of {FOUND[config.evaluation]}"):
         if config.evaluation != "none":
             train_q = {method.name: measurements.posterior_of_train(method, data) for method in methods}
             work = measurements.bound_tasks(methods, data, train_q, config) | work

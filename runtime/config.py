@@ -51,8 +51,10 @@ def flag(name):
 
 
 SEED = "seed of all that is random but the split of a folder and the binarization"
+EPOCHS = "passes over the training images; without this flag more, if these are under 100 steps"
 PRECISIONS = ("auto", "float32", "bfloat16")
 PRECISION_HELP = "number format; auto takes bfloat16 where the hardware is faster in it"
+PRECISION_OF_GRADIENTS = "number format of the networks in gradients of annealing and of fits of q*full"
 PORTABLE = ("device", "precision")  # settings with which a run may continue elsewhere: the same up to rounding
 TRAIN_SIZE = (
     "training images, stratified; without this flag at most 7/8 of those there are, so that others validate. If fewer "
@@ -66,6 +68,8 @@ EVALUATION = (
     "none draws pictures, for which q of few images is found; quick has ELBOs and q*, too; full log p(x), what latents "
     "represent, and the page"
 )
+REFINEMENT_RATE = "semi-amortized: rate of the first step, then falling; 1: a natural gradient of means"
+RESUME = "continue the run in these directories, if it was interrupted; main_vae.py lengthens it, too"
 START = "where the latent table begins: at the posteriors of probabilistic PCA, at mean 0, or at draws from the prior"
 
 
@@ -129,9 +133,7 @@ class TrainConfig(LearnerConfig):
     latent_steps: int = setting(1, "steps of the latent table for each step of the decoder", low=1, high=1000)
     latent_rank: int = setting(0, "rank of a term beside the diagonal covariance of a row", low=0, high=1000)
     refinement_steps: int = setting(4, "semi-amortized: gradient steps from the encoder's q", low=1, high=1000)
-    refinement_rate: float = setting(
-        0.2, "semi-amortized: rate of the first step, then falling; 1: a natural gradient of means", low=0.0, high=1e3
-    )
+    refinement_rate: float = setting(0.2, REFINEMENT_RATE, low=0.0, high=1e3)
 
     def __post_init__(self):
         super().__post_init__()
@@ -146,9 +148,7 @@ class EvalConfig(Config):
     """How much is scored, and how exactly."""
 
     seed: int = setting(0, SEED, low=0, high=2**32 - 1)
-    precision: str = setting(
-        "auto", "number format of the networks in gradients of annealing and of fits of q*full", choices=PRECISIONS
-    )
+    precision: str = setting("auto", PRECISION_OF_GRADIENTS, choices=PRECISIONS)
     num_samples: int = setting(1000, "importance samples per image", low=1, least=100)
     images_per_digit: int = setting(3, "annealed images of each class and split", low=1, least=1)
     chains: int = setting(4, "annealed chains per image", low=2)
@@ -186,9 +186,7 @@ class EvalConfig(Config):
 class ClassifierConfig(LearnerConfig):
     """All that the supervised baseline's weights depend on, but for the data and the device."""
 
-    epochs: int = setting(
-        8, "passes over the training images; without this flag more, if these are under 100 steps", low=1, high=100_000
-    )
+    epochs: int = setting(8, EPOCHS, low=1, high=100_000)
     binarize: bool = setting(False, "binarize the pixels once, by a fixed seed")
     batch_size: int = setting(128, "images per step", low=2)  # batch normalization needs two
     learning_rate: float = setting(0.006, "the highest learning rate of Adam", low=0.0, high=1e3)
@@ -213,9 +211,7 @@ class RunConfig(Config):
     data_dir: str = setting("data", "directory that holds MNIST/raw, FashionMNIST/raw, KMNIST/raw")
     checkpoint_dir: str = setting("checkpoints", "directory of the checkpoints")
     results_dir: str = setting("results", "directory of figures and tables")
-    resume: bool = setting(
-        False, "continue the run in these directories, if it was interrupted; main_vae.py lengthens it, too"
-    )
+    resume: bool = setting(False, RESUME)
     overwrite: bool = setting(False, "remove the files of another run from these directories first")
     eager: bool = setting(False, "on CUDA, launch kernel by kernel, in place of a recorded training step (a graph)")
 

@@ -60,6 +60,7 @@ def training_curves(*, history, methods, saved_epochs):
     saved_epochs: those that a training of more than ten names on its axis.
     """
     shown_epochs = saved_epochs if saved_epochs[-1] > 10 else range(1, saved_epochs[-1] + 1)
+    solid, dashed = ("solid", "dashed") if saved_epochs[-1] > 1 else ("filled", "open")
     figure = Figure(figsize=(14, max(4.2, 1 + 0.95 * len(methods))))
     for axes, (part, (sign, title)) in zip(figure.subplots(1, len(PARTS)), PARTS.items(), strict=True):
         for method in methods:
@@ -71,7 +72,8 @@ def training_curves(*, history, methods, saved_epochs):
             style.log_axis(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", labelspacing=1)
     figure.suptitle(
-        "Training: running means over the epoch (solid); validation images with the 95% interval of their mean (dashed)"
+        f"Training: running means over the epoch ({solid}); validation images with the 95% interval of their mean "
+        f"({dashed})"
     )
     return figure
 
@@ -110,7 +112,8 @@ def log_probabilities(*, scores, images, example_values, num_samples, methods, c
     low -= 0.3 * (high - low)  # leaves room for the legends; above, there may be no values
     panels[0][1].set(ylim=(low, high), ylabel="log p(x), nats per image")
     few = np.isnan(halves).all()
-    means = f"; one or two images {how}, too few for intervals" if few else " with its 95% t interval over images"
+    means = " with its 95% t interval over three images or more"
+    means = f"; one or two images {how}, too few for intervals" if few else means
     lower.suptitle(
         f"Mean of each class{means}; log p(x), and by importance sampling\nwith {num_samples:,} samples from q, "
         "which is low where few of them are effective"
@@ -130,11 +133,13 @@ def where_the_nats_go(*, scores, methods):
         axes.barh(y, mean, left=base, color=colors, edgecolor="white", height=0.6)
         axes.errorbar(base + mean, y - 0.1 + 0.1 * number, xerr=half, **style.WHISKER)
         for parts, width, error in zip(texts, mean, half, strict=True):
-            value = rounded(width, 1) if width else "0"
-            parts.append(f"{value} ± {error:.1f}" if width and error >= 0 else value)
+            digits = 1 if max(abs(width), error) >= 0.1 else 2
+            value = rounded(width, digits) if width else "0"
+            parts.append(f"{value} ± {error:.{digits}f}" if width and error >= 0 else value)
         base = base + mean
     for place, parts in zip(y, texts, strict=True):  # one text a bar: its parts may be narrower than their numbers
-        axes.annotate("  +  ".join(parts), (0, place + 0.31), (3, 0), "data", "offset points", va="bottom", fontsize=8)
+        text = "  +  ".join(parts).replace("+  -", "-  ")
+        axes.annotate(text, (0, place + 0.31), (3, 0), "data", "offset points", va="bottom", fontsize=8)
     axes.set_yticks(y, [f"{method.label},\n{SPLIT_NAMES[split]}" for method, split in bars])
     axes.set(xlabel="log p(x) - ELBO(q), nats per image", ylim=(-0.6, len(bars) - 0.3), axisbelow=True)
     axes.grid(axis="y", visible=False)
@@ -155,7 +160,7 @@ def gaps_over_epochs(*, scores, methods):
             if not any(entry.mean for entry in tracked):  # the method fits q itself
                 continue
             color, epochs = to_rgba(method.color, 0.4 + 0.6 * strength), [entry.epoch for entry in tracked]
-            style.plot_band(axes, epochs, *intervals(tracked), color=color, line=line, marker=marker)
+            style.plot_band(axes, epochs, *style.shown_intervals(tracked), color=color, line=line, marker=marker)
             mean, half = intervals([find(scores, quantity, **labels)])
             axes.errorbar([1.04 * epochs[-1]], mean, half, color=color, fmt=marker, mfc="white", capsize=3)
         tracked = select_scores(scores, quantity="fitted_elbo", group=TRACKED, **labels)
@@ -172,7 +177,9 @@ def gaps_over_epochs(*, scores, methods):
         for label, strength, _, line, marker in GAPS.values()
     ]
     figure.legend(handles=handles, loc="outside right center", labelspacing=1)
-    figure.suptitle("What inference loses: paired differences on the same images; means with their 95% t intervals")
+    figure.suptitle(
+        f"What inference loses: paired differences on the same images; means{style.with_intervals(tracked)}"
+    )
     return figure
 
 
@@ -190,7 +197,7 @@ def quality_over_seconds(*, scores, methods):
         for method in methods:
             tracked, seconds = curves[method.name], training[method.name]
             x = [seconds.mean * entry.epoch / seconds.epoch for entry in tracked]
-            mean, half = intervals(tracked)
+            mean, half = style.shown_intervals(tracked)
             style.plot_band(axes, x, mean, half, color=method.color, marker="o", label=method.label)
             beside = (8, -3) if len(tracked) == 1 else (0, 8 if method.name == highest else -14)
             for entry, *point in zip(tracked, x, mean, strict=True):
@@ -203,8 +210,8 @@ def quality_over_seconds(*, scores, methods):
     equal = len(methods) > 1 and len(gradients) == 1
     same = "; in training all methods take equally many gradients an epoch" if equal else ""
     figure.suptitle(
-        f"What a second of training buys: means over the same {tracked[-1].images} test images with their 95% t "
-        f"intervals;\nnumbers are epochs{same}"
+        f"What a second of training buys: means over the same {tracked[-1].images} test images"
+        f"{style.with_intervals(tracked)};\nnumbers are epochs{same}"
     )
     return figure
 

@@ -185,7 +185,7 @@ def sample_quality(*, scores, examples, methods, classes):
     """
     look, (height, width) = style.looks(methods), examples[BASELINE].shape[-2:]
     upper_height = 0.8 * len(examples) * height / width + 0.3
-    figure = Figure(figsize=(13, upper_height + 5.1))
+    figure = Figure(figsize=(13 + 1.5 * max(0, len(examples) - 4), upper_height + 5.1))
     upper, lower = figure.subfigures(2, 1, height_ratios=(upper_height, 4))
     style.show_rows(upper, [(look[name][0], images) for name, images in examples.items()], captions={})
     distance, histogram, confidence = lower.subplots(1, 3, width_ratios=(1.25, 1.4, 0.9))
@@ -194,13 +194,14 @@ def sample_quality(*, scores, examples, methods, classes):
     form = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 8}
     distance.annotate(f"finite-sample floor: {floor:,.3g}", (len(examples), floor), (0, -3), **form)
     distance.axhline(floor, color=style.INK, linewidth=0.8)
-    distances = [find(scores, "frechet_distance", name) for name in examples]
+    distances, lowest = [find(scores, "frechet_distance", name) for name in examples], floor / 3
     confidences = [find(scores, "confidence", name) for name in (*examples, "test")]
     for axes, entries in ((distance, distances), (confidence, confidences)):
         form = {"textcoords": "offset points", "va": "bottom", "fontsize": 8}
         for position, entry in enumerate(entries):
             half = half_width(entry.standard_error, entry.freedom) if entry.freedom else 1.96 * entry.standard_error
             axes.errorbar(position, entry.mean, half, fmt="o", color=look[entry.method][1])
+            lowest = min(lowest, max((entry.mean - half) / 2, entry.mean / 10)) if axes is distance else lowest
             text = f"{entry.mean:,.{3 if entry.mean < 1 else 1 if entry.mean < 100 else 0}f}"
             if axes is distance and entry.method != BASELINE:
                 ratio = find(scores, "frechet_ratio", entry.method)
@@ -213,8 +214,8 @@ def sample_quality(*, scores, examples, methods, classes):
         axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=9)
         axes.set_xlim(-0.5, len(names))
     count, images = confidences[-1].images, distances[0].images
-    reached = [floor, *(entry.mean for entry in distances)]
-    distance.set(yscale="log", ylim=(min(reached) / 3, 4 * max(reached)))  # leaves room for the numbers
+    highest = max(floor, *(entry.mean for entry in distances))
+    distance.set(yscale="log", ylim=(lowest, 4 * highest))  # leaves room for the numbers
     distance.set_title(f"Fréchet distance from the {count:,} test images;\nratio: to that of the Gaussian of pixels")
     distance.set_ylabel("squared units of the classifier's features")
     distance.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")

@@ -168,7 +168,7 @@ def epoch_figures(epoch, methods, drawn, measured, config):
     title = f"Prior samples, epoch {epoch}: the mean of p(x|z) at the same {PRIOR_SAMPLES} draws of z"
     files[f"samples_epoch_{epoch}.png"] = partial(style.sample_sheets, sheets=sheets, title=title)
     title = f"Unseen test images, epoch {epoch}; below each reconstruction its squared error "
-    title += r"$\|x-\hat x\|^2$ (pixels in [-1, 1])"
+    title += r"$\|x-\hat{x}\|^2$ (pixels in [-1, 1])"
     draw = partial(style.image_rows, rows=comparison, captions=captions | errors, title=title)
     return {**files, f"comparison_epoch_{epoch}.png": draw}
 
@@ -177,9 +177,11 @@ def traversal_figure(labels, values, columns):
     """A function that draws the values of latents.traversals; labels: {method's name: its label}."""
     axis = [f"{value:+g}" if value else "0" for value in values]
     captions = {rows[-1][0]: axis for rows in columns.values()}  # below the last row of each column
-    title = "Decoded z along single dimensions, those with most KL (at the left its mean over training images), and "
-    title += "along principal directions of the means of q.\nz begins at the mean of q of a test image; along the "
-    title += "direction it is the value at the bottom, in standard deviations of p(z)"
+    several = any("variance" in label for rows in columns.values() for label, _ in rows)  # not of one or two dimensions
+    directions = ", and along principal directions of the means of q" if several else ""
+    title = "Decoded z along single dimensions, those with most KL (at the left its mean over training images)"
+    title += f"{directions}.\nz begins at the mean of q of a test image; along the direction it is the value at the "
+    title += "bottom, in standard deviations of p(z)"
     rows = {labels[name]: rows for name, rows in columns.items()}
     return partial(style.image_rows, rows=rows, captions=captions, title=title)
 

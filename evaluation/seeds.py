@@ -1,7 +1,7 @@
 """Several seeds: seeds.csv, and a table of means over them."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import combinations, product
 
 import numpy as np
@@ -63,12 +63,13 @@ def table(headlines, labels, likelihood):
     labels = labels | {f"{a} - {b}": f"{labels[a]} - {labels[b]} (paired)" for a, b in combinations(labels, 2)}
 
     # A line per method and quantity.
-    lines, above, counts = ["| nats per image | train | test |", "|---|---|---|"], None, defaultdict(list)
+    lines, above, counts = ["| nats per image | train | test |", "|---|---|---|"], None, defaultdict(Counter)
     for method, quantity in dict.fromkeys((method, quantity) for method, _, quantity in first):
         keys = [(method, split, quantity) for split in SPLITS]
         cells = [_cell([rows[key] for rows in headlines.values()]) for key in keys]
-        lines.append(f"| {'' if method == above else f'**{labels[method]}**: '}{quantity} | {' | '.join(cells)} |")
-        counts[" and ".join(f"{first[key].images:,}" for key in keys)].append(f"{quantity} of {labels[method]}")
+        name = quantity.replace("*", r"\*")
+        lines.append(f"| {'' if method == above else f'**{labels[method]}**: '}{name} | {' | '.join(cells)} |")
+        counts[" and ".join(f"{first[key].images:,}" for key in keys)][name.partition(",")[0]] += 1
         above = method
 
     # What the intervals are of.
@@ -76,7 +77,7 @@ def table(headlines, labels, likelihood):
     if len(headlines) > 1:
         of = f"seeds {', '.join(map(str, headlines))}"
         over = "seeds, or over their images, if that is wider"
-    *few, (most, _) = sorted(counts.items(), key=lambda item: len(item[1]))
+    *few, (most, _) = sorted(counts.items(), key=lambda item: item[1].total())
     images = "".join(f"{count} for {', '.join(names)}; " for count, names in few)
     images += f"{most} for all{' else' if few else ''}"
     interval = f"mean over {of} ± half width of its 95% t interval over {over}"

@@ -2,7 +2,8 @@
 
 import math
 import re
-from functools import cache, partial, wraps
+import textwrap
+from functools import cache, wraps
 from itertools import product
 from pathlib import Path
 
@@ -122,6 +123,17 @@ def are_short(classes):
     return all(len(name) <= 2 and name.isalnum() and drawable.issuperset(name) for name in classes)
 
 
+def _text_width(text, size):
+    """In points, of a line in the first of the present fonts."""
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0]
+
+
+def _wrapped(line, width):
+    """A line of a title, broken where it is wider than `width` points."""
+    share = width / max(1, _text_width(line, mpl.rcParams["figure.titlesize"]))
+    return line if share > 1 else textwrap.fill(line, int(0.95 * share * len(line)))
+
+
 def styled(draw):
     """Draws in this style, with one more keyword, likelihood: the label of p(x|z), printed small at the lower right."""
 
@@ -131,6 +143,10 @@ def styled(draw):
         text = str([labels, *(value for name, value in keywords.items() if name != "scores")])
         with own_settings(_fonts(frozenset(text) - {"\n"})[0]):
             figure = draw(**keywords)
+            if title := figure.get_suptitle():
+                wrapped = "\n".join(_wrapped(line, 72 * figure.get_figwidth()) for line in title.split("\n"))
+                figure.suptitle(wrapped)
+                figure.set_figheight(figure.get_figheight() + 0.2 * (wrapped.count("\n") - title.count("\n")))
             if likelihood:
                 figure.supxlabel(likelihood, x=0.995, ha="right", fontsize=7, color=INK)
             return figure
@@ -156,11 +172,10 @@ def show_images(axes, images, *, label="", captions=(), columns=None, size=8, ga
     axes.spines[:].set_visible(False)
     axes.grid(False)
     edge = gap if count > 1 else 0  # make_grid leaves a single image as it is
-    measure = partial(text_to_path.get_text_width_height_descent, prop=FontProperties(size=size), ismath=False)
     for line, (name, texts, color) in enumerate(captions):
         below, form = -1 - 1.35 * size * line, {"va": "top", "fontsize": size, "color": color}
         axes.annotate(name, (0, 0), (-4, below), "axes fraction", "offset points", ha="right", **form)
-        widths = [measure(part)[0] for text in texts for part in text.split("\n")]
+        widths = [_text_width(part, size) for text in texts for part in text.split("\n")]
         form["fontsize"] *= min(1, ROOM / max([1, *widths]))
         for position, text in enumerate(texts):
             x = edge + (width - 1) / 2 + (width + gap) * position
@@ -223,11 +238,21 @@ def method_grid(methods):
     return figure, [(*pair, axes) for pair, axes in zip(product(methods, SPLITS), grid.flat, strict=True)]
 
 
-def class_intervals(scores, quantity, method, split, classes):
-    """Means and half widths of the 95% intervals of each class; NaN below FEWEST_FREE degrees of freedom."""
-    entries = [find(scores, quantity, method.name, split, name) for name in classes]
+def shown_intervals(entries):
+    """Means of Scores and half widths of their 95% intervals; NaN below FEWEST_FREE degrees of freedom."""
     mean, half = intervals(entries)
     return mean, np.where([(entry.freedom or 0) < FEWEST_FREE for entry in entries], np.nan, half)
+
+
+def with_intervals(entries):
+    """What a title says of `shown_intervals`."""
+    few = np.isnan(shown_intervals(entries)[1]).all()
+    return f" (too few for intervals: {entries[-1].images})" if few else " with their 95% t intervals"
+
+
+def class_intervals(scores, quantity, method, split, classes):
+    """`shown_intervals` of each class."""
+    return shown_intervals([find(scores, quantity, method.name, split, name) for name in classes])
 
 
 def plot_band(axes, x, mean, half, *, color, line="-", marker=None, **style):

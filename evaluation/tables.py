@@ -60,6 +60,8 @@ def read_scores(path):
 def number(entry, digits=2):
     """The mean of a Score with its standard error, as text."""
     error = entry.standard_error
+    if entry.mean == error == 0:  # exactly, as the amortization gap of a q that is q*
+        return "0"
     return rounded(entry.mean, digits) + ("" if error is None else f" ± {error:.{digits}f}")
 
 
@@ -196,7 +198,8 @@ def headline_rows(scores, labels):
 def basis(scores, labels):
     """In words, which images the numbers of `headline_rows` are of."""
     name = next(iter(labels))
-    text = f"{find(scores, 'elbo', name).images:,} test images, the same in every column; ± standard error over images"
+    same = ", the same in every column" if len(labels) > 1 else ""
+    text = f"{find(scores, 'elbo', name).images:,} test images{same}; ± standard error over images"
     if annealed := find(scores, "annealed_images", name):
         carried = find(scores, "mean_field_gap", name).images > annealed.mean
         by = "a regression on ELBO(q*) extends it" if carried else "their mean gap to ELBO(q*) carries it over"

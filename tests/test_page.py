@@ -268,7 +268,7 @@ def test_a_page_of_any_number_of_methods_has_every_figure_and_escapes_labels(cou
     text = fill_page(tmp_path, SimpleNamespace(**results, classes=classes), SUMMARY)
     assert sorted(re.findall(r'<img alt=".*?: (\w+\.png)"', text)) == sorted(names)
     assert ("at the last epoch, with 95% intervals" in text) == (count > 1)
-    for legend in ('<p id="class-numbers">', "0: 猫, 1: b", "which classes are shown by number"):
+    for legend in ('<p id="class-numbers">', "alike: no. 0: <bdi>猫</bdi>.</p>", "which classes are shown by number"):
         assert (legend in text.replace("\n", "")) == (count > 1)
     assert "does not know a layer" in text
     assert "U!" in text

@@ -125,7 +125,7 @@ def test_the_table_of_three_seeds_with_paired_differences():
     assert len(lines) == 2 * 6 + 7
     for number, heading, quantity, method in (
         (0, "**First way**: ELBO(q)", "elbo", "one"),
-        (3, "amortization gap, ELBO(q*) - ELBO(q)", "amortization_gap", "one"),
+        (3, r"amortization gap, ELBO(q\*) - ELBO(q)", "amortization_gap", "one"),
         (8, "log p(x)", "log_prob", "two"),
         (12, "**First way - Second way (paired)**: ELBO(q)", "elbo", "one - two"),
         (16, "log p(x)", "log_prob", "one - two"),
@@ -144,7 +144,7 @@ def test_the_table_of_three_seeds_with_paired_differences():
 def test_one_seed_or_seeds_that_agree_by_chance_have_the_interval_over_their_images(drawn):
     scores = {seed: shifted(1e-3 * number) for number, seed in enumerate(drawn)}
     *lines, last = table_of({seed: [entry._replace(freedom=4) for entry in rows] for seed, rows in scores.items()})
-    gap = next(line for line in lines if "mean-field gap, ELBO(q*full) - ELBO(q*) |" in line)
+    gap = next(line for line in lines if r"mean-field gap, ELBO(q\*full) - ELBO(q\*) |" in line)
     half = stats.t.ppf(0.975, len(drawn) * 4) * 0.5 / len(drawn) ** 0.5
     assert re.findall(r"± ([0-9.]+)", gap) == [f"{half:.2f}"] * 2
     of_one = "mean over the images of seed 7 ± half width of its 95% t interval over images;"

@@ -215,7 +215,7 @@ function explore(data) {
       const context = canvas.getContext("2d");
       context.fillStyle = "white";
       context.fillRect(0, 0, canvas.width, canvas.height);
-      context.font = "15px sans-serif";
+      context.font = `${15 * Math.max(1, canvas.width / (canvas.clientWidth || canvas.width))}px sans-serif`;
       context.textAlign = "center";
       context.textBaseline = "middle";
       places[m].forEach(([x, y], n) => {

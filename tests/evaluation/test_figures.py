@@ -160,7 +160,10 @@ def test_log_probabilities_show_every_method_and_class():
     expected = [find(scores, "log_prob", "one", "test", name).mean for name in names]
     assert expected in [line.get_ydata().tolist() for line in figure.subfigs[1].axes[0].lines]
     assert {*names, *(f"{value:.1f}" for value in values.flatten()), *LABELS.values()} <= set(shown)
-    assert any("Mean of each class with its 95% t interval over images" in text and "1,234" in text for text in shown)
+    assert any(
+        "Mean of each class with its 95% t interval over three images or more" in text and "1,234" in text
+        for text in shown
+    )
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,14 @@ def test_the_study_of_starts_makes_a_table_and_nothing_twice(tmp_path, monkeypat
         found[name, 4] = sensitivity.work(name, 4, given)
         monkeypatch.setattr(sensitivity, "load_data", None)  # its numbers are there
         assert sensitivity.work(name, 4, given) == found[name, 4]
-    _, seeds, *_, log_prob, _, less = sensitivity.table_row("zero, 4 steps", [4], found)
+    _, seeds, *_, log_prob, _, less, gap = sensitivity.table_row("zero, 4 steps", [4], found)
     own, other = (torch.tensor(found[name, 4]["log_prob"]) for name in (names[1], names[0]))
     assert seeds == "1"
     assert log_prob == f"{own.mean():.1f} ± {own.std() / 10**0.5:.1f}"
     assert less == f"{(own - other).mean():.1f} ± {(own - other).std() / 10**0.5:.1f}"
-    assert sensitivity.table_row(names[0], [4], found)[-2:] == ["", ""]
+    assert sensitivity.table_row(names[0], [4], found)[-3:] == ["", "", gap]
+    assert not found[names[1], 4]["amortization_gap"]
+    assert float(gap.split()[0]) == pytest.approx(np.mean(found[names[0], 4]["amortization_gap"]), abs=0.06)
 
 
 def test_a_start_of_the_study_has_its_number_of_dimensions():

@@ -5,7 +5,7 @@ import torch
 from made_up import LABELS, METHODS, changed, made_up_scores
 
 from evaluation import tables
-from evaluation.statistics import find
+from evaluation.statistics import find, score
 from runtime.checkpoint import write_files
 from runtime.config import InputError
 
@@ -61,6 +61,8 @@ def test_tables_have_every_method_and_every_pair(count):
     assert headings == [*labels.values(), *(f"{pair}, the same images" for pair in pairs)]
     row = next(row for row in blocks[0] if row.label == "= log p(x)")
     assert row.cells[1] == (tables.number(find(scores, "log_prob", "one")), "50")
+    shown = [tables.number(score("x", {"mean": mean, "standard_error": 0.0, "images": 5})) for mean in (0.0, 1e-9)]
+    assert shown == ["0", "0.00 ± 0.00"]  # of a q that is q*, and of a small number
     text = tables.table(scores, labels, "p(x|z)")
     assert max(map(len, text.splitlines())) <= 100
     assert text.count("bidirectional bounds (simulated images: 20) are ") == count

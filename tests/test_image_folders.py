@@ -79,6 +79,7 @@ def test_a_split_that_is_there_is_used(tmp_path, names):
     shutil.copy(tmp_path / names[0] / "0/007.png", tmp_path / names[1] / "0/copy.png")
     pool, test = load_dataset(f"folder:{tmp_path}")
     assert (len(pool.images), len(test.images)) == (51, 51)
+    assert f"{names[0]}/0/007.png, kept as {names[1]}/0/copy.png" in said_of(tmp_path)
     assert not {image.numpy().tobytes() for image in pool.images} & {image.numpy().tobytes() for image in test.images}
 
 

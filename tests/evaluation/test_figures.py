@@ -88,6 +88,9 @@ def test_the_bars_of_the_nats_end_at_the_inference_gap():
     assert ends == pytest.approx(sorted(map(sum, of_bars), reverse=True))
     values = [f"{find(scores, quantity, 'one').mean:.1f} ± 1.0" for quantity in figures.GAPS]
     assert {"  +  ".join(values), "First way,\ntest images"} <= set(texts(figure))
+    small = changed(scores, "mean_field_gap", "one", "test", mean=-0.04, standard_error=0.01)
+    values[1] = "  -  0.04 ± 0.02  +  "
+    assert "".join(values) in texts(figures.where_the_nats_go(scores=small, methods=METHODS))
 
 
 def test_gaps_are_drawn_over_epochs_and_of_every_class():

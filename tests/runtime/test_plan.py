@@ -113,6 +113,9 @@ def test_kept_results_of_tasks_go_with_the_run_that_they_are_of(directory, tmp_p
         assert run.finished
     assert not identity.parent.exists()
     identity.parent.mkdir()  # the run was killed while it removed them
+    assert not directory.plan(
+        scoring=scoring, owned=OWNED._replace(evaluates=False)
+    ).remove  # of another script
     with directory.open(scoring=scoring):
         assert not identity.parent.exists()
     directory.keep(settings=others)
@@ -155,6 +158,9 @@ def test_a_lengthening_that_was_interrupted_goes_on_and_the_shorter_run_is_gone(
     for learner in (First(), Second()):
         directory.save(learner, 5)
     assert not directory.plan(resume=True, epochs=5).finished  # the summary is still that of the shorter run
+    (tmp_path / "first_epoch_5.pt").write_bytes(b"")  # its last one: the restored run writes it again
+    lengthen(OWNED, directory.config(), 7)
+    assert load_checkpoint(tmp_path / "second_epoch_5.pt")["config"]["epochs"] == 7
 
 
 def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):

@@ -113,9 +113,7 @@ def test_kept_results_of_tasks_go_with_the_run_that_they_are_of(directory, tmp_p
         assert run.finished
     assert not identity.parent.exists()
     identity.parent.mkdir()  # the run was killed while it removed them
-    assert not directory.plan(
-        scoring=scoring, owned=OWNED._replace(evaluates=False)
-    ).remove  # of another script
+    assert not directory.plan(scoring=scoring, owned=OWNED._replace(evaluates=False)).remove  # of another script
     with directory.open(scoring=scoring):
         assert not identity.parent.exists()
     directory.keep(settings=others)

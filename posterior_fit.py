@@ -11,6 +11,7 @@ from torch.distributions import MultivariateNormal
 from vae_utils import GaussianPosterior, check_counts, check_inputs, elbo, random_generator
 
 SCORED_PAIRS, SCORED_PAIRS_FULL = 8, 32  # antithetic pairs of samples for which two q are compared
+DIFFERENCE = 0.01  # of z, to either side, where a decoder cannot be differentiated forward
 FORWARD_DIFFERENTIATION = threading.Lock()  # PyTorch's has one level for all threads
 SCORED_AT_ONCE = 500  # samples of z that are decoded at once when q are compared
 # With so few dimensions an image may have several modes; a fit also begins at the best of so many draws of the prior.
@@ -261,20 +262,31 @@ def gauss_newton_posterior(model, x, q, *, noise=None, draws=4, images=5):
     """
     check_inputs(model, x, q, noise, "gauss_newton_posterior")
     check_counts(draws=draws, images=images)
+    precision = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)  # (B, D, D)
+    for z in q.rsample(noise.normal((draws, *q.mean.shape), like=x)):
+        for rows in torch.arange(len(x), device=x.device).split(images):
+            slopes, output = decoder_jacobian(model, z[rows])
+            weighted = model.likelihood.curvature(output).flatten(1).unsqueeze(-1) * slopes
+            precision[rows] += weighted.mT @ slopes / draws
+    best = MultivariateNormal(q.mean, precision_matrix=precision, validate_args=False)
+    return GaussianPosterior(q.mean, best.scale_tril)
+
+
+def decoder_jacobian(model, z):
+    """The slopes of the decoder's outputs at z (B, D), (B, P, D), and the outputs, (B, *output)."""
 
     def output_twice(z):
         output = model.decode(z)
         return output.flatten(), output
 
-    jacobian = torch.func.vmap(torch.func.jacfwd(output_twice, has_aux=True), chunk_size=images)
-    precision = torch.eye(q.mean.shape[-1], dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)  # (B, D, D)
-    for z in q.rsample(noise.normal((draws, *q.mean.shape), like=x)):
-        for rows in torch.arange(len(x), device=x.device).split(images):
-            with FORWARD_DIFFERENTIATION, warnings.catch_warnings():
-                # PyTorch's own code gives this warning at the first forward differentiation.
-                warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
-                slopes, output = jacobian(z[rows])  # (images, P, D) and (images, *output)
-            weighted = model.likelihood.curvature(output).flatten(1).unsqueeze(-1) * slopes
-            precision[rows] += weighted.mT @ slopes / draws
-    best = MultivariateNormal(q.mean, precision_matrix=precision, validate_args=False)
-    return GaussianPosterior(q.mean, best.scale_tril)
+    try:
+        with FORWARD_DIFFERENTIATION, warnings.catch_warnings():
+            # PyTorch's own code gives this warning at the first forward differentiation.
+            warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
+            return torch.func.vmap(torch.func.jacfwd(output_twice, has_aux=True), chunk_size=len(z))(z)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # of layers without forward differentiation, as nn.LSTM, and of changes in place
+        steps, exact = DIFFERENCE * torch.eye(z.shape[-1]).to(z), model.in_precision("float32")
+        above, below = (exact.decode(z.unsqueeze(1) + step).flatten(2) for step in (steps, -steps))  # (B, D, P)
+        return (above - below).mT / (2 * DIFFERENCE), exact.decode(z)

@@ -113,6 +113,7 @@ class Method(Learner):
         super().__init__(config, data)
         options = {"image_shape": data.image_shape, "seed": config.seed, "precision": self.config.precision}
         self.model = make_model(self.model_class, config, **options).to(data.device)
+        self.model.config = config
         self.optimizers.append(torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True))
 
     @property
@@ -152,7 +153,7 @@ class Method(Learner):
         return frozen
 
     def posterior(self, x, rows):
-        """q of the training images x (B, *image) at `rows` (B,) of this rank: a GaussianPosterior (B, D).
+        """q of the training images x (B, *image) at `rows` (B,) of this rank, all different: (B, D).
 
         Gradients flow through it in a training step, unless `training_posterior` finds q in another way. What is random
         about it is a function of the seed and the image alone.
@@ -230,15 +231,17 @@ def train_epoch(learner, epoch, *, progress=None):
         raise ValueError(f"epoch {epoch}: not from 1 to {learner.config.epochs}, the epochs in the settings")
     if not torch.is_grad_enabled():
         raise ValueError("train_epoch needs gradients: call it outside of torch.no_grad() and torch.inference_mode()")
+    learner.train()  # log_prob needs evaluation mode, in which the user may have left the model
     groups = [group for optimizer in learner.optimizers for group in getattr(optimizer, "param_groups", ())]
-    weights, learned = {*learner.model.parameters()}, {weight for group in groups for weight in group["params"]}
-    others_learn = any(isinstance(optimizer, nn.Module) for optimizer in learner.optimizers)  # such as a table's
-    if weights and not others_learn and not any(weight.requires_grad for weight in weights):
+    weights, learned = {*learner.parameters()}, {weight for group in groups for weight in group["params"]}
+    others = [optimizer for optimizer in learner.optimizers if isinstance(optimizer, nn.Module)]  # such as a table
+    learned |= {weight for other in others for weight in other.parameters()}
+    if weights and not others and not any(weight.requires_grad for weight in weights):
         raise ValueError("the model's weights are frozen: method.model.requires_grad_(True)")
     if any(weight.requires_grad for weight in weights - learned):
-        advice = "method.optimizers[0] = torch.optim.Adam(method.model.parameters(), lr=method.config.learning_rate), "
+        advice = "method.optimizers[0] = torch.optim.Adam(method.parameters(), lr=method.config.learning_rate), "
         advice += "of a new layer method.optimizers[0].add_param_group({'params': layer.parameters()}), or freeze them"
-        raise ValueError(f"no optimizer has all of the model's weights: {advice}")
+        raise ValueError(f"no optimizer has all of the method's weights: {advice}")
     order = torch.randperm(learner.count, generator=random_generator(seed, epoch, "order")).to(device)
     generator = random_generator(seed, epoch, "noise", device=device)
     sums = []

@@ -11,7 +11,7 @@ from evaluation.log_prob import estimate_log_prob
 from evaluation.quadrature import MOST_DIMENSIONS
 from posterior_fit import Fit, fit_posterior
 from runtime.config import choose_precision
-from vae_utils import evaluate_bound, importance_sampling
+from vae_utils import GaussianPosterior, evaluate_bound, importance_sampling
 
 BOUND_DRAWS = 100  # of z, for the bounds of an image; where its log p(x) is exact, ten times as many
 GAP_BOUNDS = {  # the bounds whose differences the gaps are
@@ -57,7 +57,8 @@ def measure(model, x, q, config, *, noise, annealed, fitted=False):
     if not columns["elbo"].isfinite().all():
         raise FloatingPointError("the ELBO of an image is not finite: the training has diverged")
     for metric in METRICS:
-        values = torch.as_tensor(metric(model, x.clone(), q))
+        own_q = GaussianPosterior(*(value.clone() for value in q.tensors().values()))  # which a metric may change
+        values = torch.as_tensor(metric(model, x.clone(), own_q))
         if values.shape != (len(x),):
             raise ValueError(f"METRICS: {metric.__name__} gives {tuple(values.shape)}, where {(len(x),)} is needed")
         columns[metric.__name__] = values

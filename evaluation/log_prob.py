@@ -70,13 +70,14 @@ def log_prob(model, images, *, seed=0, chains=EvalConfig.chains, log_weight_std=
 
     images: one, (C, H, W), or many, (N, C, H, W), pixels in [-1, 1]; of a single channel, C may be left out. What is
     random about an image is a function of the seed and its pixels: its result does not depend on the other images.
-    Warns of images unlike MNIST's. Raises ValueError for images of another model, and for settings out of range.
+    Of a decoder for MNIST, warns of images unlike MNIST's. Raises ValueError for images of another model, and for
+    settings out of range.
     """
     # In bfloat16 a batch of another size would give an image other values.
     config = EvalConfig(seed=seed, precision="float32", chains=chains, log_weight_std=log_weight_std)
     x, batches, model = _batch(model, images), [], model.in_precision("float32")
-    trained_on = getattr(getattr(model, "config", None), "dataset", "mnist")  # as far as is known
-    if hasattr(model, "image_shape") and not trained_on.startswith("folder:"):  # a decoder of model.py
+    perhaps = "mnist" if getattr(model, "image_shape", None) == (1, 28, 28) else None  # a decoder of model.py
+    if getattr(getattr(model, "config", None), "dataset", perhaps) == "mnist":
         warn_unlike_mnist(x)
     with tqdm(total=len(x), desc="log p(x)", unit="img", disable=not sys.stderr, **bar_width()) as bar:
         for part in x.split(AT_ONCE):

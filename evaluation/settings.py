@@ -93,7 +93,7 @@ def add_own_flags(parser, methods):
 
 def choose_methods(given, methods, there=()):
     """The methods that --methods names, in their order; without the flag those `there`, else the default ones."""
-    for kind in ("name", "prefix"):
+    for kind in ("name", "prefix", "label"):
         values = [getattr(method, kind) for method in methods]
         if repeated := [value for value in values if values.count(value) > 1]:
             raise InputError(f"METHODS: two have the {kind} {repeated[0]}")

@@ -20,6 +20,14 @@ def current(table):
     return torch.cat([part.flatten(1) for part in table.current()], dim=1).double()
 
 
+def test_a_row_takes_one_step_at_a_time():
+    table = LatentTable(size=5, latent_dim=3)
+    with pytest.raises(ValueError, match="rows: an image stands there twice"):
+        table.posterior(torch.tensor([1, 1]))
+    with torch.no_grad():
+        assert table.posterior(torch.tensor([1, 1])).mean.shape == (2, 3)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("betas", [(0.8, 0.99), (0.9, 0.999), (0.8, 0.9)])  # sums of the last are constant after 380
 @pytest.mark.parametrize(

@@ -44,13 +44,16 @@ def test_methods_can_be_added_to_a_run_and_scored_alone(folder_of_runs):
     assert processes.refused(processes.MAIN, folder, *OPTIONS, *CHOSEN, "--evaluate-only", said=said).endswith(said)
 
 
-def test_two_methods_of_one_name_or_prefix_are_refused():
+def test_two_methods_of_one_name_prefix_or_label_are_refused():
     class Other(main_vae.METHODS[0]):
         name = "other"
+
+    class Alike(Other):
+        prefix = "other"
 
     class Same(main_vae.METHODS[0]):
         prefix = "other"
 
-    for method, said in ((Other, "prefix vae"), (Same, "name amortized")):
+    for method, said in ((Other, "prefix vae"), (Same, "name amortized"), (Alike, "label Amortized VAE")):
         with pytest.raises(InputError, match=f"METHODS: two have the {said}"):
             choose_methods(Namespace(), (*main_vae.METHODS, method))

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from conftest import NONLINEAR, gaussian, linear_with_images, seeded
+from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from posterior_fit import fit_posterior, gauss_newton_posterior
-from vae_utils import GaussianPosterior, Noise
+from model import Gaussian, LatentVariableModel
+from posterior_fit import decoder_jacobian, fit_posterior, gauss_newton_posterior
+from vae_utils import GaussianPosterior, Noise, seeded_weights
 
 
 def exact_bound(model, q, x, points=121):
@@ -62,6 +64,29 @@ def test_gauss_newton_takes_the_curvature_at_the_drawn_z():
         share = model.decoder(z).sigmoid().detach()
         precision += torch.einsum("bpi,bp,bpj->bij", slopes, share * (1 - share), slopes) / 2
     torch.testing.assert_close(found @ found.mT, precision.inverse())
+
+
+class Recurrent(nn.Module):
+    """A decoder whose layer has no forward differentiation, and which counts its calls in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.to_pixels = nn.LSTM(2, 6), nn.Linear(6, 5)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, z):
+        self.calls += 1
+        return self.to_pixels(self.layer(z.unsqueeze(0))[0][0]).reshape(-1, 1, 1, 5)
+
+
+def test_a_decoder_that_cannot_be_differentiated_forward_has_its_slopes_by_differences():
+    with seeded_weights(3):
+        model = LatentVariableModel(Recurrent(), Gaussian(0.5), latent_dim=2, precision="bfloat16")
+    z = torch.randn(4, 2, generator=seeded(1))
+    slopes, output = decoder_jacobian(model, z)
+    exact = [torch.autograd.functional.jacobian(model.decoder, one.reshape(1, 2)).reshape(5, 2) for one in z]
+    torch.testing.assert_close(slopes, torch.stack(exact), atol=1e-4, rtol=0)
+    torch.testing.assert_close(output, model.decoder(z))
 
 
 def test_steps_that_are_too_long_leave_the_start():

@@ -15,13 +15,13 @@ import latent_optimization
 from amortized_vae import AmortizedVAE
 from latent_optimization import LatentOptimization
 from latent_table import LatentTable
-from model import ConvVAE
+from model import ConvVAE, Encoder
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.config import InputError
 from runtime.learners import saved_epochs
 from semi_amortized_vae import SemiAmortizedVAE
 from training import train_epoch, validate
-from vae_utils import elbo, random_generator
+from vae_utils import GaussianPosterior, elbo, random_generator
 
 METHODS = {AmortizedVAE: amortized_vae, LatentOptimization: latent_optimization}  # with their modules
 BOTH = pytest.mark.parametrize("method_class", METHODS, ids=lambda each: each.name)
@@ -233,7 +233,7 @@ def test_an_epoch_that_would_train_nothing_is_refused():
     with pytest.raises(ValueError, match=r"weights are frozen: method.model.requires_grad_\(True\)"):
         train_epoch(method, 1)
     method.model = AmortizedVAE(toy_config(seed=8), toy_data()).model
-    with pytest.raises(ValueError, match=r"has all of the model's weights: method.optimizers\[0\] = torch.optim.Adam"):
+    with pytest.raises(ValueError, match=r"has all of the method's weights: method.optimizers\[0\] = torch.optim.Adam"):
         train_epoch(method, 1)
 
 
@@ -275,6 +275,32 @@ def test_a_method_says_itself_how_what_it_learns_beside_the_model_is_kept():
             return {**super().weights(), "points.weight": self.points.weight}
 
     assert "points.weight" in Kept(toy_config(), toy_data()).weights()
+
+
+def test_what_a_method_learns_beside_the_model_has_an_optimizer():
+    class Encoded(AmortizedVAE):
+        def __init__(self, config, data):
+            super().__init__(config, data)
+            self.own = Encoder(config.latent_dim, image_shape=data.image_shape, hidden=9)
+
+        def posterior(self, x, rows):
+            return GaussianPosterior.from_log_var(*self.own(x).chunk(2, dim=-1))
+
+    method = Encoded(toy_config(), toy_data())
+    with pytest.raises(ValueError, match="no optimizer has all of the method's weights"):
+        train_epoch(method, 1)
+    before = method.own.layers[-1].bias.clone()
+    method.optimizers[0].add_param_group({"params": method.own.parameters()})
+    train_epoch(method, 1)
+    assert not torch.equal(method.own.layers[-1].bias, before)
+
+
+def test_an_epoch_is_in_training_mode_whatever_was_done_before():
+    method = AmortizedVAE(toy_config(), toy_data())
+    method.model.decoder.layers[4] = torch.nn.Dropout(0.5)
+    method.model.eval()  # as log_prob needs it
+    train_epoch(method, 1)
+    assert method.model.decoder.layers[4].training
 
 
 def test_validation_is_in_evaluation_mode(monkeypatch):

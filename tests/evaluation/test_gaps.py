@@ -86,16 +86,18 @@ def test_bounds_beside_an_exact_log_prob_have_more_draws(monkeypatch, latent_dim
 def test_a_metric_is_a_number_of_each_image_and_changes_none(monkeypatch):
     def numbers(model, x, q):
         x += 1
+        q.mean.zero_()
         return list(range(len(x)))
 
     def scalar(model, x, q):
         return q.mean.sum()
 
     model, x = linear_with_images(3)
-    before, options = x.clone(), {"noise": Noise(0), "annealed": None}
+    before, q, options = x.clone(), model.poor(x), {"noise": Noise(0), "annealed": None}
     monkeypatch.setattr(gaps, "METRICS", (numbers,))
-    assert gaps.measure(model, x, model.poor(x), CONFIG, **options)["numbers"].tolist() == [0, 1, 2]
+    assert gaps.measure(model, x, q, CONFIG, **options)["numbers"].tolist() == [0, 1, 2]
     assert torch.equal(x, before)
+    assert torch.equal(q.mean, model.poor(x).mean)
     monkeypatch.setattr(gaps, "METRICS", (scalar,))
     with pytest.raises(ValueError, match=r"METRICS: scalar gives \(\), where \(3,\) is needed"):
         gaps.measure(model, x, model.poor(x), CONFIG, **options)

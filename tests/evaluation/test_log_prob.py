@@ -5,9 +5,10 @@ import warnings
 
 import pytest
 import torch
-from conftest import NONLINEAR, SIGMA, NonlinearModel, linear_gaussian, seeded
+from conftest import NONLINEAR, SIGMA, NonlinearModel, linear_gaussian, seeded, toy_config, toy_data
 from torch import nn
 
+from amortized_vae import AmortizedVAE
 from data import binarized
 from evaluation import log_prob as module
 from evaluation.log_prob import LogProb, log_prob
@@ -139,10 +140,15 @@ def test_grey_pixels_have_no_probability_under_a_bernoulli_likelihood(capsys, ro
 
 def test_pixels_in_the_wrong_range_give_a_warning_that_names_the_call(rough):
     model = ConvModel(2, Gaussian(SIGMA), image_shape=(1, 4, 4), seed=1)
-    with pytest.warns(UserWarning, match=r"pixels in \[0, 1\]\?") as caught:
-        log_prob(model, torch.rand(1, 4, 4, generator=seeded(2)), **SETTINGS)
-    assert caught[0].filename == __file__
-    model.config = TrainConfig(dataset="folder:mine")  # whose images may be so
+    image = torch.rand(1, 4, 4, generator=seeded(2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        log_prob(model, torch.rand(1, 4, 4, generator=seeded(2)), **SETTINGS)
+        log_prob(model, image, **SETTINGS)  # of images of its own
+        for dataset in ("folder:mine", "fashion-mnist"):  # whose images may be so
+            model.config = TrainConfig(dataset=dataset)
+            log_prob(model, image, **SETTINGS)
+    model.config = TrainConfig()
+    with pytest.warns(UserWarning, match=r"pixels in \[0, 1\]\?") as caught:
+        log_prob(model, image, **SETTINGS)
+    assert caught[0].filename == __file__
+    assert AmortizedVAE(toy_config(), toy_data()).model.config.dataset == "mnist"

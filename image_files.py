@@ -140,7 +140,8 @@ def _opened(path):
     except Image.DecompressionBombError:
         raise InputError(f"{path}: more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; scale it down") from None
     except UnidentifiedImageError:
-        kind = ""
+        known = Path(path).suffix.lower() in Image.registered_extensions()
+        kind = "" if known else ", or of a format that is not read; save it as PNG"
         if Path(path).suffix.lower()[:4] == ".tif":
             kind = ", or of a kind that Pillow does not read; save grey values or RGB of 8 or 16 bits"
         with open(path, "rb") as file:

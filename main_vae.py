@@ -57,7 +57,8 @@ def train_and_score(experiment):
 def score_again(experiment):
     """Scores the checkpoints that are there; history.csv and training_curves.png stay as they are."""
     run_config, config, eval_config, data, _, checkpoints = experiment
-    options = {"owned": owned(), "device": experiment.settings["device"], **checkpoints.scored()}
+    options = {"owned": owned(), "device": experiment.settings["device"], "evaluation": eval_config.evaluation}
+    options |= checkpoints.scored()
     with open_evaluation(run_config, config, **options) as run:
         epoch, images = checkpoints.epochs[-1], f"{config.train_size:,} training images, seed {config.seed}"
         print(*data.said, f"{checkpoints.directory}: epoch {epoch} of {config.epochs}, {images}", sep="\n")

@@ -12,6 +12,7 @@ from vae_utils import GaussianPosterior, check_counts, check_inputs, elbo, rando
 
 SCORED_PAIRS, SCORED_PAIRS_FULL = 8, 32  # antithetic pairs of samples for which two q are compared
 DIFFERENCE = 0.01  # of z, to either side, where a decoder cannot be differentiated forward
+FIT_STEPS = 300  # of shorter cycles, which gain less at a time, the tolerance is lower in proportion
 FORWARD_DIFFERENTIATION = threading.Lock()  # PyTorch's has one level for all threads
 SCORED_AT_ONCE = 500  # samples of z that are decoded at once when q are compared
 # With so few dimensions an image may have several modes; a fit also begins at the best of so many draws of the prior.
@@ -143,7 +144,7 @@ def better_start(model, x, q, *, noise):
 
 @torch.no_grad()
 def fit_diagonal(
-    model, x, q, *, noise, learning_rate=0.1, averaged_rate=0.02, fit_steps=300, tolerance=0.4, max_cycles=20
+    model, x, q, *, noise, learning_rate=0.1, averaged_rate=0.02, fit_steps=FIT_STEPS, tolerance=0.4, max_cycles=20
 ):
     """See `fit_posterior`. Adam takes `fit_steps` steps, whose rate falls from `learning_rate` to `averaged_rate`.
 
@@ -151,7 +152,7 @@ def fit_diagonal(
     `balanced_noise`, which cancels most of the gradients' noise. Of the average over the last two cycles and the best q
     so far an image keeps the better, on shared noise; it has converged when they differ by less than `tolerance` nats.
     """
-    fit, best = PosteriorFit(q), q.parameters().detach()
+    fit, best, tolerance = PosteriorFit(q), q.parameters().detach(), tolerance * min(1, fit_steps / FIT_STEPS)
     images, latent_dim = q.mean.shape
     # Adam at a falling rate
     balanced = balanced_noise(max(fit_steps, latent_dim + 1), q, noise=noise)[:fit_steps]
@@ -185,7 +186,9 @@ def fit_diagonal(
 
 
 @torch.no_grad()
-def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_step=0.3, tolerance=0.5, max_cycles=4):
+def fit_full(
+    model, x, q, *, noise, fit_steps=FIT_STEPS, pairs=8, rate=0.05, longest_step=0.3, tolerance=0.5, max_cycles=4
+):
     """See `fit_posterior`. Gradients are in the model's precision, q is chosen in float32 or the type of x.
 
     An image starts at the better of two: its diagonal q, or the Gauss-Newton posterior around that. Cycles of
@@ -199,6 +202,7 @@ def fit_full(model, x, q, *, noise, fit_steps=300, pairs=8, rate=0.05, longest_s
     is kept; an image has converged when the averages of the last two thirds differ by less than `tolerance` nats.
     """
     exact, best = model.in_precision("float32"), GaussianPosterior(q.mean.clone(), q.scale.clone())
+    tolerance *= min(1, fit_steps / FIT_STEPS)
     if q.is_diagonal:
         best.scale, start = torch.diag_embed(q.scale), gauss_newton_posterior(model, x, q, noise=noise, draws=2)
         of_diagonal, of_start = bounds(exact, x, [best, start], noise, SCORED_PAIRS_FULL)

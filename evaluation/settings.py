@@ -62,6 +62,9 @@ def prepare_again(given, *, owned):
         raise InputError(f"{run_config.checkpoint_dir}: the checkpoints are of another training: {others}")
     scored = EvalConfig.for_training(config, vars(given))
     device, eval_config = prepare_run(run_config, scored, written=("results_dir",), dataset=dataset)
+    folder = dataset.partition("folder:")[2]
+    if folder and "dataset" not in given and not Path(folder).expanduser().exists():
+        raise InputError(f"{folder}: the checkpoints' images are not there; --dataset folder:PATH says where they are")
     read = replace(config, dataset=dataset)
     data = load_data(read, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
     if text := image_differences(checkpoints.images, data.digest):
@@ -74,7 +77,7 @@ def prepare_again(given, *, owned):
     for epoch in checkpoints.epochs:
         checkpoints.load(epoch, data)
     refuse_used(run_config)
-    plan_evaluation(run_config, config, owned=owned, **checkpoints.scored())
+    plan_evaluation(run_config, config, owned=owned, evaluation=eval_config.evaluation, **checkpoints.scored())
     return Experiment(run_config, config, eval_config, data, checkpoints.methods, checkpoints)
 
 

@@ -50,7 +50,10 @@ def read_scores(path):
     """The Scores of a scores.csv. Raises InputError if it is missing or damaged."""
     kinds, optional = {"epoch": int, "images": int, "mean": float}, {"standard_error": float, "freedom": int}
     with invalid_contents(path), open(path, newline="", encoding="utf-8") as file:
-        rows = [{name: row[name] for name in Score._fields} for row in csv.DictReader(file)]
+        reader = csv.DictReader(file)
+        if "seed" in reader.fieldnames:
+            raise ValueError("of several seeds: read the scores.csv of each")
+        rows = [{name: row[name] for name in Score._fields} for row in reader]
         for row in rows:
             row |= {name: kind(row[name]) for name, kind in kinds.items()}
             row |= {name: kind(row[name]) if row[name] else None for name, kind in optional.items()}

@@ -100,7 +100,9 @@ def read_checkpoint(path, name, *, config_class=TrainConfig, device="cpu"):
     """The dict of a checkpoint of the learner called `name`, its "config" a config_class. Else raises InputError."""
     checkpoint = load_checkpoint(path, device=device)
     if checkpoint.get("method") != name:
-        raise InputError(f"{path}: not a checkpoint of {name}, but of {checkpoint.get('method')}")
+        other = "but a state, or weights from elsewhere (see docs/own_data.md)"
+        other = f"but of {checkpoint['method']}" if "method" in checkpoint else other
+        raise InputError(f"{path}: not a checkpoint of {name}, {other}")
     with invalid_contents(path):
         config = config_class(**checkpoint["config"])
         sizes = checkpoint["train_index"].shape == (config.train_size,) and len(checkpoint["image_shape"]) == 3
@@ -204,6 +206,10 @@ def find_checkpoints(methods, directory):
     if not epochs:
         absent = [name for name, known in epochs_of.items() if not known]
         there = f"no checkpoints {' or '.join(absent)}" if absent else f"no epoch that has {' and '.join(epochs_of)}"
+        if any(Path(directory).glob("*_state.json")):
+            there += "; its flags with --resume write them again"
+        elif any(Path(directory).glob("seed_*")):
+            there += "; --seeds N takes those in seed_N"
         raise InputError(f"{directory}: {there}")
     last = read_checkpoint(Path(directory) / f"{methods[0].prefix}_epoch_{epochs[-1]}.pt", methods[0].name)
     return Checkpoints(methods, directory, last["config"], epochs, last["train_index"], last.get("images"))

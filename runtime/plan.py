@@ -202,13 +202,13 @@ def _check_settings(known, settings, owned, data_dir):
     return min(epochs.items(), key=lambda item: item[1])
 
 
-def plan_evaluation(run_config, config, *, owned, epoch, methods, images=None):
+def plan_evaluation(run_config, config, *, owned, epoch, methods, images=None, evaluation=None):
     """The training seconds that the summary of these checkpoints knows, and the results of others, to be removed.
 
     config: the TrainConfig of the checkpoints; epoch: the one that is scored; methods: the names of those that are;
-    images: their Data.digest, if it is known.
+    images: their Data.digest, if it is known; evaluation: --evaluation.
     Without a summary, the identity of an interrupted evaluation says whose the results are. Raises InputError if they
-    are of another run, of one that is not known, or by the summary of another epoch or of further methods.
+    are of another run, of one that is not known, or by the summary of another epoch, of further methods, or a full one.
     """
     owned.files(run_config)  # refuses directories in the place of files
     results_dir = Path(run_config.results_dir)
@@ -228,12 +228,14 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods, images=None):
         others = differences(trained, config, but=portable_settings(there, images)) or image_differences(there, images)
         others = others or ("" if trained.keys() == config.keys() else "of another version")
         same = (end == epoch and {*scored.split()} <= {*methods}) or path.name == IDENTITY
+        kind = earlier.get("eval_config", {}).get("evaluation")
     if others and run_config.overwrite:
         return {}, owned.results_in(run_config)
     if others:
         raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")
-    if not (same or run_config.overwrite):
-        of = f"its scores are of epoch {end} and --methods {scored}"
+    less = (kind, evaluation) == ("full", "quick") and path.name != IDENTITY
+    if (less or not same) and not run_config.overwrite:
+        of = "its scores are of --evaluation full" if less else f"its scores are of epoch {end} and --methods {scored}"
         raise InputError(f"{path}: {of}; another --results-dir keeps them, --overwrite replaces them")
     with invalid_contents(path):
         return dict(earlier["seconds"]["training"]) if "seconds" in earlier and end == epoch else {}, []

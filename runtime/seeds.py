@@ -52,7 +52,9 @@ def run_seeds(given, prepare, execute, compare, owned):
         with about(table), open(table, newline="", encoding="utf-8") as file, foreign:
             there = {int(row["seed"]) for row in csv.DictReader(file)}
         if not 0 < len(there) == len(there & {*given.seeds}):
-            raise InputError(f"{table}: not of these seeds alone; move it, or another --results-dir keeps it")
+            every = " ".join(map(str, sorted(there | {*given.seeds})))
+            advice = f", or --seeds {every} makes one of all" if there else ""
+            raise InputError(f"{table}: not of these seeds alone; move it, or another --results-dir keeps it{advice}")
     written = () if given.evaluate_only else (run_config.checkpoint_dir,)
     with directory_lock(run_config.results_dir, *written):
         if rank() == 0:  # what a stopped run leaves is of this one alone

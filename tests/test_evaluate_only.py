@@ -65,13 +65,13 @@ def test_methods_are_loaded_in_evaluation_mode_and_float32(tmp_path):
     ("name", "change", "message"),
     [
         ("vae", lambda old: {"method": "classifier"}, "vae_epoch_3.pt: not a checkpoint of amortized"),
+        ("vae", None, "damaged"),
         ("vae", lambda old: {"epoch": 2}, "vae_epoch_3.pt: of epoch 2"),
         ("latent_opt", lambda old: {"config": {"latent_dims": 4}}, "'latent_dims'"),
         ("latent_opt", lambda old: {"config": old["config"] | {"seed": 3}}, "--seed 3 there, 2 in vae_epoch_3.pt"),
         ("latent_opt", lambda old: {"train_index": old["train_index"].flip(0)}, "its training images are others"),
         ("latent_opt", lambda old: {"weights": {}}, "do not fit this program"),
         ("latent_opt", lambda old: {"weights": {"mean": torch.tensor([0, torch.nan])}}, "that are not finite"),
-        ("vae", None, "damaged"),
     ],
 )
 def test_checkpoints_that_do_not_belong_together_are_refused(copy, name, change, message):

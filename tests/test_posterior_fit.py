@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from model import Gaussian, LatentVariableModel
 from posterior_fit import decoder_jacobian, fit_posterior, gauss_newton_posterior
-from vae_utils import GaussianPosterior, Noise, seeded_weights
+from vae_utils import GaussianPosterior, Noise, evaluate_bound, seeded_weights
 
 
 def exact_bound(model, q, x, points=121):
@@ -114,6 +114,24 @@ def test_the_longest_step_is_that_of_each_image():
     torch.testing.assert_close(together.scale[1:2], alone.scale)
     torch.testing.assert_close(together.mean[1:2], alone.mean)
     assert not torch.equal(alone.scale, far.scale[1:2])
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_short_cycles_have_converged_by_a_lower_tolerance(covariance):
+    """As 30 of 300 steps: a tenth of it. Of a diagonal q to the exact best one."""
+    model, x = linear_with_images(20, latent_dim=7, pixels=30)
+    best, _ = model.best_diagonal(x)
+    q = GaussianPosterior(best.mean + 3, 3 * best.scale)
+    options = {"covariance": covariance, "fit_steps": 30, "max_cycles": 60}
+    short, same, loose = (
+        fit_posterior(model, x, q, noise=Noise(2), **options, **tolerance)
+        for tolerance in ({}, {"tolerance": 0.5 if covariance == "full" else 0.4}, {"tolerance": 4.0})
+    )
+    assert torch.equal(short.q.mean, same.q.mean)
+    assert short.gradients.sum() > loose.gradients.sum()
+    if covariance == "diagonal":
+        short, exact = (evaluate_bound(model, x, q, noise=Noise(7), draws=2000).elbo for q in (short.q, best))
+        assert (exact - short).mean() < 0.3
 
 
 @pytest.mark.parametrize("options", [{"tolerance": 0.1}, {"tolerance": 0.3, "covariance": "full", "max_cycles": 6}])

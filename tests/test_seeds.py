@@ -78,7 +78,8 @@ def test_a_table_of_other_seeds_is_kept(copy):
     before = path.read_bytes()
     status, _, errors = run(folder, *SEEDS)
     assert (status, len(errors)) == (2, 1)
-    assert "seeds.csv: not of these seeds alone; move it, or another --results-dir keeps it" in errors[0]
+    assert "seeds.csv: not of these seeds alone; move it, or another" in errors[0]
+    assert "keeps it, or --seeds 2 3 4 makes one of all" in errors[0]
     assert path.read_bytes() == before
     path.unlink()
     path.mkdir()

@@ -17,6 +17,9 @@ def test_scores_are_read_as_they_were_written(tmp_path):
     path, scores = tmp_path / "scores.csv", [SCORES[0]._replace(standard_error=None, freedom=None), *SCORES]
     write_files(tmp_path, [(path.name, [entry._asdict() for entry in scores])])
     assert tables.read_scores(path) == scores
+    write_files(tmp_path, [(path.name, [{"seed": 0, **scores[0]._asdict()}])])
+    with pytest.raises(InputError, match=r"of several seeds: read the scores.csv of each"):
+        tables.read_scores(path)
     path.write_text("quantity,mean\nelbo,x\n")
     with pytest.raises(InputError):
         tables.read_scores(path)

@@ -206,7 +206,7 @@ def find_checkpoints(methods, directory):
     if not epochs:
         absent = [name for name, known in epochs_of.items() if not known]
         there = f"no checkpoints {' or '.join(absent)}" if absent else f"no epoch that has {' and '.join(epochs_of)}"
-        if any(Path(directory).glob("*_state.json")):
+        if any(Path(directory, name.replace("epoch_N.pt", "state.json")).exists() for name in absent):
             there += "; its flags with --resume write them again"
         elif any(Path(directory).glob("seed_*")):
             there += "; --seeds N takes those in seed_N"

@@ -127,14 +127,18 @@ def load_data(config, *, data_dir="data", device="cpu", train_index=None, at_mos
 def _check(train, test):
     """Raises InputError if the networks, the scores or the figures cannot do with the two Splits."""
     for split, kind in ((train, "training"), (test, "test")):
-        fewest = 2 if split is test else 1  # one in the reconstructions, one in the comparison
-        if few := [f"{name} ({count})" for name, count in split.counts().items() if count < fewest]:
-            raise InputError(f"too few {kind} images of class {', '.join(few)}; every class needs {fewest} or more")
+        check_classes(split, kind)
         if text := one_value_note(split.images):
             raise InputError(f"the {kind} images: {text[0]}")
     height, width = train.images.shape[2:]
     if height % 4 or width % 4 or height * width == 16:  # of 4 x 4, batch normalization would have one value an image
         raise InputError(f"images of {height} x {width} pixels: the networks need multiples of four, beyond 4 x 4")
+
+
+def check_classes(split, kind, *, fewest=1):
+    """Raises InputError if a class has fewer images."""
+    if few := [f"{name} ({count})" for name, count in split.counts().items() if count < fewest]:
+        raise InputError(f"too few {kind} images of class {', '.join(few)}; every class needs {fewest} or more")
 
 
 def take_shard(data):
@@ -243,7 +247,7 @@ def _read_idx(archive, dataset):
         raise InputError(f"{file.name} holds numbers of another type than unsigned bytes")
     start = 4 + 4 * sum(contents[3:4]) if contents[:3] == b"\0\0\x08" else 4
     shape = np.frombuffer(contents[4:start], ">i4") if len(contents) >= start else np.empty(0)
-    if len(shape) == 0 or (shape < 0).any() or len(contents) - start != shape.prod():
+    if not 0 < len(shape) < 9 or (shape < 0).any() or len(contents) - start != shape.prod():
         raise RuntimeError(f"{file.name} is damaged")
     mnist = None if packed else UNPACKED.get(hashlib.md5(contents, usedforsecurity=False).hexdigest())
     if mnist and (dataset, file.name) != (MNIST, mnist):

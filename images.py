@@ -28,8 +28,8 @@ FEWEST, FEWEST_SPLIT = 10, 2  # images of a class: a fifth of 10 are the two tes
 NEEDED = "it needs a folder of images for each class, or such folders in train, test and, if you like, val"
 # What file managers, archive tools and disks make; hidden files and those of editors begin or end as `_entries` says.
 LEFT_BEHIND = re.compile(
-    r"__macosx.*|(eh)?thumbs\.db|_?thumb(nail)?s|@__thumb|desktop\.ini|icon\r|__pycache__|cvs|lost\+found|found\.\d+"
-    r"|[@#$]recycle(\.bin)?|recycle[rd]|[#~](snapshot)|@(eadir|tmp|sharebin|recently-snapshot)|temporary items"
+    r"__macosx.*|(eh)?thumbs\.db|_thumb(nail)?s|@__thumb|desktop\.ini|icon\r|__pycache__|lost\+found|found\.\d+"
+    r"|[@#$]recycle(\.bin)?|recycler|[#~](snapshot)|@(eadir|tmp|sharebin|recently-snapshot)|temporary items"
     r"|system volume information|network trash folder|_gsdata_|_vti_cnf",
     re.IGNORECASE,
 )

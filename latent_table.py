@@ -50,7 +50,8 @@ class LatentTable(nn.Module):
         """q of the images at `rows` (B,), all different: (B, D). With gradients on, the next `step` learns them."""
         value, first, second = self.apply_deferred_steps(rows)
         if torch.is_grad_enabled():
-            if rows.device.type == "cpu" and len(rows.unique()) < len(rows):  # elsewhere this would wait for the device
+            indices = rows.device.type == "cpu" and rows.dtype != torch.bool  # elsewhere it would wait for the device
+            if indices and len(rows.unique()) < len(rows):
                 raise ValueError("rows: an image stands there twice, whose row would take one of its steps alone")
             value.requires_grad_()
             self._visit = rows, value, first, second

@@ -150,9 +150,10 @@ def fit_diagonal(
 
     Cycles at that rate follow, whose iterates are averaged (Polyak & Juditsky 1992); each passes once over a set of
     `balanced_noise`, which cancels most of the gradients' noise. Of the average over the last two cycles and the best q
-    so far an image keeps the better, on shared noise; it has converged when they differ by less than `tolerance` nats.
+    so far an image keeps the better, on shared noise; it has converged when they differ by less than `tolerance` nats,
+    in shorter cycles than the default's by less in proportion.
     """
-    fit, best, tolerance = PosteriorFit(q), q.parameters().detach(), tolerance * min(1, fit_steps / FIT_STEPS)
+    fit, best = PosteriorFit(q), q.parameters().detach()
     images, latent_dim = q.mean.shape
     # Adam at a falling rate
     balanced = balanced_noise(max(fit_steps, latent_dim + 1), q, noise=noise)[:fit_steps]
@@ -162,6 +163,7 @@ def fit_diagonal(
     gradients = torch.full_like(rows, fit_steps)
     converged = torch.zeros_like(rows, dtype=torch.bool)
     cycle = max(2 * fit_steps // 3, latent_dim + 1)
+    tolerance *= min(1, cycle / (2 * FIT_STEPS // 3))
     for number in range(max_cycles):
         # A cycle at a constant rate, averaged
         part, part_noise = x[rows], noise[rows]
@@ -199,7 +201,8 @@ def fit_full(
 
     each no longer than `longest_step`, in units of q itself; expectations are over antithetic pairs, and the rate falls
     along a cosine. The last third of the iterates is averaged. On shared noise the better of this q and the best so far
-    is kept; an image has converged when the averages of the last two thirds differ by less than `tolerance` nats.
+    is kept; an image has converged when the averages of the last two thirds differ by less than `tolerance` nats, in
+    shorter cycles than the default's by less in proportion.
     """
     exact, best = model.in_precision("float32"), GaussianPosterior(q.mean.clone(), q.scale.clone())
     tolerance *= min(1, fit_steps / FIT_STEPS)

@@ -73,6 +73,11 @@ class Learner(nn.Module):
     def _stateful(self):
         return [part for part in (*self.optimizers, *self.also_saved) if not isinstance(part, nn.Module)]
 
+    def learned(self):
+        """The parameters that torch optimizers have, a list."""
+        groups = [group for optimizer in self.optimizers for group in getattr(optimizer, "param_groups", ())]
+        return [weight for group in groups for weight in group["params"]]
+
     def weights(self):
         """What a checkpoint holds, a dict of tensors; on rank 0 alone that of all ranks."""
         return self.model.state_dict()
@@ -207,7 +212,7 @@ class Method(Learner):
         for optimizer in self.optimizers:
             optimizer.zero_grad()  # first, so that an interrupted step leaves no gradients
         sums = self.backward(rows, noise)
-        self.shard.add_gradients(self.model.parameters())
+        self.shard.add_gradients(self.learned())
         for optimizer in self.optimizers:
             optimizer.step()
         return sums
@@ -232,14 +237,13 @@ def train_epoch(learner, epoch, *, progress=None):
     if not torch.is_grad_enabled():
         raise ValueError("train_epoch needs gradients: call it outside of torch.no_grad() and torch.inference_mode()")
     learner.train()  # log_prob needs evaluation mode, in which the user may have left the model
-    groups = [group for optimizer in learner.optimizers for group in getattr(optimizer, "param_groups", ())]
-    weights, learned = {*learner.parameters()}, {weight for group in groups for weight in group["params"]}
+    weights, learned = {*learner.parameters()}, {*learner.learned()}
     others = [optimizer for optimizer in learner.optimizers if isinstance(optimizer, nn.Module)]  # such as a table
     learned |= {weight for other in others for weight in other.parameters()}
     if weights and not others and not any(weight.requires_grad for weight in weights):
         raise ValueError("the model's weights are frozen: method.model.requires_grad_(True)")
     if any(weight.requires_grad for weight in weights - learned):
-        advice = "method.optimizers[0] = torch.optim.Adam(method.parameters(), lr=method.config.learning_rate), "
+        advice = "method.optimizers[0] = torch.optim.Adam(method.model.parameters(), lr=method.config.learning_rate), "
         advice += "of a new layer method.optimizers[0].add_param_group({'params': layer.parameters()}), or freeze them"
         raise ValueError(f"no optimizer has all of the method's weights: {advice}")
     order = torch.randperm(learner.count, generator=random_generator(seed, epoch, "order")).to(device)

@@ -1,11 +1,12 @@
 """Reads and checks all input of main_vae.py before any work: flags, data, checkpoints that are scored again."""
 
+import os
 from argparse import SUPPRESS
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from data import Data, load_data, rows_per_class
+from data import Data, check_classes, load_data, rows_per_class
 from runtime.cli import make_config, prepare_run
 from runtime.config import EvalConfig, InputError, RunConfig, TrainConfig, about, differences, image_differences, source
 from runtime.learners import Checkpoints, find_checkpoints
@@ -63,7 +64,7 @@ def prepare_again(given, *, owned):
     scored = EvalConfig.for_training(config, vars(given))
     device, eval_config = prepare_run(run_config, scored, written=("results_dir",), dataset=dataset)
     folder = dataset.partition("folder:")[2]
-    if folder and "dataset" not in given and not Path(folder).expanduser().exists():
+    if folder and "dataset" not in given and not os.path.exists(os.path.expanduser(folder)):
         raise InputError(f"{folder}: the checkpoints' images are not there; --dataset folder:PATH says where they are")
     read = replace(config, dataset=dataset)
     data = load_data(read, data_dir=run_config.data_dir, device=device, train_index=checkpoints.train_index)
@@ -117,6 +118,8 @@ def choose_counts(config, given, data, *, precision):
     with about(f"--images-per-digit {eval_config.images_per_digit}"):
         for split in (data.train, data.test):
             rows_per_class(split, eval_config.images_per_digit)
+    with about(f"--dataset {config.dataset}"):
+        check_classes(data.test, "test", fewest=2)  # one in the reconstructions, one in the comparison
     if eval_config.fitted_images < classes:
         raise InputError(f"--fitted-images {eval_config.fitted_images}: fewer than the {classes} classes")
     return replace(eval_config, precision=precision)

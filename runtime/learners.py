@@ -206,9 +206,7 @@ def find_checkpoints(methods, directory):
     if not epochs:
         absent = [name for name, known in epochs_of.items() if not known]
         there = f"no checkpoints {' or '.join(absent)}" if absent else f"no epoch that has {' and '.join(epochs_of)}"
-        if any(Path(directory, name.replace("epoch_N.pt", "state.json")).exists() for name in absent):
-            there += "; its flags with --resume write them again"
-        elif any(Path(directory).glob("seed_*")):
+        if any(Path(directory).glob("seed_*")):
             there += "; --seeds N takes those in seed_N"
         raise InputError(f"{directory}: {there}")
     last = read_checkpoint(Path(directory) / f"{methods[0].prefix}_epoch_{epochs[-1]}.pt", methods[0].name)

@@ -128,10 +128,11 @@ def plan_run(run_config, settings, *, owned, scoring=None):
     saved = all((directory / name).exists() for name in names)
     scored = finished and LENGTHENED not in finished and finished.get("scored_epoch", end) == end
     same = ("epochs", "methods")
-    if trained and saved and scored and all(finished["settings"].get(name) == settings.get(name) for name in same):
-        if text := differences(finished.get("eval_config", {}), scoring or {}, but=PORTABLE):
-            again = "these flags with --evaluate-only score it again"
-            raise InputError(f"{summary}: this run is finished ({text}); {again}")
+    complete = trained and scored and all(finished["settings"].get(name) == settings.get(name) for name in same)
+    if complete and (text := differences(finished.get("eval_config", {}), scoring or {}, but=PORTABLE)):
+        again = "these flags with --evaluate-only, and --overwrite for a quick one, score it again"
+        raise InputError(f"{summary}: this run is finished ({text}); {again}")
+    if complete and saved:
         names = [name for name in interrupted or () if name not in ("files", "seconds")]
         killed_at_its_end = interrupted and all(finished.get(name) == interrupted[name] for name in names)
         # Without an identity, what is left of results that a killed run was about to remove.
@@ -145,6 +146,8 @@ def plan_run(run_config, settings, *, owned, scoring=None):
         elif fewer:
             path = fewer[0]
             kind = f"a run of --methods {dict(known)[path]['methods']}, to which --resume adds the others"
+        elif complete:
+            kind = "a finished run without its last checkpoint, which --resume writes again"
         elif not trained:
             kind = "an interrupted run of the same settings, which --resume continues"
         else:
@@ -233,9 +236,10 @@ def plan_evaluation(run_config, config, *, owned, epoch, methods, images=None, e
         return {}, owned.results_in(run_config)
     if others:
         raise InputError(f"{path}: of another run ({others}); {BEGIN_ANEW}")
-    less = (kind, evaluation) == ("full", "quick") and path.name != IDENTITY
+    # Of a full evaluation alone there is a page.
+    less = evaluation == "quick" != kind and path.name != IDENTITY and (results_dir / owned.page).exists()
     if (less or not same) and not run_config.overwrite:
-        of = "its scores are of --evaluation full" if less else f"its scores are of epoch {end} and --methods {scored}"
+        of = "its scores are of a full evaluation" if less else f"its scores are of epoch {end} and --methods {scored}"
         raise InputError(f"{path}: {of}; another --results-dir keeps them, --overwrite replaces them")
     with invalid_contents(path):
         return dict(earlier["seconds"]["training"]) if "seconds" in earlier and end == epoch else {}, []

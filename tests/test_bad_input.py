@@ -64,13 +64,12 @@ CASES = [
     (MAIN, f"{SCORE} --epochs 30", "--epochs 3 there, 30 here"),  # the default, but given
     (MAIN, f"{SCORE} --train-size 61 --batch-size 9", "100 there, 61 here; --batch-size 33 there, 9 here"),
     (MAIN, f"{SCORE} --resume", "--resume: not together with --evaluate-only"),
-    (MAIN, f"{SCORE} --evaluation quick", "its scores are of --evaluation full; another --results-dir keeps them"),
+    (MAIN, f"{SCORE} --evaluation quick", "its scores are of a full evaluation; another --results-dir keeps them"),
     (
         MAIN,
         f"{SCORE} --checkpoint-dir checkpoints",
         "latent_opt_epoch_N.pt; --seeds N takes those in seed_N",
     ),
-    (MAIN, f"{SCORE} --checkpoint-dir states", "or latent_opt_epoch_N.pt; its flags with --resume write them again"),
     (MAIN, f"{SCORE} --checkpoint-dir none", "none: no checkpoints vae_epoch_N.pt or latent_opt_epoch_N.pt"),
     (MAIN, f"{SCORE} --checkpoint-dir done/checkpoints/vae_epoch_3.pt", "vae_epoch_3.pt: Not a directory"),
     (MAIN, f"{SCORE} --images-per-digit 20", "20 images of each class were asked for"),
@@ -97,8 +96,6 @@ def folder(tmp_path_factory, whole_run):
     for file in ("two\nlines/file", "results/seed_6"):
         (folder / file).write_text("a file")
     shutil.copytree(whole_run / "run", folder / "done")
-    (folder / "states").mkdir()
-    shutil.copy(folder / "done/checkpoints/vae_state.json", folder / "states")
     for seed in (2, 8):
         shutil.copytree(whole_run / "run/checkpoints", folder / f"checkpoints/seed_{seed}")
     (folder / "used/seed_2").mkdir(parents=True)

@@ -26,7 +26,7 @@ def said_of(folder):
 def test_what_others_left_behind_is_no_image(tmp_path):
     clean, folder = (image_folder(tmp_path / name, {"ants": 13, "bees": 17}) for name in ("clean", "used"))
     picture = folder / "ants/003.png"
-    names = ".ipynb_checkpoints ants/.ipynb_checkpoints #snapshot found.001 Thumbnails ants/@eaDir .git"
+    names = ".ipynb_checkpoints ants/.ipynb_checkpoints #snapshot found.001 _Thumbs ants/@eaDir .git"
     for name in names.split():
         (folder / name).mkdir()
         shutil.copy(picture, folder / name / "other.png")

@@ -24,6 +24,7 @@ def test_a_row_takes_one_step_at_a_time():
     table = LatentTable(size=5, latent_dim=3)
     with pytest.raises(ValueError, match="rows: an image stands there twice"):
         table.posterior(torch.tensor([1, 1]))
+    assert table.posterior(torch.ones(5, dtype=torch.bool)).mean.shape == (5, 3)
     with torch.no_grad():
         assert table.posterior(torch.tensor([1, 1])).mean.shape == (2, 3)
 

@@ -67,7 +67,7 @@ def test_a_finished_run_says_so(directory, tmp_path, capsys, resume):
     with directory.open(resume=resume, scoring={"num_samples": 5}) as run:
         assert run.finished
     assert "this run is finished" in capsys.readouterr().out
-    other_counts = r"--num-samples 5 there, 6 here\); these flags with --evaluate-only score it"
+    other_counts = r"--num-samples 5 there, 6 here\); these flags with --evaluate-only, and"
     directory.refuses(other_counts, resume=resume, scoring={"num_samples": 6})
     directory.refuses("--seed 0 there, 1 here", resume=resume, seed=1)
     for path in tmp_path.glob("*_state*"):
@@ -92,6 +92,8 @@ def test_a_run_that_is_not_trained_and_scored_to_its_end_is_not_finished(directo
     last = tmp_path / "second_epoch_3.pt"
     last.rename(tmp_path / "away")
     assert not directory.plan(resume=True).finished  # which writes it again
+    directory.refuses("of a finished run without its last checkpoint, which --resume writes again")
+    directory.refuses("these flags with --evaluate-only", resume=True, scoring={"num_samples": 9})
     (tmp_path / "away").rename(last)
     (tmp_path / "summary.json").write_text("damaged")
     directory.refuses(r"summary.json: .* or damaged; move it, and --resume writes it again; other", resume=True)

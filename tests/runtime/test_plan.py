@@ -93,6 +93,7 @@ def test_a_run_that_is_not_trained_and_scored_to_its_end_is_not_finished(directo
     last.rename(tmp_path / "away")
     assert not directory.plan(resume=True).finished  # which writes it again
     directory.refuses("of a finished run without its last checkpoint, which --resume writes again")
+    save_file(tmp_path / "summary.json", summary | {"eval_config": {"num_samples": 5}})
     directory.refuses("these flags with --evaluate-only", resume=True, scoring={"num_samples": 9})
     (tmp_path / "away").rename(last)
     (tmp_path / "summary.json").write_text("damaged")

@@ -9,13 +9,15 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import image_folder
+from conftest import image_folder, toy_config, toy_data
 from PIL import Image
 from processes import CLASSIFIER, MAIN, arguments, contents
 
 import main_vae
 import sup_classification
 from benchmarks import stress
+from data import rows_per_class
+from evaluation.settings import choose_counts
 from runtime.checkpoint import exclusive_lock
 from runtime.cli import run_script
 from runtime.config import InputError, image_differences
@@ -175,6 +177,11 @@ def test_the_same_images_are_taken_under_any_path(trained_on_folder, tmp_path, a
     for path in ("d", "d/", tmp_path / "d"):
         longer, score = again(f"folder:{path}")
         assert longer().data.digest == score().checkpoints.images == digest
+    (tmp_path / "d").rename(tmp_path / "moved")
+    given = Namespace(**{name: value for name, value in vars(ON_FOLDER).items() if name != "dataset"})
+    with pytest.raises(InputError, match=r"^d: the checkpoints' images are not there; --dataset folder:PATH"):
+        PREPARE_AGAIN(given)
+    assert again("folder:moved")[1]().data.digest == digest
     assert image_differences(None, digest) == ""  # of an older version
     assert image_differences(digest | {"validation": digest["test"]}, digest) == "no validation images of their own now"
 
@@ -191,3 +198,10 @@ def test_images_that_changed_since_the_training_are_refused(trained_on_folder, t
         with pytest.raises(InputError, match=rf"folder:d: .*(not the images of|trained on others).*{said}"):
             started()
     assert contents(tmp_path) == before
+
+
+def test_figures_need_two_test_images_of_each_class():
+    data = toy_data()
+    one = data._replace(test=data.test.at(rows_per_class(data.test, 1).flatten()))
+    with pytest.raises(InputError, match=r"--dataset mnist: too few test images of class .* \(1\), .* needs 2 or more"):
+        choose_counts(toy_config(), Namespace(), one, precision="float32")

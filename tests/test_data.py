@@ -121,6 +121,7 @@ def test_what_is_missing_or_damaged_is_named_with_its_directory(small_fashion, t
     for contents, said in (
         (bytes([0, 0, 8]), "ubyte is damaged"),
         (bytes(7), "ubyte is damaged"),
+        (bytes([0, 0, 8, 80]) + 80 * bytes([0, 0, 0, 1]) + bytes(1), "ubyte is damaged"),  # of 80 dimensions
         (idx(np.zeros((0, 0, 0), np.uint8)), "do not fit"),
         (b"\0\0\x0d\1" + bytes(8), "ubyte holds numbers of another type than unsigned bytes"),
     ):

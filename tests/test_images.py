@@ -48,6 +48,7 @@ def test_the_images_of_a_folder_come_in_the_order_of_their_names(tmp_path):
 REFUSED = [  # of a path beside the others, or of something else, and what is said
     ("half.png", "half.png: "),
     ("text.png", "text.png: not an image$"),
+    ("photo.HEIC", "photo.HEIC: not an image, or of a format that is not read; save it as PNG"),
     ("pointer.png", "pointer.png: not an image, but a pointer of Git LFS"),
     ("empty.png", "empty.png: is transparent everywhere"),
     ("none.png", "none.png: No such file"),
@@ -68,6 +69,7 @@ def test_no_images_are_one_clear_line(tmp_path):
     image_folder(tmp_path / "classes", {"a": 1, "b": 1})
     (tmp_path / "half.png").write_bytes((tmp_path / "classes/a/000.png").read_bytes()[:60])
     (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     (tmp_path / "pointer.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     Image.new("RGBA", (28, 28), (200, 100, 50, 1)).save(tmp_path / "empty.png")
     Image.new("L", (301, 3)).save(tmp_path / "long.png")

@@ -264,10 +264,12 @@ def test_a_page_of_any_number_of_methods_has_every_figure_and_escapes_labels(cou
     scores = made_up_scores(made_up, classes := ("猫", "b"))
     scores = [entry._replace(freedom=count) if entry.group in classes else entry for entry in scores]
     moved = {"methods": {name: {"layers": None, "latent_dim": 5} for name in labels}}
-    results = {"scores": scores, "labels": labels, "methods": made_up, "images": [], "explorer": moved}
+    image = {"method": "one", "split": "test", "class": "b", "index": 3, **dict.fromkeys(NUMBERS), "log_prob": -1.25}
+    results = {"scores": scores, "labels": labels, "methods": made_up, "images": [image], "explorer": moved}
     text = fill_page(tmp_path, SimpleNamespace(**results, classes=classes), SUMMARY)
     assert sorted(re.findall(r'<img alt=".*?: (\w+\.png)"', text)) == sorted(names)
     assert ("at the last epoch, with 95% intervals" in text) == (count > 1)
+    assert "<td>-1.25</td><td></td>" in text  # a metric that is no number of this image
     for legend in ('<p id="class-numbers">', "alike: no. 0: <bdi>猫</bdi>.</p>", "which classes are shown by number"):
         assert (legend in text.replace("\n", "")) == (count > 1)
     assert "does not know a layer" in text

@@ -117,6 +117,9 @@ def test_a_loaded_model_knows_what_it_was_trained_with(tmp_path, method_class):
     start = model.initial_posterior(x).mean  # by the encoder, or by principal components
     assert torch.equal(start, method.model.initial_posterior(x).mean)
     assert start.abs().max() > 0.1
+    save_checkpoint(tmp_path / "weights.pt", method.model.state_dict())
+    with pytest.raises(InputError, match=r"not a checkpoint of .*, but a state, or weights from elsewhere \(see docs"):
+        METHODS[method_class].load_model(tmp_path / "weights.pt")
 
 
 @BOTH

@@ -193,8 +193,9 @@ def test_states_that_are_foreign_or_do_not_fit_are_refused(directory, tmp_path):
 def plan(directory):
     """plan_evaluation, of checkpoints of so many epochs, of which the third of one method is scored."""
 
-    def plan(epochs=3, dataset="mnist", images=None, **fields):
-        options = {"owned": OWNED, "epoch": 3, "methods": ["first"], "images": images}
+    def plan(epochs=3, dataset="mnist", images=None, evaluation="full", **fields):
+        options = {"owned": OWNED._replace(page="page.html"), "epoch": 3, "methods": ["first"], "images": images}
+        options["evaluation"] = evaluation
         return plan_evaluation(directory.config(**fields), TrainConfig(epochs=epochs, dataset=dataset), **options)
 
     return plan
@@ -206,6 +207,20 @@ def test_a_folder_that_has_moved_is_the_same_training(tmp_path, plan):
     assert plan(dataset="folder:here", images={"train": "a digest"}) == ({"first": 7}, [])
     with pytest.raises(InputError, match="of another run"):
         plan(dataset="folder:here", images={"train": "another"})
+
+
+def test_quick_scores_do_not_replace_full_ones(tmp_path, plan):
+    for kind, page, refused in (("full", 0, 0), ("full", 1, 1), ("none", 1, 1), ("quick", 1, 0)):  # 0: lengthened
+        save_file(tmp_path / "summary.json", {"train_config": {"epochs": 3}, "eval_config": {"evaluation": kind}})
+        (tmp_path / "page.html").touch()
+        if not page:
+            (tmp_path / "page.html").unlink()
+        assert plan() == plan(evaluation="none") == plan(evaluation="quick", overwrite=True) == ({}, [])
+        if refused:
+            with pytest.raises(InputError, match=r"its scores are of a full evaluation; another --results-dir keeps"):
+                plan(evaluation="quick")
+        else:
+            assert plan(evaluation="quick") == ({}, [])
 
 
 def test_results_whose_training_is_not_known_are_not_scored_over(directory, tmp_path, plan):

@@ -29,7 +29,7 @@ NEEDED = "it needs a folder of images for each class, or such folders in train, 
 # What file managers, archive tools and disks make; hidden files and those of editors begin or end as `_entries` says.
 LEFT_BEHIND = re.compile(
     r"__macosx.*|(eh)?thumbs\.db|_thumb(nail)?s|@__thumb|desktop\.ini|icon\r|__pycache__|lost\+found|found\.\d+"
-    r"|[@#$]recycle(\.bin)?|recycler|[#~](snapshot)|@(eadir|tmp|sharebin|recently-snapshot)|temporary items"
+    r"|[@#$]recycle(\.bin)?|recycler|[#~]snapshot|@(eadir|tmp|sharebin|recently-snapshot)|temporary items"
     r"|system volume information|network trash folder|_gsdata_|_vti_cnf",
     re.IGNORECASE,
 )

@@ -45,7 +45,7 @@ class Sample(NamedTuple):
 def draw_sample(split, *, size, per_class, seed, least=1):
     """A Sample of `size` random images of a Split, in which every class has its share, but at least `least` images.
 
-    `per_class` of each are annealed: InputError if it has fewer. A larger sample holds the images of a smaller one.
+    `per_class` of each are annealed: InputError if one has fewer. A larger sample holds the images of a smaller one.
     """
     rows_per_class(split, per_class)
     labels = split.labels.cpu()

@@ -131,7 +131,7 @@ def _text_width(text, size):
 def _wrapped(line, width):
     """A line of a title, broken where it is wider than `width` points."""
     share = width / max(1, _text_width(line, mpl.rcParams["figure.titlesize"]))
-    return line if share > 1 else textwrap.fill(line, int(0.95 * share * len(line)))
+    return line if share > 1 else textwrap.fill(line, max(1, int(0.95 * share * len(line))))
 
 
 def styled(draw):
@@ -247,7 +247,7 @@ def shown_intervals(entries):
 def with_intervals(entries):
     """What a title says of `shown_intervals`."""
     few = np.isnan(shown_intervals(entries)[1]).all()
-    return f" (too few for intervals: {entries[-1].images})" if few else " with their 95% t intervals"
+    return ", of too few images for intervals" if few else " with their 95% t intervals"
 
 
 def class_intervals(scores, quantity, method, split, classes):
